@@ -1,0 +1,54 @@
+# make demo  one photograph through a real server; writes out.jpg
+# make test  every check and every test
+# Both make their own environment in .venv; only Python 3.11 and make are needed.
+
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+INPUTS := pyproject.toml constraints.txt
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check stubs format clean
+
+help:
+	@sed -n 's/^# //p' Makefile | head -3
+	@echo 'make check ruff, mypy, the stubs, the Dockerfile'
+	@echo 'make stubs generates the stubs from proto/'
+
+demo: $(VENV)/demo.stamp
+	@$(BIN)/python scripts/demo.py
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python scripts/generate_stubs.py --check
+	$(BIN)/hadolint Dockerfile
+
+stubs: $(VENV)/dev.stamp
+	$(BIN)/python scripts/generate_stubs.py
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .cache build dist out.jpg
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: $(INPUTS) | $(BIN)/python
+	@echo 'Installing into $(VENV) (once)...'
+	$(PIP) install -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(VENV)/dev.stamp: $(INPUTS) | $(BIN)/python
+	@echo 'Installing into $(VENV) (once)...'
+	$(PIP) install -c constraints.txt -e '.[demo,test,dev]'
+	@touch $@ $(VENV)/demo.stamp

@@ -1,0 +1,39 @@
+"""``gradcam layers``."""
+
+import click
+
+from gradcam_client import Client, ModelInfo
+from gradcam_server.cli.common import errors_for_people
+
+_HEADINGS = ("LAYER", "TYPE", "OUTPUT SHAPE", "")
+
+
+@click.command()
+@click.option("--model", default="", help="Name of the model.  [default: the first, resnet50]")
+@click.option("--server", metavar="HOST:PORT", help="Ask this server instead.")
+def layers(model: str, server: str | None) -> None:
+    """List a model's layers, and which of them can be explained.
+
+    The default is the last one with a (batch, height, width, channels) output before
+    the global pooling.
+    """
+    with errors_for_people():
+        if server:
+            with Client(server) as client:
+                info = client.get_model(model)
+        else:
+            info = _describe(model)
+    rows = [_HEADINGS]
+    for layer in info.layers:
+        shape = ", ".join("None" if size < 0 else str(size) for size in layer.output_shape)
+        use = "default" if layer.name == info.default_layer else "candidate"
+        rows.append((layer.name, layer.type, f"({shape})", use if layer.explainable else ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+
+
+def _describe(model: str) -> ModelInfo:
+    from gradcam_server.local import describe_model
+
+    return describe_model(model)

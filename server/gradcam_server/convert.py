@@ -1,0 +1,230 @@
+"""Between the protobuf messages of gradcam.v1 and the pipeline's own types."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, TypeVar
+
+from gradcam.v1 import explanation_service_pb2 as pb
+from gradcam_server.errors import InvalidRequestError
+from gradcam_server.requests import (
+    Colormap,
+    ExplainedImage,
+    ExplainRequest,
+    Explanation,
+    HeatmapForm,
+    HeatmapFormat,
+    Method,
+    RawImage,
+    ResizeMode,
+    TopK,
+)
+
+if TYPE_CHECKING:
+    from gradcam_server.engine import Engine, ServedModel
+
+_E = TypeVar("_E", bound=StrEnum)
+
+_METHODS: dict[int, Method] = {
+    pb.METHOD_UNSPECIFIED: Method.GRAD_CAM,
+    pb.METHOD_GRAD_CAM: Method.GRAD_CAM,
+}
+_RESIZE_MODES: dict[int, ResizeMode] = {
+    pb.RESIZE_MODE_UNSPECIFIED: ResizeMode.STRETCH,
+    pb.RESIZE_MODE_STRETCH: ResizeMode.STRETCH,
+    pb.RESIZE_MODE_CENTER_CROP: ResizeMode.CENTER_CROP,
+    pb.RESIZE_MODE_LETTERBOX: ResizeMode.LETTERBOX,
+}
+_COLORMAPS: dict[int, Colormap] = {
+    pb.COLORMAP_UNSPECIFIED: Colormap.JET,
+    pb.COLORMAP_JET: Colormap.JET,
+    pb.COLORMAP_TURBO: Colormap.TURBO,
+    pb.COLORMAP_VIRIDIS: Colormap.VIRIDIS,
+    pb.COLORMAP_INFERNO: Colormap.INFERNO,
+}
+_METHOD_NUMBERS = {Method.GRAD_CAM: pb.METHOD_GRAD_CAM}
+_FORMAT_NUMBERS = {
+    HeatmapFormat.RAW_FLOAT32: pb.HEATMAP_FORMAT_RAW_FLOAT32,
+    HeatmapFormat.IMAGE_FLOAT32: pb.HEATMAP_FORMAT_IMAGE_FLOAT32,
+    HeatmapFormat.GRAY_PNG: pb.HEATMAP_FORMAT_GRAY_PNG,
+    HeatmapFormat.OVERLAY_JPEG: pb.HEATMAP_FORMAT_OVERLAY_JPEG,
+    HeatmapFormat.OVERLAY_PNG: pb.HEATMAP_FORMAT_OVERLAY_PNG,
+}
+_FORMATS: dict[int, HeatmapFormat] = {number: domain for domain, number in _FORMAT_NUMBERS.items()}
+
+
+def to_request(message: pb.ExplainImageRequest) -> ExplainRequest:
+    """Reads a request.
+
+    Raises:
+        InvalidRequestError: A field is missing or out of range.
+    """
+    return ExplainRequest(
+        image=_image(message),
+        model=message.model,
+        targets=_targets(message),
+        layer=message.layer,
+        method=_enum("method", message.method, _METHODS),
+        resize_mode=_enum("resize_mode", message.resize_mode, _RESIZE_MODES),
+        forms=tuple(_form(form) for form in message.heatmaps) or (HeatmapForm(),),
+        prediction_count=_prediction_count(message),
+    )
+
+
+def to_response(explained: ExplainedImage, *, include_logits: bool) -> pb.ExplainImageResponse:
+    """Writes an answer."""
+    stats = explained.stats
+    return pb.ExplainImageResponse(
+        model=explained.model,
+        image_height_px=explained.image_height,
+        image_width_px=explained.image_width,
+        predictions=[
+            pb.Prediction(
+                class_index=prediction.index,
+                class_name=prediction.name,
+                probability=prediction.probability,
+                logit=prediction.logit,
+            )
+            for prediction in explained.predictions
+        ],
+        explanations=[_explanation(one) for one in explained.explanations],
+        logits=explained.logits.tolist() if include_logits else (),
+        stats=pb.ServingStats(
+            decode_us=stats.decode_us,
+            queue_us=stats.queue_us,
+            compute_us=stats.compute_us,
+            render_us=stats.render_us,
+            batch_size=stats.batch_size,
+            padded_batch_size=stats.padded_batch_size,
+        ),
+    )
+
+
+def to_model(served: ServedModel, engine: Engine, max_targets: int, *, full: bool) -> pb.Model:
+    """Describes a model; its classes and layers only if ``full``."""
+    loaded = served.loaded
+    height, width = loaded.input_size
+    model = pb.Model(
+        name=loaded.name,
+        weights=loaded.weights,
+        random_weights=loaded.random_weights,
+        input_height_px=height,
+        input_width_px=width,
+        class_count=len(loaded.labels),
+        default_layer=served.default_layer,
+        compiled_layers=engine.compiled_layers(served),
+        batch_sizes=engine.batch_sizes,
+        methods=list(_METHOD_NUMBERS.values()),
+        max_target_count=min(max_targets, len(loaded.labels)),
+        compilation_count=engine.compilation_count,
+    )
+    if full:
+        model.classes.extend(
+            pb.ModelClass(name=label.name, aliases=label.aliases) for label in loaded.labels.labels
+        )
+        model.layers.extend(
+            pb.Layer(
+                name=layer.name,
+                type=layer.type,
+                output_shape=[-1 if size is None else size for size in layer.output_shape],
+                explainable=layer.explainable,
+            )
+            for layer in served.layers
+        )
+    return model
+
+
+def _image(message: pb.ExplainImageRequest) -> bytes | RawImage:
+    match message.WhichOneof("image"):
+        case "encoded_image":
+            return message.encoded_image
+        case "raw_image":
+            raw = message.raw_image
+            return RawImage(raw.data, raw.height_px, raw.width_px)
+        case _:
+            raise InvalidRequestError("image", "no image: set encoded_image or raw_image")
+
+
+def _targets(message: pb.ExplainImageRequest) -> tuple[int | str, ...] | TopK:
+    if not message.targets:
+        return TopK(message.top_k) if message.HasField("top_k") else TopK()
+    if message.HasField("top_k"):
+        raise InvalidRequestError("top_k", "both targets and top_k are set; choose one")
+    return tuple(_target(target) for target in message.targets)
+
+
+def _target(target: pb.Target) -> int | str:
+    match target.WhichOneof("class"):
+        case "class_index":
+            return target.class_index
+        case "class_name":
+            return target.class_name
+        case _:
+            raise InvalidRequestError("targets", "a target is empty: set class_index or class_name")
+
+
+def _prediction_count(message: pb.ExplainImageRequest) -> int:
+    if not message.HasField("prediction_count"):
+        return ExplainRequest.prediction_count
+    if message.prediction_count < 0:
+        raise InvalidRequestError(
+            "prediction_count",
+            f"prediction_count is {message.prediction_count}; it must not be negative",
+        )
+    return message.prediction_count
+
+
+def _form(message: pb.HeatmapRequest) -> HeatmapForm:
+    alpha = message.alpha if message.HasField("alpha") else HeatmapForm.alpha
+    quality = message.jpeg_quality if message.HasField("jpeg_quality") else HeatmapForm.jpeg_quality
+    if not 0 <= alpha <= 1:
+        raise InvalidRequestError("heatmaps.alpha", f"alpha is {alpha}; it must be 0 to 1")
+    if not 1 <= quality <= 100:
+        raise InvalidRequestError(
+            "heatmaps.jpeg_quality", f"jpeg_quality is {quality}; it must be 1 to 100"
+        )
+    return HeatmapForm(
+        format=_enum("heatmaps.format", message.format, _FORMATS),
+        alpha=alpha,
+        colormap=_enum("heatmaps.colormap", message.colormap, _COLORMAPS),
+        jpeg_quality=quality,
+    )
+
+
+def _enum(field: str, number: int, known: dict[int, _E]) -> _E:
+    if number not in known:
+        names = ", ".join(dict.fromkeys(known.values()))
+        raise InvalidRequestError(field, f"{field} is {number}, which is none of: {names}")
+    return known[number]
+
+
+def _explanation(explanation: Explanation) -> pb.Explanation:
+    return pb.Explanation(
+        class_index=explanation.index,
+        class_name=explanation.name,
+        score=explanation.score,
+        layer=explanation.layer,
+        method=_METHOD_NUMBERS[explanation.method],
+        raw_min=explanation.raw_min,
+        raw_max=explanation.raw_max,
+        degenerate=explanation.degenerate,
+        heatmaps=[
+            pb.Heatmap(
+                format=_FORMAT_NUMBERS[heatmap.format],
+                height_px=heatmap.height,
+                width_px=heatmap.width,
+                data=heatmap.data,
+                normalization=_scaling(heatmap.format)[0],
+                interpolation=_scaling(heatmap.format)[1],
+            )
+            for heatmap in explanation.heatmaps
+        ],
+    )
+
+
+def _scaling(
+    format: HeatmapFormat,  # noqa: A002
+) -> tuple[pb.Normalization, pb.Interpolation]:
+    if format is HeatmapFormat.RAW_FLOAT32:
+        return pb.NORMALIZATION_NONE, pb.INTERPOLATION_NONE
+    return pb.NORMALIZATION_MAX, pb.INTERPOLATION_BILINEAR

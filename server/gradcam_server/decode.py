@@ -1,0 +1,95 @@
+"""Bytes to pixels: encoded or raw images to uint8 RGB, refused before they cost anything."""
+
+import io
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from gradcam_server.errors import InvalidRequestError
+from gradcam_server.requests import RawImage
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+FORMATS_TEXT = "JPEG, PNG, WebP or BMP"
+
+# decode_image applies the configured limit to the size that it reads from the header.
+Image.MAX_IMAGE_PIXELS = None
+# Broken images are answered to the caller, not logged.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+def decode_image(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
+    """Decodes an image file.
+
+    The EXIF orientation is applied, grey becomes RGB, 16-bit samples keep their high
+    byte, and an alpha channel is dropped (as Keras' ``load_img`` does).
+
+    Args:
+        data: A JPEG, PNG, WebP or BMP file. Of an animation the first frame counts.
+        max_pixels: The most pixels that the header may declare.
+
+    Returns:
+        uint8 RGB, shape (height, width, 3).
+
+    Raises:
+        InvalidRequestError: Not an image of these formats, truncated or corrupt, or too
+            many pixels. The last is found from the header, before memory is taken.
+    """
+    if not data:
+        raise InvalidRequestError("encoded_image", f"the image is empty; send a {FORMATS_TEXT}")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+            width, height = header.size
+    except UnidentifiedImageError:
+        raise InvalidRequestError(
+            "encoded_image", f"the {len(data)} bytes are not a {FORMATS_TEXT} image"
+        ) from None
+    except Exception as error:  # noqa: BLE001 - a corrupt header can raise almost anything
+        raise InvalidRequestError(
+            "encoded_image", f"the image's header is corrupt ({type(error).__name__})"
+        ) from None
+    _check_size("encoded_image", height, width, max_pixels)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise InvalidRequestError(
+            "encoded_image",
+            f"the image declares {width} x {height} pixels but is truncated or corrupt",
+        )
+    return image.astype(np.uint8, copy=False)
+
+
+def view_raw(image: RawImage, max_pixels: int) -> NDArray[np.uint8]:
+    """Views raw pixels as an array, without a copy.
+
+    Returns:
+        uint8 RGB, shape (height, width, 3).
+
+    Raises:
+        InvalidRequestError: The bytes don't match the size, or it is out of range.
+    """
+    _check_size("raw_image", image.height, image.width, max_pixels)
+    expected = image.height * image.width * 3
+    if len(image.data) != expected:
+        raise InvalidRequestError(
+            "raw_image.data",
+            f"{len(image.data)} bytes do not match height {image.height} x width {image.width} "
+            f"x 3 channels = {expected} bytes of uint8 RGB",
+        )
+    return np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3)
+
+
+def _check_size(field: str, height: int, width: int, max_pixels: int) -> None:
+    if height < 1 or width < 1:
+        raise InvalidRequestError(
+            field, f"the image's size {width} x {height} is not positive: it needs a pixel"
+        )
+    if height * width > max_pixels:
+        raise InvalidRequestError(
+            field,
+            f"the image's {width} x {height} = {height * width} pixels are more than this server's "
+            f"limit of {max_pixels}; send a smaller one",
+        )

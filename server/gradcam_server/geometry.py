@@ -1,0 +1,146 @@
+"""Image to model input, and heat map back onto the whole image."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from gradcam_server.requests import ResizeMode
+
+# Normalisation takes the ImageNet mean to about zero, so margins carry no signal.
+LETTERBOX_COLOR = (124, 116, 104)
+
+
+@dataclass(frozen=True)
+class Span:
+    """How one axis of the image lies on the same axis of the model's input.
+
+    Pixels ``image_start`` to ``image_start + image_length`` of the image fill pixels
+    ``input_start`` to ``input_start + input_length`` of the input.
+    """
+
+    image_size: int
+    image_start: int
+    image_length: int
+    input_size: int
+    input_start: int
+    input_length: int
+
+    def interpolation_matrix(self, map_size: int) -> NDArray[np.float32]:
+        """Weights that take a map over the input to the pixels of the image.
+
+        Bilinear with half-pixel centres and replicated borders, as
+        ``tf.image.resize`` and ``cv2.INTER_LINEAR``; zero where the image lies
+        outside the input.
+
+        Args:
+            map_size: Length of the map along this axis.
+
+        Returns:
+            float32, shape (image_size, map_size).
+        """
+        pixel = np.arange(self.image_length) + 0.5
+        on_input = self.input_start + pixel * self.input_length / self.image_length
+        on_map = np.clip(on_input * map_size / self.input_size - 0.5, 0, map_size - 1)
+        lower = np.floor(on_map).astype(np.intp)
+        upper = np.minimum(lower + 1, map_size - 1)
+        fraction = on_map - lower
+        matrix = np.zeros((self.image_size, map_size), np.float32)
+        rows = self.image_start + np.arange(self.image_length)
+        matrix[rows, lower] += 1 - fraction
+        matrix[rows, upper] += fraction
+        return matrix
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How an image lies on the model's input."""
+
+    vertical: Span
+    horizontal: Span
+
+    def map_to_image(self, heatmap: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Maps a heat map back onto the whole original image.
+
+        Args:
+            heatmap: float32, shape (h, w), over the model's whole input.
+
+        Returns:
+            float32, shape (image height, image width).
+        """
+        rows = self.vertical.interpolation_matrix(heatmap.shape[0])
+        columns = self.horizontal.interpolation_matrix(heatmap.shape[1])
+        return np.asarray(rows @ heatmap @ columns.T, np.float32)
+
+
+def fit(
+    image: NDArray[np.uint8], input_size: tuple[int, int], mode: ResizeMode
+) -> tuple[NDArray[np.uint8], Placement]:
+    """Brings an image to the model's input size: bilinear, antialiased where it shrinks.
+
+    Args:
+        image: uint8 RGB, shape (H, W, 3).
+        input_size: (height, width) of the model's input.
+        mode: Stretch, centre crop or letterbox.
+
+    Returns:
+        uint8 RGB of the input size, and how the image lies on it.
+    """
+    placement = _place(image.shape[:2], input_size, mode)
+    v, h = placement.vertical, placement.horizontal
+    part = image[
+        v.image_start : v.image_start + v.image_length,
+        h.image_start : h.image_start + h.image_length,
+    ]
+    resized = _resize(part, v.input_length, h.input_length)
+    if (v.input_length, h.input_length) == input_size:
+        return resized, placement
+    canvas = np.full((*input_size, 3), LETTERBOX_COLOR, np.uint8)
+    canvas[
+        v.input_start : v.input_start + v.input_length,
+        h.input_start : h.input_start + h.input_length,
+    ] = resized
+    return canvas, placement
+
+
+def _resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    if image.shape[:2] == (height, width):
+        return np.ascontiguousarray(image)
+    # Pillow widens the triangle filter as it shrinks; OpenCV's bilinear would alias.
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized)
+
+
+def _place(image_size: tuple[int, ...], input_size: tuple[int, int], mode: ResizeMode) -> Placement:
+    height, width = image_size
+    input_height, input_width = input_size
+    crop_height, crop_width = height, width
+    fit_height, fit_width = input_height, input_width
+    if mode is ResizeMode.CENTER_CROP:
+        scale = min(height / input_height, width / input_width)
+        crop_height = _rounded(input_height * scale, height)
+        crop_width = _rounded(input_width * scale, width)
+    elif mode is ResizeMode.LETTERBOX:
+        scale = min(input_height / height, input_width / width)
+        fit_height = _rounded(height * scale, input_height)
+        fit_width = _rounded(width * scale, input_width)
+    return Placement(
+        _centred(height, crop_height, input_height, fit_height),
+        _centred(width, crop_width, input_width, fit_width),
+    )
+
+
+def _rounded(length: float, at_most: int) -> int:
+    return min(max(round(length), 1), at_most)
+
+
+def _centred(image_size: int, image_length: int, input_size: int, input_length: int) -> Span:
+    return Span(
+        image_size=image_size,
+        image_start=(image_size - image_length) // 2,
+        image_length=image_length,
+        input_size=input_size,
+        input_start=(input_size - input_length) // 2,
+        input_length=input_length,
+    )

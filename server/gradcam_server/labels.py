@@ -1,0 +1,97 @@
+"""Class names: from index to name, and from what people type to index."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from gradcam_server.errors import InvalidRequestError
+
+
+@dataclass(frozen=True)
+class ClassLabel:
+    """A class: its name and the other names by which a request may call it."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+
+
+class ClassLabels:
+    """The classes of a model, in the order of its output."""
+
+    def __init__(self, labels: Sequence[ClassLabel]) -> None:
+        self.labels = tuple(labels)
+        self._by_name: dict[str, list[int]] = {}
+        self._by_alias: dict[str, list[int]] = {}
+        for index, label in enumerate(self.labels):
+            self._by_name.setdefault(_folded(label.name), []).append(index)
+            for alias in label.aliases:
+                self._by_alias.setdefault(_folded(alias), []).append(index)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        """Returns the name of a class."""
+        return self.labels[index].name
+
+    def index(self, target: int | str) -> int:
+        """Finds a class by index or name.
+
+        Args:
+            target: An index, a name, a synonym or a WordNet id, without regard to
+                case; underscores count as spaces. A name goes before a synonym.
+
+        Returns:
+            The index of the class.
+
+        Raises:
+            InvalidRequestError: There is no such class, or the name fits several.
+        """
+        if isinstance(target, int):
+            if not 0 <= target < len(self.labels):
+                raise InvalidRequestError(
+                    "targets",
+                    f"class index {target} is out of range: the model has {len(self.labels)} "
+                    f"classes, 0 to {len(self.labels) - 1}",
+                )
+            return target
+        wanted = _folded(target)
+        found = self._by_name.get(wanted) or self._by_alias.get(wanted) or []
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise InvalidRequestError(
+                "targets",
+                f"class name {target!r} fits several classes: {self._listed(found)}; use an index",
+            )
+        raise InvalidRequestError("targets", f"unknown class {target!r}{self._suggestions(wanted)}")
+
+    def _suggestions(self, wanted: str) -> str:
+        known = {**self._by_alias, **self._by_name}
+        close = difflib.get_close_matches(wanted, known, n=3, cutoff=0.7)
+        indices = sorted({index for name in close for index in known[name]})
+        return f"; did you mean {self._listed(indices)}?" if indices else ""
+
+    def _listed(self, indices: Sequence[int]) -> str:
+        return ", ".join(f"{index} ({self.name(index)})" for index in indices)
+
+
+@cache
+def imagenet_labels() -> ClassLabels:
+    """Returns the 1000 classes of ILSVRC 2012 in the order that Keras' models use.
+
+    Each has its first WordNet lemma as the name, the others and the WordNet id as aliases.
+    """
+    table = files("gradcam_server").joinpath("data/imagenet_classes.tsv").read_text("utf-8")
+    labels = []
+    for row in table.splitlines():
+        wordnet_id, lemmas = row.split("\t")
+        name, *synonyms = lemmas.split(", ")
+        labels.append(ClassLabel(name, (*synonyms, wordnet_id)))
+    return ClassLabels(labels)
+
+
+def _folded(name: str) -> str:
+    return " ".join(name.replace("_", " ").casefold().split())

@@ -1,0 +1,33 @@
+"""The fixed batch sizes that are compiled, and which of them to run."""
+
+from collections.abc import Mapping, Sequence
+
+
+def plan_batch(waiting: int, cost_s: Mapping[int, float]) -> tuple[int, int]:
+    """Chooses the compiled batch size that serves most images in a second.
+
+    Where padding is dear (a CPU, whose time grows with the batch), 5 waiting images
+    run as 4 and leave 1 for the next batch; where it is cheap (a GPU) they run as 8.
+
+    Args:
+        waiting: Number of waiting images, at least 1.
+        cost_s: Seconds that a batch of each compiled size takes, as measured.
+
+    Returns:
+        How many images to take, and the compiled size to pad them to.
+    """
+    useful = [size for size in cost_s if size < waiting]
+    useful += [min((size for size in cost_s if size >= waiting), default=max(cost_s))]
+    size = max(useful, key=lambda size: (min(waiting, size) / cost_s[size], size))
+    return min(waiting, size), size
+
+
+def check_ladder(batch_sizes: Sequence[int]) -> tuple[int, ...]:
+    """Returns the batch sizes in ascending order, each once.
+
+    Raises:
+        ValueError: There are none, or one is not positive.
+    """
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise ValueError(f"batch sizes must be positive and at least one: {list(batch_sizes)}")
+    return tuple(sorted(set(batch_sizes)))

@@ -1,0 +1,103 @@
+"""Explaining in this process: the requests and answers of a server, without one."""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+from gradcam_client import ImageExplanation, ModelInfo, Outcome
+from gradcam_client.errors import from_status
+from gradcam_client.requests import ImageInput, build_request
+from gradcam_server.config import ServeConfig
+from gradcam_server.engine import Engine
+from gradcam_server.explainer import Explainer
+from gradcam_server.models import DEFAULT_MODEL
+from gradcam_server.status import to_status
+
+_MAX_IN_FLIGHT = 16
+
+
+class LocalClient:
+    """Has the ``explain_stream`` of ``gradcam_client.Client``; compiles what is asked for.
+
+    Args:
+        config: The settings; those of the network are ignored.
+
+    Raises:
+        StartupError: The model or its weights cannot be had.
+    """
+
+    def __init__(self, config: ServeConfig) -> None:
+        engine = Engine(config)
+        self._runner = asyncio.Runner()
+        self._explainer = self._runner.run(_on_loop(config, engine))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._runner.run(self._explainer.close())
+        self._runner.close()
+
+    def explain_stream(self, images: Iterable[ImageInput], **options: Any) -> Iterator[Outcome]:
+        """Explains images in batches; answers come in the order of the images.
+
+        Args:
+            images: Paths, bytes or uint8 RGB arrays (H, W, 3).
+            **options: As of ``gradcam_client.build_request``.
+
+        Yields:
+            An outcome or an error for each image.
+        """
+        loop = self._runner.get_loop()
+        pending: deque[asyncio.Task[Outcome]] = deque()
+        for image in images:
+            pending.append(loop.create_task(self._explain(image, options)))
+            if len(pending) >= _MAX_IN_FLIGHT:
+                yield self._runner.run(_result(pending.popleft()))
+        while pending:
+            yield self._runner.run(_result(pending.popleft()))
+
+    async def _explain(self, image: ImageInput, options: dict[str, Any]) -> Outcome:
+        try:
+            request = await asyncio.to_thread(build_request, image, **options)
+        except (OSError, ValueError, TypeError) as error:
+            return Outcome(image, None, error)
+        try:
+            response = await self._explainer.explain(request, wait_for_place=True)
+        except Exception as error:  # noqa: BLE001 - as the service does
+            return Outcome(image, None, from_status(to_status(error)))
+        return Outcome(image, ImageExplanation.from_response(response), None)
+
+
+def describe_model(name: str) -> ModelInfo:
+    """Describes a built-in model without its weights.
+
+    Raises:
+        StartupError: No such model.
+    """
+    config = ServeConfig(model=(name or DEFAULT_MODEL,), weights=("none",))
+    engine = Engine(config)
+
+    async def describe() -> ModelInfo:
+        explainer = Explainer(config, engine)
+        try:
+            return ModelInfo.from_proto(explainer.model(""))
+        finally:
+            await explainer.close()
+
+    return asyncio.run(describe())
+
+
+async def _on_loop(config: ServeConfig, engine: Engine) -> Explainer:
+    return Explainer(config, engine)
+
+
+async def _result(task: "asyncio.Task[Outcome]") -> Outcome:
+    return await task

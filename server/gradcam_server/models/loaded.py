@@ -1,0 +1,35 @@
+"""A model in memory, ready to be compiled."""
+
+from dataclasses import dataclass
+
+import keras
+
+from gradcam_server.labels import ClassLabels
+from gradcam_server.models.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network and what surrounds it.
+
+    Attributes:
+        name: The name by which requests choose it.
+        network: From preprocessed float32 (B, H, W, 3) to logits (B, classes).
+        preprocessing: How pixels become the network's input.
+        labels: The classes.
+        weights: Where the weights come from, for people.
+        random_weights: Whether they are random.
+    """
+
+    name: str
+    network: keras.Model
+    preprocessing: Preprocessing
+    labels: ClassLabels
+    weights: str
+    random_weights: bool = False
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the input in pixels."""
+        _, height, width, _ = self.network.input_shape
+        return height, width

@@ -1,0 +1,170 @@
+"""What is asked of the pipeline and what it answers, free of protobuf and gRPC."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Method(StrEnum):
+    """How an explanation is computed."""
+
+    GRAD_CAM = "gradcam"
+
+
+class ResizeMode(StrEnum):
+    """How an image is brought to the model's input size."""
+
+    STRETCH = "stretch"
+    CENTER_CROP = "center-crop"
+    LETTERBOX = "letterbox"
+
+
+class HeatmapFormat(StrEnum):
+    """The form in which a heat map is returned."""
+
+    RAW_FLOAT32 = "raw-float32"
+    IMAGE_FLOAT32 = "image-float32"
+    GRAY_PNG = "gray-png"
+    OVERLAY_JPEG = "overlay-jpeg"
+    OVERLAY_PNG = "overlay-png"
+
+
+class Colormap(StrEnum):
+    """Colours from cold to hot."""
+
+    JET = "jet"
+    TURBO = "turbo"
+    VIRIDIS = "viridis"
+    INFERNO = "inferno"
+
+
+@dataclass(frozen=True)
+class HeatmapForm:
+    """One wanted form of every heat map.
+
+    Attributes:
+        format: Array, grey image or overlay.
+        alpha: Weight of the colours over the image, 0 to 1; overlays only.
+        colormap: Overlays only.
+        jpeg_quality: 1 to 100; JPEG only.
+    """
+
+    format: HeatmapFormat = HeatmapFormat.RAW_FLOAT32
+    alpha: float = 0.4
+    colormap: Colormap = Colormap.JET
+    jpeg_quality: int = 90
+
+
+@dataclass(frozen=True)
+class RawImage:
+    """Uncompressed pixels: uint8 RGB, row-major, ``height * width * 3`` bytes."""
+
+    data: bytes
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Explain the ``k`` classes of highest score; 0 is none."""
+
+    k: int = 1
+
+
+@dataclass(frozen=True)
+class ExplainRequest:
+    """One image and what is asked of it.
+
+    Attributes:
+        image: An encoded file, or pixels.
+        model: Name of the model; empty means the first.
+        targets: Class indices and names to explain, or the top k.
+        layer: Name of the layer; empty means the model's default.
+        method: The explanation method.
+        resize_mode: How the image is brought to the model's input size.
+        forms: The forms in which each heat map is wanted.
+        prediction_count: How many predictions to return.
+    """
+
+    image: bytes | RawImage
+    model: str = ""
+    targets: tuple[int | str, ...] | TopK = TopK()
+    layer: str = ""
+    method: Method = Method.GRAD_CAM
+    resize_mode: ResizeMode = ResizeMode.STRETCH
+    forms: tuple[HeatmapForm, ...] = (HeatmapForm(),)
+    prediction_count: int = 5
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class: its index, name, softmax probability and logit."""
+
+    index: int
+    name: str
+    probability: float
+    logit: float
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """One form of a heat map: ``data`` is an image file or a float32 array (height, width)."""
+
+    format: HeatmapFormat
+    height: int
+    width: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Where the evidence for one class lies.
+
+    Attributes:
+        index: The class.
+        name: Its name.
+        score: Its logit.
+        layer: The explained layer.
+        method: The method.
+        raw_min: Least value of the map before its final ReLU, at layer resolution.
+        raw_max: Greatest value of the same.
+        degenerate: Whether no value is positive, or one is not finite.
+        heatmaps: One for each form, in their order.
+    """
+
+    index: int
+    name: str
+    score: float
+    layer: str
+    method: Method
+    raw_min: float
+    raw_max: float
+    degenerate: bool
+    heatmaps: tuple[Heatmap, ...]
+
+
+@dataclass
+class Stats:
+    """Where the time went, in microseconds, and the batch that held the image."""
+
+    decode_us: int = 0
+    queue_us: int = 0
+    compute_us: int = 0
+    render_us: int = 0
+    batch_size: int = 0
+    padded_batch_size: int = 0
+
+
+@dataclass(frozen=True)
+class ExplainedImage:
+    """The answer for one image; ``logits`` is float32 (classes,)."""
+
+    model: str
+    image_height: int
+    image_width: int
+    predictions: tuple[Prediction, ...]
+    explanations: tuple[Explanation, ...]
+    logits: NDArray[np.float32]
+    stats: Stats = field(default_factory=Stats)

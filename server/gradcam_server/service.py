@@ -1,0 +1,125 @@
+"""The gRPC service: lets requests in, and turns errors into status codes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import grpc
+
+from gradcam.v1 import explanation_service_pb2 as pb
+from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
+from gradcam_server.config import ServeConfig
+from gradcam_server.lifecycle import Lifecycle
+from gradcam_server.status import status_code, to_status
+
+if TYPE_CHECKING:  # it brings TensorFlow, which comes after the port is bound
+    from gradcam_server.explainer import Explainer
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExplanationService"].full_name
+
+_Context = grpc.aio.ServicerContext[object, object]
+
+
+class ExplanationService(pb_grpc.ExplanationServiceServicer):
+    """``gradcam.v1.ExplanationService``.
+
+    Args:
+        config: The settings.
+        lifecycle: Says whether requests are let in.
+    """
+
+    def __init__(self, config: ServeConfig, lifecycle: Lifecycle) -> None:
+        self._max_stream_in_flight = config.max_stream_in_flight
+        self._lifecycle = lifecycle
+        self._explainer: Explainer | None = None
+
+    def start(self, explainer: Explainer) -> None:
+        """Begins to answer."""
+        self._explainer = explainer
+        self._lifecycle.serve()
+
+    async def ExplainImage(  # noqa: N802
+        self, request: pb.ExplainImageRequest, context: _Context
+    ) -> pb.ExplainImageResponse:
+        async with self._answering(context) as explainer:
+            return await explainer.explain(request)
+
+    async def StreamExplainImages(  # noqa: N802
+        self, _: AsyncIterator[pb.StreamExplainImagesRequest], context: _Context
+    ) -> None:
+        async with self._answering(context) as explainer:
+            await self._answer_stream(explainer, context)
+            # A client that had more to send learns that it must send it elsewhere.
+            self._lifecycle.check()
+
+    async def ListModels(  # noqa: N802
+        self, _: pb.ListModelsRequest, context: _Context
+    ) -> pb.ListModelsResponse:
+        async with self._answering(context) as explainer:
+            return pb.ListModelsResponse(models=explainer.models())
+
+    async def GetModel(  # noqa: N802
+        self, request: pb.GetModelRequest, context: _Context
+    ) -> pb.GetModelResponse:
+        async with self._answering(context) as explainer:
+            return pb.GetModelResponse(model=explainer.model(request.name))
+
+    @asynccontextmanager
+    async def _answering(self, context: _Context) -> AsyncIterator[Explainer]:
+        try:
+            with self._lifecycle.request():
+                assert self._explainer is not None
+                yield self._explainer
+        except Exception as error:  # noqa: BLE001 - one table turns all into codes
+            status = to_status(error)
+            details = ("grpc-status-details-bin", status.SerializeToString())
+            await context.abort(status_code(status), status.message, (details,))
+
+    async def _answer_stream(self, explainer: Explainer, context: _Context) -> None:
+        places = asyncio.Semaphore(self._max_stream_in_flight)
+        writing = asyncio.Lock()
+
+        async def answer(item: pb.StreamExplainImagesRequest) -> None:
+            try:
+                response = await _answer_item(explainer, item)
+                async with writing:
+                    await context.write(response)
+            finally:
+                places.release()
+
+        async with asyncio.TaskGroup() as answers:
+            while True:
+                await places.acquire()
+                item = await self._read_unless_draining(context)
+                if item is None:
+                    break
+                answers.create_task(answer(item))
+
+    async def _read_unless_draining(
+        self, context: _Context
+    ) -> pb.StreamExplainImagesRequest | None:
+        read = asyncio.ensure_future(context.read())
+        draining = asyncio.ensure_future(self._lifecycle.draining.wait())
+        try:
+            await asyncio.wait({read, draining}, return_when=asyncio.FIRST_COMPLETED)
+            item = read.result() if read.done() else grpc.aio.EOF
+        finally:
+            read.cancel()
+            draining.cancel()
+        return item if isinstance(item, pb.StreamExplainImagesRequest) else None
+
+
+async def _answer_item(
+    explainer: Explainer, item: pb.StreamExplainImagesRequest
+) -> pb.StreamExplainImagesResponse:
+    answer = pb.StreamExplainImagesResponse(correlation_id=item.correlation_id)
+    try:
+        # A full queue slows a stream down; only unary calls are refused.
+        response = await explainer.explain(item.request, wait_for_place=True)
+        answer.response.CopyFrom(response)
+    except Exception as error:  # noqa: BLE001 - one table turns all into codes
+        answer.error.CopyFrom(to_status(error))
+    return answer

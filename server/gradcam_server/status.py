@@ -1,0 +1,60 @@
+"""The one table from domain errors to gRPC codes and error details."""
+
+import logging
+
+import grpc
+from google.protobuf import any_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from gradcam_server.errors import (
+    InvalidRequestError,
+    NotFoundError,
+    NotReadyError,
+    QueueFullError,
+    RetryableError,
+)
+
+logger = logging.getLogger(__name__)
+
+CODES: dict[type[Exception], grpc.StatusCode] = {
+    InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    NotFoundError: grpc.StatusCode.NOT_FOUND,
+    QueueFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    NotReadyError: grpc.StatusCode.UNAVAILABLE,
+}
+
+
+def to_status(error: Exception) -> status_pb2.Status:
+    """Writes an error for the caller. One that is not in the table is logged, not shown."""
+    code = CODES.get(type(error))
+    if code is None:
+        logger.error("Internal error", exc_info=error)
+        return _status(grpc.StatusCode.INTERNAL, "internal error; the server's log says more")
+    return _status(code, str(error), *_details(error))
+
+
+def status_code(status: status_pb2.Status) -> grpc.StatusCode:
+    """Returns the gRPC code of a status."""
+    return next(code for code in grpc.StatusCode if code.value[0] == status.code)
+
+
+def _details(error: Exception) -> list[Message]:
+    if isinstance(error, RetryableError):
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(round(error.retry_after_s * 1000))
+        return [retry]
+    if isinstance(error, InvalidRequestError | NotFoundError):
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.field, description=str(error)
+        )
+        return [error_details_pb2.BadRequest(field_violations=[violation])]
+    return []
+
+
+def _status(code: grpc.StatusCode, message: str, *details: Message) -> status_pb2.Status:
+    packed = []
+    for detail in details:
+        packed.append(any_pb2.Any())
+        packed[-1].Pack(detail)
+    return status_pb2.Status(code=code.value[0], message=message, details=packed)

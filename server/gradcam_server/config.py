@@ -29,7 +29,7 @@ class _BatchSizes(click.ParamType[tuple[int, ...]]):
             self.fail(f"{value!r} is not a list of positive numbers such as 1,2,4,8", param, ctx)
 
 
-def _option(default: Any, help: str, type: Any = None, multiple: bool = False) -> Any:  # noqa: A002
+def _option(default: Any, help: str, type: Any = None, multiple: bool = False) -> Any:
     return field(
         default=default,
         metadata={"help": help, "type": type or default.__class__, "many": multiple},

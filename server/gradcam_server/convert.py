@@ -223,7 +223,7 @@ def _explanation(explanation: Explanation) -> pb.Explanation:
 
 
 def _scaling(
-    format: HeatmapFormat,  # noqa: A002
+    format: HeatmapFormat,
 ) -> tuple[pb.Normalization, pb.Interpolation]:
     if format is HeatmapFormat.RAW_FLOAT32:
         return pb.NORMALIZATION_NONE, pb.INTERPOLATION_NONE

@@ -114,7 +114,7 @@ class ExplanationGraph:
         self.max_targets = max_targets
         self._counter = counter
         activation = model.network.get_layer(layer).output
-        self._network = keras.Model(model.network.inputs, [activation, model.network.output])
+        self._network = keras.Model(model.network.input, [activation, model.network.output])
         self._functions: dict[int, tf.types.experimental.ConcreteFunction] = {}
         self._cost_s: dict[int, float] = {}
 

@@ -22,9 +22,11 @@ class ClassLabels:
 
     def __init__(self, labels: Sequence[ClassLabel]) -> None:
         self.labels = tuple(labels)
+        self._by_exact_name: dict[str, list[int]] = {}
         self._by_name: dict[str, list[int]] = {}
         self._by_alias: dict[str, list[int]] = {}
         for index, label in enumerate(self.labels):
+            self._by_exact_name.setdefault(label.name, []).append(index)
             self._by_name.setdefault(_folded(label.name), []).append(index)
             for alias in label.aliases:
                 self._by_alias.setdefault(_folded(alias), []).append(index)
@@ -41,7 +43,8 @@ class ClassLabels:
 
         Args:
             target: An index, a name, a synonym or a WordNet id, without regard to
-                case; underscores count as spaces. A name goes before a synonym.
+                case; underscores count as spaces. The exact name goes first (ImageNet
+                has a Cardigan, a dog, and a cardigan), and any name before a synonym.
 
         Returns:
             The index of the class.
@@ -58,7 +61,12 @@ class ClassLabels:
                 )
             return target
         wanted = _folded(target)
-        found = self._by_name.get(wanted) or self._by_alias.get(wanted) or []
+        found = (
+            self._by_exact_name.get(target)
+            or self._by_name.get(wanted)
+            or self._by_alias.get(wanted)
+            or []
+        )
         if len(found) == 1:
             return found[0]
         if found:

@@ -1,0 +1,33 @@
+# syntax=docker/dockerfile:1
+# docker build -t gradcam-server .                      for CPUs
+# docker build -t gradcam-server --build-arg DEVICE=gpu .  for NVIDIA GPUs
+# docker run -p 50051:50051 gradcam-server              serves the embedded model
+ARG PYTHON_VERSION=3.11
+
+FROM python:${PYTHON_VERSION}-slim AS build
+WORKDIR /src
+COPY constraints.txt pyproject.toml README.md LICENSE ./
+COPY proto proto
+COPY server server
+COPY client client
+ARG DEVICE=cpu
+RUN python -m venv /opt/gradcam \
+    && /opt/gradcam/bin/pip install --no-cache-dir -c constraints.txt ".[${DEVICE},embedded]"
+
+FROM python:${PYTHON_VERSION}-slim
+COPY --from=build /opt/gradcam /opt/gradcam
+RUN useradd --create-home --uid 10001 gradcam
+USER 10001
+WORKDIR /home/gradcam
+ENV PATH=/opt/gradcam/bin:${PATH} \
+    PYTHONUNBUFFERED=1 \
+    GRADCAM_HOST=0.0.0.0 \
+    GRADCAM_PORT=50051 \
+    GRADCAM_MODEL=efficientnet-lite0
+EXPOSE 50051
+# Warming up takes a while; until then the server reports NOT_SERVING.
+HEALTHCHECK --interval=10s --timeout=6s --start-period=120s --retries=3 \
+    CMD ["sh", "-c", "gradcam health 127.0.0.1:${GRADCAM_PORT}"]
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["gradcam"]
+CMD ["serve"]

@@ -1,0 +1,45 @@
+"""The main job, end to end: a real server, a real client, one photograph; writes out.jpg."""
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+GRADCAM = Path(sys.executable).with_name("gradcam")
+PHOTO = ROOT / "examples" / "images" / "cat.jpg"
+
+
+def main() -> int:
+    print("Starting the server (embedded model, a free port) ...", flush=True)
+    command = [GRADCAM, "serve", "--model", "efficientnet-lite0", "--port", "0"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert server.stderr
+    log, address = [], None
+    try:
+        for line in server.stderr:
+            log.append(line)
+            if listening := re.search(r"Listening on (\S+:\d+)", line):
+                address = listening[1]
+            if "Serving" in line:
+                break
+        else:
+            print("".join(log), file=sys.stderr)
+            return server.wait() or 1
+        assert address
+        print(f"Asking {address} about {PHOTO.relative_to(ROOT)}:\n", flush=True)
+        explain = [GRADCAM, "explain", PHOTO.relative_to(ROOT), "--server", address]
+        asked = subprocess.run([*explain, "-o", "out.jpg"], cwd=ROOT, check=False)
+    finally:
+        server.send_signal(signal.SIGTERM)
+        log += server.communicate()[1].splitlines(keepends=True)
+    if asked.returncode or server.returncode:
+        print("".join(log), file=sys.stderr)
+        return asked.returncode or server.returncode
+    print("\nThe server has stopped. Red is where the model looked: open out.jpg")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""Bytes to pixels, against Pillow as the oracle."""
+
+import io
+import struct
+import tracemalloc
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from gradcam_server.decode import decode_image, view_raw
+from gradcam_server.errors import InvalidRequestError
+from gradcam_server.requests import RawImage
+
+LIMIT = 10_000_000
+
+
+def encoded(image: Image.Image, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def png_declaring(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.fixture(scope="module")
+def photo(cat_jpeg: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(cat_jpeg)).convert("RGB")
+
+
+@pytest.mark.parametrize(
+    ("format", "options", "tolerance"),
+    [
+        ("PNG", {}, 0),
+        ("BMP", {}, 0),
+        ("WEBP", {"lossless": True}, 0),
+        ("WEBP", {"quality": 80}, 1),
+        ("JPEG", {"quality": 80}, 1),
+        ("JPEG", {"quality": 80, "progressive": True}, 1),
+    ],
+)
+def test_every_format_decodes_to_rgb(
+    photo: Image.Image, format: str, options: dict[str, object], tolerance: int
+) -> None:
+    """Each accepted format gives the pixels that Pillow reads, in RGB order."""
+    data = encoded(photo, format, **options)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    actual = decode_image(data, LIMIT)
+    assert actual.dtype == np.uint8
+    assert np.abs(actual.astype(int) - expected).max() <= tolerance
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(photo: Image.Image, format: str, orientation: int) -> None:
+    """A photograph held sideways is seen upright."""
+    from PIL import ImageOps
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = encoded(photo, format, exif=exif, **options)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    actual = decode_image(data, LIMIT)
+    assert actual.shape == expected.shape
+    assert np.abs(actual.astype(int) - expected).mean() < 1
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA"])
+def test_other_pixel_formats_become_rgb(photo: Image.Image, mode: str) -> None:
+    """Grey, palette and transparent images are fine; alpha is dropped."""
+    image = photo.convert(mode)
+    expected = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(decode_image(encoded(image, "PNG"), LIMIT), expected)
+
+
+def test_alpha_is_dropped_not_blended() -> None:
+    """The colours stored under transparent pixels are used."""
+    pixels = np.full((4, 5, 4), (10, 200, 30, 0), np.uint8)
+    decoded = decode_image(encoded(Image.fromarray(pixels), "PNG"), LIMIT)
+    np.testing.assert_array_equal(decoded, pixels[..., :3])
+
+
+def test_sixteen_bit_samples_keep_their_high_byte() -> None:
+    """A 16-bit PNG is neither clipped nor darkened."""
+    samples = np.random.default_rng(0).integers(0, 65536, (20, 30), dtype=np.uint16)
+    data = cv2.imencode(".png", samples)[1].tobytes()
+    np.testing.assert_array_equal(decode_image(data, LIMIT)[..., 0], samples >> 8)
+
+
+def test_one_pixel_is_an_image() -> None:
+    """The smallest image decodes."""
+    data = encoded(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG")
+    assert decode_image(data, LIMIT).tolist() == [[[1, 2, 3]]]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "empty"),
+        (b"just some text, not an image", "not a JPEG, PNG, WebP or BMP"),
+        (b"GIF89a" + bytes(100), "not a JPEG, PNG, WebP or BMP"),
+        (b"\xff\xd8\xff", "not a JPEG|corrupt"),
+    ],
+)
+def test_what_is_no_image_is_refused(data: bytes, message: str) -> None:
+    """The error says what was sent and what would be right."""
+    with pytest.raises(InvalidRequestError, match=message) as caught:
+        decode_image(data, LIMIT)
+    assert caught.value.field == "encoded_image"
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
+def test_truncated_images_are_refused(photo: Image.Image, format: str, share: float) -> None:
+    """Half an image is an error, never a picture padded with grey."""
+    data = encoded(photo, format)
+    with pytest.raises(InvalidRequestError, match="truncated|corrupt|not a"):
+        decode_image(data[: int(len(data) * share)], LIMIT)
+
+
+def test_declared_size_is_refused_before_memory_is_taken() -> None:
+    """A 60,000 x 60,000 PNG of a kilobyte costs a kilobyte, not ten gigabytes."""
+    data = png_declaring(60_000, 60_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequestError, match="60000 x 60000.*limit of 50000000"):
+            decode_image(data, 50_000_000)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@settings(max_examples=200, deadline=None)
+@given(flips=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=8))
+def test_corrupt_files_never_raise_anything_else(flips: list[tuple[int, int]]) -> None:
+    """Whatever the bytes, the answer is an image or a clear error."""
+    data = bytearray(encoded(Image.radial_gradient("L").resize((40, 30)), "PNG"))
+    for position, value in flips:
+        data[position % len(data)] = value
+    try:
+        image = decode_image(bytes(data), LIMIT)
+    except InvalidRequestError:
+        return
+    assert image.dtype == np.uint8
+    assert image.ndim == 3
+
+
+def test_raw_pixels_are_viewed_in_their_order() -> None:
+    """Raw bytes are rows from the top, RGB."""
+    pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    np.testing.assert_array_equal(view_raw(RawImage(pixels.tobytes(), 2, 3), LIMIT), pixels)
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (RawImage(bytes(11), 2, 2), "11 bytes do not match height 2 x width 2 x 3.*= 12"),
+        (RawImage(b"", 0, 5), "not positive"),
+        (RawImage(b"", -1, -5), "not positive"),
+        (RawImage(b"", 60_000, 60_000), "limit"),
+    ],
+)
+def test_raw_pixels_must_match_their_size(raw: RawImage, message: str) -> None:
+    """The error names the bytes that came and the bytes that would fit."""
+    with pytest.raises(InvalidRequestError, match=message):
+        view_raw(raw, LIMIT)

@@ -1,0 +1,112 @@
+"""Image to model input and back."""
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from gradcam_server.geometry import LETTERBOX_COLOR, fit
+from gradcam_server.requests import ResizeMode
+
+INPUT = (224, 224)
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_stretching_is_antialiased_bilinear() -> None:
+    """The input is what Pillow's bilinear filter gives: the tutorials' resize."""
+    image = noise(300, 451)
+    expected = np.asarray(Image.fromarray(image).resize((224, 224), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(fit(image, INPUT, ResizeMode.STRETCH)[0], expected)
+
+
+def test_stretching_agrees_with_tensorflow() -> None:
+    """An independent antialiased bilinear resize gives the same input, to rounding."""
+    tf = pytest.importorskip("tensorflow")
+    image = noise(300, 451)
+    expected = tf.image.resize(image, INPUT, method="bilinear", antialias=True).numpy()
+    actual = fit(image, INPUT, ResizeMode.STRETCH)[0]
+    assert np.abs(actual - expected).max() <= 1.5
+
+
+def test_an_image_of_the_input_size_is_untouched() -> None:
+    """Nothing is resampled that fits."""
+    image = noise(*INPUT)
+    for mode in ResizeMode:
+        np.testing.assert_array_equal(fit(image, INPUT, mode)[0], image)
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 451), (451, 300), (100, 80), (7, 7), (1, 1)])
+@pytest.mark.parametrize("map_size", [1, 7, 14])
+def test_mapping_back_agrees_with_opencv(height: int, width: int, map_size: int) -> None:
+    """A stretched map is enlarged with half-pixel centres, as cv2.INTER_LINEAR does."""
+    heatmap = np.random.default_rng(1).random((map_size, map_size), dtype=np.float32)
+    placement = fit(noise(height, width), INPUT, ResizeMode.STRETCH)[1]
+    expected = cv2.resize(heatmap, (width, height), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_allclose(placement.map_to_image(heatmap), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", list(ResizeMode))
+@pytest.mark.parametrize(("height", "width"), [(300, 451), (451, 300), (90, 90)])
+def test_a_mark_is_mapped_back_to_where_it_was(mode: ResizeMode, height: int, width: int) -> None:
+    """Heat found on a mark in the input lies on that mark in the original, in every mode."""
+    image = np.zeros((height, width, 3), np.uint8)
+    row, column = height // 2 + height // 8, width // 2 - width // 8
+    image[row - 4 : row + 5, column - 4 : column + 5] = 255
+    fitted, placement = fit(image, INPUT, mode)
+    bright = (fitted[..., 0] > 200).astype(np.float32)  # a perfect "explanation"
+    back = placement.map_to_image(bright)
+    assert back.shape == (height, width)
+    rows, columns = np.nonzero(back > 0.5)
+    assert abs(rows.mean() - row) < 1.5
+    assert abs(columns.mean() - column) < 1.5
+
+
+def test_centre_crop_is_zero_outside_the_crop() -> None:
+    """What the model did not see cannot be hot."""
+    placement = fit(noise(100, 300), INPUT, ResizeMode.CENTER_CROP)[1]
+    back = placement.map_to_image(np.ones((7, 7), np.float32))
+    np.testing.assert_allclose(back[:, 100:200], 1, rtol=1e-6)
+    assert not back[:, :100].any()
+    assert not back[:, 200:].any()
+
+
+def test_letterbox_keeps_the_aspect_ratio_and_fills_the_margins() -> None:
+    """The whole image lies in the middle; the margins have the mean colour."""
+    fitted, placement = fit(np.zeros((100, 200, 3), np.uint8), INPUT, ResizeMode.LETTERBOX)
+    assert (fitted[56:168] == 0).all()
+    assert (fitted[:56] == LETTERBOX_COLOR).all()
+    assert (fitted[168:] == LETTERBOX_COLOR).all()
+    margins = np.zeros((224, 224), np.float32)
+    margins[:56] = margins[168:] = 1
+    assert placement.map_to_image(margins)[2:-2].max() == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 400),
+    width=st.integers(1, 400),
+    mode=st.sampled_from(ResizeMode),
+    map_size=st.integers(1, 14),
+)
+def test_any_size_fits_and_maps_back(
+    height: int, width: int, mode: ResizeMode, map_size: int
+) -> None:
+    """Interpolation never leaves the map's range, whatever the image's size."""
+    fitted, placement = fit(noise(height, width), INPUT, mode)
+    assert fitted.shape == (*INPUT, 3)
+    heatmap = np.random.default_rng(2).random((map_size, map_size), dtype=np.float32)
+    back = placement.map_to_image(heatmap)
+    assert back.shape == (height, width)
+    assert back.min() >= 0
+    assert back.max() <= heatmap.max() * 1.00001
+
+
+def test_extreme_aspect_ratios_take_memory_of_their_own_size_only() -> None:
+    """A letterboxed line of 100,000 pixels does not become a square."""
+    placement = fit(noise(1, 100_000), INPUT, ResizeMode.LETTERBOX)[1]
+    assert placement.map_to_image(np.ones((7, 7), np.float32)).shape == (1, 100_000)

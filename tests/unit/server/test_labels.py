@@ -1,0 +1,57 @@
+"""Class names."""
+
+import pytest
+
+from gradcam_server.errors import InvalidRequestError
+from gradcam_server.labels import ClassLabel, ClassLabels, imagenet_labels
+
+
+def test_imagenet_has_its_thousand_classes_in_keras_order() -> None:
+    """Known indices have their known names."""
+    labels = imagenet_labels()
+    assert len(labels) == 1000
+    known = {0: "tench", 281: "tabby", 285: "Egyptian cat", 967: "espresso", 999: "toilet tissue"}
+    assert {index: labels.name(index) for index in known} == known
+
+
+@pytest.mark.parametrize(
+    "name", ["Egyptian cat", "egyptian_cat", "EGYPTIAN  CAT", "n02124075", 285]
+)
+def test_a_class_answers_to_each_of_its_names(name: str | int) -> None:
+    """Case, underscores and WordNet ids all find it."""
+    assert imagenet_labels().index(name) == 285
+
+
+def test_every_imagenet_name_finds_its_class_unless_it_is_shared() -> None:
+    """Only crane and maillot are ambiguous."""
+    labels = imagenet_labels()
+    ambiguous = set()
+    for index in range(1000):
+        try:
+            assert labels.index(labels.name(index)) == index
+        except InvalidRequestError:
+            ambiguous.add(labels.name(index))
+    assert ambiguous == {"crane", "maillot"}
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("crane", r"fits several classes: 134 \(crane\), 517 \(crane\); use an index"),
+        ("egyptian cta", r"unknown class.*did you mean 285 \(Egyptian cat\)"),
+        ("zzzzzz", "unknown class 'zzzzzz'$"),
+        ("", "unknown class"),
+        (1000, "out of range: the model has 1000 classes, 0 to 999"),
+        (-1, "out of range"),
+    ],
+)
+def test_unknown_classes_are_refused_with_help(target: str | int, message: str) -> None:
+    """The error says what would be right."""
+    with pytest.raises(InvalidRequestError, match=message):
+        imagenet_labels().index(target)
+
+
+def test_a_name_goes_before_another_class_alias() -> None:
+    """A synonym of one class does not hide the name of another."""
+    labels = ClassLabels([ClassLabel("projectile", ("missile",)), ClassLabel("missile")])
+    assert labels.index("missile") == 1

@@ -1,0 +1,53 @@
+"""Which compiled batch size runs."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradcam_server.ladder import check_ladder, plan_batch
+
+CPU = {1: 0.028, 2: 0.050, 4: 0.096, 8: 0.190}
+GPU = {1: 0.004, 2: 0.004, 4: 0.005, 8: 0.006}
+
+
+@pytest.mark.parametrize(
+    ("cost", "waiting", "expected"),
+    [
+        (CPU, 1, (1, 1)),
+        (CPU, 5, (4, 4)),
+        (CPU, 8, (8, 8)),
+        (CPU, 100, (8, 8)),
+        (GPU, 5, (5, 8)),
+        (GPU, 3, (3, 4)),
+        ({4: 1.0}, 1, (1, 4)),
+        ({2: 1.0, 4: 1.5}, 9, (4, 4)),
+    ],
+)
+def test_padding_is_paid_only_where_it_is_cheap(
+    cost: dict[int, float], waiting: int, expected: tuple[int, int]
+) -> None:
+    """The size that serves most images in a second runs."""
+    assert plan_batch(waiting, cost) == expected
+
+
+@given(
+    waiting=st.integers(1, 300),
+    cost=st.dictionaries(st.integers(1, 64), st.floats(1e-4, 10), min_size=1),
+)
+def test_a_plan_can_always_run(waiting: int, cost: dict[int, float]) -> None:
+    """At least one image is taken, and no more than wait or fit."""
+    take, size = plan_batch(waiting, cost)
+    assert size in cost
+    assert 1 <= take <= min(waiting, size)
+
+
+def test_the_ladder_is_sorted_and_each_size_once() -> None:
+    """Any order may be configured."""
+    assert check_ladder([8, 1, 8, 2]) == (1, 2, 8)
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [1, -2]])
+def test_an_impossible_ladder_is_refused(sizes: list[int]) -> None:
+    """There must be a positive size."""
+    with pytest.raises(ValueError, match="positive"):
+        check_ladder(sizes)

@@ -158,7 +158,7 @@ class Engine:
     def _compile(self, key: GraphKey) -> ExplanationGraph:
         model = self.models[key.model].loaded
         graph = ExplanationGraph(model, key.layer, key.method, key.max_targets, self._counter)
-        graph.compile(self._config.batch_sizes)
+        graph.compile(self._config.batch_sizes, self._config.compiler)
         return graph
 
     def _target_counts(self, model: ServedModel, layer: str) -> Sequence[int]:

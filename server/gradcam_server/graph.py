@@ -6,8 +6,8 @@
                                     |
                                     maps
 
-A graph is one ``tf.function`` for each batch size, jitted by XLA. The weights are the
-network's variables, in memory once for all of them.
+A graph is one ``tf.function`` for each batch size, jitted by XLA or run by TensorFlow's own
+executor. The weights are the network's variables, in memory once for all of them.
 """
 
 import logging
@@ -15,12 +15,14 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from gradcam_server.config import Compiler
 from gradcam_server.ladder import plan_batch
 from gradcam_server.models.loaded import LoadedModel
 from gradcam_server.models.preprocessing import preprocess
@@ -28,7 +30,8 @@ from gradcam_server.requests import Method
 
 logger = logging.getLogger(__name__)
 
-_WARM_RUNS = 3
+_TIMED_RUNS = 3
+_CANDIDATES = (Compiler.XLA, Compiler.TENSORFLOW)
 
 
 def by_rank(rank: int) -> int:
@@ -64,6 +67,14 @@ class GraphOutput:
     probabilities: NDArray[np.float32]
     classes: NDArray[np.int32]
     maps: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    batch_size: int
+    compiler: Compiler
+    function: Any
+    cost_s: float
 
 
 class CompilationCounter:
@@ -115,48 +126,56 @@ class ExplanationGraph:
         self._counter = counter
         activation = model.network.get_layer(layer).output
         self._network = keras.Model(model.network.input, [activation, model.network.output])
-        self._functions: dict[int, tf.types.experimental.ConcreteFunction] = {}
-        self._cost_s: dict[int, float] = {}
+        self._ladder: dict[int, _Compiled] = {}
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
         """The compiled batch sizes, ascending."""
-        return tuple(self._cost_s)
+        return tuple(self._ladder)
 
     @property
     def max_batch_size(self) -> int:
         """The largest compiled batch size."""
-        return max(self._cost_s)
+        return max(self._ladder)
 
-    def compile(self, batch_sizes: Sequence[int]) -> None:
+    def compile(self, batch_sizes: Sequence[int], compiler: Compiler = Compiler.XLA) -> None:
         """Traces, compiles and times the ladder. Nothing is compiled after this.
 
         Args:
             batch_sizes: The ladder, ascending.
+            compiler: ``AUTO`` tries the others at the largest size and keeps the fastest.
         """
-        for size in batch_sizes:
-            started = perf_counter()
-            signature = (
-                tf.TensorSpec((size, *self.model.input_size, 3), tf.uint8, "images"),
-                tf.TensorSpec((size, self.max_targets), tf.int32, "classes"),
-            )
-            function = tf.function(
-                self._explain, input_signature=signature, jit_compile=True, autograph=False
-            )
-            # A concrete function cannot trace again.
-            self._functions[size] = function.get_concrete_function()
-            self._run_blank(size)
-            compiled_s = perf_counter() - started
-            self._cost_s[size] = min(self._run_blank(size) for _ in range(_WARM_RUNS))
-            logger.info(
-                "Compiled %s, %s at %s, batch size %d in %.1f s; it runs in %.1f ms",
-                *(self.model.name, self.method, self.layer, size),
-                *(compiled_s, self._cost_s[size] * 1e3),
-            )
+        *smaller, largest = batch_sizes
+        candidates = _CANDIDATES if compiler is Compiler.AUTO else (compiler,)
+        built = [self._build(largest, candidate) for candidate in candidates]
+        fastest = min(built, key=lambda one: one.cost_s)
+        ladder = [self._build(size, fastest.compiler) for size in smaller]
+        self._ladder = {one.batch_size: one for one in (*ladder, fastest)}
+        logger.info(
+            "Compiled %s, %s at %s by %s; milliseconds by batch size: %s",
+            *(self.model.name, self.method, self.layer, fastest.compiler),
+            ", ".join(f"{size}: {one.cost_s * 1e3:.1f}" for size, one in self._ladder.items()),
+        )
+
+    def _build(self, size: int, compiler: Compiler) -> _Compiled:
+        signature = (
+            tf.TensorSpec((size, *self.model.input_size, 3), tf.uint8, "images"),
+            tf.TensorSpec((size, self.max_targets), tf.int32, "classes"),
+        )
+        function = tf.function(
+            self._explain,
+            input_signature=signature,
+            jit_compile=compiler is Compiler.XLA,
+            autograph=False,
+        ).get_concrete_function()  # which cannot trace again
+        blank = (np.zeros(signature[0].shape, np.uint8), np.zeros(signature[1].shape, np.int32))
+        seconds = [_seconds(function, *blank) for _ in range(1 + _TIMED_RUNS)]
+        logger.debug("%s, batch size %d: %s s", compiler, size, seconds)
+        return _Compiled(size, compiler, function, min(seconds[1:]))
 
     def plan(self, waiting: int) -> tuple[int, int]:
         """Chooses how many of ``waiting`` images to take, and the batch size to run."""
-        return plan_batch(waiting, self._cost_s)
+        return plan_batch(waiting, {size: one.cost_s for size, one in self._ladder.items()})
 
     def run(self, items: Sequence[GraphItem], padded_size: int) -> list[GraphOutput]:
         """Computes a batch.
@@ -173,20 +192,13 @@ class ExplanationGraph:
         for row, item in enumerate(items):
             images[row] = item.image
             classes[row, : len(item.classes)] = item.classes
-        logits, probabilities, chosen, maps = (
-            tensor.numpy()
-            for tensor in self._functions[padded_size](tf.constant(images), tf.constant(classes))
+        logits, probabilities, chosen, maps = _call(
+            self._ladder[padded_size].function, images, classes
         )
         return [
             GraphOutput(logits[row], probabilities[row], chosen[row, :count], maps[row, :count])
             for row, count in enumerate(len(item.classes) for item in items)
         ]
-
-    def _run_blank(self, size: int) -> float:
-        blank = GraphItem(np.zeros((*self.model.input_size, 3), np.uint8), [])
-        started = perf_counter()
-        self.run([blank] * size, size)
-        return perf_counter() - started
 
     def _explain(
         self, images: tf.Tensor, classes: tf.Tensor
@@ -221,6 +233,16 @@ def grad_cam(activation: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
     """
     weights = tf.reduce_mean(gradient, axis=[1, 2])
     return tf.einsum("bhwk,bk->bhw", activation, weights)
+
+
+def _call(function: Any, images: NDArray[np.uint8], classes: NDArray[np.int32]) -> list[Any]:
+    return [tensor.numpy() for tensor in function(tf.constant(images), tf.constant(classes))]
+
+
+def _seconds(function: Any, images: NDArray[np.uint8], classes: NDArray[np.int32]) -> float:
+    started = perf_counter()
+    _call(function, images, classes)
+    return perf_counter() - started
 
 
 def _choose(classes: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

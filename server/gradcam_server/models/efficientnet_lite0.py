@@ -167,11 +167,9 @@ def _assign(model: keras.Model, weights: Mapping[str, npt.NDArray[Any]]) -> None
     names = {name for name in weights if not name.endswith(".num_batches_tracked")}
     targets = dict(_targets(model))
     if missing := sorted(targets.keys() - names):
-        raise ValueError(f"{len(missing)} weights are missing: {', '.join(missing[:3])}, ...")
+        raise ValueError(f"{len(missing)} weights are missing: {_some(missing)}")
     if unexpected := sorted(names - targets.keys()):
-        raise ValueError(
-            f"{len(unexpected)} weights fit no layer: {', '.join(unexpected[:3])}, ..."
-        )
+        raise ValueError(f"{len(unexpected)} weights fit no layer: {_some(unexpected)}")
     values = {}
     for name, (variable, axes) in targets.items():
         value = weights[name]
@@ -184,6 +182,10 @@ def _assign(model: keras.Model, weights: Mapping[str, npt.NDArray[Any]]) -> None
         values[name] = value.transpose(axes)
     for name, (variable, _) in targets.items():
         variable.assign(values[name])
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 # Keras' axes by PyTorch's: (H, W, in, out) by (out, in, H, W), and so on.

@@ -57,12 +57,7 @@ def read_torch_checkpoint(path: Path) -> dict[str, npt.NDArray[Any]]:
     """
     data = path.read_bytes()
     try:
-        if data.startswith(b"PK"):
-            raise CheckpointError(
-                "this is PyTorch's zip format; save it again with "
-                "torch.save(state_dict, path, _use_new_zipfile_serialization=False)"
-            )
-        return _read(io.BytesIO(data))
+        return _read(data)
     except CheckpointError as error:
         raise type(error)(f"{path}: {error}") from None
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -96,7 +91,13 @@ class _Tensor:
         return np.ndarray(self.shape, dtype, storage, dtype.itemsize * self.offset, strides)
 
 
-def _read(file: io.BytesIO) -> dict[str, npt.NDArray[Any]]:
+def _read(data: bytes) -> dict[str, npt.NDArray[Any]]:
+    if data.startswith(b"PK"):
+        raise CheckpointError(
+            "this is PyTorch's zip format; save it again with "
+            "torch.save(state_dict, path, _use_new_zipfile_serialization=False)"
+        )
+    file = io.BytesIO(data)
     storages: dict[str, _Storage] = {}
     if _unpickle(file, storages) != _MAGIC_NUMBER:
         raise CheckpointError("the magic number of PyTorch's legacy format is missing")
@@ -134,7 +135,7 @@ def _ordered_dict() -> dict[str, object]:
 
 def _rebuild_tensor(
     reference: object,
-    offset: object,
+    offset: int,
     shape: tuple[int, ...],
     strides: tuple[int, ...],
     _requires_grad: object,
@@ -151,7 +152,7 @@ def _rebuild_tensor(
         raise CheckpointError(f"a tensor has {len(shape)} sizes and {len(strides)} strides")
     if not all(isinstance(extent, int) and extent >= 0 for extent in extents):
         raise CheckpointError("a tensor's offset, sizes and strides must be whole numbers")
-    tensor = _Tensor(storage, key, int(offset), tuple(shape), tuple(strides))
+    tensor = _Tensor(storage, key, offset, tuple(shape), tuple(strides))
     last = tensor.offset + sum(
         (size - 1) * stride for size, stride in zip(shape, strides, strict=True)
     )

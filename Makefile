@@ -10,12 +10,14 @@ INPUTS := pyproject.toml constraints.txt
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check stubs format clean
+.PHONY: help demo test check stubs readme format clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -3
-	@echo 'make check ruff, mypy, the stubs, the Dockerfile'
-	@echo 'make stubs generates the stubs from proto/'
+	@echo 'make check  ruff, mypy, the stubs, the README, the Dockerfile'
+	@echo 'make stubs  the stubs from proto/'
+	@echo 'make readme the table of flags in README.md'
+	@echo 'make format what can be repaired'
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python scripts/demo.py
@@ -28,10 +30,14 @@ check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/generate_stubs.py --check
+	$(BIN)/python scripts/update_readme.py --check
 	$(BIN)/hadolint Dockerfile
 
 stubs: $(VENV)/dev.stamp
 	$(BIN)/python scripts/generate_stubs.py
+
+readme: $(VENV)/dev.stamp
+	$(BIN)/python scripts/update_readme.py
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .

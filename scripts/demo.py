@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-GRADCAM = Path(sys.executable).with_name("gradcam")
-PHOTO = ROOT / "examples" / "images" / "cat.jpg"
+GRADCAM = str(Path(sys.executable).with_name("gradcam"))
+PHOTO = "examples/images/cat.jpg"
 
 
 def main() -> int:
@@ -28,8 +28,8 @@ def main() -> int:
             print("".join(log), file=sys.stderr)
             return server.wait() or 1
         assert address
-        print(f"Asking {address} about {PHOTO.relative_to(ROOT)}:\n", flush=True)
-        explain = [GRADCAM, "explain", PHOTO.relative_to(ROOT), "--server", address]
+        print(f"Asking {address} about {PHOTO}:\n", flush=True)
+        explain = [GRADCAM, "explain", PHOTO, "--server", address]
         asked = subprocess.run([*explain, "-o", "out.jpg"], cwd=ROOT, check=False)
     finally:
         server.send_signal(signal.SIGTERM)

@@ -1,0 +1,85 @@
+"""A client for gradcam-server: predictions, and where the model looked.
+
+    from gradcam_client import Client, OverlayJpeg, Raw
+
+    with Client("localhost:50051") as client:
+        result = client.explain("cat.jpg", heatmaps=[Raw(), OverlayJpeg()])
+        print(result.top.name, result.explanations[0].heatmap.shape)
+        result.save("out.jpg")
+
+        for outcome in client.explain_stream(["cat.jpg", "dog.jpg"], top_k=2):
+            print(outcome.source, outcome.error or outcome.result.top.name)
+
+``AsyncClient`` has the same methods as coroutines. Errors are a ``GradCamError``;
+``gradcam_client.errors`` draws their hierarchy.
+"""
+
+from gradcam_client.aio import AsyncClient
+from gradcam_client.client import Client
+from gradcam_client.errors import (
+    CallCancelledError,
+    DeadlineExceededError,
+    GradCamError,
+    InvalidRequestError,
+    MessageTooLargeError,
+    NotFoundError,
+    OverloadedError,
+    ServerError,
+    UnavailableError,
+)
+from gradcam_client.requests import (
+    ExplainOptions,
+    GrayPng,
+    HeatmapForm,
+    ImageArray,
+    ImageInput,
+    OverlayJpeg,
+    OverlayPng,
+    Raw,
+    build_request,
+)
+from gradcam_client.results import (
+    ClassInfo,
+    Explanation,
+    Heatmap,
+    ImageExplanation,
+    LayerInfo,
+    ModelInfo,
+    Prediction,
+    ServingStats,
+)
+from gradcam_client.retry import RetryPolicy
+from gradcam_client.stream import Outcome
+
+__all__ = [
+    "AsyncClient",
+    "CallCancelledError",
+    "ClassInfo",
+    "Client",
+    "DeadlineExceededError",
+    "ExplainOptions",
+    "Explanation",
+    "GradCamError",
+    "GrayPng",
+    "Heatmap",
+    "HeatmapForm",
+    "ImageArray",
+    "ImageExplanation",
+    "ImageInput",
+    "InvalidRequestError",
+    "LayerInfo",
+    "MessageTooLargeError",
+    "ModelInfo",
+    "NotFoundError",
+    "Outcome",
+    "OverlayJpeg",
+    "OverlayPng",
+    "OverloadedError",
+    "Prediction",
+    "Raw",
+    "RetryPolicy",
+    "ServerError",
+    "ServingStats",
+    "UnavailableError",
+    "build_request",
+]

@@ -14,7 +14,7 @@ from gradcam_server.cli.serve import serve
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="gradcam")
 def main() -> None:
-    """Predict what is in an image, and see where the model looked.
+    r"""Predict what is in an image, and see where the model looked.
 
     \b
     gradcam serve                            start a server

@@ -88,7 +88,7 @@ def explain(
     predictions: int,
     **options: Any,
 ) -> None:
-    """Predict what is in images, and see where the model looked.
+    r"""Predict what is in images, and see where the model looked.
 
     \b
     gradcam explain cat.jpg -o out.jpg
@@ -282,6 +282,7 @@ def _as_json(path: Path, result: ImageExplanation) -> dict[str, Any]:
 
 
 def _save_numbers(path: Path, result: ImageExplanation) -> None:
+    assert result.logits is not None  # they were asked for
     np.savez_compressed(
         path,
         classes=np.array([one.index for one in result.explanations], np.int32),

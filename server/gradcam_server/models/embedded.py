@@ -3,6 +3,8 @@
 import logging
 from pathlib import Path
 
+import keras
+
 from gradcam_server.errors import StartupError
 from gradcam_server.labels import imagenet_labels
 from gradcam_server.models import efficientnet_lite0
@@ -47,5 +49,5 @@ def load(weights: str, seed: int) -> LoadedModel:
     )
 
 
-def _from_file(path: Path) -> "efficientnet_lite0.keras.Model":
+def _from_file(path: Path) -> keras.Model:
     return efficientnet_lite0.build(read_torch_checkpoint(path))

@@ -60,7 +60,7 @@ def read_torch_checkpoint(path: Path) -> dict[str, npt.NDArray[Any]]:
         return _read(data)
     except CheckpointError as error:
         raise type(error)(f"{path}: {error}") from None
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         # A damaged pickle can misuse its values in every one of these ways.
         raise CheckpointError(f"{path}: truncated or damaged ({error!r})") from error
 
@@ -106,10 +106,10 @@ def _read(data: bytes) -> dict[str, npt.NDArray[Any]]:
     _unpickle(file, storages)
     tensors = _unpickle(file, storages)
     if not isinstance(tensors, dict):
-        raise CheckpointError(f"it holds a {type(tensors).__name__}, not a state dict")
+        raise CheckpointError(f"its content is of type {type(tensors).__name__}, not a state dict")
     for name, tensor in tensors.items():
         if not isinstance(tensor, _Tensor):
-            raise CheckpointError(f"{name!r} is a {type(tensor).__name__}, not a tensor")
+            raise CheckpointError(f"{name!r} is of type {type(tensor).__name__}, not a tensor")
     keys = _unpickle(file, storages)
     if not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
         raise CheckpointError("its storages have no names")

@@ -193,7 +193,7 @@ async def test_cancelling_during_the_batch_harms_no_neighbour(make: Make) -> Non
     runner.gate.set()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(results[0], asyncio.CancelledError)
-    assert [result.output for result in results[1:]] == [4, 6]
+    assert [result.output for result in results[1:] if isinstance(result, Answer)] == [4, 6]
 
 
 async def test_a_failed_batch_fails_its_items_and_nothing_else(make: Make) -> None:

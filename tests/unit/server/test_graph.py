@@ -66,7 +66,7 @@ def tape_grad_cam(model: LoadedModel, layer: str, image: np.ndarray, index: int)
     if gradient is None:
         raise AssertionError("the tape lost the activation")
     weights = gradient.numpy()[0].astype(np.float64).mean(axis=(0, 1))
-    return (activation.numpy()[0] * weights).sum(axis=-1)
+    return np.asarray((activation.numpy()[0] * weights).sum(axis=-1))
 
 
 @pytest.mark.parametrize("layer", ["block", "conv3", "conv2", "relu1", "bn1", "conv1"])

@@ -1,0 +1,412 @@
+"""The asynchronous client."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from gradcam.v1 import explanation_service_pb2 as pb
+from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
+from gradcam_client.errors import CallCancelledError, GradCamError, from_rpc_error
+from gradcam_client.requests import ExplainOptions, ImageInput, build_template, with_image
+from gradcam_client.results import ImageExplanation, ModelInfo
+from gradcam_client.retry import RetryPolicy
+from gradcam_client.stream import Outcome, StreamLedger, ended_early
+from gradcam_client.transport import (
+    DEFAULT_MAX_IN_FLIGHT,
+    DEFAULT_MAX_MESSAGE_BYTES,
+    DEFAULT_RETRY,
+    DEFAULT_TARGET,
+    DEFAULT_TIMEOUT_S,
+    HEALTH_TIMEOUT_S,
+    READY_POLL_S,
+    SERVING,
+    ChannelOptions,
+    check_images,
+    check_timeout,
+    merge_options,
+    not_ready,
+    serving_status,
+    still_starting,
+)
+
+
+class AsyncClient:
+    """Asks a server. Make it inside a running event loop.
+
+    Its methods are those of ``Client``; cancelling one cancels its call.
+
+    Args:
+        target: The server, "host:port" or any other gRPC target.
+        timeout_s: The deadline of a call with all its attempts, in seconds.
+        retry: When to try again.
+        max_message_bytes: The largest request and the largest answer.
+        channel_options: More gRPC channel options; they win over ours.
+        credentials: For TLS, ``grpc.ssl_channel_credentials()``; None is plain text.
+        channel: A channel to use in place of all the above but ``timeout_s`` and
+            ``retry``. Closing it remains the caller's business.
+
+    Raises:
+        ValueError: The timeout is not positive and finite.
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry: RetryPolicy = DEFAULT_RETRY,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        channel_options: ChannelOptions = (),
+        credentials: grpc.ChannelCredentials | None = None,
+        channel: grpc.aio.Channel | None = None,
+    ) -> None:
+        self._timeout_s = check_timeout(timeout_s)
+        self._retry = retry
+        self._owns_channel = channel is None
+        self._channel = channel or _open_channel(
+            target, credentials, merge_options(max_message_bytes, retry, channel_options)
+        )
+        self._service = pb_grpc.ExplanationServiceStub(self._channel)
+        self._health: Any = health_pb2_grpc.HealthStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the channel, unless it was given."""
+        if self._owns_channel:
+            await self._channel.close()
+
+    async def explain(
+        self,
+        image: ImageInput,
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[ExplainOptions],
+    ) -> ImageExplanation:
+        """Explains one image.
+
+        Args:
+            image: A path, the bytes of a file, or uint8 RGB pixels (H, W, 3). A file is
+                read in another thread.
+            timeout_s: The deadline with all attempts, in seconds; None is the client's.
+            **options: As of ``gradcam_client.requests.build_template``.
+
+        Raises:
+            GradCamError: The server's error, or the last attempt's.
+            OSError: The file cannot be read.
+            TypeError: As of ``build_request``.
+            ValueError: As of ``build_request``.
+        """
+        request = await asyncio.to_thread(with_image, build_template(**options), image)
+        response = await self._call(self._service.ExplainImage, request, timeout_s)
+        return ImageExplanation.from_response(response)
+
+    def explain_stream(
+        self,
+        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
+        *,
+        max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
+        timeout_s: float | None = None,
+        **options: Unpack[ExplainOptions],
+    ) -> AsyncGenerator[Outcome]:
+        """Explains many images over one stream, as ``Client.explain_stream`` does.
+
+        ``images`` is iterated in another task: one that blocks must be asynchronous.
+        Python closes an abandoned asynchronous generator late; to cancel what is under
+        way as soon as a loop is left early, wrap it in ``contextlib.aclosing``.
+
+        Args:
+            images: Each one as of ``explain``.
+            max_in_flight: How many images may be taken and not yet yielded.
+            timeout_s: How long to wait without any answer, in seconds; None is the
+                client's timeout.
+            **options: As of ``gradcam_client.requests.build_template``.
+
+        Yields:
+            The result or the error of each image, in the order of the images.
+
+        Raises:
+            TypeError: A wrong option, or ``images`` is a single image.
+            ValueError: A wrong option.
+        """
+        check_images(images)
+        ledger = StreamLedger(
+            self._retry,
+            max_in_flight=max_in_flight,
+            timeout_s=self._timeout_s if timeout_s is None else check_timeout(timeout_s),
+        )
+        stream = _Stream(self._service, ledger, build_template(**options))
+        return stream.outcomes(
+            aiter(images) if isinstance(images, AsyncIterable) else _Asynchronous(iter(images))
+        )
+
+    async def list_models(self) -> tuple[ModelInfo, ...]:
+        """Lists the models in short, the default first, without classes and layers.
+
+        Raises:
+            GradCamError: The server's error, or the last attempt's.
+        """
+        response = await self._call(self._service.ListModels, pb.ListModelsRequest())
+        return tuple(ModelInfo.from_proto(model) for model in response.models)
+
+    async def get_model(self, name: str = "") -> ModelInfo:
+        """Describes one model in full; an empty name is the server's first model.
+
+        Raises:
+            NotFoundError: No such model.
+            GradCamError: The server's error, or the last attempt's.
+        """
+        response = await self._call(self._service.GetModel, pb.GetModelRequest(name=name))
+        return ModelInfo.from_proto(response.model)
+
+    async def health(self, service: str = "", timeout_s: float = HEALTH_TIMEOUT_S) -> str:
+        """Asks once whether a service is served.
+
+        Args:
+            service: Its full name; empty is the whole server.
+            timeout_s: The deadline in seconds.
+
+        Returns:
+            "SERVING", "NOT_SERVING", "UNKNOWN" or "SERVICE_UNKNOWN".
+
+        Raises:
+            NotFoundError: No such service.
+            GradCamError: No answer; ``UnavailableError`` if there is no connection.
+        """
+        request = health_pb2.HealthCheckRequest(service=service)
+        check_timeout(timeout_s)
+        try:
+            return serving_status(await self._health.Check(request, timeout=timeout_s))
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+    async def wait_ready(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Waits until the server serves.
+
+        Args:
+            timeout_s: How long, in seconds.
+
+        Raises:
+            DeadlineExceededError: It does not serve in time.
+            GradCamError: It answers, but not to health checks.
+        """
+        deadline = time.monotonic() + check_timeout(timeout_s)
+        last = "no answer"
+        while (remaining_s := deadline - time.monotonic()) > 0:
+            try:
+                last = await self.health(timeout_s=min(HEALTH_TIMEOUT_S, remaining_s))
+            except GradCamError as error:
+                if not still_starting(error):
+                    raise
+                last = str(error)
+            if last == SERVING:
+                return
+            await asyncio.sleep(READY_POLL_S)
+        raise not_ready(timeout_s, last)
+
+    async def _call(self, method: Any, request: object, timeout_s: float | None = None) -> Any:
+        timeout_s = self._timeout_s if timeout_s is None else check_timeout(timeout_s)
+        deadline = time.monotonic() + timeout_s
+        failures = 0
+        while True:
+            try:
+                return await method(request, timeout=deadline - time.monotonic())
+            except grpc.RpcError as rpc_error:
+                error = from_rpc_error(rpc_error)
+                failures += 1
+                pause_s = self._retry.pause_s(error, failures, deadline - time.monotonic())
+                if pause_s is None:
+                    raise error from rpc_error
+            except asyncio.CancelledError:
+                if _is_task_cancelled():
+                    raise
+                raise _closed() from None
+            await asyncio.sleep(pause_s)
+
+
+class _Asynchronous:
+    """An iterator as an asynchronous one. A generator would have to be closed."""
+
+    def __init__(self, iterator: Iterator[ImageInput]) -> None:
+        self._iterator = iterator
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> ImageInput:
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            raise StopAsyncIteration from None
+
+
+class _Stream:
+    """Drives a ledger with tasks.
+
+    The feeder iterates the caller's images, the runner opens calls and reads their
+    answers, a task of gRPC's sends what ``_requests`` yields, and the caller's own task
+    waits for outcomes.
+    """
+
+    def __init__(
+        self,
+        service: pb_grpc.ExplanationServiceStub,
+        ledger: StreamLedger,
+        template: pb.ExplainImageRequest,
+    ) -> None:
+        self._service = service
+        self._ledger = ledger
+        self._template = template
+        self._changed = asyncio.Event()
+        self._epoch = 0  # grows when a call begins and ends: old ones have no say
+
+    async def outcomes(self, images: AsyncIterator[ImageInput]) -> AsyncGenerator[Outcome]:
+        feeder = asyncio.create_task(self._feed(images))
+        self._start_runner()
+        try:
+            while (outcome := await self._next_outcome()) is not None:
+                yield outcome
+        finally:
+            await _cancel(feeder, self._runner)
+
+    async def _next_outcome(self) -> Outcome | None:
+        while (outcome := self._ledger.next_outcome()) is None:
+            if self._runner.done():
+                self._runner.result()  # raises its fault, if it had one
+            if self._ledger.all_yielded:
+                if self._ledger.input_error is not None:
+                    raise self._ledger.input_error
+                return None
+            expires_in_s = self._ledger.expires_in_s(time.monotonic())
+            if expires_in_s == 0:
+                self._ledger.expire()
+                await _cancel(self._runner)
+                self._start_runner()
+            else:
+                await self._wait(expires_in_s)
+        self._notify()  # there is room for another image
+        return outcome
+
+    def _start_runner(self) -> None:
+        self._runner = asyncio.create_task(self._run())
+        self._runner.add_done_callback(lambda _: self._notify())
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _wait(self, timeout_s: float | None = None) -> None:
+        changed = self._changed
+        try:
+            async with asyncio.timeout(timeout_s):
+                await changed.wait()
+        except TimeoutError:
+            pass
+
+    # The feeder.
+
+    async def _feed(self, images: AsyncIterator[ImageInput]) -> None:
+        error: BaseException | None = None
+        try:
+            while True:
+                while not self._ledger.has_room:
+                    await self._wait()
+                await self._take(await anext(images))
+        except StopAsyncIteration:
+            pass
+        except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001 - it is the caller's
+            error = raised
+        self._ledger.end_input(error)
+        self._notify()
+
+    async def _take(self, image: ImageInput) -> None:
+        try:
+            request = await asyncio.to_thread(with_image, self._template, image)
+        except (OSError, TypeError, ValueError) as error:
+            self._ledger.take_failed(image, error)
+        else:
+            self._ledger.take(image, request, time.monotonic())
+        self._notify()
+
+    # The runner.
+
+    async def _run(self) -> None:
+        while await self._wait_until_due():
+            self._epoch += 1
+            error = await self._read(self._service.StreamExplainImages(self._requests(self._epoch)))
+            self._ledger.broke(error, time.monotonic())
+            self._notify()
+
+    async def _read(self, call: Any) -> GradCamError:
+        try:
+            async for answer in call:
+                self._ledger.answered(answer, time.monotonic())
+                self._notify()
+        except grpc.RpcError as error:
+            return from_rpc_error(error)
+        except asyncio.CancelledError:
+            if _is_task_cancelled():
+                raise
+            return _closed()
+        finally:
+            call.cancel()
+            self._epoch += 1
+            self._notify()
+        return ended_early()
+
+    async def _wait_until_due(self) -> bool:
+        while not self._ledger.all_answered:
+            due_in_s = self._ledger.due_in_s(time.monotonic())
+            if due_in_s == 0:
+                return True
+            await self._wait(due_in_s)
+        return False
+
+    # The sender.
+
+    async def _requests(self, epoch: int) -> AsyncIterator[pb.StreamExplainImagesRequest]:
+        while self._epoch == epoch and not self._ledger.all_answered:
+            now = time.monotonic()
+            request = self._ledger.next_request(now)
+            if request is not None:
+                yield request
+            else:
+                await self._wait(self._ledger.due_in_s(now))
+
+
+async def _cancel(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _is_task_cancelled() -> bool:
+    # When the channel is closed gRPC raises CancelledError in tasks that nobody cancelled.
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _closed() -> CallCancelledError:
+    return CallCancelledError(grpc.StatusCode.CANCELLED, "the client was closed")
+
+
+def _open_channel(
+    target: str, credentials: grpc.ChannelCredentials | None, options: ChannelOptions
+) -> grpc.aio.Channel:
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, options)
+    return grpc.aio.secure_channel(target, credentials, options)

@@ -1,0 +1,160 @@
+"""What a call can fail with.
+
+    GradCamError                 code, message, retry_after_s, field, retryable
+    |-- InvalidRequestError      INVALID_ARGUMENT, FAILED_PRECONDITION, OUT_OF_RANGE
+    |-- NotFoundError            NOT_FOUND: no such model or layer
+    |-- MessageTooLargeError     RESOURCE_EXHAUSTED: a message over the size limit
+    |-- OverloadedError          RESOURCE_EXHAUSTED: the queue is full; retryable
+    |-- UnavailableError         UNAVAILABLE: no connection, warming up, draining; retryable
+    |-- DeadlineExceededError    DEADLINE_EXCEEDED: no answer in time
+    |-- CallCancelledError       CANCELLED: the channel was closed, or the server gave up
+    `-- ServerError              any other code
+
+What is wrong before anything is sent is told as Python does: ``OSError`` for a
+file that cannot be read, ``TypeError`` and ``ValueError`` for a bad argument.
+"""
+
+from collections.abc import Iterable
+from contextlib import suppress
+
+import grpc
+from google.protobuf.any_pb2 import Any
+from google.protobuf.message import DecodeError
+from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc_status import rpc_status
+
+
+class GradCamError(Exception):
+    """Base of all errors that a call, or one image of a stream, ends in.
+
+    Attributes:
+        code: The gRPC status code.
+        message: What was wrong, in the server's words.
+        retry_after_s: The earliest time for another attempt, in seconds from the
+            answer; None if the server named none.
+        field: The request field that is wrong, as in the proto file; None if the
+            server named none.
+    """
+
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        message: str,
+        retry_after_s: float | None = None,
+        field: str | None = None,
+    ) -> None:
+        # All of them are args, so that the error can be copied and pickled.
+        super().__init__(code, message, retry_after_s, field)
+        self.code = code
+        self.message = message
+        self.retry_after_s = retry_after_s
+        self.field = field
+
+    def __str__(self) -> str:
+        return self.message or self.code.name
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same request may succeed later."""
+        return False
+
+
+class InvalidRequestError(GradCamError):
+    """The request can never succeed as it is."""
+
+
+class NotFoundError(GradCamError):
+    """No such model, layer or health service."""
+
+
+class MessageTooLargeError(GradCamError):
+    """The request or the answer is over the size limit of one side."""
+
+
+class OverloadedError(GradCamError):
+    """The server has no place for the request now."""
+
+    @property
+    def retryable(self) -> bool:
+        """True: places become free."""
+        return True
+
+
+class UnavailableError(GradCamError):
+    """There is no connection, or the server is warming up or draining."""
+
+    @property
+    def retryable(self) -> bool:
+        """True: servers come back."""
+        return True
+
+
+class DeadlineExceededError(GradCamError):
+    """No answer came in time."""
+
+
+class CallCancelledError(GradCamError):
+    """The call was cancelled under way, for instance by closing the client."""
+
+
+class ServerError(GradCamError):
+    """The server failed in a way that the request cannot help."""
+
+
+_CLASSES: dict[grpc.StatusCode, type[GradCamError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
+    grpc.StatusCode.FAILED_PRECONDITION: InvalidRequestError,
+    grpc.StatusCode.OUT_OF_RANGE: InvalidRequestError,
+    grpc.StatusCode.NOT_FOUND: NotFoundError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: OverloadedError,
+    grpc.StatusCode.UNAVAILABLE: UnavailableError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
+    grpc.StatusCode.CANCELLED: CallCancelledError,
+}
+_CODES = {code.value[0]: code for code in grpc.StatusCode if code is not grpc.StatusCode.OK}
+# gRPC itself refuses large messages with the code of a full queue; only the text differs.
+_TOO_LARGE = "larger than max"
+
+
+def from_code(code: grpc.StatusCode, message: str, details: Iterable[Any] = ()) -> GradCamError:
+    """Chooses the class of an error and reads its details.
+
+    Args:
+        code: The gRPC status code.
+        message: The text.
+        details: ``google.rpc.RetryInfo`` and ``google.rpc.BadRequest`` are read,
+            others are passed over.
+
+    Returns:
+        The error, to be raised or kept.
+    """
+    kind = _CLASSES.get(code, ServerError)
+    if kind is OverloadedError and _TOO_LARGE in message:
+        kind = MessageTooLargeError
+    retry_after_s, field = None, None
+    for detail in details:
+        retry, bad_request = RetryInfo(), BadRequest()
+        with suppress(DecodeError):
+            if detail.Unpack(retry):
+                delay = retry.retry_delay
+                retry_after_s = max(0.0, delay.seconds + delay.nanos / 1e9)
+            elif detail.Unpack(bad_request) and bad_request.field_violations:
+                field = bad_request.field_violations[0].field
+    return kind(code, message, retry_after_s, field)
+
+
+def from_status(status: Status) -> GradCamError:
+    """Reads an error that a stream carries in place of an answer."""
+    code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
+    return from_code(code, status.message, status.details)
+
+
+def from_rpc_error(error: grpc.RpcError) -> GradCamError:
+    """Reads the error that a call raised, of ``grpc`` or of ``grpc.aio``."""
+    try:
+        status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    except (ValueError, DecodeError):  # contradicts the call's own code, or is garbage
+        status = None
+    details = status.details if status else ()
+    return from_code(error.code(), error.details() or "", details)

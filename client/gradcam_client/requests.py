@@ -1,0 +1,278 @@
+"""What is asked about an image: options and pixels into a protobuf request."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
+from typing import TypeAlias, TypedDict, TypeVar, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradcam.v1 import explanation_service_pb2 as pb
+
+ImageInput: TypeAlias = str | os.PathLike[str] | bytes | NDArray[np.uint8]
+"""An image: the path of a file, the bytes of a file (JPEG, PNG, WebP or BMP), or
+uint8 RGB pixels (H, W, 3). BGR pixels, as OpenCV reads them, cannot be told from RGB
+ones and give wrong answers: reverse them first, ``image[..., ::-1]``."""
+
+METHODS: dict[str, pb.Method] = {"gradcam": pb.METHOD_GRAD_CAM}
+RESIZE_MODES: dict[str, pb.ResizeMode] = {
+    "stretch": pb.RESIZE_MODE_STRETCH,
+    "center-crop": pb.RESIZE_MODE_CENTER_CROP,
+    "letterbox": pb.RESIZE_MODE_LETTERBOX,
+}
+COLORMAPS: dict[str, pb.Colormap] = {
+    "jet": pb.COLORMAP_JET,
+    "turbo": pb.COLORMAP_TURBO,
+    "viridis": pb.COLORMAP_VIRIDIS,
+    "inferno": pb.COLORMAP_INFERNO,
+}
+HEATMAP_FORMATS: dict[str, pb.HeatmapFormat] = {
+    "raw": pb.HEATMAP_FORMAT_RAW_FLOAT32,
+    "image": pb.HEATMAP_FORMAT_IMAGE_FLOAT32,
+    "gray-png": pb.HEATMAP_FORMAT_GRAY_PNG,
+    "overlay-jpeg": pb.HEATMAP_FORMAT_OVERLAY_JPEG,
+    "overlay-png": pb.HEATMAP_FORMAT_OVERLAY_PNG,
+}
+
+_T = TypeVar("_T")
+
+
+def _look_up(table: Mapping[str, _T], option: str, name: str) -> _T:
+    if name not in table:
+        raise ValueError(f"{option} must be one of {', '.join(table)}, not {name!r}")
+    return table[name]
+
+
+@dataclass(frozen=True, slots=True)
+class HeatmapForm:
+    """One form in which heat maps are wanted.
+
+    ``Raw``, ``ImageArray``, ``GrayPng``, ``OverlayJpeg`` and ``OverlayPng`` make them.
+
+    Attributes:
+        format: A key of ``HEATMAP_FORMATS``.
+        alpha: Overlays only: the weight of the colours over the image, 0 to 1; None
+            leaves it to the server.
+        colormap: Overlays only: a key of ``COLORMAPS``.
+        jpeg_quality: JPEG only: 1 to 100; None leaves it to the server.
+
+    Raises:
+        ValueError: An unknown format or colormap.
+    """
+
+    format: str
+    alpha: float | None = None
+    colormap: str = "jet"
+    jpeg_quality: int | None = None
+
+    def __post_init__(self) -> None:
+        _look_up(HEATMAP_FORMATS, "format", self.format)
+        _look_up(COLORMAPS, "colormap", self.colormap)
+
+    def to_proto(self) -> pb.HeatmapRequest:
+        """Returns the protobuf message."""
+        return pb.HeatmapRequest(
+            format=HEATMAP_FORMATS[self.format],
+            alpha=self.alpha,
+            colormap=COLORMAPS[self.colormap],
+            jpeg_quality=self.jpeg_quality,
+        )
+
+
+# They are named like the classes they stand for: ``heatmaps=[Raw(), OverlayPng()]``.
+
+
+def Raw() -> HeatmapForm:  # noqa: N802
+    """A float32 array (h, w) at the layer's resolution, not normalised, >= 0."""
+    return HeatmapForm("raw")
+
+
+def ImageArray() -> HeatmapForm:  # noqa: N802
+    """A float32 array (H, W) at the image's resolution, divided by its maximum: 0 to 1."""
+    return HeatmapForm("image")
+
+
+def GrayPng() -> HeatmapForm:  # noqa: N802
+    """An 8-bit grey PNG at the image's resolution."""
+    return HeatmapForm("gray-png")
+
+
+def OverlayJpeg(alpha: float = 0.4, colormap: str = "jet", quality: int = 90) -> HeatmapForm:  # noqa: N802
+    """A JPEG of the image with the heat map over it.
+
+    Args:
+        alpha: The weight of the colours over the image, 0 to 1.
+        colormap: A key of ``COLORMAPS``.
+        quality: 1 to 100.
+
+    Raises:
+        ValueError: An unknown colormap.
+    """
+    return HeatmapForm("overlay-jpeg", alpha, colormap, quality)
+
+
+def OverlayPng(alpha: float = 0.4, colormap: str = "jet") -> HeatmapForm:  # noqa: N802
+    """A PNG of the image with the heat map over it.
+
+    Args:
+        alpha: The weight of the colours over the image, 0 to 1.
+        colormap: A key of ``COLORMAPS``.
+
+    Raises:
+        ValueError: An unknown colormap.
+    """
+    return HeatmapForm("overlay-png", alpha, colormap)
+
+
+DEFAULT_HEATMAPS = (Raw(),)
+
+
+class ExplainOptions(TypedDict, total=False):
+    """The options of ``build_template``, which describes them, for annotations."""
+
+    model: str
+    classes: Sequence[int | str]
+    top_k: int | None
+    layer: str
+    method: str
+    resize: str
+    heatmaps: Sequence[HeatmapForm]
+    prediction_count: int | None
+    include_logits: bool
+
+
+def build_template(
+    *,
+    model: str = "",
+    classes: Sequence[int | str] = (),
+    top_k: int | None = None,
+    layer: str = "",
+    method: str = "gradcam",
+    resize: str = "stretch",
+    heatmaps: Sequence[HeatmapForm] = DEFAULT_HEATMAPS,
+    prediction_count: int | None = None,
+    include_logits: bool = False,
+) -> pb.ExplainImageRequest:
+    """Writes everything about a request but its image.
+
+    Args:
+        model: The model's name; empty is the server's first.
+        classes: The classes to explain, each by its index or by its name, a synonym or
+            its WordNet id. Not together with ``top_k``.
+        top_k: Explain the k best classes; None is 1 if there are no ``classes``
+            either; 0 asks for predictions alone.
+        layer: The layer to explain; empty is the model's default.
+        method: A key of ``METHODS``.
+        resize: How the image is brought to the model's input size: a key of
+            ``RESIZE_MODES``.
+        heatmaps: The forms in which each heat map is wanted; none is ``Raw()``.
+        prediction_count: How many predictions to return; None is 5.
+        include_logits: Whether to return the logits of all classes.
+
+    Returns:
+        A request without an image, for ``with_image``.
+
+    Raises:
+        ValueError: An unknown method or resize mode, or a class index that does not
+            fit an int32.
+        TypeError: A class that is neither an int nor a str.
+    """
+    if isinstance(classes, str):
+        raise TypeError(f"classes must be a sequence: classes=[{classes!r}]")
+    return pb.ExplainImageRequest(
+        model=model,
+        targets=[_target(target) for target in classes],
+        top_k=top_k,
+        layer=layer,
+        method=_look_up(METHODS, "method", method),
+        resize_mode=_look_up(RESIZE_MODES, "resize", resize),
+        heatmaps=[form.to_proto() for form in heatmaps],
+        prediction_count=prediction_count,
+        include_logits=include_logits,
+    )
+
+
+def with_image(template: pb.ExplainImageRequest, image: ImageInput) -> pb.ExplainImageRequest:
+    """Returns a copy of a template with an image in it.
+
+    Args:
+        template: What ``build_template`` returned. It stays as it is.
+        image: A path, the bytes of a file, or uint8 RGB pixels (H, W, 3).
+
+    Raises:
+        OSError: The file cannot be read; ``FileNotFoundError`` if there is none.
+        TypeError: Neither a path, bytes nor an array, or an array that is not uint8.
+        ValueError: An array that is not (H, W, 3).
+    """
+    request = pb.ExplainImageRequest()
+    request.CopyFrom(template)
+    if isinstance(image, np.ndarray):
+        request.raw_image.CopyFrom(_raw_image(image))
+    elif isinstance(image, bytes):
+        request.encoded_image = image
+    elif isinstance(image, str | os.PathLike):
+        request.encoded_image = Path(image).read_bytes()
+    else:
+        raise TypeError(
+            "an image must be a path, the bytes of a file or a uint8 RGB array (H, W, 3), "
+            f"not {type(image).__name__}"
+        )
+    return request
+
+
+def build_request(image: ImageInput, **options: Unpack[ExplainOptions]) -> pb.ExplainImageRequest:
+    """Writes a request.
+
+    Args:
+        image: A path, the bytes of a file, or uint8 RGB pixels (H, W, 3). BGR pixels
+            cannot be told from RGB ones and give wrong answers.
+        **options: As of ``build_template``.
+
+    Raises:
+        OSError: The file cannot be read.
+        TypeError: As of ``build_template`` and ``with_image``.
+        ValueError: As of ``build_template`` and ``with_image``.
+    """
+    return with_image(build_template(**options), image)
+
+
+def _target(target: int | str) -> pb.Target:
+    if isinstance(target, str):
+        return pb.Target(class_name=target)
+    if isinstance(target, Integral) and not isinstance(target, bool):
+        return pb.Target(class_index=int(target))
+    raise TypeError(f"a class must be an index (int) or a name (str), not {target!r}")
+
+
+def _raw_image(pixels: NDArray[np.uint8]) -> pb.RawImage:
+    if pixels.dtype != np.uint8:
+        remedy = (
+            "; from values of 0 to 1: (image * 255).round().astype(np.uint8)"
+            if np.issubdtype(pixels.dtype, np.floating)
+            else ""
+        )
+        raise TypeError(f"pixels must be uint8 (0 to 255), not {pixels.dtype}{remedy}")
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
+        remedy = _shape_remedy(pixels.shape)
+        raise ValueError(f"pixels must be RGB of shape (H, W, 3), not {pixels.shape}{remedy}")
+    height, width, _ = pixels.shape
+    return pb.RawImage(data=pixels.tobytes(), height_px=height, width_px=width)
+
+
+def _shape_remedy(shape: tuple[int, ...]) -> str:
+    match shape:
+        case (_, _):
+            return "; from grey: np.stack([image] * 3, axis=-1)"
+        case (_, _, 1):
+            return "; from grey: np.repeat(image, 3, axis=-1)"
+        case (_, _, 4):
+            return "; without the alpha channel: image[..., :3]"
+        case (3, _, _):
+            return "; from channels first: image.transpose(1, 2, 0)"
+        case (_, _, _, 3):
+            return "; one image at a time: image[0]"
+        case _:
+            return ""

@@ -1,0 +1,390 @@
+"""What is known about an image: protobuf answers into frozen dataclasses."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradcam.v1 import explanation_service_pb2 as pb
+from gradcam_client.requests import HEATMAP_FORMATS, METHODS
+
+_UNKNOWN = "unknown"  # what a newer server may say
+_FORMATS = {number: name for name, number in HEATMAP_FORMATS.items()}
+_METHODS = {number: name for name, number in METHODS.items()}
+_NORMALIZATIONS = {pb.NORMALIZATION_NONE: "none", pb.NORMALIZATION_MAX: "max"}
+_INTERPOLATIONS = {pb.INTERPOLATION_NONE: "none", pb.INTERPOLATION_BILINEAR: "bilinear"}
+
+_ARRAYS = ("raw", "image")
+_OVERLAYS = ("overlay-jpeg", "overlay-png")
+# The forms that fit a file name, best first.
+_FORMS_BY_SUFFIX: Mapping[str, tuple[str, ...]] = {
+    ".jpg": ("overlay-jpeg",),
+    ".jpeg": ("overlay-jpeg",),
+    ".png": ("overlay-png", "gray-png"),
+    ".npy": _ARRAYS,
+}
+_MAKERS = {
+    "raw": "Raw()",
+    "image": "ImageArray()",
+    "gray-png": "GrayPng()",
+    "overlay-jpeg": "OverlayJpeg()",
+    "overlay-png": "OverlayPng()",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One predicted class.
+
+    Attributes:
+        index: Its index in the model's output.
+        name: Its name; empty if the model has no labels.
+        probability: Its softmax probability, 0 to 1.
+        logit: Its logit.
+    """
+
+    index: int
+    name: str
+    probability: float
+    logit: float
+
+
+@dataclass(frozen=True, slots=True)
+class Heatmap:
+    """One form of a heat map.
+
+    Attributes:
+        format: "raw", "image", "gray-png", "overlay-jpeg" or "overlay-png".
+        height: Rows.
+        width: Columns.
+        normalization: "none", or "max": divided by the maximum, 0 to 1.
+        interpolation: How it was enlarged: "none" or "bilinear".
+        data: Little-endian float32, row-major ("raw" and "image"), or an image file.
+    """
+
+    format: str
+    height: int
+    width: int
+    normalization: str
+    interpolation: str
+    data: bytes = field(repr=False)
+
+    @property
+    def array(self) -> NDArray[np.float32]:
+        """The values: float32 (height, width), read-only.
+
+        Raises:
+            ValueError: The form is an image file.
+        """
+        if self.format not in _ARRAYS:
+            raise ValueError(
+                f"a heat map of form {self.format} is an image file, not an array: "
+                "use .data, or ask for heatmaps=[Raw()] or [ImageArray()]"
+            )
+        values = np.frombuffer(self.data, "<f4").reshape(self.height, self.width)
+        return values.astype(np.float32, copy=False)  # the machine may be big-endian
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes it to a file: .npy for arrays, else the image file's own suffix.
+
+        Raises:
+            ValueError: The suffix does not fit the form.
+            OSError: The file cannot be written.
+        """
+        path = Path(path)
+        if self.format not in _forms_for(path):
+            raise ValueError(f"a heat map of form {self.format} cannot be saved as {path.name}")
+        if self.format in _ARRAYS:
+            with path.open("wb") as file:
+                np.save(file, self.array)
+        else:
+            path.write_bytes(self.data)
+
+    @classmethod
+    def from_proto(cls, heatmap: pb.Heatmap) -> Self:
+        """Reads the protobuf message."""
+        return cls(
+            format=_FORMATS.get(heatmap.format, _UNKNOWN),
+            height=heatmap.height_px,
+            width=heatmap.width_px,
+            normalization=_NORMALIZATIONS.get(heatmap.normalization, _UNKNOWN),
+            interpolation=_INTERPOLATIONS.get(heatmap.interpolation, _UNKNOWN),
+            data=heatmap.data,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Where the evidence for one class lies.
+
+    Attributes:
+        index: The class's index in the model's output.
+        name: Its name; empty if the model has no labels.
+        score: The score that was explained: the logit.
+        layer: The layer whose activation was explained.
+        method: "gradcam".
+        raw_min: The least value before the final ReLU, at layer resolution.
+        raw_max: The greatest value before the final ReLU, at layer resolution.
+        degenerate: Nothing in the layer speaks for the class: all maps are zero.
+        heatmaps: One for each form that was asked for, in the same order.
+    """
+
+    index: int
+    name: str
+    score: float
+    layer: str
+    method: str
+    raw_min: float
+    raw_max: float
+    degenerate: bool
+    heatmaps: tuple[Heatmap, ...]
+
+    @property
+    def heatmap(self) -> NDArray[np.float32]:
+        """The raw heat map: float32 (h, w) at the layer's resolution, >= 0, read-only.
+
+        Raises:
+            ValueError: It was not asked for.
+        """
+        return self._first(("raw",), "the raw heat map").array
+
+    @property
+    def overlay(self) -> bytes:
+        """The first overlay: a JPEG or PNG file.
+
+        Raises:
+            ValueError: None was asked for.
+        """
+        return self._first(_OVERLAYS, "an overlay").data
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the form that fits a file name.
+
+        Args:
+            path: .jpg or .jpeg: the JPEG overlay. .png: the PNG overlay, else the grey
+                PNG. .npy: the raw array, else the one at the image's resolution.
+
+        Raises:
+            ValueError: Another suffix, or no such form was asked for.
+            OSError: The file cannot be written.
+        """
+        path = Path(path)
+        self._first(_forms_for(path), path.suffix).save(path)
+
+    def _first(self, forms: tuple[str, ...], wanted: str) -> Heatmap:
+        for form in forms:
+            for heatmap in self.heatmaps:
+                if heatmap.format == form:
+                    return heatmap
+        held = ", ".join(heatmap.format for heatmap in self.heatmaps) or "no heat map"
+        options = " or ".join(f"heatmaps=[{_MAKERS[form]}]" for form in forms)
+        raise ValueError(f"for {wanted}, explain with {options}; this result holds {held}")
+
+    @classmethod
+    def from_proto(cls, explanation: pb.Explanation) -> Self:
+        """Reads the protobuf message."""
+        return cls(
+            index=explanation.class_index,
+            name=explanation.class_name,
+            score=explanation.score,
+            layer=explanation.layer,
+            method=_METHODS.get(explanation.method, _UNKNOWN),
+            raw_min=explanation.raw_min,
+            raw_max=explanation.raw_max,
+            degenerate=explanation.degenerate,
+            heatmaps=tuple(Heatmap.from_proto(one) for one in explanation.heatmaps),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ServingStats:
+    """Where the time went in the server, and in what company.
+
+    Attributes:
+        decode_us: Decoding and resizing the image, in microseconds.
+        queue_us: Waiting for a place in a batch, in microseconds.
+        compute_us: The batch on the device, copies included, in microseconds.
+        render_us: Enlarging, colouring and encoding the heat maps, in microseconds.
+        batch_size: Images in the batch.
+        padded_batch_size: The compiled batch size that ran.
+    """
+
+    decode_us: int
+    queue_us: int
+    compute_us: int
+    render_us: int
+    batch_size: int
+    padded_batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageExplanation:
+    """Predictions and explanations of one image.
+
+    Attributes:
+        model: The model that answered.
+        image_height: The image's height after EXIF orientation, in pixels.
+        image_width: The image's width after EXIF orientation, in pixels.
+        predictions: The classes of highest probability, best first.
+        explanations: One for each class, in the order they were named, or best first.
+        logits: float32 (classes,), or None if they were not asked for.
+        stats: What the answer cost.
+    """
+
+    model: str
+    image_height: int
+    image_width: int
+    predictions: tuple[Prediction, ...]
+    explanations: tuple[Explanation, ...]
+    logits: NDArray[np.float32] | None = field(compare=False, repr=False)
+    stats: ServingStats
+
+    @property
+    def top(self) -> Prediction:
+        """The best prediction.
+
+        Raises:
+            ValueError: None was asked for.
+        """
+        if not self.predictions:
+            raise ValueError("there are no predictions: prediction_count was 0")
+        return self.predictions[0]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the first explanation's form that fits a file name.
+
+        Args:
+            path: As of ``Explanation.save``.
+
+        Raises:
+            ValueError: No explanation, or as ``Explanation.save``.
+            OSError: The file cannot be written.
+        """
+        if not self.explanations:
+            raise ValueError("there is no explanation to save: top_k was 0")
+        self.explanations[0].save(path)
+
+    @classmethod
+    def from_response(cls, response: pb.ExplainImageResponse) -> Self:
+        """Reads the protobuf message."""
+        stats = response.stats
+        return cls(
+            model=response.model,
+            image_height=response.image_height_px,
+            image_width=response.image_width_px,
+            predictions=tuple(
+                Prediction(one.class_index, one.class_name, one.probability, one.logit)
+                for one in response.predictions
+            ),
+            explanations=tuple(Explanation.from_proto(one) for one in response.explanations),
+            logits=np.array(response.logits, np.float32) if response.logits else None,
+            stats=ServingStats(
+                decode_us=stats.decode_us,
+                queue_us=stats.queue_us,
+                compute_us=stats.compute_us,
+                render_us=stats.render_us,
+                batch_size=stats.batch_size,
+                padded_batch_size=stats.padded_batch_size,
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ClassInfo:
+    """A class of a model.
+
+    Attributes:
+        name: Its name.
+        aliases: Other names by which it may be called; a WordNet id for ImageNet.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInfo:
+    """A layer of a model.
+
+    Attributes:
+        name: Its name.
+        type: Its Keras class, such as "Conv2D".
+        output_shape: The shape of its output; -1 is the batch size.
+        explainable: Whether it can be explained.
+    """
+
+    name: str
+    type: str
+    output_shape: tuple[int, ...]
+    explainable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model of a server.
+
+    Attributes:
+        name: The name by which requests choose it.
+        weights: Where its weights come from.
+        random_weights: Whether they are random: its answers mean nothing.
+        input_height: Height of its input, in pixels.
+        input_width: Width of its input, in pixels.
+        class_count: Number of classes.
+        default_layer: The layer that is explained by default.
+        compiled_layers: The layers that are ready.
+        batch_sizes: The batch sizes that are compiled.
+        methods: The explanation methods: keys of ``METHODS``.
+        max_target_count: The most classes, or the highest top_k, of one request.
+        compilation_count: Graphs compiled since the server was started.
+        classes: In the order of the output; empty from ``list_models``.
+        layers: In the order of the model; empty from ``list_models``.
+    """
+
+    name: str
+    weights: str
+    random_weights: bool
+    input_height: int
+    input_width: int
+    class_count: int
+    default_layer: str
+    compiled_layers: tuple[str, ...]
+    batch_sizes: tuple[int, ...]
+    methods: tuple[str, ...]
+    max_target_count: int
+    compilation_count: int
+    classes: tuple[ClassInfo, ...] = field(repr=False)
+    layers: tuple[LayerInfo, ...] = field(repr=False)
+
+    @classmethod
+    def from_proto(cls, model: pb.Model) -> Self:
+        """Reads the protobuf message."""
+        return cls(
+            name=model.name,
+            weights=model.weights,
+            random_weights=model.random_weights,
+            input_height=model.input_height_px,
+            input_width=model.input_width_px,
+            class_count=model.class_count,
+            default_layer=model.default_layer,
+            compiled_layers=tuple(model.compiled_layers),
+            batch_sizes=tuple(model.batch_sizes),
+            methods=tuple(_METHODS.get(method, _UNKNOWN) for method in model.methods),
+            max_target_count=model.max_target_count,
+            compilation_count=model.compilation_count,
+            classes=tuple(ClassInfo(one.name, tuple(one.aliases)) for one in model.classes),
+            layers=tuple(
+                LayerInfo(one.name, one.type, tuple(one.output_shape), one.explainable)
+                for one in model.layers
+            ),
+        )
+
+
+def _forms_for(path: Path) -> tuple[str, ...]:
+    forms = _FORMS_BY_SUFFIX.get(path.suffix.lower())
+    if forms is None:
+        raise ValueError(f"{path.name} must end in {', '.join(_FORMS_BY_SUFFIX)}")
+    return forms

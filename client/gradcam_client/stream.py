@@ -1,0 +1,243 @@
+"""The bookkeeping of a stream, without I/O.
+
+    images -> taken -> waiting -> in flight -> answered -> yielded
+                          ^           |
+                          `-----------'  the stream broke, or a retryable error
+
+``Client`` and ``AsyncClient`` drive the same ledger: they move the messages, tell it
+what happened and when, and ask it what to do next.
+"""
+
+import heapq
+import math
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import grpc
+
+from gradcam.v1 import explanation_service_pb2 as pb
+from gradcam_client.errors import DeadlineExceededError, GradCamError, UnavailableError, from_status
+from gradcam_client.requests import ImageInput
+from gradcam_client.results import ImageExplanation
+from gradcam_client.retry import RetryPolicy
+
+ImageError: TypeAlias = GradCamError | OSError | ValueError | TypeError
+"""What one image of a stream may fail with."""
+
+_AT_ONCE = -math.inf
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What became of one image of a stream.
+
+    Attributes:
+        source: The image as it was given.
+        result: The answer, or None.
+        error: Why there is none, or None: a ``GradCamError`` from the server or the
+            connection; ``OSError``, ``TypeError`` or ``ValueError`` for an image that
+            could not be sent.
+    """
+
+    source: ImageInput
+    result: ImageExplanation | None
+    error: ImageError | None
+
+    def unwrap(self) -> ImageExplanation:
+        """Returns the result, or raises the error."""
+        if self.error is not None:
+            raise self.error
+        assert self.result is not None
+        return self.result
+
+
+@dataclass(slots=True)
+class _Unanswered:
+    source: ImageInput
+    request: pb.ExplainImageRequest
+    failures: int = 0
+
+
+def ended_early() -> UnavailableError:
+    """Returns the error of a stream that the server ended, without one, before its time."""
+    message = "the server ended the stream before all was answered"
+    return UnavailableError(grpc.StatusCode.UNAVAILABLE, message)
+
+
+class StreamLedger:
+    """Knows what to send, what to send again, and what to yield next.
+
+    Every image gets exactly one outcome, and they are yielded in the order of the
+    images. An image is tried again after a retryable error. After a retryable break
+    of the stream all that is in flight is sent again, and the breaks since the last
+    answer are counted as attempts: when they are used up, every image that was taken
+    and not answered fails, and later ones begin afresh.
+
+    A stream that breaks for another reason (a message over the size limit, say) breaks
+    because of one image. What was in flight is then sent again one by one, until
+    the stream breaks with a single image in flight: that one gets the error.
+
+    It is not safe for threads. Times are seconds of any monotonic clock.
+
+    Args:
+        policy: When to try again.
+        max_in_flight: How many images may be taken and not yet yielded.
+        timeout_s: How long images may wait without any answer arriving.
+
+    Raises:
+        ValueError: max_in_flight is not positive.
+    """
+
+    def __init__(self, policy: RetryPolicy, *, max_in_flight: int, timeout_s: float) -> None:
+        if max_in_flight < 1:
+            raise ValueError(f"max_in_flight must be at least 1, not {max_in_flight}")
+        self._policy = policy
+        self._max_in_flight = max_in_flight
+        self._timeout_s = timeout_s
+
+        self._taken = self._yielded = 0
+        self._unanswered: dict[int, _Unanswered] = {}
+        self._waiting: list[tuple[float, int]] = []  # a heap of (not before, image)
+        self._in_flight: dict[str, int] = {}  # by correlation id
+        self._suspects: set[int] = set()
+        self._outcomes: dict[int, Outcome] = {}
+
+        self._breaks = 0
+        self._paused_until = _AT_ONCE
+        self._active_at = _AT_ONCE
+        self._ended = False
+        self.input_error: BaseException | None = None
+
+    # What comes in.
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another image may be taken from the input."""
+        return self._taken - self._yielded < self._max_in_flight
+
+    def take(self, source: ImageInput, request: pb.ExplainImageRequest, now: float) -> None:
+        """Takes the next image, to be sent."""
+        if not self._unanswered:
+            self._active_at = now
+        self._unanswered[self._taken] = _Unanswered(source, request)
+        self._wait(self._taken, _AT_ONCE)
+        self._taken += 1
+
+    def take_failed(self, source: ImageInput, error: ImageError) -> None:
+        """Takes the next image, which cannot be sent."""
+        self._outcomes[self._taken] = Outcome(source, None, error)
+        self._taken += 1
+
+    def end_input(self, error: BaseException | None = None) -> None:
+        """Notes that there are no more images, or why."""
+        self._ended = True
+        self.input_error = error
+
+    # What goes over the wire.
+
+    @property
+    def all_answered(self) -> bool:
+        """Whether nothing will have to be sent any more."""
+        return self._ended and not self._unanswered
+
+    def due_in_s(self, now: float) -> float | None:
+        """Returns when to send next, in seconds; None: not before something happens."""
+        if not self._waiting or (self._suspects and self._in_flight):
+            return None
+        return max(0.0, self._paused_until - now, self._waiting[0][0] - now)
+
+    def next_request(self, now: float) -> pb.StreamExplainImagesRequest | None:
+        """Returns what to send now, and counts it as in flight; None if nothing is due."""
+        if self.due_in_s(now) != 0:
+            return None
+        _, image = heapq.heappop(self._waiting)
+        correlation_id = str(image)
+        self._in_flight[correlation_id] = image
+        return pb.StreamExplainImagesRequest(
+            correlation_id=correlation_id, request=self._unanswered[image].request
+        )
+
+    def answered(self, answer: pb.StreamExplainImagesResponse, now: float) -> None:
+        """Notes an answer. One to a request that is not in flight is passed over."""
+        image = self._in_flight.pop(answer.correlation_id, None)
+        if image is None:
+            return
+        self._active_at = now
+        self._breaks = 0
+        if answer.HasField("response"):
+            self._settle(image, result=ImageExplanation.from_response(answer.response))
+            return
+        error = from_status(answer.error)
+        entry = self._unanswered[image]
+        entry.failures += 1
+        pause_s = self._policy.pause_s(error, entry.failures, self._timeout_s)
+        if pause_s is None:
+            self._settle(image, error=error)
+        else:
+            self._wait(image, now + pause_s)
+
+    def broke(self, error: GradCamError, now: float) -> None:
+        """Notes that the stream ended. That is no failure if nothing was unanswered."""
+        lost = set(self._in_flight.values())
+        self._in_flight.clear()
+        if not self._unanswered:
+            return
+        self._breaks += 1
+        pause_s = self._policy.pause_s(error, self._breaks, self._active_at + self._timeout_s - now)
+        if pause_s is not None:
+            self._paused_until = now + pause_s
+        elif error.retryable or not lost:
+            self._fail_all(error)
+        elif len(lost) == 1:
+            self._settle(lost.pop(), error=error)
+        else:
+            self._suspects |= lost
+        for image in lost & self._unanswered.keys():
+            self._wait(image, _AT_ONCE)
+
+    def expires_in_s(self, now: float) -> float | None:
+        """Returns how long to wait for an answer, in seconds; None if none is awaited."""
+        if not self._unanswered:
+            return None
+        return max(0.0, self._active_at + self._timeout_s - now)
+
+    def expire(self) -> None:
+        """Fails all that is unanswered, because there was no answer for too long."""
+        message = f"no answer for {self._timeout_s:g} s"
+        self._fail_all(DeadlineExceededError(grpc.StatusCode.DEADLINE_EXCEEDED, message))
+
+    # What goes out.
+
+    @property
+    def all_yielded(self) -> bool:
+        """Whether every outcome was yielded."""
+        return self._ended and self._yielded == self._taken
+
+    def next_outcome(self) -> Outcome | None:
+        """Returns the next outcome in the order of the images, once it is there."""
+        outcome = self._outcomes.pop(self._yielded, None)
+        if outcome is not None:
+            self._yielded += 1
+        return outcome
+
+    def _wait(self, image: int, not_before: float) -> None:
+        heapq.heappush(self._waiting, (not_before, image))
+
+    def _settle(
+        self,
+        image: int,
+        *,
+        result: ImageExplanation | None = None,
+        error: GradCamError | None = None,
+    ) -> None:
+        source = self._unanswered.pop(image).source
+        self._suspects.discard(image)
+        self._outcomes[image] = Outcome(source, result, error)
+
+    def _fail_all(self, error: GradCamError) -> None:
+        for image in tuple(self._unanswered):
+            self._settle(image, error=error)
+        self._waiting.clear()
+        self._in_flight.clear()
+        self._breaks = 0
+        self._paused_until = _AT_ONCE

@@ -1,0 +1,392 @@
+"""The gRPC service, through a real server process."""
+
+import io
+import json
+import random
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import grpc
+import numpy as np
+import pytest
+from PIL import Image
+
+from gradcam.v1 import explanation_service_pb2 as pb
+from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
+from gradcam_client import (
+    Client,
+    GradCamError,
+    GrayPng,
+    ImageArray,
+    ImageExplanation,
+    InvalidRequestError,
+    MessageTooLargeError,
+    NotFoundError,
+    OverlayJpeg,
+    OverlayPng,
+    Raw,
+)
+from gradcam_server.config import Compiler, ServeConfig
+from gradcam_server.local import LocalClient
+from support.server import RunningServer
+
+# Stated in docs/architecture.md: float32, in batches of other sizes.
+RTOL, ATOL = 1e-3, 1e-4
+
+
+def compilations(server: RunningServer) -> int:
+    """How often XLA itself says that it compiled."""
+    return server.text.count("Compilation of XLA executable time")
+
+
+def assert_same(actual: ImageExplanation, expected: ImageExplanation) -> None:
+    """Asserts that two answers for one image agree within the stated tolerance."""
+    assert [p.index for p in actual.predictions] == [p.index for p in expected.predictions]
+    assert len(actual.explanations) == len(expected.explanations)
+    for one, other in zip(actual.explanations, expected.explanations, strict=True):
+        assert (one.index, one.name, one.layer) == (other.index, other.name, other.layer)
+        scale = float(np.abs(other.heatmap).max())
+        np.testing.assert_allclose(one.heatmap, other.heatmap, rtol=RTOL, atol=ATOL * scale)
+        assert one.score == pytest.approx(other.score, rel=RTOL, abs=ATOL)
+
+
+@pytest.mark.parametrize(("name", "index"), [("cat", 285), ("espresso", 967)])
+def test_photographs_are_recognised(client: Client, images: Path, name: str, index: int) -> None:
+    """Trained weights through the whole way: a cat is a cat."""
+    result = client.explain(images / f"{name}.jpg")
+    assert result.top.index == index
+    assert result.top.probability > 0.5
+    assert result.predictions == tuple(sorted(result.predictions, key=lambda one: -one.probability))
+    (explanation,) = result.explanations
+    assert explanation.index == index
+    assert explanation.heatmap.shape == (7, 7)
+    assert explanation.raw_max == pytest.approx(explanation.heatmap.max())
+    assert not explanation.degenerate
+
+
+def test_the_heat_lies_on_the_object(client: Client, images: Path) -> None:
+    """The hottest point is on the cat's head and in the cup, not in the background."""
+    boxes = {"cat": (40, 20, 360, 270), "espresso": (190, 10, 520, 320)}  # left, top, right, bottom
+    for name, (left, top, right, bottom) in boxes.items():
+        result = client.explain(images / f"{name}.jpg", heatmaps=[ImageArray()])
+        heat = result.explanations[0].heatmaps[0].array
+        row, column = np.unravel_index(heat.argmax(), heat.shape)
+        assert left < column < right, name
+        assert top < row < bottom, name
+        inside = heat[top:bottom, left:right].sum() / heat.sum()
+        assert inside > 0.7, name
+
+
+def test_every_form_is_answered_in_order(client: Client, cat_jpeg: bytes) -> None:
+    """Arrays, grey images and overlays, any number of them, each declared."""
+    forms = [OverlayPng(), Raw(), GrayPng(), ImageArray(), OverlayJpeg(0.7, "viridis", 50), Raw()]
+    (explanation,) = client.explain(cat_jpeg, heatmaps=forms).explanations
+    assert [one.format for one in explanation.heatmaps] == [form.format for form in forms]
+    for one in explanation.heatmaps:
+        at_layer = one.format == "raw"
+        assert (one.height, one.width) == ((7, 7) if at_layer else (300, 451))
+        assert one.normalization == ("none" if at_layer else "max")
+        assert one.interpolation == ("none" if at_layer else "bilinear")
+        if "png" in one.format or "jpeg" in one.format:
+            assert Image.open(io.BytesIO(one.data)).size == (451, 300)
+    np.testing.assert_array_equal(explanation.heatmaps[1].array, explanation.heatmaps[5].array)
+    gray = np.asarray(Image.open(io.BytesIO(explanation.heatmaps[2].data))) / 255
+    np.testing.assert_allclose(gray, explanation.heatmaps[3].array, atol=0.5 / 255 + 1e-6)
+
+
+def test_classes_are_chosen_by_index_name_and_rank(client: Client, cat_jpeg: bytes) -> None:
+    """One request explains several classes; each way to a class gives the same map."""
+    by_name = client.explain(cat_jpeg, classes=["tabby", 285, "n02123159"])
+    assert [one.index for one in by_name.explanations] == [281, 285, 282]
+    by_rank = client.explain(cat_jpeg, top_k=3)
+    assert [one.index for one in by_rank.explanations] == [
+        one.index for one in by_rank.predictions[:3]
+    ]
+    maps = {one.index: one.heatmap for one in by_rank.explanations}
+    for one in by_name.explanations:
+        np.testing.assert_allclose(one.heatmap, maps[one.index], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(maps[281], maps[285], rtol=1e-2)
+    assert client.explain(cat_jpeg, top_k=0).explanations == ()
+
+
+def test_raw_pixels_give_what_their_file_gives(client: Client, images: Path) -> None:
+    """A decoded image sent as pixels has the same answer as its file."""
+    path = images / "espresso.jpg"
+    pixels = np.asarray(cv2.imread(str(path), cv2.IMREAD_COLOR_RGB), np.uint8)
+    assert_same(client.explain(pixels), client.explain(path))
+
+
+@pytest.mark.parametrize("resize", ["stretch", "center-crop", "letterbox"])
+def test_resize_modes_see_the_cat_and_cover_the_whole_image(
+    client: Client, cat_jpeg: bytes, resize: str
+) -> None:
+    """Whatever the model saw, the heat map is mapped back onto the original."""
+    result = client.explain(cat_jpeg, resize=resize, classes=[285], heatmaps=[ImageArray()])
+    heat = result.explanations[0].heatmaps[0].array
+    assert heat.shape == (300, 451)
+    margin = (451 - 300) // 2
+    assert bool(heat[:, : margin - 1].any()) == (resize != "center-crop")
+    assert result.top.index in {281, 282, 285}
+
+
+def test_logits_come_when_asked_for(client: Client, cat_jpeg: bytes) -> None:
+    """They fit the probabilities and the score."""
+    result = client.explain(cat_jpeg, include_logits=True, prediction_count=1000)
+    assert result.logits is not None
+    assert result.logits.shape == (1000,)
+    assert result.explanations[0].score == pytest.approx(result.logits.max())
+    exponentials = np.exp(result.logits - result.logits.max())
+    for one in result.predictions[:5]:
+        expected = exponentials[one.index] / exponentials.sum()
+        assert one.probability == pytest.approx(expected, rel=1e-4)
+    assert client.explain(cat_jpeg).logits is None
+
+
+def test_models_are_listed_and_described(client: Client) -> None:
+    """Everything that one needs to choose a model, a class and a layer."""
+    lite, resnet = client.list_models()
+    assert (lite.name, resnet.name) == ("efficientnet-lite0", "resnet50")
+    assert (lite.weights, lite.random_weights) == ("imagenet", False)
+    assert (resnet.weights, resnet.random_weights) == ("random, seed 0", True)
+    assert not lite.classes
+    assert not lite.layers
+    model = client.get_model("resnet50")
+    assert (model.input_height, model.input_width, model.class_count) == (224, 224, 1000)
+    assert model.default_layer == "conv5_block3_out"
+    assert model.classes[285].name == "Egyptian cat"
+    layers = {layer.name: layer for layer in model.layers}
+    assert layers["conv5_block3_out"].explainable
+    assert tuple(layers["conv5_block3_out"].output_shape) == (-1, 7, 7, 2048)
+    assert layers["conv1_conv"].type == "Conv2D"
+    assert not layers["avg_pool"].explainable
+    assert client.get_model().name == "efficientnet-lite0"
+
+
+def test_a_layer_that_is_not_warm_is_compiled_at_first_use(client: Client, cat_jpeg: bytes) -> None:
+    """Any candidate layer can be explained, and the counter shows what it cost."""
+    before = client.get_model().compilation_count
+    first = client.explain(cat_jpeg, layer="block5c_add", classes=[285], timeout_s=120)
+    assert first.explanations[0].heatmap.shape == (14, 14)
+    assert client.get_model().compilation_count == before + 2  # the ladder
+    again = client.explain(cat_jpeg, layer="block5c_add", classes=[285])
+    assert client.get_model().compilation_count == before + 2
+    assert again.stats.queue_us < first.stats.queue_us
+    assert_same(again, first)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"classes": ["egyptian dog"]}, InvalidRequestError, "unknown class 'egyptian dog'"),
+        ({"classes": [1000]}, InvalidRequestError, "0 to 999"),
+        ({"classes": ["crane"]}, InvalidRequestError, r"134 \(crane\), 517 \(crane\)"),
+        ({"classes": [1], "top_k": 1}, InvalidRequestError, "choose one"),
+        ({"classes": list(range(6))}, InvalidRequestError, "may have 5"),
+        ({"top_k": 6}, InvalidRequestError, "must be 0 to 5"),
+        ({"model": "vgg16"}, NotFoundError, "this server has: efficientnet-lite0, resnet50"),
+        ({"layer": "conv9"}, NotFoundError, "no layer 'conv9'; the default is 'top_activation'"),
+        ({"layer": "avg_pool"}, InvalidRequestError, "no positions to explain"),
+        ({"heatmaps": [OverlayPng(alpha=1.5)]}, InvalidRequestError, "alpha is 1.5.*0 to 1"),
+        ({"heatmaps": [OverlayJpeg(quality=0)]}, InvalidRequestError, "must be 1 to 100"),
+        ({"prediction_count": -1}, InvalidRequestError, "must not be negative"),
+    ],
+)
+def test_bad_options_get_clear_errors(
+    client: Client, cat_jpeg: bytes, options: dict[str, Any], kind: type, message: str
+) -> None:
+    """The error says what was wrong and what would be right; the next request is answered."""
+    with pytest.raises(kind, match=message) as caught:
+        client.explain(cat_jpeg, **options)
+    assert isinstance(caught.value, GradCamError)
+    assert caught.value.field
+    assert client.explain(cat_jpeg).top.index == 285
+
+
+def bad_images() -> dict[str, tuple[bytes | pb.RawImage, grpc.StatusCode]]:
+    """Images that must be refused, and how."""
+    whole = (Path(__file__).parents[2] / "examples" / "images" / "cat.jpg").read_bytes()
+    invalid, exhausted = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED
+    header = bytearray(cv2.imencode(".png", np.zeros((1, 1, 3), np.uint8))[1].tobytes())
+    header[16:24] = (60_000).to_bytes(4, "big") * 2  # the CRC is wrong now, and never reached
+    return {
+        "empty": (b"", invalid),
+        "text": (b"this is a text file\n" * 50, invalid),
+        "truncated": (whole[: len(whole) // 2], invalid),
+        "raw mismatch": (pb.RawImage(data=b"abc", height_px=224, width_px=224), invalid),
+        "raw negative": (pb.RawImage(data=b"", height_px=-1, width_px=-1), invalid),
+        "oversized message": (bytes(33 * 2**20), exhausted),
+        "huge png": (bytes(header), invalid),
+    }
+
+
+def as_request(image: bytes | pb.RawImage) -> pb.ExplainImageRequest:
+    if isinstance(image, bytes):
+        return pb.ExplainImageRequest(encoded_image=image)
+    return pb.ExplainImageRequest(raw_image=image)
+
+
+@pytest.mark.parametrize("kind", bad_images())
+def test_bad_images_harm_nothing_else(server: RunningServer, cat_jpeg: bytes, kind: str) -> None:
+    """The very next good request on the same connection is answered."""
+    image, code = bad_images()[kind]
+    unlimited = [("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(server.address, options=unlimited) as channel:
+        stub = pb_grpc.ExplanationServiceStub(channel)  # type: ignore[no-untyped-call]
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.ExplainImage(as_request(image))
+        assert caught.value.code() is code
+        assert len(caught.value.details() or "") > 20
+        answer = stub.ExplainImage(pb.ExplainImageRequest(encoded_image=cat_jpeg))
+        assert answer.predictions[0].class_index == 285
+    assert server.process.poll() is None
+
+
+def test_unusual_images_are_fine(client: Client) -> None:
+    """One pixel, grey, 16 bits, an alpha channel: all are answered."""
+    rng = np.random.default_rng(0)
+    unusual: dict[str, np.ndarray] = {
+        "1x1": np.zeros((1, 1, 3), np.uint8),
+        "grey": rng.integers(0, 256, (50, 60), dtype=np.uint8),
+        "16-bit": rng.integers(0, 65536, (50, 60, 3), dtype=np.uint16),
+        "alpha": rng.integers(0, 256, (50, 60, 4), dtype=np.uint8),
+    }
+    for name, pixels in unusual.items():
+        data = cv2.imencode(".png", pixels)[1].tobytes()
+        result = client.explain(data, heatmaps=[OverlayPng()])
+        size = (result.image_height, result.image_width)
+        assert size == pixels.shape[:2], name
+
+
+def test_a_stream_survives_bad_images_and_keeps_its_order(client: Client, cat_jpeg: bytes) -> None:
+    """Each answer is an outcome or an error, in the order of the images."""
+    images: list[bytes | str] = [cat_jpeg, b"no image", cat_jpeg[:1000], "no/such/file.jpg"] * 8
+    outcomes = list(client.explain_stream(images, max_in_flight=8))
+    assert len(outcomes) == 32
+    for image, outcome in zip(images, outcomes, strict=True):
+        assert outcome.source is image
+        if image is cat_jpeg:
+            assert outcome.unwrap().top.index == 285
+        elif isinstance(image, str):
+            assert isinstance(outcome.error, FileNotFoundError)
+        else:
+            assert isinstance(outcome.error, InvalidRequestError)
+
+
+def test_an_oversized_message_is_named_and_not_retried(
+    client: Client, server: RunningServer
+) -> None:
+    """The client tells it from an overloaded server."""
+    with pytest.raises(MessageTooLargeError):
+        client.explain(bytes(33 * 2**20))
+
+
+def test_sixty_four_clients_with_mixed_requests(server: RunningServer, images: Path) -> None:
+    """No answer is mixed up, batches form, and nothing is compiled.
+
+    Each of 64 concurrent clients asks for its own crop, classes and forms; every answer
+    must match the in-process one for that request.
+    """
+    photo = Image.open(images / "espresso.jpg").convert("RGB")
+    rng = random.Random(0)
+
+    def crop() -> bytes:
+        left, top = rng.randrange(0, 300), rng.randrange(0, 200)
+        buffer = io.BytesIO()
+        photo.crop((left, top, left + 250, top + 180)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def options(number: int) -> dict[str, Any]:
+        kinds: list[dict[str, Any]] = [
+            {"classes": [rng.randrange(1000)]},
+            {"classes": [rng.randrange(1000) for _ in range(3)]},
+            {"top_k": 2, "heatmaps": [Raw(), OverlayJpeg()]},
+            {"resize": "letterbox"},
+        ]
+        return kinds[number % len(kinds)]
+
+    requests = [(crop(), options(number)) for number in range(64)]
+    config = ServeConfig(
+        model=("efficientnet-lite0",), compiler=Compiler.TENSORFLOW, batch_sizes=(1,)
+    )
+    with LocalClient(config) as local:
+        expected = [
+            next(local.explain_stream([image], **options)).unwrap() for image, options in requests
+        ]
+    assert len({one.explanations[0].score for one in expected}) > 60  # they do differ
+    barrier = threading.Barrier(64)
+
+    def ask(image: bytes, options: dict[str, Any]) -> ImageExplanation:
+        with Client(server.address) as client:
+            barrier.wait()
+            return client.explain(image, **options)
+
+    with Client(server.address) as client, ThreadPoolExecutor(64) as pool:
+        counted, witnessed = client.get_model().compilation_count, compilations(server)
+        assert witnessed > 0
+        answers = list(pool.map(ask, *zip(*requests, strict=True)))
+        assert client.get_model().compilation_count == counted
+    assert compilations(server) == witnessed
+    for answer, other in zip(answers, expected, strict=True):
+        assert_same(answer, other)
+    mean_batch = 64 / sum(1 / answer.stats.batch_size for answer in answers)
+    assert mean_batch > 1.5, [answer.stats.batch_size for answer in answers]
+
+
+def test_two_models_are_served_at_once(client: Client, cat_jpeg: bytes) -> None:
+    """Each request is answered by the model that it names."""
+    names = ["efficientnet-lite0", "resnet50"] * 8
+    with ThreadPoolExecutor(16) as pool:
+        results = list(pool.map(lambda name: client.explain(cat_jpeg, model=name), names))
+    assert [result.model for result in results] == names
+    tops = {name: {r.top.index for r in results if r.model == name} for name in names}
+    assert tops["efficientnet-lite0"] == {285}
+    assert len(tops["resnet50"]) == 1
+
+
+def test_stats_add_up(client: Client, cat_jpeg: bytes) -> None:
+    """Where the time went is known to the microsecond, and fits the whole."""
+    started = time.perf_counter()
+    stats = client.explain(cat_jpeg, heatmaps=[OverlayJpeg()]).stats
+    elapsed_us = (time.perf_counter() - started) * 1e6
+    parts = (stats.decode_us, stats.queue_us, stats.compute_us, stats.render_us)
+    assert all(part > 0 for part in parts)
+    assert sum(parts) < elapsed_us
+    assert stats.batch_size <= stats.padded_batch_size
+
+
+REFLECTION_CLIENT = """
+import json, sys, grpc
+from google.protobuf import descriptor_pool, json_format, message_factory
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+assert not any(name.startswith("gradcam") for name in sys.modules)
+channel = grpc.insecure_channel(sys.argv[1])
+database = ProtoReflectionDescriptorDatabase(channel)
+pool = descriptor_pool.DescriptorPool(database)
+service = pool.FindServiceByName("gradcam.v1.ExplanationService")
+method = service.methods_by_name["ExplainImage"]
+Request, Response = map(message_factory.GetMessageClass, (method.input_type, method.output_type))
+call = channel.unary_unary(
+    "/gradcam.v1.ExplanationService/ExplainImage",
+    request_serializer=Request.SerializeToString, response_deserializer=Response.FromString,
+)
+answer = call(Request(encoded_image=open(sys.argv[2], "rb").read()))
+assert not any(name.startswith("gradcam") for name in sys.modules)
+print(json.dumps({"services": database.get_services(), **json_format.MessageToDict(answer)}))
+"""
+
+
+def test_reflection_is_enough_to_use_the_service(server: RunningServer, images: Path) -> None:
+    """A script that knows no proto file learns the service from the server and calls it."""
+    command = [sys.executable, "-c", REFLECTION_CLIENT, server.address, str(images / "cat.jpg")]
+    answer = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert "gradcam.v1.ExplanationService" in answer["services"]
+    assert "grpc.health.v1.Health" in answer["services"]
+    assert answer["predictions"][0]["className"] == "Egyptian cat"

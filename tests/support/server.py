@@ -1,0 +1,80 @@
+"""``gradcam serve`` as a process of its own."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from gradcam_client import Client
+
+GRADCAM = str(Path(sys.executable).with_name("gradcam"))
+START_TIMEOUT_S = 180
+
+
+class RunningServer:
+    """``gradcam serve`` as a user starts it, and its log.
+
+    Args:
+        *options: Options of the command.
+        **variables: Environment variables to add.
+    """
+
+    def __init__(self, *options: str, **variables: str) -> None:
+        self.process = subprocess.Popen(
+            [GRADCAM, "serve", "--port", "0", *options],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **variables},
+        )
+        self.log: list[str] = []
+        self._listening = threading.Event()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT, as soon as it listens."""
+        assert self._listening.wait(START_TIMEOUT_S), self.text
+        match = re.search(r"Listening on (\S+:\d+)", self.text)
+        assert match, self.text
+        return match[1]
+
+    @property
+    def text(self) -> str:
+        """The log so far."""
+        return "".join(self.log)
+
+    def wait_ready(self) -> "RunningServer":
+        """Waits until it is SERVING."""
+        with Client(self.address) as client:
+            client.wait_ready(START_TIMEOUT_S)
+        return self
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Sends a signal, waits for the end and returns the exit status."""
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self, timeout_s: float = 60) -> int:
+        """Waits for the end and returns the exit status."""
+        status = self.process.wait(timeout_s)
+        self._reader.join()
+        return status
+
+    def kill(self) -> None:
+        """Ends it, whatever it does."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.wait()
+
+    def _read(self) -> None:
+        assert self.process.stderr
+        with self.process.stderr as stream:
+            for line in stream:
+                self.log.append(line)
+                if "Listening on" in line:
+                    self._listening.set()
+        self._listening.set()

@@ -1,0 +1,406 @@
+"""The synchronous client against a real server in this process."""
+
+import itertools
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from unit.client.fake_server import MAX_REQUEST_BYTES, FakeServer, make_status
+
+from gradcam_client import (
+    CallCancelledError,
+    Client,
+    DeadlineExceededError,
+    InvalidRequestError,
+    MessageTooLargeError,
+    NotFoundError,
+    Outcome,
+    OverloadedError,
+    RetryPolicy,
+    ServerError,
+    UnavailableError,
+)
+
+CODE = grpc.StatusCode
+NOWHERE = "127.0.0.1:1"
+TOO_LARGE = b"5" + b"x" * MAX_REQUEST_BYTES
+
+
+@pytest.fixture
+def client(server: FakeServer, retry: RetryPolicy) -> Iterator[Client]:
+    with Client(server.target, timeout_s=20, retry=retry) as client:
+        yield client
+
+
+def images(count: int) -> list[bytes]:
+    return [b"%d" % number for number in range(count)]
+
+
+def ends(outcomes: Iterator[Outcome]) -> list[Any]:
+    """The number or the error class of each outcome."""
+    return [one.result.top.index if one.result else type(one.error) for one in outcomes]
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 10
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return condition()
+
+
+# One image.
+
+
+def test_an_image_is_explained(client: Client, server: FakeServer) -> None:
+    """Options arrive at the server and its answer comes back as a result."""
+    result = client.explain(b"7", top_k=3, layer="conv5")
+    assert (result.model, result.top.index) == ("fake", 7)
+    assert (server.requests[0].top_k, server.requests[0].layer) == (3, "conv5")
+
+
+def test_a_full_queue_is_tried_again(client: Client, server: FakeServer) -> None:
+    """A refusal with a retry delay is followed by another attempt, not before that delay."""
+    server.script.append(server.fail(CODE.RESOURCE_EXHAUSTED, retry_after_s=0.1))
+    started = time.monotonic()
+    assert client.explain(b"7").top.index == 7
+    assert time.monotonic() - started >= 0.1
+    assert len(server.requests) == 2
+
+
+def test_an_absent_server_is_tried_again(client: Client, server: FakeServer) -> None:
+    """A server that comes back in time is not noticed to have been away."""
+    server.script.extend([server.fail(CODE.UNAVAILABLE)] * 2)
+    assert client.explain(b"7").top.index == 7
+
+
+def test_attempts_end(client: Client, server: FakeServer) -> None:
+    """After the policy's attempts the last error is raised."""
+    server.script.extend(server.fail(CODE.UNAVAILABLE, f"failure {n}") for n in range(1, 9))
+    with pytest.raises(UnavailableError, match="failure 4"):
+        client.explain(b"7")
+    assert len(server.requests) == 4
+
+
+def test_a_wrong_request_is_sent_once(client: Client, server: FakeServer) -> None:
+    """An invalid request is not retried, and its error names the field."""
+    server.script.append(server.fail(CODE.INVALID_ARGUMENT, "no such class", field="targets"))
+    with pytest.raises(InvalidRequestError, match="no such class") as raised:
+        client.explain(b"7")
+    assert raised.value.field == "targets"
+    assert len(server.requests) == 1
+
+
+def test_a_large_message_is_sent_once(client: Client, server: FakeServer) -> None:
+    """A message over the server's limit is not retried as if the queue were full."""
+    with pytest.raises(MessageTooLargeError):
+        client.explain(TOO_LARGE)
+    assert client.explain(b"7").top.index == 7
+
+
+def test_own_message_limit(server: FakeServer) -> None:
+    """max_message_bytes limits what is sent."""
+    with (
+        Client(server.target, max_message_bytes=100) as client,
+        pytest.raises(MessageTooLargeError),
+    ):
+        client.explain(b"7" + b"x" * 100)
+    assert server.requests == []
+
+
+def test_the_deadline_is_kept(client: Client, server: FakeServer) -> None:
+    """A server that does not answer in time ends in an error, not in another attempt."""
+    server.script.append(server.hang)
+    with pytest.raises(DeadlineExceededError):
+        client.explain(b"7", timeout_s=0.2)
+    assert len(server.requests) == 1
+
+
+def test_the_deadline_covers_the_pauses(client: Client, server: FakeServer) -> None:
+    """A delay beyond the deadline is not slept: the refusal is raised at once."""
+    server.script.append(server.fail(CODE.RESOURCE_EXHAUSTED, retry_after_s=60))
+    started = time.monotonic()
+    with pytest.raises(OverloadedError) as raised:
+        client.explain(b"7", timeout_s=30)
+    assert raised.value.retry_after_s == 60
+    assert time.monotonic() - started < 10
+
+
+def test_no_server_is_unavailable(retry: RetryPolicy) -> None:
+    """A refused connection ends in UnavailableError after the attempts."""
+    with Client(NOWHERE, retry=retry) as client, pytest.raises(UnavailableError):
+        client.explain(b"7")
+
+
+def test_bad_input_is_not_sent(client: Client, server: FakeServer, tmp_path: Path) -> None:
+    """What is wrong before sending is raised as Python does."""
+    with pytest.raises(FileNotFoundError):
+        client.explain(tmp_path / "missing.jpg")
+    with pytest.raises(ValueError, match="resize"):
+        client.explain(b"7", resize="crop")
+    with pytest.raises(ValueError, match="timeout_s"):
+        client.explain(b"7", timeout_s=0)
+    assert server.requests == []
+
+
+def test_a_given_channel_stays_open(server: FakeServer) -> None:
+    """The client closes only a channel of its own."""
+    with grpc.insecure_channel(server.target) as channel:
+        with Client(channel=channel) as client:
+            client.explain(b"7")
+        with Client(channel=channel) as client:
+            assert client.explain(b"8").top.index == 8
+
+
+# Many images.
+
+
+def test_outcomes_come_in_order(client: Client, server: FakeServer) -> None:
+    """Answers out of order are yielded in the order of the images, with their sources."""
+    server.streams.append(server.reverse_in_groups(5))
+    outcomes = list(client.explain_stream(images(40), max_in_flight=10))
+    assert [outcome.source for outcome in outcomes] == images(40)
+    assert ends(iter(outcomes)) == list(range(40))
+
+
+def test_no_images_no_call(client: Client, server: FakeServer) -> None:
+    """Nothing to explain ends at once, without a call."""
+    assert list(client.explain_stream([])) == []
+    assert server.received == []
+
+
+def test_bad_items_do_not_end_the_stream(
+    client: Client, server: FakeServer, tmp_path: Path
+) -> None:
+    """An unreadable path, a wrong array and a refusal are outcomes between the others."""
+    bad = make_status(CODE.INVALID_ARGUMENT, "bad", field="image")
+    server.streams.append(server.answer_with({3: [bad]}))
+    mixed = [b"0", tmp_path / "missing.jpg", np.zeros((2, 2), np.uint8), b"3", b"4"]
+    found = ends(client.explain_stream(mixed))
+    assert found == [0, FileNotFoundError, ValueError, InvalidRequestError, 4]
+
+
+def test_a_refused_item_is_tried_again(client: Client, server: FakeServer) -> None:
+    """A retryable error of one image is retried on the same stream."""
+    full = make_status(CODE.RESOURCE_EXHAUSTED, "full", retry_after_s=0.02)
+    server.streams.append(server.answer_with({1: [full, full]}))
+    assert ends(client.explain_stream(images(4))) == [0, 1, 2, 3]
+    assert len(server.received) == 1
+    assert server.received[0].count(1) == 3
+
+
+@pytest.mark.parametrize("broken", ["break_after", "end_after"])
+def test_a_broken_stream_is_resumed(client: Client, server: FakeServer, broken: str) -> None:
+    """After a break, nothing is lost and nothing that was answered is sent again."""
+    server.streams.extend(getattr(server, broken)(count) for count in (5, 3))
+    assert ends(client.explain_stream(images(30), max_in_flight=8)) == list(range(30))
+    answered = [number for stream in server.answered for number in stream]
+    assert sorted(answered) == list(range(30))
+    assert not set(server.received[1]) & set(server.answered[0])
+
+
+def test_a_stream_that_never_gets_on_fails(client: Client, server: FakeServer) -> None:
+    """When the attempts are used up, what was taken fails, and the rest is tried afresh."""
+    server.streams.extend([server.break_after(0)] * 4)
+    found = ends(client.explain_stream(images(8), max_in_flight=2))
+    assert found == [UnavailableError] * 2 + [2, 3, 4, 5, 6, 7]
+
+
+def test_without_a_server_each_image_has_its_error(retry: RetryPolicy) -> None:
+    """Every image has an outcome even if there is nobody to ask."""
+    with Client(NOWHERE, retry=retry) as client:
+        assert ends(client.explain_stream(images(3))) == [UnavailableError] * 3
+
+
+def test_a_failing_server_is_not_asked_for_ever(client: Client, server: FakeServer) -> None:
+    """A stream that ends in an error that is not retryable fails each image once."""
+    server.streams.extend([server.break_after(0, CODE.INTERNAL)] * 9)
+    assert ends(client.explain_stream(images(3))) == [ServerError] * 3
+
+
+def test_one_large_image_fails_alone(client: Client) -> None:
+    """gRPC breaks the whole stream over one large message; only that image fails."""
+    mixed = [*images(5), TOO_LARGE, *images(5)]
+    found = ends(client.explain_stream(mixed))
+    assert found == [0, 1, 2, 3, 4, MessageTooLargeError, 0, 1, 2, 3, 4]
+
+
+def test_silence_has_a_limit(client: Client, server: FakeServer) -> None:
+    """Without any answer for the timeout what waits fails, and the rest is tried afresh."""
+    server.streams.append(server.never_answer)
+    found = ends(client.explain_stream(images(4), max_in_flight=2, timeout_s=0.3))
+    assert found == [DeadlineExceededError, DeadlineExceededError, 2, 3]
+
+
+def test_an_infinite_input_is_consumed_lazily(client: Client, server: FakeServer) -> None:
+    """Never more than max_in_flight images are ahead, on this side and on the server's."""
+    pulled = itertools.count()
+    pulled_count = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal pulled_count
+        for number in pulled:
+            pulled_count += 1
+            yield b"%d" % number
+
+    server.streams.append(server.reverse_in_groups(3))
+    outcomes = client.explain_stream(endless(), max_in_flight=6)
+    for count, outcome in enumerate(itertools.islice(outcomes, 100), start=1):
+        assert outcome.unwrap().top.index == count - 1
+        assert pulled_count <= count + 6
+    outcomes.close()
+    assert server.most_in_flight <= 6
+
+
+def test_a_slow_input_delays_no_answer(client: Client) -> None:
+    """An answer is yielded while the input still waits for its next image."""
+    go_on = threading.Event()
+
+    def waiting() -> Iterator[bytes]:
+        yield b"0"
+        assert go_on.wait(10)
+        yield b"1"
+
+    outcomes = client.explain_stream(waiting())
+    assert next(outcomes).unwrap().top.index == 0
+    go_on.set()
+    assert ends(outcomes) == [1]
+
+
+def test_an_error_of_the_input_is_raised(client: Client) -> None:
+    """What the caller's iterable raises reaches the caller, after the outcomes before it."""
+
+    def failing() -> Iterator[bytes]:
+        yield from images(3)
+        raise LookupError("the caller's")
+
+    outcomes = client.explain_stream(failing())
+    assert ends(itertools.islice(outcomes, 3)) == [0, 1, 2]
+    with pytest.raises(LookupError, match="the caller's"):
+        next(outcomes)
+
+
+def test_leaving_early_cancels_the_call(client: Client, server: FakeServer) -> None:
+    """Leaving the loop cancels the call and leaves no thread behind."""
+    before = client_threads()
+    for outcome in client.explain_stream(map(b"%d".__mod__, itertools.count())):
+        if outcome.unwrap().top.index == 10:
+            break
+    assert eventually(server.cancelled.is_set)
+    assert eventually(lambda: client_threads() <= before)
+
+
+def test_a_stream_that_is_not_iterated_starts_nothing(client: Client, server: FakeServer) -> None:
+    """Making a stream without a loop over it costs neither a call nor a thread."""
+    before = client_threads()
+    client.explain_stream(images(3))
+    assert client_threads() <= before
+    assert server.received == []
+
+
+def test_closing_the_client_ends_its_streams(server: FakeServer, retry: RetryPolicy) -> None:
+    """A stream whose client is closed raises instead of waiting."""
+    server.streams.append(server.never_answer)
+    client = Client(server.target, retry=retry)
+    outcomes = client.explain_stream(images(3), timeout_s=20)
+    timer = threading.Timer(0.3, client.close)
+    timer.start()
+    with pytest.raises(ValueError, match="closed"):
+        next(outcomes)
+    timer.join()
+
+
+def test_closing_the_client_cancels_its_calls(server: FakeServer) -> None:
+    """A call whose client is closed is cancelled."""
+    server.script.append(server.hang)
+    client = Client(server.target)
+    timer = threading.Timer(0.3, client.close)
+    timer.start()
+    with pytest.raises(CallCancelledError):
+        client.explain(b"7", timeout_s=20)
+    timer.join()
+
+
+@pytest.mark.parametrize("single", ["cat.jpg", b"jpeg", Path("cat.jpg"), np.zeros((4, 4, 3))])
+def test_one_image_is_not_many(client: Client, single: Any) -> None:
+    """A single image is refused at once: a str would be taken for a list of letters."""
+    with pytest.raises(TypeError, match="explain takes one image"):
+        client.explain_stream(single)
+
+
+def test_wrong_options_of_a_stream_are_raised_at_once(client: Client) -> None:
+    """A wrong option is one error, not one for each image."""
+    with pytest.raises(ValueError, match="method"):
+        client.explain_stream(images(3), method="lime")
+    with pytest.raises(ValueError, match="max_in_flight"):
+        client.explain_stream(images(3), max_in_flight=0)
+    with pytest.raises(ValueError, match="timeout_s"):
+        client.explain_stream(images(3), timeout_s=-1)
+
+
+# Models and health.
+
+
+def test_models_are_described(client: Client, server: FakeServer) -> None:
+    """Models are listed and described, with retries like any call."""
+    server.script.append(server.fail(CODE.UNAVAILABLE))
+    assert [model.name for model in client.list_models()] == ["first", "second"]
+    assert client.get_model().name == "first"
+    assert client.get_model("second").name == "second"
+
+
+def test_health_is_told(client: Client, server: FakeServer) -> None:
+    """Health is the server's word, and an unknown service is NotFoundError."""
+    assert client.health() == "SERVING"
+    server.set_serving(False)
+    assert client.health() == "NOT_SERVING"
+    with pytest.raises(NotFoundError):
+        client.health("no.such.Service")
+
+
+def test_a_client_waits_until_the_server_is_ready(client: Client, server: FakeServer) -> None:
+    """Waiting ends when the server serves."""
+    server.set_serving(False)
+    timer = threading.Timer(0.3, server.set_serving, [True])
+    timer.start()
+    client.wait_ready(20)
+    assert client.health() == "SERVING"
+    timer.join()
+
+
+def test_waiting_for_a_server_has_a_limit(client: Client, server: FakeServer) -> None:
+    """A server that does not get ready ends in an error that says how it was."""
+    server.set_serving(False)
+    with pytest.raises(DeadlineExceededError, match="NOT_SERVING"):
+        client.wait_ready(0.3)
+    with Client(NOWHERE) as nobody, pytest.raises(DeadlineExceededError, match="onnect"):
+        nobody.wait_ready(0.3)
+
+
+# The package.
+
+
+def test_the_client_needs_no_server_package() -> None:
+    """Importing the client loads neither TensorFlow, image libraries nor the server."""
+    script = """
+import sys, gradcam_client
+unwanted = {"tensorflow", "keras", "cv2", "PIL", "click", "rich", "gradcam_server"}
+sys.exit(str(sorted(unwanted & sys.modules.keys())) if unwanted & sys.modules.keys() else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def client_threads() -> set[threading.Thread]:
+    """The threads that are not the fake server's."""
+    return {
+        thread
+        for thread in threading.enumerate()
+        if not thread.name.startswith("ThreadPoolExecutor")
+    }

@@ -83,7 +83,7 @@ class ServeConfig:
         Compiler.AUTO,
         "What runs the graph: xla, tensorflow (its own executor; for depthwise convolutions on "
         "a CPU many times faster), or auto: whichever is faster here, measured while warming up.",
-        click.Choice([compiler.value for compiler in Compiler]),
+        click.Choice(Compiler, case_sensitive=False),
     )
     max_targets: int = _option(5, "Most classes to explain in one request.", _POSITIVE)
     max_extra_graphs: int = _option(
@@ -174,4 +174,4 @@ def show_default(value: Any) -> str:
 
 def from_options(options: Mapping[str, Any]) -> ServeConfig:
     """Makes the settings from click's parsed options."""
-    return ServeConfig(**{**options, "compiler": Compiler(options["compiler"])})
+    return ServeConfig(**options)

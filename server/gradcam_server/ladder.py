@@ -9,8 +9,9 @@ def plan_batch(waiting: int, cost_s: Mapping[int, float]) -> tuple[int, int]:
     """Chooses the largest compiled batch size that serves nearly the most images in a second.
 
     Nearly: within ``_TOLERANCE``, since the times are noisy and fewer, larger batches
-    cost less around them. Where padding is dear (a CPU, whose time grows with the batch), 5 waiting images
-    run as 4 and leave 1 for the next batch; where it is cheap (a GPU) they run as 8.
+    cost less around them. Where padding is dear (a CPU, whose time grows with the batch),
+    5 waiting images run as 4 and leave 1 for the next batch; where it is cheap (a GPU)
+    they run as 8.
 
     Args:
         waiting: Number of waiting images, at least 1.

@@ -4,11 +4,14 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from time import perf_counter
 
 from gradcam_server.errors import NotReadyError
 
 _RETRY_AFTER_WARM_UP_S = 2.0
 _RETRY_AFTER_DRAIN_S = 1.0
+_QUIET_S = 0.05
+_QUIET_TIMEOUT_S = 0.5
 
 
 class Phase(StrEnum):
@@ -28,6 +31,8 @@ class Lifecycle:
         self._in_work = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._refused = 0
+        self._release: asyncio.Event | None = None
 
     def check(self) -> None:
         """Returns if requests are let in.
@@ -66,6 +71,31 @@ class Lifecycle:
         """Lets no more requests in."""
         self.phase = Phase.DRAINING
         self.draining.set()
+
+    async def hold_refusals(self) -> None:
+        """From here on, refusals wait for ``release_refusals``; returns once none come in.
+
+        A request that reaches a closing gRPC server before its handler runs ends with
+        CANCELLED. Clients whose refusal is held send nothing until they know, by
+        HTTP/2's GOAWAY, that the server is going.
+        """
+        self._release = asyncio.Event()
+        deadline = perf_counter() + _QUIET_TIMEOUT_S
+        refused = -1
+        while refused != self._refused and perf_counter() < deadline:
+            refused = self._refused
+            await asyncio.sleep(_QUIET_S)
+
+    def release_refusals(self) -> None:
+        """Lets all held refusals go."""
+        if self._release is not None:
+            self._release.set()
+
+    async def before_refusal(self) -> None:
+        """Waits while refusals are held."""
+        self._refused += 1
+        if self._release is not None:
+            await self._release.wait()
 
     async def wait_idle(self) -> None:
         """Waits until no request is in work."""

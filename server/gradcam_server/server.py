@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _FLUSH_S = 2.0
+_GOAWAY_S = 0.1
 _HEALTH_NAMES = ("", SERVICE_NAME)
 
 
@@ -118,8 +119,14 @@ class _Server:
         force.cancel()
         if not drained:
             logger.warning("Cutting off %d requests", self._lifecycle.in_work)
-        # The last answers are still on their way out; health watchers never end.
-        await server.stop(grace=_FLUSH_S if drained else 0)
+            await server.stop(grace=0)
+        else:
+            await self._lifecycle.hold_refusals()
+            # The last answers are still on their way out; health watchers never end.
+            stopping = asyncio.ensure_future(server.stop(grace=_FLUSH_S))
+            await asyncio.sleep(_GOAWAY_S)
+            self._lifecycle.release_refusals()
+            await stopping
         logger.info("Stopped")
         return drained
 

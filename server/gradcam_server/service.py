@@ -12,6 +12,7 @@ import grpc
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
 from gradcam_server.config import ServeConfig
+from gradcam_server.errors import NotReadyError
 from gradcam_server.lifecycle import Lifecycle
 from gradcam_server.status import status_code, to_status
 
@@ -74,6 +75,8 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
                 assert self._explainer is not None
                 yield self._explainer
         except Exception as error:  # noqa: BLE001 - one table turns all into codes
+            if isinstance(error, NotReadyError):
+                await self._lifecycle.before_refusal()
             status = to_status(error)
             details = ("grpc-status-details-bin", status.SerializeToString())
             await context.abort(status_code(status), status.message, (details,))

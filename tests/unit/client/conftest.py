@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 import pytest
-from unit.client.fake_server import FakeServer, serving
 
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_client import RetryPolicy
+from unit.client.fake_server import FakeServer, serving
 
 
 @pytest.fixture

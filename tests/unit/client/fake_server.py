@@ -164,7 +164,7 @@ class FakeServer(pb_grpc.ExplanationServiceServicer):
                 if answer.HasField("response"):
                     answered.append(answer.response.predictions[0].class_index)
                 yield answer
-        except grpc.RpcError:  # reading from a call that the client gave up
+        except (grpc.RpcError, GeneratorExit):  # the client gave up the call
             self.cancelled.set()
 
     def _play(self, request: Any, context: grpc.ServicerContext) -> None:

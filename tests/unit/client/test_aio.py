@@ -11,12 +11,12 @@ import grpc
 import numpy as np
 import pytest
 import pytest_asyncio
-from unit.client.fake_server import MAX_REQUEST_BYTES, FakeServer, make_status
 
 from gradcam_client import (
     AsyncClient,
     CallCancelledError,
     DeadlineExceededError,
+    ImageInput,
     InvalidRequestError,
     MessageTooLargeError,
     NotFoundError,
@@ -25,6 +25,7 @@ from gradcam_client import (
     RetryPolicy,
     UnavailableError,
 )
+from unit.client.fake_server import MAX_REQUEST_BYTES, FakeServer, make_status
 
 CODE = grpc.StatusCode
 NOWHERE = "127.0.0.1:1"
@@ -161,7 +162,13 @@ async def test_bad_items_do_not_end_the_stream(
 ) -> None:
     """An unreadable path, a wrong array and a refusal are outcomes between the others."""
     server.streams.append(server.answer_with({3: [make_status(CODE.INVALID_ARGUMENT, "bad")]}))
-    mixed = [b"0", tmp_path / "missing.jpg", np.zeros((2, 2), np.uint8), b"3", b"4"]
+    mixed: list[ImageInput] = [
+        b"0",
+        tmp_path / "missing.jpg",
+        np.zeros((2, 2), np.uint8),
+        b"3",
+        b"4",
+    ]
     found = await ends(client.explain_stream(mixed))
     assert found == [0, FileNotFoundError, ValueError, InvalidRequestError, 4]
 
@@ -200,7 +207,7 @@ async def test_without_a_server_each_image_has_its_error(retry: RetryPolicy) -> 
 
 
 async def test_one_large_image_fails_alone(client: AsyncClient) -> None:
-    """gRPC breaks the whole stream over one large message; only that image fails."""
+    """A large message breaks the whole stream in gRPC; only its image fails."""
     found = await ends(client.explain_stream([*images(3), TOO_LARGE, *images(3)]))
     assert found == [0, 1, 2, MessageTooLargeError, 0, 1, 2]
 
@@ -264,7 +271,7 @@ async def test_closing_the_client_ends_its_streams(server: FakeServer) -> None:
 async def test_one_image_is_not_many(client: AsyncClient) -> None:
     """A single image and wrong options are refused at once."""
     with pytest.raises(TypeError, match="explain takes one image"):
-        client.explain_stream("cat.jpg")  # type: ignore[arg-type]
+        client.explain_stream("cat.jpg")
     with pytest.raises(ValueError, match="method"):
         client.explain_stream(images(3), method="lime")
 

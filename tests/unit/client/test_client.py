@@ -12,12 +12,12 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from unit.client.fake_server import MAX_REQUEST_BYTES, FakeServer, make_status
 
 from gradcam_client import (
     CallCancelledError,
     Client,
     DeadlineExceededError,
+    ImageInput,
     InvalidRequestError,
     MessageTooLargeError,
     NotFoundError,
@@ -27,6 +27,7 @@ from gradcam_client import (
     ServerError,
     UnavailableError,
 )
+from unit.client.fake_server import MAX_REQUEST_BYTES, FakeServer, make_status
 
 CODE = grpc.StatusCode
 NOWHERE = "127.0.0.1:1"
@@ -181,7 +182,13 @@ def test_bad_items_do_not_end_the_stream(
     """An unreadable path, a wrong array and a refusal are outcomes between the others."""
     bad = make_status(CODE.INVALID_ARGUMENT, "bad", field="image")
     server.streams.append(server.answer_with({3: [bad]}))
-    mixed = [b"0", tmp_path / "missing.jpg", np.zeros((2, 2), np.uint8), b"3", b"4"]
+    mixed: list[ImageInput] = [
+        b"0",
+        tmp_path / "missing.jpg",
+        np.zeros((2, 2), np.uint8),
+        b"3",
+        b"4",
+    ]
     found = ends(client.explain_stream(mixed))
     assert found == [0, FileNotFoundError, ValueError, InvalidRequestError, 4]
 
@@ -225,7 +232,7 @@ def test_a_failing_server_is_not_asked_for_ever(client: Client, server: FakeServ
 
 
 def test_one_large_image_fails_alone(client: Client) -> None:
-    """gRPC breaks the whole stream over one large message; only that image fails."""
+    """A large message breaks the whole stream in gRPC; only its image fails."""
     mixed = [*images(5), TOO_LARGE, *images(5)]
     found = ends(client.explain_stream(mixed))
     assert found == [0, 1, 2, 3, 4, MessageTooLargeError, 0, 1, 2, 3, 4]

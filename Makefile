@@ -14,7 +14,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 help:
 	@sed -n 's/^# //p' Makefile | head -3
-	@echo 'make check  ruff, mypy, the stubs, the README, the Dockerfile'
+	@echo 'make check  ruff, mypy, the stubs, the README, the Dockerfile, the wheel'
 	@echo 'make stubs  the stubs from proto/'
 	@echo 'make readme the table of flags in README.md'
 	@echo 'make format what can be repaired'
@@ -32,6 +32,7 @@ check: $(VENV)/dev.stamp
 	$(BIN)/python scripts/generate_stubs.py --check
 	$(BIN)/python scripts/update_readme.py --check
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/python -m build --wheel --outdir build . > /dev/null
 
 stubs: $(VENV)/dev.stamp
 	$(BIN)/python scripts/generate_stubs.py

@@ -2,16 +2,29 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Coroutine,
+    Iterable,
+    Iterator,
+)
+from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
-from gradcam_client.errors import CallCancelledError, GradCamError, from_rpc_error
+from gradcam_client.errors import (
+    CallCancelledError,
+    GradCamError,
+    UnavailableError,
+    from_rpc_error,
+)
 from gradcam_client.requests import ExplainOptions, ImageInput, build_template, with_image
 from gradcam_client.results import ImageExplanation, ModelInfo
 from gradcam_client.retry import RetryPolicy
@@ -22,6 +35,7 @@ from gradcam_client.transport import (
     DEFAULT_RETRY,
     DEFAULT_TARGET,
     DEFAULT_TIMEOUT_S,
+    END_S,
     HEALTH_TIMEOUT_S,
     READY_POLL_S,
     SERVING,
@@ -33,6 +47,11 @@ from gradcam_client.transport import (
     serving_status,
     still_starting,
 )
+
+_T = TypeVar("_T")
+
+_WRITE_FAILED = "Internal error from Core"
+_STATUS_GRACE_S = 0.1
 
 
 class AsyncClient:
@@ -280,6 +299,8 @@ class _Stream:
         try:
             while (outcome := await self._next_outcome()) is not None:
                 yield outcome
+            # Answered, it is about to end; cancelled now, it would look like a failure there.
+            await asyncio.wait({self._runner}, timeout=END_S)
         finally:
             await _cancel(feeder, self._runner)
 
@@ -352,12 +373,13 @@ class _Stream:
             self._notify()
 
     async def _read(self, call: Any) -> GradCamError:
+        ending = _Ending(call)
         try:
-            async for answer in call:
-                self._ledger.answered(answer, time.monotonic())
-                self._notify()
-        except grpc.RpcError as error:
-            return from_rpc_error(error)
+            with suppress(grpc.RpcError):
+                async for answer in call:
+                    self._ledger.answered(answer, time.monotonic())
+                    self._notify()
+            return await ending.error()
         except asyncio.CancelledError:
             if _is_task_cancelled():
                 raise
@@ -366,7 +388,6 @@ class _Stream:
             call.cancel()
             self._epoch += 1
             self._notify()
-        return ended_early()
 
     async def _wait_until_due(self) -> bool:
         while not self._ledger.all_answered:
@@ -392,6 +413,45 @@ async def _cancel(*tasks: asyncio.Task[None]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Ending:
+    """Why a call of a stream ended.
+
+    A write that fails because the server has ended the call sets a status of its own,
+    over the server's or shortly before it (github.com/grpc/grpc/issues/36066), so every
+    status is noted as it is set.
+    """
+
+    def __init__(self, call: Any) -> None:
+        self._errors: list[GradCamError] = []
+        call.add_done_callback(self._note)
+
+    async def error(self) -> GradCamError:
+        """Returns the server's error, once the call is done."""
+        if not self._errors:
+            await asyncio.sleep(_STATUS_GRACE_S)
+        broken = UnavailableError(grpc.StatusCode.UNAVAILABLE, "the stream broke during a write")
+        return self._errors[0] if self._errors else broken
+
+    def _note(self, call: Any) -> None:
+        code, message = _without_waiting(call.code()), _without_waiting(call.details())
+        if code is grpc.StatusCode.OK:
+            self._errors.append(ended_early())
+        elif message != _WRITE_FAILED:
+            nothing = grpc.aio.Metadata()
+            trailing = _without_waiting(call.trailing_metadata())
+            status = grpc.aio.AioRpcError(code, nothing, trailing, message)
+            self._errors.append(from_rpc_error(status))
+
+
+def _without_waiting(coroutine: Coroutine[None, None, _T]) -> _T:
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        result: _T = done.value
+        return result
+    raise RuntimeError("the call is not done")
 
 
 def _is_task_cancelled() -> bool:

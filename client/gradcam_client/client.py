@@ -23,6 +23,7 @@ from gradcam_client.transport import (
     DEFAULT_RETRY,
     DEFAULT_TARGET,
     DEFAULT_TIMEOUT_S,
+    END_S,
     HEALTH_TIMEOUT_S,
     READY_POLL_S,
     SERVING,
@@ -34,9 +35,6 @@ from gradcam_client.transport import (
     serving_status,
     still_starting,
 )
-
-# How long closing a stream waits for its threads: one may be held up by the caller's iterable.
-_JOIN_S = 1.0
 
 
 class Client:
@@ -264,19 +262,21 @@ class _Stream:
 
     def outcomes(self, images: Iterator[ImageInput]) -> Generator[Outcome]:
         # Daemons: an iterable that never returns must not keep the process alive.
-        threads = [
-            threading.Thread(target=self._feed, args=(images,), name="gradcam-feed", daemon=True),
-            threading.Thread(target=self._run, name="gradcam-stream", daemon=True),
-        ]
-        for thread in threads:
-            thread.start()
+        feeder = threading.Thread(
+            target=self._feed, args=(images,), name="gradcam-feeder", daemon=True
+        )
+        runner = threading.Thread(target=self._run, name="gradcam-runner", daemon=True)
+        feeder.start()
+        runner.start()
         try:
             while (outcome := self._next_outcome()) is not None:
                 yield outcome
+            # Answered, it is about to end; cancelled now, it would look like a failure there.
+            runner.join(END_S)
         finally:
             self._close()
-            for thread in threads:
-                thread.join(_JOIN_S)
+            runner.join(END_S)
+            feeder.join(END_S)  # the caller's iterable may hold it up
 
     def _next_outcome(self) -> Outcome | None:
         with self._changed:

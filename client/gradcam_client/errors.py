@@ -115,6 +115,9 @@ _CLASSES: dict[grpc.StatusCode, type[GradCamError]] = {
 _CODES = {code.value[0]: code for code in grpc.StatusCode if code is not grpc.StatusCode.OK}
 # gRPC itself refuses large messages with the code of a full queue; only the text differs.
 _TOO_LARGE = "larger than max"
+# gRPC servers that shut down reset calls whose handler has not begun with this text; a
+# call that was cancelled on this side has another.
+_RESET = "CANCELLED"
 
 
 def from_code(code: grpc.StatusCode, message: str, details: Iterable[Any] = ()) -> GradCamError:
@@ -132,6 +135,8 @@ def from_code(code: grpc.StatusCode, message: str, details: Iterable[Any] = ()) 
     kind = _CLASSES.get(code, ServerError)
     if kind is OverloadedError and _TOO_LARGE in message:
         kind = MessageTooLargeError
+    if kind is CallCancelledError and message == _RESET:
+        kind = UnavailableError
     retry_after_s, field = None, None
     for detail in details:
         retry, bad_request = RetryInfo(), BadRequest()

@@ -23,6 +23,8 @@ DEFAULT_RETRY = RetryPolicy()
 HEALTH_TIMEOUT_S = 5.0
 READY_POLL_S = 0.2
 SERVING = "SERVING"
+# How long a stream waits for what ought to end at once.
+END_S = 1.0
 
 
 def merge_options(

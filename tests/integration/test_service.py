@@ -237,7 +237,7 @@ def test_bad_images_harm_nothing_else(server: RunningServer, cat_jpeg: bytes, ki
     image, code = bad_images()[kind]
     unlimited = [("grpc.max_send_message_length", -1)]
     with grpc.insecure_channel(server.address, options=unlimited) as channel:
-        stub = pb_grpc.ExplanationServiceStub(channel)  # type: ignore[no-untyped-call]
+        stub = pb_grpc.ExplanationServiceStub(channel)
         with pytest.raises(grpc.RpcError) as caught:
             stub.ExplainImage(as_request(image))
         assert caught.value.code() is code

@@ -212,6 +212,12 @@ def test_a_broken_stream_is_resumed(client: Client, server: FakeServer, broken: 
     assert not set(server.received[1]) & set(server.answered[0])
 
 
+def test_a_finished_stream_ends_well(client: Client, server: FakeServer) -> None:
+    """The server sees a stream that was answered end normally, not cancelled."""
+    assert ends(client.explain_stream(images(3))) == [0, 1, 2]
+    assert not server.cancelled.is_set()
+
+
 def test_a_stream_that_never_gets_on_fails(client: Client, server: FakeServer) -> None:
     """When the attempts are used up, what was taken fails, and the rest is tried afresh."""
     server.streams.extend([server.break_after(0)] * 4)

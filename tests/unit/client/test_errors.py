@@ -120,3 +120,9 @@ def test_inconsistent_rich_status_is_ignored(rich: bytes) -> None:
     error = from_rpc_error(_Call((("grpc-status-details-bin", rich),)))
     assert type(error) is NotFoundError
     assert error.message == "no such model"
+
+
+def test_a_call_reset_by_a_server_that_shuts_down_is_retried() -> None:
+    """GRPC resets calls that reach a closing server with a bare CANCELLED: nothing was done."""
+    assert from_code(grpc.StatusCode.CANCELLED, "CANCELLED").retryable
+    assert not from_code(grpc.StatusCode.CANCELLED, "Channel closed!").retryable

@@ -1,0 +1,65 @@
+"""What the README and the Dockerfile say works."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.server import GRADCAM, RunningServer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def readme_blocks(language: str) -> list[str]:
+    text = (ROOT / "README.md").read_text("utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def folder(images: Path, tmp_path: Path) -> Path:
+    """The files that the README's examples name."""
+    shutil.copy(images / "cat.jpg", tmp_path)
+    (tmp_path / "photos").mkdir()
+    shutil.copy(images / "espresso.jpg", tmp_path / "photos")
+    return tmp_path
+
+
+def test_the_readmes_python_runs(server: RunningServer, folder: Path) -> None:
+    """The examples run in their order, and do what they say."""
+    code = "".join(readme_blocks("python")).replace("localhost:50051", server.address)
+    command = [sys.executable, "-W", "error", "-c", code]
+    printed = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+    assert "Egyptian cat" in printed
+    assert "espresso.jpg" in printed
+    assert (folder / "out.jpg").read_bytes().startswith(b"\xff\xd8")
+
+
+def test_the_readmes_explain_commands_run(server: RunningServer, folder: Path) -> None:
+    """Each ``gradcam explain`` and ``health`` line of the README works as it stands."""
+    lines = [
+        line.partition("  #")[0].replace("localhost:50051", server.address)
+        for block in readme_blocks("")
+        for line in block.splitlines()
+        if line.startswith(("gradcam explain", "gradcam health"))
+    ]
+    assert len(lines) >= 5
+    for line in lines:
+        shell = line.replace("gradcam", shlex.quote(GRADCAM), 1)
+        subprocess.run(shell, shell=True, cwd=folder, check=True, capture_output=True)
+    names = {path.name for path in (folder / "overlays").iterdir()}
+    assert names == {"cat-281-tabby.jpg", "cat-282-tiger_cat.jpg"}
+    assert (folder / "numbers" / "espresso.npz").exists()
+    assert "espresso" in (folder / "answers.jsonl").read_text()
+
+
+@pytest.mark.timeout(900)
+def test_the_dockerfiles_steps_give_a_server_that_answers() -> None:
+    """What the Dockerfile copies is enough to install; the result is healthy and answers."""
+    script = ROOT / "scripts" / "try_dockerfile.py"
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "Egyptian cat" in ended.stdout

@@ -83,7 +83,7 @@ class ServeConfig:
         Compiler.AUTO,
         "What runs the graph: xla, tensorflow (its own executor; for depthwise convolutions on "
         "a CPU many times faster), or auto: whichever is faster here, measured while warming up.",
-        click.Choice(Compiler, case_sensitive=False),
+        click.Choice([compiler.value for compiler in Compiler]),
     )
     max_targets: int = _option(5, "Most classes to explain in one request.", _POSITIVE)
     max_extra_graphs: int = _option(
@@ -147,8 +147,8 @@ def serve_options(command: Callable[..., None]) -> Callable[..., None]:
             flag(setting.name),
             type=setting.metadata["type"],
             multiple=setting.metadata["many"],
-            default=setting.default,
-            show_default=show_default(setting.default),
+            default=_plain(setting.default),
+            show_default=bool(setting.default) or setting.default == 0,
             envvar=variable(setting.name),
             help=setting.metadata["help"],
         )(command)
@@ -165,6 +165,10 @@ def variable(name: str) -> str:
     return ENV_PREFIX + name.upper()
 
 
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, StrEnum) else value
+
+
 def show_default(value: Any) -> str:
     """Writes a default as one would type it."""
     if isinstance(value, tuple):
@@ -174,4 +178,4 @@ def show_default(value: Any) -> str:
 
 def from_options(options: Mapping[str, Any]) -> ServeConfig:
     """Makes the settings from click's parsed options."""
-    return ServeConfig(**options)
+    return ServeConfig(**{**options, "compiler": Compiler(options["compiler"])})

@@ -14,14 +14,14 @@ from gradcam_server.cli.serve import serve
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="gradcam")
 def main() -> None:
-    r"""Predict what is in an image, and see where the model looked.
+    """Predict what is in an image, and see where the model looked.
 
     \b
     gradcam serve                            start a server
     gradcam explain cat.jpg -o out.jpg       explain in this process
     gradcam explain *.jpg --server HOST:PORT explain on a server
     gradcam layers                           find the layer to explain
-    """
+    """  # noqa: D301 - click reads the character \b
     # TensorFlow reads it when it is imported: errors only, unless the user asks for more.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 

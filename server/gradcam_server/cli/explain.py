@@ -46,8 +46,15 @@ _LOCAL_BATCH_SIZES = (1, 4)
 @click.option(
     "--top-k", type=click.IntRange(min=1), help="Explain the K best classes.  [default: 1]"
 )
-@click.option("--layer", default="", help="Explain this layer (see gradcam layers).")
-@click.option("--model", default="", help="Name of the model.  [default: the first, resnet50]")
+@click.option(
+    "--layer", default="", show_default=False, help="Explain this layer (see gradcam layers)."
+)
+@click.option(
+    "--model",
+    default="",
+    show_default=False,
+    help="Name of the model; resnet50, or the server's first, when not given.",
+)
 @click.option(
     "--resize",
     type=click.Choice(list(RESIZE_MODES)),
@@ -88,7 +95,7 @@ def explain(
     predictions: int,
     **options: Any,
 ) -> None:
-    r"""Predict what is in images, and see where the model looked.
+    """Predict what is in images, and see where the model looked.
 
     \b
     gradcam explain cat.jpg -o out.jpg
@@ -96,7 +103,7 @@ def explain(
     gradcam explain photos/*.jpg --server localhost:50051 -o overlays/ --json
 
     An image that fails is reported, the others go on, and the exit status is 1.
-    """
+    """  # noqa: D301 - click reads the character \b
     if classes and top_k:
         raise click.UsageError("--class and --top-k exclude each other")
     targets = [int(name) if name.isdecimal() else name for name in classes]

@@ -9,7 +9,11 @@ _HEADINGS = ("LAYER", "TYPE", "OUTPUT SHAPE", "")
 
 
 @click.command()
-@click.option("--model", default="", help="Name of the model.  [default: the first, resnet50]")
+@click.option(
+    "--model",
+    default="",
+    help="Name of the model; resnet50, or the server's first, when not given.",
+)
 @click.option("--server", metavar="HOST:PORT", help="Ask this server instead.")
 def layers(model: str, server: str | None) -> None:
     """List a model's layers, and which of them can be explained.

@@ -1,0 +1,51 @@
+"""Which requests are let in."""
+
+import asyncio
+
+import pytest
+
+from gradcam_server.errors import NotReadyError
+from gradcam_server.lifecycle import Lifecycle
+
+
+async def test_requests_are_let_in_only_while_serving() -> None:
+    """Before and after, the error says why and when to try again."""
+    lifecycle = Lifecycle()
+    with pytest.raises(NotReadyError, match="warming up"), lifecycle.request():
+        pass
+    lifecycle.serve()
+    with lifecycle.request():
+        assert lifecycle.in_work == 1
+    lifecycle.drain()
+    with pytest.raises(NotReadyError, match="shutting down") as caught, lifecycle.request():
+        pass
+    assert caught.value.retry_after_s > 0
+    assert lifecycle.in_work == 0
+
+
+async def test_draining_waits_for_requests_in_work() -> None:
+    """Idle comes when the last one is done, however it ends."""
+    lifecycle = Lifecycle()
+    lifecycle.serve()
+    first, second = lifecycle.request(), lifecycle.request()
+    first.__enter__()
+    second.__enter__()
+    lifecycle.drain()
+    idle = asyncio.create_task(lifecycle.wait_idle())
+    first.__exit__(None, None, None)
+    await asyncio.sleep(0)
+    assert not idle.done()
+    second.__exit__(None, None, None)
+    await asyncio.wait_for(idle, 1)
+
+
+async def test_refusals_are_held_until_released() -> None:
+    """While gRPC says good-bye, clients that were refused do not come back yet."""
+    lifecycle = Lifecycle()
+    await asyncio.wait_for(lifecycle.before_refusal(), 1)  # at once, before
+    await lifecycle.hold_refusals()
+    refusals = [asyncio.create_task(lifecycle.before_refusal()) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    assert not any(refusal.done() for refusal in refusals)
+    lifecycle.release_refusals()
+    await asyncio.wait_for(asyncio.gather(*refusals), 1)

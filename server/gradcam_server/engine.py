@@ -175,9 +175,9 @@ class Engine:
                     return
                 raise InvalidRequestError(
                     "layer",
-                    f"layer {layer!r} of {model.name} has output {known.output_shape}, which "
-                    "has no positions to explain; choose one with (batch, height, width, "
-                    f"channels), such as {model.default_layer!r}",
+                    f"layer {layer!r} of {model.name} cannot be explained: it is the input, or "
+                    f"its output {known.output_shape} has no positions; choose one with (batch, "
+                    f"height, width, channels), such as {model.default_layer!r}",
                 )
         candidates = [known.name for known in model.layers if known.explainable]
         raise NotFoundError(

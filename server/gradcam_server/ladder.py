@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 
+# The times are noisy, and fewer, larger batches cost less around them.
 _TOLERANCE = 0.1
 
 
 def plan_batch(waiting: int, cost_s: Mapping[int, float]) -> tuple[int, int]:
-    """Chooses the largest compiled batch size that serves nearly the most images in a second.
+    """Chooses the compiled batch size to run: the next one down, full, or the next one up.
 
-    Nearly: within ``_TOLERANCE``, since the times are noisy and fewer, larger batches
-    cost less around them. Where padding is dear (a CPU, whose time grows with the batch),
-    5 waiting images run as 4 and leave 1 for the next batch; where it is cheap (a GPU)
-    they run as 8.
+    Padding up is chosen if it serves about as many images in a second. Where padding is
+    dear (a CPU, whose time grows with the batch), 5 waiting images run as 4 and leave 1
+    for the next batch; where it is cheap (a GPU) they run as 8.
 
     Args:
         waiting: Number of waiting images, at least 1.
@@ -20,11 +20,13 @@ def plan_batch(waiting: int, cost_s: Mapping[int, float]) -> tuple[int, int]:
     Returns:
         How many images to take, and the compiled size to pad them to.
     """
-    useful = [size for size in cost_s if size < waiting]
-    useful += [min((size for size in cost_s if size >= waiting), default=max(cost_s))]
-    images_per_s = {size: min(waiting, size) / cost_s[size] for size in useful}
-    good_enough = (1 - _TOLERANCE) * max(images_per_s.values())
-    size = max(size for size in useful if images_per_s[size] >= good_enough)
+    full = max((size for size in cost_s if size <= waiting), default=None)
+    padded = min((size for size in cost_s if size >= waiting), default=None)
+    if full is None or padded is None:
+        size = full or padded or 0
+    else:
+        padded_pays = waiting / cost_s[padded] >= (1 - _TOLERANCE) * full / cost_s[full]
+        size = padded if padded_pays else full
     return min(waiting, size), size
 
 

@@ -23,6 +23,9 @@ def server() -> Iterator[RunningServer]:
     )
     try:
         yield running.wait_ready()
+        # Whatever the tests sent, nothing was a fault of the server's.
+        assert "Traceback" not in running.text, running.text
+        assert running.stop() == 0
     finally:
         running.kill()
 

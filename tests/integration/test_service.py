@@ -191,7 +191,7 @@ def test_a_layer_that_is_not_warm_is_compiled_at_first_use(client: Client, cat_j
         ({"top_k": 6}, InvalidRequestError, "must be 0 to 5"),
         ({"model": "vgg16"}, NotFoundError, "this server has: efficientnet-lite0, resnet50"),
         ({"layer": "conv9"}, NotFoundError, "no layer 'conv9'; the default is 'top_activation'"),
-        ({"layer": "avg_pool"}, InvalidRequestError, "no positions to explain"),
+        ({"layer": "avg_pool"}, InvalidRequestError, "has no positions"),
         ({"heatmaps": [OverlayPng(alpha=1.5)]}, InvalidRequestError, "alpha is 1.5.*0 to 1"),
         ({"heatmaps": [OverlayJpeg(quality=0)]}, InvalidRequestError, "must be 1 to 100"),
         ({"prediction_count": -1}, InvalidRequestError, "must not be negative"),
@@ -347,6 +347,39 @@ def test_two_models_are_served_at_once(client: Client, cat_jpeg: bytes) -> None:
     tops = {name: {r.top.index for r in results if r.model == name} for name in names}
     assert tops["efficientnet-lite0"] == {285}
     assert len(tops["resnet50"]) == 1
+
+
+def test_clients_that_cancel_and_time_out_harm_nobody(
+    client: Client, server: RunningServer, cat_jpeg: bytes
+) -> None:
+    """Impatient clients get their own errors; everyone else gets right answers."""
+    request = pb.ExplainImageRequest(encoded_image=cat_jpeg)
+    with grpc.insecure_channel(server.address) as channel, ThreadPoolExecutor(8) as pool:
+        stub = pb_grpc.ExplanationServiceStub(channel)
+        good = [pool.submit(client.explain, cat_jpeg) for _ in range(24)]
+        futures = []
+        for number in range(60):
+            futures.append(stub.ExplainImage.future(request, timeout=0.001 * (number % 30)))
+            if number % 2:
+                futures[-1].cancel()
+        codes = {future.code() for future in futures}
+        assert {one.result().top.index for one in good} == {285}
+    assert codes <= {
+        grpc.StatusCode.OK,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+    }
+    assert len(codes) > 1
+    assert client.explain(cat_jpeg).top.index == 285
+
+
+def test_a_stream_dropped_in_the_middle_harms_nobody(client: Client, cat_jpeg: bytes) -> None:
+    """The client leaves with requests in flight; the next ones are answered."""
+    for _ in range(5):
+        stream = client.explain_stream([cat_jpeg] * 50)
+        assert next(stream).unwrap().top.index == 285
+        stream.close()
+    assert client.explain(cat_jpeg).top.index == 285
 
 
 def test_stats_add_up(client: Client, cat_jpeg: bytes) -> None:

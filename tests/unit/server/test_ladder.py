@@ -22,13 +22,15 @@ GPU = {1: 0.004, 2: 0.004, 4: 0.005, 8: 0.006}
         ({4: 1.0}, 1, (1, 4)),
         ({2: 1.0, 4: 1.5}, 9, (4, 4)),
         ({1: 1.0, 4: 4.2}, 9, (4, 4)),  # as good as the same
-        ({1: 1.0, 4: 6.0}, 9, (1, 1)),
+        ({1: 1.0, 4: 6.0}, 9, (4, 4)),  # a full batch is never split up
+        ({1: 1.0, 4: 3.2}, 3, (3, 4)),
+        ({1: 1.0, 4: 4.0}, 3, (1, 1)),
     ],
 )
 def test_padding_is_paid_only_where_it_is_cheap(
     cost: dict[int, float], waiting: int, expected: tuple[int, int]
 ) -> None:
-    """The size that serves most images in a second runs."""
+    """Full batches always run; up is padded where that serves as many images in a second."""
     assert plan_batch(waiting, cost) == expected
 
 

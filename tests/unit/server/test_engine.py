@@ -1,0 +1,123 @@
+"""Models and graphs: what is warm, what is compiled at first use, what is refused."""
+
+import asyncio
+
+import pytest
+
+from gradcam_server.config import Compiler, ServeConfig
+from gradcam_server.engine import Engine, ServedModel
+from gradcam_server.errors import InvalidRequestError, NotFoundError, StartupError
+from gradcam_server.graph import ExplanationGraph
+from gradcam_server.requests import Method
+
+DEFAULT, WARM, OTHER, THIRD = "top_activation", "block6a_expand_conv", "top_conv", "top_bn"
+
+
+def make(*layers: str, max_extra_graphs: int = 1) -> Engine:
+    return Engine(
+        ServeConfig(
+            model=("efficientnet-lite0",),
+            weights=("random",),
+            layer=layers,
+            batch_sizes=(1,),
+            compiler=Compiler.TENSORFLOW,
+            max_targets=3,
+            max_extra_graphs=max_extra_graphs,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def warm() -> Engine:
+    """An engine with the default layer and one more warm."""
+    engine = make(WARM)
+    engine.warm_up()
+    return engine
+
+
+async def find(
+    engine: Engine, layer: str, targets: int = 1, model: ServedModel | None = None
+) -> ExplanationGraph:
+    return await engine.find_graph(model or engine.find_model(""), layer, Method.GRAD_CAM, targets)
+
+
+async def test_warm_layers_need_no_compiler(warm: Engine) -> None:
+    """The default is one graph for any number of targets; other layers have one for one."""
+    counted = warm.compilation_count
+    assert counted == 3
+    assert await find(warm, "", 1) is await find(warm, DEFAULT, 3)
+    assert (await find(warm, WARM, 0)).max_targets == 1
+    assert (await find(warm, WARM, 2)).max_targets == 3
+    assert warm.compilation_count == counted
+    assert warm.compiled_layers(warm.find_model("")) == [DEFAULT, WARM]
+
+
+async def test_many_requests_for_a_cold_layer_compile_it_once() -> None:
+    """Those that come while it compiles wait for the same graph."""
+    engine = make()
+    graphs = await asyncio.gather(*(find(engine, OTHER) for _ in range(5)))
+    assert len(set(map(id, graphs))) == 1
+    assert engine.compilation_count == 1
+    engine.close()
+
+
+async def test_the_least_recently_used_cold_graph_goes() -> None:
+    """Memory is bounded; what goes is compiled again when it is asked for again."""
+    engine = make(max_extra_graphs=2)
+    first = await find(engine, OTHER)
+    second = await find(engine, THIRD)
+    assert await find(engine, OTHER) is first
+    await find(engine, WARM)  # evicts THIRD
+    assert await find(engine, OTHER) is first
+    assert await find(engine, THIRD) is not second
+    assert engine.compilation_count == 4
+    engine.close()
+
+
+async def test_one_caller_that_goes_away_stops_nobody_else() -> None:
+    """A cancelled request leaves the compilation to the others."""
+    engine = make()
+    tasks = [asyncio.create_task(find(engine, OTHER)) for _ in range(2)]
+    await asyncio.sleep(0.05)
+    tasks[0].cancel()
+    assert (await tasks[1]).layer == OTHER
+    engine.close()
+
+
+async def test_cold_layers_can_be_refused() -> None:
+    """An operator may forbid compiling under traffic."""
+    engine = make(max_extra_graphs=0)
+    with pytest.raises(InvalidRequestError, match=f"is not compiled.*--layer {OTHER}"):
+        await find(engine, OTHER)
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("layer", "kind", "message"),
+    [
+        ("nope", NotFoundError, "no layer 'nope'; the default is 'top_activation'.*top_conv"),
+        ("avg_pool", InvalidRequestError, "has no positions"),
+        ("image", InvalidRequestError, "it is the input"),
+    ],
+)
+async def test_impossible_layers_are_refused(
+    warm: Engine, layer: str, kind: type[Exception], message: str
+) -> None:
+    """The error lists candidates."""
+    with pytest.raises(kind, match=message):
+        await find(warm, layer)
+
+
+def test_unknown_names_are_refused(warm: Engine) -> None:
+    """A model at request time, a layer at start."""
+    with pytest.raises(NotFoundError, match="this server has: efficientnet-lite0"):
+        warm.find_model("vgg16")
+    with pytest.raises(StartupError, match="has the layer nope"):
+        make("nope")
+
+
+def test_a_layer_to_warm_that_cannot_be_explained_stops_the_start() -> None:
+    """The operator learns it before serving."""
+    engine = make("avg_pool")
+    with pytest.raises(InvalidRequestError, match="has no positions"):
+        engine.warm_up()

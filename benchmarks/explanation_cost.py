@@ -21,12 +21,19 @@ import numpy as np
 import tensorflow as tf
 from rich.progress import track
 
-from gradcam_server.graph import CompilationCounter, ExplanationGraph, GraphItem, by_rank
-from gradcam_server.layers import default_layer, list_layers
-from gradcam_server.models import load
+from gradcam_server.graph import (
+    CompilationCounter,
+    ExplanationGraph,
+    GraphItem,
+    GraphKey,
+    GraphTarget,
+    by_rank,
+)
+from gradcam_server.layers import default_layer
+from gradcam_server.models import ModelSpec, load
 from gradcam_server.models.loaded import LoadedModel
 from gradcam_server.models.preprocessing import preprocess
-from gradcam_server.requests import Method
+from gradcam_server.requests import Method, ScoreType
 
 BATCH_SIZES = (1, 8)
 TARGETS = (1, 5)
@@ -36,7 +43,7 @@ def prediction_alone(model: LoadedModel, batch_size: int) -> Any:
     """Compiles preprocessing, network and softmax, without gradient or map."""
 
     def predict(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        logits = model.network(preprocess(images, model.preprocessing), training=False)
+        _, logits = model.network.compute(preprocess(images, model.preprocessing), ())
         return logits, tf.nn.softmax(logits)
 
     signature = (tf.TensorSpec((batch_size, *model.input_size, 3), tf.uint8),)
@@ -47,10 +54,11 @@ def prediction_alone(model: LoadedModel, batch_size: int) -> Any:
 
 def explanation(model: LoadedModel, batch_size: int, targets: int) -> Any:
     """Compiles the server's graph at the default layer."""
-    layer = default_layer(list_layers(model.network))
-    graph = ExplanationGraph(model, layer, Method.GRAD_CAM, targets, CompilationCounter())
+    layers = (default_layer(model.network.layers),)
+    key = GraphKey(model.name, layers, Method.GRAD_CAM, ScoreType.LOGIT, targets)
+    graph = ExplanationGraph(model, key, CompilationCounter())
     graph.compile((batch_size,))
-    classes = [by_rank(rank) for rank in range(targets)]
+    classes = [GraphTarget(by_rank(rank)) for rank in range(targets)]
     return lambda images: graph.run([GraphItem(image, classes) for image in images], batch_size)
 
 
@@ -93,7 +101,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    model = load(arguments.model, "random")
+    model = load(ModelSpec(arguments.model, arguments.model, weights="random"))
     report = {
         "model": arguments.model,
         "compiler": "xla",

@@ -36,6 +36,7 @@ from gradcam_client.requests import (
     OverlayJpeg,
     OverlayPng,
     Raw,
+    SmoothGrad,
     build_request,
 )
 from gradcam_client.results import (
@@ -80,6 +81,7 @@ __all__ = [
     "RetryPolicy",
     "ServerError",
     "ServingStats",
+    "SmoothGrad",
     "UnavailableError",
     "build_request",
 ]

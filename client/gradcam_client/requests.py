@@ -17,7 +17,26 @@ ImageInput: TypeAlias = str | os.PathLike[str] | bytes | NDArray[np.uint8]
 uint8 RGB pixels (H, W, 3). BGR pixels, as OpenCV reads them, cannot be told from RGB
 ones and give wrong answers: reverse them first, ``image[..., ::-1]``."""
 
-METHODS: dict[str, pb.Method] = {"gradcam": pb.METHOD_GRAD_CAM}
+METHODS: dict[str, pb.Method] = {
+    "gradcam": pb.METHOD_GRAD_CAM,
+    "gradcam++": pb.METHOD_GRAD_CAM_PLUS_PLUS,
+    "hirescam": pb.METHOD_HIRES_CAM,
+    "xgradcam": pb.METHOD_X_GRAD_CAM,
+    "layercam": pb.METHOD_LAYER_CAM,
+    "elementwise-gradcam": pb.METHOD_ELEMENTWISE_GRAD_CAM,
+    "eigengradcam": pb.METHOD_EIGEN_GRAD_CAM,
+    "scorecam": pb.METHOD_SCORE_CAM,
+    "integrated-gradients": pb.METHOD_INTEGRATED_GRADIENTS,
+}
+MANY_PASS_METHODS = ("scorecam", "integrated-gradients")
+SCORE_TYPES: dict[str, pb.ScoreType] = {
+    "logit": pb.SCORE_TYPE_LOGIT,
+    "probability": pb.SCORE_TYPE_PROBABILITY,
+}
+LAYER_FUSIONS: dict[str, pb.LayerFusion] = {
+    "none": pb.LAYER_FUSION_NONE,
+    "layercam": pb.LAYER_FUSION_LAYER_CAM,
+}
 RESIZE_MODES: dict[str, pb.ResizeMode] = {
     "stretch": pb.RESIZE_MODE_STRETCH,
     "center-crop": pb.RESIZE_MODE_CENTER_CROP,
@@ -29,6 +48,9 @@ COLORMAPS: dict[str, pb.Colormap] = {
     "viridis": pb.COLORMAP_VIRIDIS,
     "inferno": pb.COLORMAP_INFERNO,
 }
+Target: TypeAlias = int | str | tuple[int | str, int | str]
+"""A class: its index, its name, or a pair (a, b) for "why a rather than b"."""
+
 HEATMAP_FORMATS: dict[str, pb.HeatmapFormat] = {
     "raw": pb.HEATMAP_FORMAT_RAW_FLOAT32,
     "image": pb.HEATMAP_FORMAT_IMAGE_FLOAT32,
@@ -80,6 +102,25 @@ class HeatmapForm:
             colormap=COLORMAPS[self.colormap],
             jpeg_quality=self.jpeg_quality,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class SmoothGrad:
+    """The mean of a one-pass method's maps over noisy copies of the image.
+
+    Smilkov et al., arXiv:1706.03825, 2017. The noise is seeded.
+
+    Attributes:
+        sample_count: Noisy copies, each a pass.
+        noise_level: Standard deviation of the noise over the range of the pixels.
+    """
+
+    sample_count: int = 16
+    noise_level: float = 0.15
+
+    def to_proto(self) -> pb.SmoothGrad:
+        """Returns the protobuf message."""
+        return pb.SmoothGrad(sample_count=self.sample_count, noise_level=self.noise_level)
 
 
 # They are named like the classes they stand for: ``heatmaps=[Raw(), OverlayPng()]``.
@@ -134,10 +175,14 @@ class ExplainOptions(TypedDict, total=False):
     """The options of ``build_template``, which describes them, for annotations."""
 
     model: str
-    classes: Sequence[int | str]
+    classes: Sequence[Target]
     top_k: int | None
-    layer: str
+    layer: str | Sequence[str]
+    layer_fusion: str
     method: str
+    score_type: str
+    pass_count: int | None
+    smooth_grad: SmoothGrad | None
     resize: str
     heatmaps: Sequence[HeatmapForm]
     prediction_count: int | None
@@ -147,10 +192,14 @@ class ExplainOptions(TypedDict, total=False):
 def build_template(
     *,
     model: str = "",
-    classes: Sequence[int | str] = (),
+    classes: Sequence[Target] = (),
     top_k: int | None = None,
-    layer: str = "",
+    layer: str | Sequence[str] = "",
+    layer_fusion: str = "none",
     method: str = "gradcam",
+    score_type: str = "logit",
+    pass_count: int | None = None,
+    smooth_grad: SmoothGrad | None = None,
     resize: str = "stretch",
     heatmaps: Sequence[HeatmapForm] = DEFAULT_HEATMAPS,
     prediction_count: int | None = None,
@@ -161,11 +210,18 @@ def build_template(
     Args:
         model: The model's name; empty is the server's first.
         classes: The classes to explain, each by its index or by its name, a synonym or
-            its WordNet id. Not together with ``top_k``.
+            its WordNet id; a pair (a, b) explains the contrast, why a rather than b.
+            Not together with ``top_k``.
         top_k: Explain the k best classes; None is 1 if there are no ``classes``
             either; 0 asks for predictions alone.
-        layer: The layer to explain; empty is the model's default.
+        layer: The layer to explain, or several; empty is the model's default.
+        layer_fusion: Whether the maps of several layers become one: a key of
+            ``LAYER_FUSIONS``.
         method: A key of ``METHODS``.
+        score_type: What is explained of a class: a key of ``SCORE_TYPES``.
+        pass_count: The channels of "scorecam" or the steps of "integrated-gradients";
+            None is the server's default.
+        smooth_grad: The mean over noisy copies of the image, for the other methods.
         resize: How the image is brought to the model's input size: a key of
             ``RESIZE_MODES``.
         heatmaps: The forms in which each heat map is wanted; none is ``Raw()``.
@@ -176,9 +232,9 @@ def build_template(
         A request without an image, for ``with_image``.
 
     Raises:
-        ValueError: An unknown method or resize mode, or a class index that does not
-            fit an int32.
-        TypeError: A class that is neither an int nor a str.
+        ValueError: An unknown method, score type, fusion or resize mode, or a class index
+            that does not fit an int32.
+        TypeError: A class that is neither an int, a str nor a pair of these.
     """
     if isinstance(classes, str):
         raise TypeError(f"classes must be a sequence: classes=[{classes!r}]")
@@ -186,7 +242,11 @@ def build_template(
         model=model,
         targets=[_target(target) for target in classes],
         top_k=top_k,
-        layer=layer,
+        layers=[layer] if isinstance(layer, str) and layer else list(layer),
+        layer_fusion=_look_up(LAYER_FUSIONS, "layer_fusion", layer_fusion),
+        pass_count=pass_count,
+        smooth_grad=smooth_grad.to_proto() if smooth_grad else None,
+        score_type=_look_up(SCORE_TYPES, "score_type", score_type),
         method=_look_up(METHODS, "method", method),
         resize_mode=_look_up(RESIZE_MODES, "resize", resize),
         heatmaps=[form.to_proto() for form in heatmaps],
@@ -239,12 +299,20 @@ def build_request(image: ImageInput, **options: Unpack[ExplainOptions]) -> pb.Ex
     return with_image(build_template(**options), image)
 
 
-def _target(target: int | str) -> pb.Target:
-    if isinstance(target, str):
-        return pb.Target(class_name=target)
-    if isinstance(target, Integral) and not isinstance(target, bool):
-        return pb.Target(class_index=int(target))
-    raise TypeError(f"a class must be an index (int) or a name (str), not {target!r}")
+def _target(target: Target) -> pb.Target:
+    chosen, against = target if isinstance(target, tuple) and len(target) == 2 else (target, None)
+    message = pb.Target()
+    for prefix, one in (("", chosen), ("against_", against)):
+        if isinstance(one, str):
+            setattr(message, f"{prefix}class_name", one)
+        elif isinstance(one, Integral) and not isinstance(one, bool):
+            setattr(message, f"{prefix}class_index", int(one))
+        elif one is not None or not prefix:
+            raise TypeError(
+                "a class must be an index (int), a name (str) or a pair of these "
+                f"(why a rather than b), not {target!r}"
+            )
+    return message
 
 
 def _raw_image(pixels: NDArray[np.uint8]) -> pb.RawImage:

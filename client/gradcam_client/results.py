@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradcam.v1 import explanation_service_pb2 as pb
-from gradcam_client.requests import HEATMAP_FORMATS, METHODS
+from gradcam_client.requests import HEATMAP_FORMATS, METHODS, SCORE_TYPES
 
 _UNKNOWN = "unknown"  # what a newer server may say
 _FORMATS = {number: name for name, number in HEATMAP_FORMATS.items()}
 _METHODS = {number: name for name, number in METHODS.items()}
+_SCORE_TYPES = {number: name for name, number in SCORE_TYPES.items()}
 _NORMALIZATIONS = {pb.NORMALIZATION_NONE: "none", pb.NORMALIZATION_MAX: "max"}
 _INTERPOLATIONS = {pb.INTERPOLATION_NONE: "none", pb.INTERPOLATION_BILINEAR: "bilinear"}
 
@@ -124,13 +125,18 @@ class Explanation:
     Attributes:
         index: The class's index in the model's output.
         name: Its name; empty if the model has no labels.
-        score: The score that was explained: the logit.
-        layer: The layer whose activation was explained.
-        method: "gradcam".
+        score: The score that was explained; of a contrast, the difference.
+        layer: The layer whose activation was explained; fused ones joined by " + ".
+        method: "gradcam", or another key of ``METHODS``.
         raw_min: The least value before the final ReLU, at layer resolution.
         raw_max: The greatest value before the final ReLU, at layer resolution.
         degenerate: Nothing in the layer speaks for the class: all maps are zero.
         heatmaps: One for each form that was asked for, in the same order.
+        score_type: "logit" or "probability".
+        saturated: The score is a probability so near to 1 or 0 that its gradient is
+            lost in rounding: ask for the logit.
+        against: The class it was contrasted with, or None.
+        against_name: Its name.
     """
 
     index: int
@@ -142,6 +148,10 @@ class Explanation:
     raw_max: float
     degenerate: bool
     heatmaps: tuple[Heatmap, ...]
+    score_type: str = "logit"
+    saturated: bool = False
+    against: int | None = None
+    against_name: str = ""
 
     @property
     def heatmap(self) -> NDArray[np.float32]:
@@ -197,6 +207,14 @@ class Explanation:
             raw_max=explanation.raw_max,
             degenerate=explanation.degenerate,
             heatmaps=tuple(Heatmap.from_proto(one) for one in explanation.heatmaps),
+            score_type=_SCORE_TYPES.get(explanation.score_type, _UNKNOWN),
+            saturated=explanation.saturated,
+            against=(
+                explanation.against_class_index
+                if explanation.HasField("against_class_index")
+                else None
+            ),
+            against_name=explanation.against_class_name,
         )
 
 
@@ -211,6 +229,7 @@ class ServingStats:
         render_us: Enlarging, colouring and encoding the heat maps, in microseconds.
         batch_size: Images in the batch.
         padded_batch_size: The compiled batch size that ran.
+        pass_count: Forward passes that the answer took.
     """
 
     decode_us: int
@@ -219,6 +238,7 @@ class ServingStats:
     render_us: int
     batch_size: int
     padded_batch_size: int
+    pass_count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +309,7 @@ class ImageExplanation:
                 render_us=stats.render_us,
                 batch_size=stats.batch_size,
                 padded_batch_size=stats.padded_batch_size,
+                pass_count=stats.pass_count,
             ),
         )
 

@@ -4,6 +4,8 @@
 
 A lane is ready when it holds a full batch or its oldest item has waited
 ``max_queue_delay_s``; of the ready lanes the one with the oldest item goes first.
+Background lanes (methods of many passes) run when no other is ready, and otherwise for their
+share of the device's time, so that they neither starve nor are starved.
 While the device is busy, items gather; that alone makes batches under load, so the
 delay may be zero. Nothing here knows TensorFlow: a lane's key runs its own batches.
 """
@@ -28,6 +30,7 @@ ItemIn = TypeVar("ItemIn", contravariant=True)
 OutputOut = TypeVar("OutputOut", covariant=True)
 
 _RETRY_AFTER_S = 0.2
+_MAX_CREDIT_S = 0.5
 
 
 class BatchRunner(Hashable, Protocol[ItemIn, OutputOut]):
@@ -35,6 +38,11 @@ class BatchRunner(Hashable, Protocol[ItemIn, OutputOut]):
 
     def plan(self, waiting: int) -> tuple[int, int]:
         """Returns how many of ``waiting`` items to take, and the padded size to run."""
+        ...
+
+    @property
+    def background(self) -> bool:
+        """Whether its batches leave the device to others, but for their share."""
         ...
 
     @property
@@ -80,7 +88,7 @@ class Place:
 @dataclass
 class _Waiting(Generic[Item, Output]):
     item: Item
-    place: Place
+    place: Place | None
     since: float
     future: "asyncio.Future[Answer[Output]]"
 
@@ -92,12 +100,21 @@ class Batcher(Generic[Item, Output]):
         max_queue_length: Most requests admitted and not yet on the device.
         max_queue_delay_s: How long a batch that is not full may wait for more, in
             seconds, while the device is free.
+        background_share: The part of the device's time that background batches get
+            while others wait, 0 to 1.
     """
 
-    def __init__(self, max_queue_length: int, max_queue_delay_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        max_queue_length: int,
+        max_queue_delay_s: float = 0.0,
+        background_share: float = 0.25,
+    ) -> None:
         self._places = asyncio.Semaphore(max_queue_length)
         self._max_queue_length = max_queue_length
         self._max_queue_delay_s = max_queue_delay_s
+        self._background_share = background_share
+        self._background_credit_s = 0.0
         self._lanes: dict[BatchRunner[Item, Output], deque[_Waiting[Item, Output]]] = {}
         self._arrival = asyncio.Event()
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
@@ -126,11 +143,12 @@ class Batcher(Generic[Item, Output]):
             place.give_back()
 
     async def submit(
-        self, runner: BatchRunner[Item, Output], item: Item, place: Place
+        self, runner: BatchRunner[Item, Output], item: Item, place: Place | None = None
     ) -> Answer[Output]:
         """Queues an item for ``runner`` and waits for its output.
 
-        If the caller is cancelled, the item is dropped when its batch is formed.
+        If the caller is cancelled, the item is dropped when its batch is formed. An item
+        without a place is one of many of a request that had one.
 
         Raises:
             Exception: Whatever ``runner.run`` raised for the item's batch.
@@ -174,11 +192,25 @@ class Batcher(Generic[Item, Output]):
     def _ready_lane(self) -> BatchRunner[Item, Output] | None:
         latest_start = perf_counter() - self._max_queue_delay_s
         ready = [
-            (lane[0].since, runner)
+            runner
             for runner, lane in self._lanes.items()
             if len(lane) >= runner.max_batch_size or lane[0].since <= latest_start
         ]
-        return min(ready, key=lambda entry: entry[0])[1] if ready else None
+        background = [runner for runner in ready if runner.background]
+        foreground = [runner for runner in ready if not runner.background]
+        if foreground and (self._background_credit_s <= 0 or not background):
+            candidates = foreground
+        else:
+            candidates = background
+        return min(candidates, key=lambda runner: self._lanes[runner][0].since, default=None)
+
+    def _account(self, runner: BatchRunner[Item, Output], seconds: float) -> None:
+        """Background batches use up what the others earn them; a debt is soon forgotten."""
+        if runner.background:
+            self._background_credit_s = max(self._background_credit_s - seconds, -seconds)
+        else:
+            earned = seconds * self._background_share / max(1 - self._background_share, 1e-9)
+            self._background_credit_s = min(self._background_credit_s + earned, _MAX_CREDIT_S)
 
     async def _wait_for_arrival(self) -> None:
         self._arrival.clear()
@@ -199,7 +231,8 @@ class Batcher(Generic[Item, Output]):
         padded_size: int,
     ) -> None:
         for waiting in batch:
-            waiting.place.give_back()
+            if waiting.place is not None:
+                waiting.place.give_back()
         items = [waiting.item for waiting in batch]
         started = perf_counter()
         try:
@@ -218,7 +251,9 @@ class Batcher(Generic[Item, Output]):
                 if not waiting.future.done():
                     waiting.future.set_exception(error)
             return
-        compute_us = round((perf_counter() - started) * 1e6)
+        elapsed_s = perf_counter() - started
+        self._account(runner, elapsed_s)
+        compute_us = round(elapsed_s * 1e6)
         for waiting, output in zip(batch, outputs, strict=True):
             if not waiting.future.done():
                 waiting.future.set_result(

@@ -1,15 +1,19 @@
 """The server's settings: one table from which flags, variables and the README are made."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import click
 
 from gradcam_server.errors import StartupError
 from gradcam_server.ladder import check_ladder
+from gradcam_server.models import BUILT_IN, DEFAULT_MODEL, ModelSpec
+from gradcam_server.models.preprocessing import Preprocessing
 
 ENV_PREFIX = "GRADCAM_"
 
@@ -55,24 +59,54 @@ class ServeConfig:
     host: str = _option("127.0.0.1", "Address to listen on.")
     port: int = _option(50051, "Port to listen on; 0 picks a free one.", click.IntRange(0, 65535))
     model: tuple[str, ...] = _option(
-        ("resnet50",),
-        "Model to serve: resnet50 or efficientnet-lite0. Repeat for several; "
-        "the first is the default of requests.",
+        (DEFAULT_MODEL,),
+        f"Model to serve: {', '.join(BUILT_IN[:-1])} or {BUILT_IN[-1]}; or NAME=PATH of a .keras "
+        "or .h5 file or of a SavedModel's folder. Repeat for several; the first is the default "
+        "of requests.",
         str,
         multiple=True,
     )
     weights: tuple[str, ...] = _option(
         ("imagenet",),
-        "imagenet, random or a file (.weights.h5, .h5, .keras; .pth for efficientnet-lite0). "
-        "With several models: MODEL=WEIGHTS, repeated.",
+        "imagenet, random or a file (.weights.h5, .h5, .keras; .pth for efficientnet-lite0), "
+        "for built-in models. With several models: MODEL=WEIGHTS, repeated.",
+        str,
+        multiple=True,
+    )
+    preprocessing: tuple[str, ...] = _option(
+        (),
+        "How pixels are scaled for the network: none (RGB from 0 to 255), caffe, torch, tf (the "
+        "modes of keras.applications) or lite. Built-in models know theirs; a model from a file "
+        "has none: it scales them itself. With several models: MODEL=VALUE, repeated.",
+        str,
+        multiple=True,
+    )
+    labels: tuple[str, ...] = _option(
+        (),
+        "File with the names of the classes: text, one on each line, or a JSON list; or imagenet. "
+        "A model from a file has no names else. With several models: MODEL=FILE, repeated.",
+        str,
+        multiple=True,
+    )
+    input_size: tuple[str, ...] = _option(
+        (),
+        "HEIGHTxWIDTH of the images, for a model from a file that leaves it open (224x224 else). "
+        "With several models: MODEL=HEIGHTxWIDTH, repeated.",
+        str,
+        multiple=True,
+    )
+    custom_objects: tuple[str, ...] = _option(
+        (),
+        "Python module to import before models are loaded from files; it registers their own "
+        "classes with @keras.saving.register_keras_serializable(). Repeat for several.",
         str,
         multiple=True,
     )
     seed: int = _option(0, "Seed of random weights.")
-    layer: tuple[str, ...] = _option(
+    warm: tuple[str, ...] = _option(
         (),
-        "Layer to compile before serving, beside each model's default. Repeat for several. "
-        "Other layers are compiled at their first use.",
+        "METHOD, METHOD@LAYER or METHOD@LAYER+LAYER to compile before serving, beside gradcam at "
+        "each model's default layer. Repeat for several. Others are compiled at their first use.",
         str,
         multiple=True,
     )
@@ -87,10 +121,18 @@ class ServeConfig:
     )
     max_targets: int = _option(5, "Most classes to explain in one request.", _POSITIVE)
     max_extra_graphs: int = _option(
-        4,
+        16,
         "Most graphs to keep that were compiled at first use; the least recently used goes. "
-        "0 refuses layers that were not named by --layer.",
+        "0 refuses what was not named by --warm.",
         click.IntRange(min=0),
+    )
+    max_passes: int = _option(
+        256, "Most passes of one request, for the methods of many passes.", _POSITIVE
+    )
+    many_pass_share: float = _option(
+        0.25,
+        "Part of the device's time that the methods of many passes get while others wait.",
+        click.FloatRange(0, 1, max_open=True),
     )
     max_queue_length: int = _option(
         256, "Most requests admitted and not yet on the device; more are refused.", _POSITIVE
@@ -118,26 +160,83 @@ class ServeConfig:
         click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
     )
 
-    def weights_of(self, model: str) -> str:
-        """Returns the weights option of one model.
+    def model_specs(self) -> tuple[ModelSpec, ...]:
+        """Returns the models to load, each with its own options.
 
         Raises:
-            StartupError: Several options fit it, or one names a model that is not served.
+            StartupError: An option is wrong, or it is not clear which model it is for.
         """
-        named: dict[str, str] = {}
-        plain = []
-        for option in self.weights:
-            name, separator, value = option.partition("=")
-            if separator and name in self.model:
-                named[name] = value
-            else:
-                plain.append(option)
-        if len(plain) > 1:
-            raise StartupError(
-                f"--weights was given as {', '.join(plain)}: with several, each must be "
-                f"MODEL=WEIGHTS for a served model ({', '.join(self.model)})"
+        sources: dict[str, str] = {}
+        for option in self.model:
+            name, separator, path = option.partition("=")
+            if not name or (separator and not path):
+                raise StartupError(f"--model {option}: it must be a name, or NAME=PATH")
+            if name in sources:
+                raise StartupError(f"--model {option}: there are two models of the name {name!r}")
+            sources[name] = path or name
+        # A file has its weights, so a value for all models is for the built-in ones.
+        built_in = [name for name, source in sources.items() if source in BUILT_IN]
+        weights = _by_model("weights", self.weights, sources, built_in or sources)
+        preprocessing = _by_model("preprocessing", self.preprocessing, sources, sources)
+        labels = _by_model("labels", self.labels, sources, sources)
+        input_sizes = _by_model("input_size", self.input_size, sources, sources)
+        return tuple(
+            ModelSpec(
+                name,
+                source,
+                weights.get(name, "imagenet"),
+                self.seed,
+                _preprocessing(preprocessing.get(name)),
+                Path(labels[name]) if name in labels else None,
+                _size(input_sizes.get(name)),
+                self.custom_objects,
             )
-        return named.get(model, plain[0] if plain else "imagenet")
+            for name, source in sources.items()
+        )
+
+
+def _by_model(
+    setting: str, options: Iterable[str], models: Container[str], default_for: Iterable[str]
+) -> dict[str, str]:
+    """Reads an option that is VALUE, for all models but those that have MODEL=VALUE.
+
+    A value may hold "=" as long as what precedes it is no model.
+
+    Raises:
+        StartupError: There are several values for one model.
+    """
+    plain: list[str] = []
+    named: dict[str, str] = {}
+    for option in options:
+        name, separator, value = option.partition("=")
+        if not separator or name not in models:
+            plain.append(option)
+        elif name in named:
+            raise StartupError(f"{flag(setting)} was given twice for {name}")
+        else:
+            named[name] = value
+    if len(plain) > 1:
+        raise StartupError(
+            f"{flag(setting)} was given as {', '.join(plain)}: with several, each must be "
+            "MODEL=VALUE for a served model"
+        )
+    return {**{name: value for value in plain for name in default_for}, **named}
+
+
+def _preprocessing(value: str | None) -> Preprocessing | None:
+    if value is None:
+        return None
+    if value not in set(Preprocessing):
+        raise StartupError(f"--preprocessing {value}: it must be one of {', '.join(Preprocessing)}")
+    return Preprocessing(value)
+
+
+def _size(value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    if not (match := re.fullmatch("([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", value)):
+        raise StartupError(f"--input-size {value}: it must be HEIGHTxWIDTH, such as 224x224")
+    return int(match[1]), int(match[2])
 
 
 def serve_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -14,9 +14,13 @@ from gradcam_server.requests import (
     Explanation,
     HeatmapForm,
     HeatmapFormat,
+    LayerFusion,
     Method,
     RawImage,
     ResizeMode,
+    ScoreType,
+    SmoothGrad,
+    Target,
     TopK,
 )
 
@@ -25,9 +29,33 @@ if TYPE_CHECKING:
 
 _E = TypeVar("_E", bound=StrEnum)
 
+_METHOD_NUMBERS = {
+    Method.GRAD_CAM: pb.METHOD_GRAD_CAM,
+    Method.GRAD_CAM_PLUS_PLUS: pb.METHOD_GRAD_CAM_PLUS_PLUS,
+    Method.HIRES_CAM: pb.METHOD_HIRES_CAM,
+    Method.X_GRAD_CAM: pb.METHOD_X_GRAD_CAM,
+    Method.LAYER_CAM: pb.METHOD_LAYER_CAM,
+    Method.ELEMENTWISE_GRAD_CAM: pb.METHOD_ELEMENTWISE_GRAD_CAM,
+    Method.EIGEN_GRAD_CAM: pb.METHOD_EIGEN_GRAD_CAM,
+    Method.SCORE_CAM: pb.METHOD_SCORE_CAM,
+    Method.INTEGRATED_GRADIENTS: pb.METHOD_INTEGRATED_GRADIENTS,
+}
 _METHODS: dict[int, Method] = {
     pb.METHOD_UNSPECIFIED: Method.GRAD_CAM,
-    pb.METHOD_GRAD_CAM: Method.GRAD_CAM,
+    **{number: method for method, number in _METHOD_NUMBERS.items()},
+}
+_SCORE_TYPE_NUMBERS = {
+    ScoreType.LOGIT: pb.SCORE_TYPE_LOGIT,
+    ScoreType.PROBABILITY: pb.SCORE_TYPE_PROBABILITY,
+}
+_SCORE_TYPES: dict[int, ScoreType] = {
+    pb.SCORE_TYPE_UNSPECIFIED: ScoreType.LOGIT,
+    **{number: score_type for score_type, number in _SCORE_TYPE_NUMBERS.items()},
+}
+_LAYER_FUSIONS: dict[int, LayerFusion] = {
+    pb.LAYER_FUSION_UNSPECIFIED: LayerFusion.NONE,
+    pb.LAYER_FUSION_NONE: LayerFusion.NONE,
+    pb.LAYER_FUSION_LAYER_CAM: LayerFusion.LAYER_CAM,
 }
 _RESIZE_MODES: dict[int, ResizeMode] = {
     pb.RESIZE_MODE_UNSPECIFIED: ResizeMode.STRETCH,
@@ -42,7 +70,6 @@ _COLORMAPS: dict[int, Colormap] = {
     pb.COLORMAP_VIRIDIS: Colormap.VIRIDIS,
     pb.COLORMAP_INFERNO: Colormap.INFERNO,
 }
-_METHOD_NUMBERS = {Method.GRAD_CAM: pb.METHOD_GRAD_CAM}
 _FORMAT_NUMBERS = {
     HeatmapFormat.RAW_FLOAT32: pb.HEATMAP_FORMAT_RAW_FLOAT32,
     HeatmapFormat.IMAGE_FLOAT32: pb.HEATMAP_FORMAT_IMAGE_FLOAT32,
@@ -63,8 +90,12 @@ def to_request(message: pb.ExplainImageRequest) -> ExplainRequest:
         image=_image(message),
         model=message.model,
         targets=_targets(message),
-        layer=message.layer,
+        layers=tuple(message.layers),
+        layer_fusion=_enum("layer_fusion", message.layer_fusion, _LAYER_FUSIONS),
         method=_enum("method", message.method, _METHODS),
+        score_type=_enum("score_type", message.score_type, _SCORE_TYPES),
+        pass_count=message.pass_count if message.HasField("pass_count") else None,
+        smooth_grad=_smooth_grad(message),
         resize_mode=_enum("resize_mode", message.resize_mode, _RESIZE_MODES),
         forms=tuple(_form(form) for form in message.heatmaps) or (HeatmapForm(),),
         prediction_count=_prediction_count(message),
@@ -96,6 +127,7 @@ def to_response(explained: ExplainedImage, *, include_logits: bool) -> pb.Explai
             render_us=stats.render_us,
             batch_size=stats.batch_size,
             padded_batch_size=stats.padded_batch_size,
+            pass_count=stats.pass_count,
         ),
     )
 
@@ -145,7 +177,7 @@ def _image(message: pb.ExplainImageRequest) -> bytes | RawImage:
             raise InvalidRequestError("image", "no image: set encoded_image or raw_image")
 
 
-def _targets(message: pb.ExplainImageRequest) -> tuple[int | str, ...] | TopK:
+def _targets(message: pb.ExplainImageRequest) -> tuple[Target, ...] | TopK:
     if not message.targets:
         return TopK(message.top_k) if message.HasField("top_k") else TopK()
     if message.HasField("top_k"):
@@ -153,14 +185,23 @@ def _targets(message: pb.ExplainImageRequest) -> tuple[int | str, ...] | TopK:
     return tuple(_target(target) for target in message.targets)
 
 
-def _target(target: pb.Target) -> int | str:
-    match target.WhichOneof("class"):
-        case "class_index":
-            return target.class_index
-        case "class_name":
-            return target.class_name
-        case _:
-            raise InvalidRequestError("targets", "a target is empty: set class_index or class_name")
+def _target(target: pb.Target) -> Target:
+    chosen, against = target.WhichOneof("class"), target.WhichOneof("against")
+    if chosen is None:
+        raise InvalidRequestError("targets", "a target is empty: set class_index or class_name")
+    return Target(getattr(target, chosen), getattr(target, against) if against else None)
+
+
+def _smooth_grad(message: pb.ExplainImageRequest) -> SmoothGrad | None:
+    if not message.HasField("smooth_grad"):
+        return None
+    wanted = message.smooth_grad
+    noise_level = wanted.noise_level if wanted.HasField("noise_level") else SmoothGrad.noise_level
+    if not 0 <= noise_level <= 1:
+        raise InvalidRequestError(
+            "smooth_grad.noise_level", f"noise_level is {noise_level}; it must be 0 to 1"
+        )
+    return SmoothGrad(wanted.sample_count or SmoothGrad.sample_count, noise_level)
 
 
 def _prediction_count(message: pb.ExplainImageRequest) -> int:
@@ -208,6 +249,10 @@ def _explanation(explanation: Explanation) -> pb.Explanation:
         raw_min=explanation.raw_min,
         raw_max=explanation.raw_max,
         degenerate=explanation.degenerate,
+        score_type=_SCORE_TYPE_NUMBERS[explanation.score_type],
+        saturated=explanation.saturated,
+        against_class_index=explanation.against,
+        against_class_name=explanation.against_name,
         heatmaps=[
             pb.Heatmap(
                 format=_FORMAT_NUMBERS[heatmap.format],

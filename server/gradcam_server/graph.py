@@ -2,7 +2,7 @@
 
     uint8 images -> preprocess -> network -> logits -> score of each target
                                     |                      |
-                                activation A  <- gradient -+
+                             activations A  <- gradients --+
                                     |
                                     maps
 
@@ -17,21 +17,26 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
 from gradcam_server.config import Compiler
 from gradcam_server.ladder import plan_batch
+from gradcam_server.methods import METHODS
 from gradcam_server.models.loaded import LoadedModel
+from gradcam_server.models.network import OutputActivation
 from gradcam_server.models.preprocessing import preprocess
-from gradcam_server.requests import Method
+from gradcam_server.requests import Method, ScoreType
 
 logger = logging.getLogger(__name__)
 
 _TIMED_RUNS = 3
 _CANDIDATES = (Compiler.XLA, Compiler.TENSORFLOW)
+
+NO_CLASS = int(np.iinfo(np.int32).min)
+# In place of a layer: the pixels themselves.
+PIXELS = "pixels"
 
 
 def by_rank(rank: int) -> int:
@@ -40,16 +45,30 @@ def by_rank(rank: int) -> int:
 
 
 @dataclass(frozen=True)
+class GraphTarget:
+    """A class to explain: an index or a ``by_rank`` code.
+
+    Attributes:
+        index: The class.
+        against: The class to contrast it with, or ``NO_CLASS``.
+    """
+
+    index: int
+    against: int = NO_CLASS
+
+
+@dataclass(frozen=True)
 class GraphItem:
     """One image of a batch.
 
     Attributes:
-        image: uint8 RGB of the model's input size, shape (H, W, 3).
-        classes: The targets: class indices, or ``by_rank`` codes.
+        image: RGB of the model's input size, shape (H, W, 3): uint8, or float32 for a
+            perturbed one.
+        targets: The classes to explain.
     """
 
-    image: NDArray[np.uint8]
-    classes: Sequence[int]
+    image: NDArray[np.uint8] | NDArray[np.float32]
+    targets: Sequence[GraphTarget] = ()
 
 
 @dataclass(frozen=True)
@@ -58,15 +77,50 @@ class GraphOutput:
 
     Attributes:
         logits: float32, shape (classes,).
-        probabilities: Softmax of the logits, float32, shape (classes,).
+        probabilities: Softmax or sigmoid of the logits, float32, shape (classes,).
         classes: The explained classes, int32, shape (targets,).
-        maps: Before the method's final ReLU, float32, shape (targets, h, w).
+        scores: What was explained of them, float32, shape (targets,).
+        maps: For each layer, before the method's final ReLU, float32, shape (targets, h, w);
+            or its strongest channels, shape (channels, h, w).
     """
 
     logits: NDArray[np.float32]
     probabilities: NDArray[np.float32]
     classes: NDArray[np.int32]
-    maps: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    maps: tuple[NDArray[np.float32], ...]
+
+
+@dataclass(frozen=True)
+class GraphKey:
+    """What a graph computes.
+
+    Attributes:
+        model: Name of the model.
+        layers: Names of the layers whose activations are explained.
+        method: The explanation method.
+        score_type: What is explained of a class.
+        max_targets: Targets of each image. Each costs a backward pass from the scores
+            to the layers.
+        perturbed: Whether images are float32, as the methods of many passes make them.
+            These run in the background.
+        channel_count: If positive, return this many of the strongest channels of each
+            layer instead of explanations.
+    """
+
+    model: str
+    layers: tuple[str, ...]
+    method: Method
+    score_type: ScoreType
+    max_targets: int
+    perturbed: bool = False
+    channel_count: int = 0
+
+    def __str__(self) -> str:
+        layers = " + ".join(self.layers)
+        what = f"{self.channel_count} channels" if self.channel_count else self.method
+        perturbed = " of perturbed images" if self.perturbed else ""
+        return f"{self.model}, {what} of the {self.score_type} at {layers}{perturbed}"
 
 
 @dataclass(frozen=True)
@@ -103,35 +157,28 @@ class ExplanationGraph:
 
     Args:
         model: The model.
-        layer: Name of the layer whose activation is explained.
-        method: The explanation method.
-        max_targets: Targets of each image. Each costs a backward pass from the scores
-            to the layer.
+        key: What to compute.
         counter: Counts each function that is traced.
-
-    Raises:
-        ValueError: There is no such layer, or the classes don't depend on it.
     """
 
-    def __init__(
-        self,
-        model: LoadedModel,
-        layer: str,
-        method: Method,
-        max_targets: int,
-        counter: CompilationCounter,
-    ) -> None:
-        self.model, self.layer, self.method = model, layer, method
-        self.max_targets = max_targets
+    def __init__(self, model: LoadedModel, key: GraphKey, counter: CompilationCounter) -> None:
+        self.model, self.key = model, key
         self._counter = counter
-        activation = model.network.get_layer(layer).output
-        self._network = keras.Model(model.network.input, [activation, model.network.output])
         self._ladder: dict[int, _Compiled] = {}
+
+    @property
+    def _pixel_type(self) -> tf.DType:
+        return tf.float32 if self.key.perturbed else tf.uint8
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
         """The compiled batch sizes, ascending."""
         return tuple(self._ladder)
+
+    @property
+    def background(self) -> bool:
+        """Whether its batches must leave the device to others."""
+        return self.key.perturbed
 
     @property
     def max_batch_size(self) -> int:
@@ -144,6 +191,9 @@ class ExplanationGraph:
         Args:
             batch_sizes: The ladder, ascending.
             compiler: ``AUTO`` tries the others at the largest size and keeps the fastest.
+
+        Raises:
+            DisconnectedLayerError: The scores don't depend on one of the layers.
         """
         *smaller, largest = batch_sizes
         candidates = _CANDIDATES if compiler is Compiler.AUTO else (compiler,)
@@ -152,23 +202,22 @@ class ExplanationGraph:
         ladder = [self._build(size, fastest.compiler) for size in smaller]
         self._ladder = {one.batch_size: one for one in (*ladder, fastest)}
         logger.info(
-            "Compiled %s, %s at %s by %s; milliseconds by batch size: %s",
-            *(self.model.name, self.method, self.layer, fastest.compiler),
+            "Compiled %s by %s; milliseconds by batch size: %s",
+            *(self.key, fastest.compiler),
             ", ".join(f"{size}: {one.cost_s * 1e3:.1f}" for size, one in self._ladder.items()),
         )
 
     def _build(self, size: int, compiler: Compiler) -> _Compiled:
-        signature = (
-            tf.TensorSpec((size, *self.model.input_size, 3), tf.uint8, "images"),
-            tf.TensorSpec((size, self.max_targets), tf.int32, "classes"),
-        )
+        targets = tf.TensorSpec((size, self.key.max_targets), tf.int32)
+        images = tf.TensorSpec((size, *self.model.input_size, 3), self._pixel_type)
+        signature = (images, targets, targets)
         function = tf.function(
             self._explain,
             input_signature=signature,
             jit_compile=compiler is Compiler.XLA,
             autograph=False,
         ).get_concrete_function()  # which cannot trace again
-        blank = (np.zeros(signature[0].shape, np.uint8), np.zeros(signature[1].shape, np.int32))
+        blank = [np.zeros(spec.shape, spec.dtype.as_numpy_dtype) for spec in signature]
         seconds = [_seconds(function, *blank) for _ in range(1 + _TIMED_RUNS)]
         logger.debug("%s, batch size %d: %s s", compiler, size, seconds)
         return _Compiled(size, compiler, function, min(seconds[1:]))
@@ -187,66 +236,97 @@ class ExplanationGraph:
         Returns:
             One output for each item, in their order.
         """
-        images = np.zeros((padded_size, *self.model.input_size, 3), np.uint8)
-        classes = np.full((padded_size, self.max_targets), by_rank(0), np.int32)
+        images = np.zeros((padded_size, *self.model.input_size, 3), self._pixel_type.as_numpy_dtype)
+        classes = np.full((padded_size, self.key.max_targets), by_rank(0), np.int32)
+        against = np.full_like(classes, NO_CLASS)
         for row, item in enumerate(items):
             images[row] = item.image
-            classes[row, : len(item.classes)] = item.classes
-        logits, probabilities, chosen, maps = _call(
-            self._ladder[padded_size].function, images, classes
+            for slot, target in enumerate(item.targets):
+                classes[row, slot], against[row, slot] = target.index, target.against
+        logits, probabilities, chosen, scores, *maps = _call(
+            self._ladder[padded_size].function, images, classes, against
         )
         return [
-            GraphOutput(logits[row], probabilities[row], chosen[row, :count], maps[row, :count])
-            for row, count in enumerate(len(item.classes) for item in items)
+            GraphOutput(
+                logits[row],
+                probabilities[row],
+                chosen[row, :count],
+                scores[row, :count],
+                tuple(of_layer[row, : self.key.channel_count or count] for of_layer in maps),
+            )
+            for row, count in enumerate(len(item.targets) for item in items)
         ]
 
     def _explain(
-        self, images: tf.Tensor, classes: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        self, images: tf.Tensor, classes: tf.Tensor, against: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
         self._counter.increment()  # runs while tracing, not in the graph
-        inputs = preprocess(images, self.model.preprocessing)
-        activation, logits = self._network(inputs, training=False)
+        network = self.model.network
+        pixels = tf.cast(images, tf.float32)
+        inputs = preprocess(pixels, self.model.preprocessing)
+        layers = [layer for layer in self.key.layers if layer != PIXELS]
+        activations, logits = network.compute(inputs, layers)
+        if not layers:
+            activations = [pixels]
+        probabilities = _ACTIVATIONS[network.output_activation](logits)
+        values = logits if self.key.score_type is ScoreType.LOGIT else probabilities
         chosen = _choose(classes, logits)
-        scores = tf.gather(logits, chosen, batch_dims=1)
-        maps = []
-        for target in range(self.max_targets):
+        contrasted = tf.cast(against != NO_CLASS, tf.float32)
+        scores = tf.gather(values, chosen, batch_dims=1)
+        scores -= contrasted * tf.gather(values, _choose(against, logits), batch_dims=1)
+        if self.key.channel_count:
+            channels = (_strongest(one, self.key.channel_count) for one in activations)
+            return logits, probabilities, chosen, scores, *channels
+        maps: list[list[tf.Tensor]] = [[] for _ in activations]
+        for slot in range(self.key.max_targets):
             # The images are independent, so the sum's gradient is each one's own.
-            (gradient,) = tf.gradients(tf.reduce_sum(scores[:, target]), [activation])
-            if gradient is None:
-                raise ValueError(f"the classes of {self.model.name} don't depend on {self.layer}")
-            maps.append(grad_cam(activation, gradient))
-        return logits, tf.nn.softmax(logits), chosen, tf.stack(maps, axis=1)
+            gradients = tf.gradients(tf.reduce_sum(scores[:, slot]), activations)
+            for layer, activation, gradient, of_layer in zip(
+                self.key.layers, activations, gradients, maps, strict=True
+            ):
+                if gradient is None:
+                    raise DisconnectedLayerError(layer)
+                method = METHODS[self.key.method]
+                of_layer.append(
+                    method(tf.cast(activation, tf.float32), tf.cast(gradient, tf.float32))
+                )
+        stacked = (tf.stack(of_layer, axis=1) for of_layer in maps)
+        return logits, probabilities, chosen, scores, *stacked
 
 
-def grad_cam(activation: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
-    """Grad-CAM before its ReLU: sum_k mean_ij(gradient_k) activation_k.
-
-    Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via
-    Gradient-based Localization", ICCV 2017, equations 1 and 2.
-
-    Args:
-        activation: Shape (B, H, W, K).
-        gradient: Of the score by the activation, the same shape.
-
-    Returns:
-        Shape (B, H, W).
-    """
-    weights = tf.reduce_mean(gradient, axis=[1, 2])
-    return tf.einsum("bhwk,bk->bhw", activation, weights)
+def _strongest(activation: tf.Tensor, count: int) -> tf.Tensor:
+    """Returns the channels that vary most over the positions, (B, count, H, W); zero if none."""
+    activation = tf.cast(activation, tf.float32)
+    available = min(count, activation.shape[-1])
+    deviation = tf.math.reduce_std(activation, axis=[1, 2])
+    strongest = tf.math.top_k(deviation, k=available).indices
+    channels = tf.gather(tf.transpose(activation, [0, 3, 1, 2]), strongest, batch_dims=1)
+    return tf.pad(channels, [[0, 0], [0, count - available], [0, 0], [0, 0]])
 
 
-def _call(function: Any, images: NDArray[np.uint8], classes: NDArray[np.int32]) -> list[Any]:
-    return [tensor.numpy() for tensor in function(tf.constant(images), tf.constant(classes))]
+class DisconnectedLayerError(ValueError):
+    """The classes don't depend on a layer."""
+
+    def __init__(self, layer: str) -> None:
+        super().__init__(f"the classes do not depend on {layer}")
+        self.layer = layer
 
 
-def _seconds(function: Any, images: NDArray[np.uint8], classes: NDArray[np.int32]) -> float:
+_ACTIVATIONS = {OutputActivation.SOFTMAX: tf.nn.softmax, OutputActivation.SIGMOID: tf.nn.sigmoid}
+
+
+def _call(function: Any, *arguments: NDArray[Any]) -> list[Any]:
+    return [tensor.numpy() for tensor in function(*map(tf.constant, arguments))]
+
+
+def _seconds(function: Any, *arguments: NDArray[Any]) -> float:
     started = perf_counter()
-    _call(function, images, classes)
+    _call(function, *arguments)
     return perf_counter() - started
 
 
 def _choose(classes: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Replaces ``by_rank`` codes by the classes of these ranks."""
+    """Replaces ``by_rank`` codes by the classes of these ranks; NO_CLASS by any class."""
     ranked = tf.math.top_k(logits, k=min(classes.shape[1], logits.shape[1])).indices
     ranks = tf.clip_by_value(-1 - classes, 0, ranked.shape[1] - 1)
     return tf.where(classes < 0, tf.gather(ranked, ranks, batch_dims=1), classes)

@@ -26,6 +26,8 @@ class ClassLabels:
         self._by_name: dict[str, list[int]] = {}
         self._by_alias: dict[str, list[int]] = {}
         for index, label in enumerate(self.labels):
+            if not label.name:
+                continue  # it can be chosen by its index
             self._by_exact_name.setdefault(label.name, []).append(index)
             self._by_name.setdefault(_folded(label.name), []).append(index)
             for alias in label.aliases:

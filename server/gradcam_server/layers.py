@@ -1,17 +1,16 @@
 """The layers of a network: which there are, and which can be explained."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import keras
 
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """A layer: its name, Keras class, output shape (None is the batch) and use.
+    """A layer: its name, type, output shape (None is the batch) and use.
 
     Attributes:
-        name: Name.
-        type: Keras class.
+        name: Name; the path of a nested layer.
+        type: Keras class, or TensorFlow operation.
         output_shape: Shape of the output; None is the batch size.
         explainable: Whether it has a (B, H, W, C) output of more than one position.
     """
@@ -22,18 +21,9 @@ class LayerInfo:
     explainable: bool
 
 
-def list_layers(network: keras.Model) -> tuple[LayerInfo, ...]:
-    """Lists the layers of a functional model in its order."""
-    layers = []
-    for layer in network.layers:
-        shape = tuple(layer.output.shape)
-        explainable = (
-            len(shape) == 4
-            and shape[1] * shape[2] > 1
-            and not isinstance(layer, keras.layers.InputLayer)
-        )
-        layers.append(LayerInfo(layer.name, type(layer).__name__, shape, explainable))
-    return tuple(layers)
+def has_positions(shape: Sequence[int | None]) -> bool:
+    """Returns whether a shape is (B, H, W, C) with more than one position."""
+    return len(shape) == 4 and tuple(shape[1:3]) != (1, 1)
 
 
 def default_layer(layers: tuple[LayerInfo, ...]) -> str:

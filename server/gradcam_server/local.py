@@ -76,13 +76,15 @@ class LocalClient:
         return Outcome(image, ImageExplanation.from_response(response), None)
 
 
-def describe_model(name: str) -> ModelInfo:
-    """Describes a built-in model without its weights.
+def describe_model(name: str, custom_objects: tuple[str, ...] = ()) -> ModelInfo:
+    """Describes a model; a built-in one without its weights.
 
     Raises:
         StartupError: No such model.
     """
-    config = ServeConfig(model=(name or DEFAULT_MODEL,), weights=("none",))
+    config = ServeConfig(
+        model=(name or DEFAULT_MODEL,), weights=("none",), custom_objects=custom_objects
+    )
     engine = Engine(config)
 
     async def describe() -> ModelInfo:

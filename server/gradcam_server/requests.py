@@ -11,6 +11,31 @@ class Method(StrEnum):
     """How an explanation is computed."""
 
     GRAD_CAM = "gradcam"
+    GRAD_CAM_PLUS_PLUS = "gradcam++"
+    HIRES_CAM = "hirescam"
+    X_GRAD_CAM = "xgradcam"
+    LAYER_CAM = "layercam"
+    ELEMENTWISE_GRAD_CAM = "elementwise-gradcam"
+    EIGEN_GRAD_CAM = "eigengradcam"
+    SCORE_CAM = "scorecam"
+    INTEGRATED_GRADIENTS = "integrated-gradients"
+
+
+MANY_PASS_METHODS = frozenset({Method.SCORE_CAM, Method.INTEGRATED_GRADIENTS})
+
+
+class ScoreType(StrEnum):
+    """What is explained of a class."""
+
+    LOGIT = "logit"
+    PROBABILITY = "probability"
+
+
+class LayerFusion(StrEnum):
+    """What becomes of the maps of several layers."""
+
+    NONE = "none"
+    LAYER_CAM = "layercam"
 
 
 class ResizeMode(StrEnum):
@@ -67,6 +92,27 @@ class RawImage:
 
 
 @dataclass(frozen=True)
+class Target:
+    """A class to explain, by index or name, alone or against another one."""
+
+    name: int | str
+    against: int | str | None = None
+
+
+@dataclass(frozen=True)
+class SmoothGrad:
+    """The mean over noisy copies of an image, for any one-pass method.
+
+    Attributes:
+        sample_count: Copies.
+        noise_level: Standard deviation of the noise over the range of the pixels.
+    """
+
+    sample_count: int = 16
+    noise_level: float = 0.15
+
+
+@dataclass(frozen=True)
 class TopK:
     """Explain the ``k`` classes of highest score; 0 is none."""
 
@@ -80,9 +126,14 @@ class ExplainRequest:
     Attributes:
         image: An encoded file, or pixels.
         model: Name of the model; empty means the first.
-        targets: Class indices and names to explain, or the top k.
-        layer: Name of the layer; empty means the model's default.
+        targets: The classes to explain, or the top k.
+        layers: Names of the layers; none means the model's default.
+        layer_fusion: Whether the maps of several layers become one.
         method: The explanation method.
+        score_type: What is explained of each class.
+        pass_count: Channels of Score-CAM, or steps of Integrated Gradients; None is
+            the method's default.
+        smooth_grad: The mean over noisy copies, or None.
         resize_mode: How the image is brought to the model's input size.
         forms: The forms in which each heat map is wanted.
         prediction_count: How many predictions to return.
@@ -90,9 +141,13 @@ class ExplainRequest:
 
     image: bytes | RawImage
     model: str = ""
-    targets: tuple[int | str, ...] | TopK = TopK()
-    layer: str = ""
+    targets: tuple[Target, ...] | TopK = TopK()
+    layers: tuple[str, ...] = ()
+    layer_fusion: LayerFusion = LayerFusion.NONE
     method: Method = Method.GRAD_CAM
+    score_type: ScoreType = ScoreType.LOGIT
+    pass_count: int | None = None
+    smooth_grad: SmoothGrad | None = None
     resize_mode: ResizeMode = ResizeMode.STRETCH
     forms: tuple[HeatmapForm, ...] = (HeatmapForm(),)
     prediction_count: int = 5
@@ -125,13 +180,17 @@ class Explanation:
     Attributes:
         index: The class.
         name: Its name.
-        score: Its logit.
-        layer: The explained layer.
+        score: What was explained: its logit or probability, or a difference of two.
+        layer: The explained layer, or fused ones joined by " + ".
         method: The method.
         raw_min: Least value of the map before its final ReLU, at layer resolution.
         raw_max: Greatest value of the same.
         degenerate: Whether no value is positive, or one is not finite.
         heatmaps: One for each form, in their order.
+        score_type: What the score is.
+        saturated: Whether it is a probability too near to 1 or 0 to have a gradient.
+        against: The class that it was contrasted with.
+        against_name: Its name.
     """
 
     index: int
@@ -143,11 +202,15 @@ class Explanation:
     raw_max: float
     degenerate: bool
     heatmaps: tuple[Heatmap, ...]
+    score_type: ScoreType = ScoreType.LOGIT
+    saturated: bool = False
+    against: int | None = None
+    against_name: str = ""
 
 
 @dataclass
 class Stats:
-    """Where the time went, in microseconds, and the batch that held the image."""
+    """Where the time went, in microseconds, the batch that held the image, and its passes."""
 
     decode_us: int = 0
     queue_us: int = 0
@@ -155,6 +218,7 @@ class Stats:
     render_us: int = 0
     batch_size: int = 0
     padded_batch_size: int = 0
+    pass_count: int = 1
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def test_json_and_npz_hold_what_they_promise(images: Path, tmp_path: Path) -> No
         one["index"] for one in answer["predictions"][:3]
     ]
     keys = {"index", "name", "score", "layer", "method", "raw_min", "raw_max", "degenerate"}
-    assert answer["explanations"][0].keys() == keys
+    assert keys <= answer["explanations"][0].keys()
     with np.load(tmp_path / "cat.npz") as numbers:
         assert numbers["classes"].tolist() == [one["index"] for one in answer["explanations"]]
         assert numbers["heatmaps"].shape == (3, 7, 7)

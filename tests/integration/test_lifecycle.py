@@ -218,9 +218,9 @@ def test_a_port_in_use_is_named() -> None:
         (("--port", "70000"), "0<=x<=65535"),
         (("--max-queue-length", "0"), "x>=1"),
         (("--compiler", "gcc"), "'auto', 'xla', 'tensorflow'"),
-        (("--model", "vgg16"), "unknown model 'vgg16'; the models are"),
-        ((*QUICK, "--layer", "nope"), "no served model has the layer nope"),
-        ((*QUICK, "--weights", "a", "--weights", "b"), "each must be MODEL=WEIGHTS"),
+        (("--model", "alexnet"), "unknown model 'alexnet'; the models are"),
+        ((*QUICK, "--warm", "gradcam@nope"), "no layer 'nope'"),
+        ((*QUICK, "--weights", "a", "--weights", "b"), "each must be MODEL=VALUE"),
     ],
 )
 def test_bad_settings_are_refused_before_serving(options: tuple[str, ...], message: str) -> None:

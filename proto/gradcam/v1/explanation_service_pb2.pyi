@@ -8,10 +8,30 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class ScoreType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SCORE_TYPE_UNSPECIFIED: _ClassVar[ScoreType]
+    SCORE_TYPE_LOGIT: _ClassVar[ScoreType]
+    SCORE_TYPE_PROBABILITY: _ClassVar[ScoreType]
+
+class LayerFusion(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LAYER_FUSION_UNSPECIFIED: _ClassVar[LayerFusion]
+    LAYER_FUSION_NONE: _ClassVar[LayerFusion]
+    LAYER_FUSION_LAYER_CAM: _ClassVar[LayerFusion]
+
 class Method(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     METHOD_UNSPECIFIED: _ClassVar[Method]
     METHOD_GRAD_CAM: _ClassVar[Method]
+    METHOD_GRAD_CAM_PLUS_PLUS: _ClassVar[Method]
+    METHOD_HIRES_CAM: _ClassVar[Method]
+    METHOD_X_GRAD_CAM: _ClassVar[Method]
+    METHOD_LAYER_CAM: _ClassVar[Method]
+    METHOD_ELEMENTWISE_GRAD_CAM: _ClassVar[Method]
+    METHOD_EIGEN_GRAD_CAM: _ClassVar[Method]
+    METHOD_SCORE_CAM: _ClassVar[Method]
+    METHOD_INTEGRATED_GRADIENTS: _ClassVar[Method]
 
 class ResizeMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -48,8 +68,22 @@ class Interpolation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     INTERPOLATION_UNSPECIFIED: _ClassVar[Interpolation]
     INTERPOLATION_NONE: _ClassVar[Interpolation]
     INTERPOLATION_BILINEAR: _ClassVar[Interpolation]
+SCORE_TYPE_UNSPECIFIED: ScoreType
+SCORE_TYPE_LOGIT: ScoreType
+SCORE_TYPE_PROBABILITY: ScoreType
+LAYER_FUSION_UNSPECIFIED: LayerFusion
+LAYER_FUSION_NONE: LayerFusion
+LAYER_FUSION_LAYER_CAM: LayerFusion
 METHOD_UNSPECIFIED: Method
 METHOD_GRAD_CAM: Method
+METHOD_GRAD_CAM_PLUS_PLUS: Method
+METHOD_HIRES_CAM: Method
+METHOD_X_GRAD_CAM: Method
+METHOD_LAYER_CAM: Method
+METHOD_ELEMENTWISE_GRAD_CAM: Method
+METHOD_EIGEN_GRAD_CAM: Method
+METHOD_SCORE_CAM: Method
+METHOD_INTEGRATED_GRADIENTS: Method
 RESIZE_MODE_UNSPECIFIED: ResizeMode
 RESIZE_MODE_STRETCH: ResizeMode
 RESIZE_MODE_CENTER_CROP: ResizeMode
@@ -73,30 +107,46 @@ INTERPOLATION_NONE: Interpolation
 INTERPOLATION_BILINEAR: Interpolation
 
 class ExplainImageRequest(_message.Message):
-    __slots__ = ("model", "encoded_image", "raw_image", "targets", "top_k", "layer", "method", "resize_mode", "heatmaps", "prediction_count", "include_logits")
+    __slots__ = ("model", "encoded_image", "raw_image", "targets", "top_k", "layers", "method", "resize_mode", "heatmaps", "prediction_count", "include_logits", "score_type", "layer_fusion", "pass_count", "smooth_grad")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ENCODED_IMAGE_FIELD_NUMBER: _ClassVar[int]
     RAW_IMAGE_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
-    LAYER_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
     RESIZE_MODE_FIELD_NUMBER: _ClassVar[int]
     HEATMAPS_FIELD_NUMBER: _ClassVar[int]
     PREDICTION_COUNT_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_LOGITS_FIELD_NUMBER: _ClassVar[int]
+    SCORE_TYPE_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FUSION_FIELD_NUMBER: _ClassVar[int]
+    PASS_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SMOOTH_GRAD_FIELD_NUMBER: _ClassVar[int]
     model: str
     encoded_image: bytes
     raw_image: RawImage
     targets: _containers.RepeatedCompositeFieldContainer[Target]
     top_k: int
-    layer: str
+    layers: _containers.RepeatedScalarFieldContainer[str]
     method: Method
     resize_mode: ResizeMode
     heatmaps: _containers.RepeatedCompositeFieldContainer[HeatmapRequest]
     prediction_count: int
     include_logits: bool
-    def __init__(self, model: _Optional[str] = ..., encoded_image: _Optional[bytes] = ..., raw_image: _Optional[_Union[RawImage, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., top_k: _Optional[int] = ..., layer: _Optional[str] = ..., method: _Optional[_Union[Method, str]] = ..., resize_mode: _Optional[_Union[ResizeMode, str]] = ..., heatmaps: _Optional[_Iterable[_Union[HeatmapRequest, _Mapping]]] = ..., prediction_count: _Optional[int] = ..., include_logits: bool = ...) -> None: ...
+    score_type: ScoreType
+    layer_fusion: LayerFusion
+    pass_count: int
+    smooth_grad: SmoothGrad
+    def __init__(self, model: _Optional[str] = ..., encoded_image: _Optional[bytes] = ..., raw_image: _Optional[_Union[RawImage, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., top_k: _Optional[int] = ..., layers: _Optional[_Iterable[str]] = ..., method: _Optional[_Union[Method, str]] = ..., resize_mode: _Optional[_Union[ResizeMode, str]] = ..., heatmaps: _Optional[_Iterable[_Union[HeatmapRequest, _Mapping]]] = ..., prediction_count: _Optional[int] = ..., include_logits: bool = ..., score_type: _Optional[_Union[ScoreType, str]] = ..., layer_fusion: _Optional[_Union[LayerFusion, str]] = ..., pass_count: _Optional[int] = ..., smooth_grad: _Optional[_Union[SmoothGrad, _Mapping]] = ...) -> None: ...
+
+class SmoothGrad(_message.Message):
+    __slots__ = ("sample_count", "noise_level")
+    SAMPLE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    NOISE_LEVEL_FIELD_NUMBER: _ClassVar[int]
+    sample_count: int
+    noise_level: float
+    def __init__(self, sample_count: _Optional[int] = ..., noise_level: _Optional[float] = ...) -> None: ...
 
 class RawImage(_message.Message):
     __slots__ = ("data", "height_px", "width_px")
@@ -109,12 +159,16 @@ class RawImage(_message.Message):
     def __init__(self, data: _Optional[bytes] = ..., height_px: _Optional[int] = ..., width_px: _Optional[int] = ...) -> None: ...
 
 class Target(_message.Message):
-    __slots__ = ("class_index", "class_name")
+    __slots__ = ("class_index", "class_name", "against_class_index", "against_class_name")
     CLASS_INDEX_FIELD_NUMBER: _ClassVar[int]
     CLASS_NAME_FIELD_NUMBER: _ClassVar[int]
+    AGAINST_CLASS_INDEX_FIELD_NUMBER: _ClassVar[int]
+    AGAINST_CLASS_NAME_FIELD_NUMBER: _ClassVar[int]
     class_index: int
     class_name: str
-    def __init__(self, class_index: _Optional[int] = ..., class_name: _Optional[str] = ...) -> None: ...
+    against_class_index: int
+    against_class_name: str
+    def __init__(self, class_index: _Optional[int] = ..., class_name: _Optional[str] = ..., against_class_index: _Optional[int] = ..., against_class_name: _Optional[str] = ...) -> None: ...
 
 class HeatmapRequest(_message.Message):
     __slots__ = ("format", "alpha", "colormap", "jpeg_quality")
@@ -159,7 +213,7 @@ class Prediction(_message.Message):
     def __init__(self, class_index: _Optional[int] = ..., class_name: _Optional[str] = ..., probability: _Optional[float] = ..., logit: _Optional[float] = ...) -> None: ...
 
 class Explanation(_message.Message):
-    __slots__ = ("class_index", "class_name", "score", "layer", "method", "raw_min", "raw_max", "degenerate", "heatmaps")
+    __slots__ = ("class_index", "class_name", "score", "layer", "method", "raw_min", "raw_max", "degenerate", "heatmaps", "score_type", "saturated", "against_class_index", "against_class_name")
     CLASS_INDEX_FIELD_NUMBER: _ClassVar[int]
     CLASS_NAME_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
@@ -169,6 +223,10 @@ class Explanation(_message.Message):
     RAW_MAX_FIELD_NUMBER: _ClassVar[int]
     DEGENERATE_FIELD_NUMBER: _ClassVar[int]
     HEATMAPS_FIELD_NUMBER: _ClassVar[int]
+    SCORE_TYPE_FIELD_NUMBER: _ClassVar[int]
+    SATURATED_FIELD_NUMBER: _ClassVar[int]
+    AGAINST_CLASS_INDEX_FIELD_NUMBER: _ClassVar[int]
+    AGAINST_CLASS_NAME_FIELD_NUMBER: _ClassVar[int]
     class_index: int
     class_name: str
     score: float
@@ -178,7 +236,11 @@ class Explanation(_message.Message):
     raw_max: float
     degenerate: bool
     heatmaps: _containers.RepeatedCompositeFieldContainer[Heatmap]
-    def __init__(self, class_index: _Optional[int] = ..., class_name: _Optional[str] = ..., score: _Optional[float] = ..., layer: _Optional[str] = ..., method: _Optional[_Union[Method, str]] = ..., raw_min: _Optional[float] = ..., raw_max: _Optional[float] = ..., degenerate: bool = ..., heatmaps: _Optional[_Iterable[_Union[Heatmap, _Mapping]]] = ...) -> None: ...
+    score_type: ScoreType
+    saturated: bool
+    against_class_index: int
+    against_class_name: str
+    def __init__(self, class_index: _Optional[int] = ..., class_name: _Optional[str] = ..., score: _Optional[float] = ..., layer: _Optional[str] = ..., method: _Optional[_Union[Method, str]] = ..., raw_min: _Optional[float] = ..., raw_max: _Optional[float] = ..., degenerate: bool = ..., heatmaps: _Optional[_Iterable[_Union[Heatmap, _Mapping]]] = ..., score_type: _Optional[_Union[ScoreType, str]] = ..., saturated: bool = ..., against_class_index: _Optional[int] = ..., against_class_name: _Optional[str] = ...) -> None: ...
 
 class Heatmap(_message.Message):
     __slots__ = ("format", "height_px", "width_px", "data", "normalization", "interpolation")
@@ -197,20 +259,22 @@ class Heatmap(_message.Message):
     def __init__(self, format: _Optional[_Union[HeatmapFormat, str]] = ..., height_px: _Optional[int] = ..., width_px: _Optional[int] = ..., data: _Optional[bytes] = ..., normalization: _Optional[_Union[Normalization, str]] = ..., interpolation: _Optional[_Union[Interpolation, str]] = ...) -> None: ...
 
 class ServingStats(_message.Message):
-    __slots__ = ("decode_us", "queue_us", "compute_us", "render_us", "batch_size", "padded_batch_size")
+    __slots__ = ("decode_us", "queue_us", "compute_us", "render_us", "batch_size", "padded_batch_size", "pass_count")
     DECODE_US_FIELD_NUMBER: _ClassVar[int]
     QUEUE_US_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_US_FIELD_NUMBER: _ClassVar[int]
     RENDER_US_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     PADDED_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PASS_COUNT_FIELD_NUMBER: _ClassVar[int]
     decode_us: int
     queue_us: int
     compute_us: int
     render_us: int
     batch_size: int
     padded_batch_size: int
-    def __init__(self, decode_us: _Optional[int] = ..., queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., render_us: _Optional[int] = ..., batch_size: _Optional[int] = ..., padded_batch_size: _Optional[int] = ...) -> None: ...
+    pass_count: int
+    def __init__(self, decode_us: _Optional[int] = ..., queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., render_us: _Optional[int] = ..., batch_size: _Optional[int] = ..., padded_batch_size: _Optional[int] = ..., pass_count: _Optional[int] = ...) -> None: ...
 
 class StreamExplainImagesRequest(_message.Message):
     __slots__ = ("correlation_id", "request")

@@ -5,6 +5,8 @@ import os
 import click
 
 from gradcam_server import __version__
+from gradcam_server.cli.compare import compare
+from gradcam_server.cli.evaluate import evaluate
 from gradcam_server.cli.explain import explain
 from gradcam_server.cli.health import health
 from gradcam_server.cli.layers import layers
@@ -21,10 +23,12 @@ def main() -> None:
     gradcam explain cat.jpg -o out.jpg       explain in this process
     gradcam explain *.jpg --server HOST:PORT explain on a server
     gradcam layers                           find the layer to explain
+    gradcam compare cat.jpg -o picture.png   methods or layers side by side
+    gradcam evaluate *.jpg                   measure which method is faithful
     """  # noqa: D301 - click reads the character \b
     # TensorFlow reads it when it is imported: errors only, unless the user asks for more.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
-for command in (serve, explain, layers, health):
+for command in (serve, explain, layers, compare, evaluate, health):
     main.add_command(command)

@@ -1,8 +1,7 @@
-"""What the commands share: options, and errors that people can act on."""
+"""What the commands share: errors that people can act on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
 
 import click
 
@@ -10,24 +9,6 @@ from gradcam_client import GradCamError
 from gradcam_server.errors import ExplanationServerError
 
 _SERVER_PACKAGES = ("tensorflow", "keras", "cv2", "PIL", "grpc_reflection", "h5py")
-
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def model_options(command: _F) -> _F:
-    """Adds the options that choose a model to explain in this process."""
-    for option in (
-        click.option("--seed", default=0, show_default=True, help="Seed of random weights."),
-        click.option(
-            "--weights",
-            default="imagenet",
-            show_default=True,
-            metavar="imagenet|random|FILE",
-            help="Weights of the model, without --server.",
-        ),
-    ):
-        command = option(command)
-    return command
 
 
 @contextmanager

@@ -2,35 +2,38 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gradcam_client import (
-    Client,
-    GradCamError,
     HeatmapForm,
     ImageExplanation,
     OverlayJpeg,
     OverlayPng,
     Raw,
+    SmoothGrad,
 )
-from gradcam_client.requests import COLORMAPS, RESIZE_MODES
-from gradcam_server.cli.common import errors_for_people, model_options
+from gradcam_client.requests import (
+    COLORMAPS,
+    LAYER_FUSIONS,
+    MANY_PASS_METHODS,
+    METHODS,
+    RESIZE_MODES,
+    SCORE_TYPES,
+    Target,
+)
+from gradcam_server.cli.common import errors_for_people
+from gradcam_server.cli.session import Place, class_of, error_as_json, place_options, progress_bar
 
 _OVERLAYS = {".jpg": OverlayJpeg, ".jpeg": OverlayJpeg, ".png": OverlayPng}
-_LOCAL_BATCH_SIZES = (1, 4)
 
 
 @click.command(context_settings={"show_default": True})
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=Path)
-@click.option("--server", metavar="HOST:PORT", help="Ask this server; else explain in-process.")
 @click.option(
     *("-o", "--output"),
     type=Path,
@@ -47,13 +50,39 @@ _LOCAL_BATCH_SIZES = (1, 4)
     "--top-k", type=click.IntRange(min=1), help="Explain the K best classes.  [default: 1]"
 )
 @click.option(
-    "--layer", default="", show_default=False, help="Explain this layer (see gradcam layers)."
+    "--against",
+    metavar="CLASS",
+    help="Explain why the class rather than this one.",
 )
 @click.option(
-    "--model",
-    default="",
-    show_default=False,
-    help="Name of the model; resnet50, or the server's first, when not given.",
+    *("--layer", "layers"),
+    multiple=True,
+    help="Explain this layer (see gradcam layers). Repeat for several.",
+)
+@click.option(
+    "--fusion",
+    type=click.Choice(list(LAYER_FUSIONS)),
+    default="none",
+    help="Fuse the maps of several layers into one.",
+)
+@click.option(
+    "--method", type=click.Choice(list(METHODS)), default="gradcam", help="Explain by this method."
+)
+@click.option(
+    *("--score", "score_type"),
+    type=click.Choice(list(SCORE_TYPES)),
+    default="logit",
+    help="What is explained of a class.",
+)
+@click.option(
+    *("--passes", "pass_count"),
+    type=click.IntRange(min=1),
+    help="Channels of scorecam, or steps of integrated-gradients.  [default: 64, 32]",
+)
+@click.option(
+    *("--smooth", "smooth_samples"),
+    type=click.IntRange(min=1),
+    help="SmoothGrad: the mean over this many noisy copies, with any other method.",
 )
 @click.option(
     "--resize",
@@ -78,21 +107,22 @@ _LOCAL_BATCH_SIZES = (1, 4)
     help="Keep the numbers: classes, raw heatmaps and logits. A file; with several images, "
     "a folder.",
 )
-@model_options
+@place_options
 def explain(
     images: Sequence[Path],
-    server: str | None,
     classes: Sequence[str],
     top_k: int | None,
     output: Path | None,
     npz: Path | None,
     as_json: bool,
-    model: str,
-    weights: str,
-    seed: int,
     colormap: str,
     alpha: float,
     predictions: int,
+    against: str | None,
+    layers: Sequence[str],
+    fusion: str,
+    method: str,
+    smooth_samples: int | None,
     **options: Any,
 ) -> None:
     """Predict what is in images, and see where the model looked.
@@ -100,14 +130,25 @@ def explain(
     \b
     gradcam explain cat.jpg -o out.jpg
     gradcam explain cat.jpg --class tabby --class "Egyptian cat" -o cats/
+    gradcam explain cat.jpg --class tabby --against "tiger cat" --method layercam
     gradcam explain photos/*.jpg --server localhost:50051 -o overlays/ --json
 
     An image that fails is reported, the others go on, and the exit status is 1.
     """  # noqa: D301 - click reads the character \b
     if classes and top_k:
         raise click.UsageError("--class and --top-k exclude each other")
-    targets = [int(name) if name.isdecimal() else name for name in classes]
+    place = Place.take(options)
+    if against and not classes:
+        raise click.UsageError("--against needs a --class to compare")
+    if npz and len(layers) > 1 and fusion == "none":
+        raise click.UsageError(
+            "--npz holds maps of one shape: name one layer, or add --fusion layercam"
+        )
+    targets: list[Target] = [class_of(name) for name in classes]
+    if against:
+        targets = [(class_of(name), class_of(against)) for name in classes]
     overlays = Outputs(output, len(images), tuple(_OVERLAYS), ".jpg", "-o")
+    many_passes = method in MANY_PASS_METHODS or smooth_samples is not None
     numbers = Outputs(npz, len(images), (".npz",), ".npz", "--npz")
     heatmaps: list[HeatmapForm] = [Raw()]
     if output:
@@ -115,14 +156,18 @@ def explain(
     failed = False
     with (
         errors_for_people(),
-        _client(server, model, weights, seed, len(images), len(targets) or top_k or 1) as client,
-        _progress(len(images), hidden=as_json) as progress,
+        place.open(len(images) + many_passes, len(targets) or top_k or 1) as client,
+        progress_bar(len(images), hidden=as_json) as progress,
     ):
         outcomes = client.explain_stream(
             images,
-            model=model if server else "",
+            model=place.requested_model,
             classes=targets,
             top_k=top_k,
+            layer=layers,
+            layer_fusion=fusion,
+            method=method,
+            smooth_grad=SmoothGrad(smooth_samples) if smooth_samples else None,
             heatmaps=heatmaps,
             prediction_count=predictions,
             include_logits=bool(npz),
@@ -202,57 +247,20 @@ class Outputs:
     def write(self, image: Path, result: ImageExplanation) -> list[Path]:
         """Writes the overlay of each explanation; several are told apart by their class."""
         paths = []
+        several = len(result.explanations) > 1
+        several_layers = len({one.layer for one in result.explanations}) > 1
         for explanation in result.explanations:
-            several = len(result.explanations) > 1
-            name = "".join(c if c.isalnum() else "_" for c in explanation.name)
-            path = self.path_for(image, f"-{explanation.index}-{name}" if several else "")
+            mark = f"-{explanation.index}-{_plain(explanation.name)}" if several else ""
+            if several_layers:
+                mark += f"-{_plain(explanation.layer)}"
+            path = self.path_for(image, mark)
             path.write_bytes(explanation.overlay)
             paths.append(path)
         return paths
 
 
-@contextmanager
-def _client(
-    server: str | None, model: str, weights: str, seed: int, image_count: int, target_count: int
-) -> Iterator[Any]:
-    if server:
-        with Client(server) as client:
-            yield client
-        return
-    from gradcam_server.config import ServeConfig
-    from gradcam_server.local import LocalClient
-    from gradcam_server.models import DEFAULT_MODEL
-
-    config = ServeConfig(
-        model=(model or DEFAULT_MODEL,),
-        weights=(weights,),
-        seed=seed,
-        max_targets=target_count,
-        batch_sizes=_LOCAL_BATCH_SIZES if image_count > 1 else (1,),
-    )
-    with LocalClient(config) as local:
-        yield local
-
-
-class _Bar:
-    def __init__(self, progress: Progress, count: int) -> None:
-        self._progress, self._task = progress, progress.add_task("Explaining", total=count)
-
-    def advance(self) -> None:
-        self._progress.advance(self._task)
-
-
-@contextmanager
-def _progress(count: int, *, hidden: bool) -> Iterator[_Bar]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=hidden or count < 2) as progress:
-        yield _Bar(progress, count)
+def _plain(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in name)
 
 
 def _as_json(path: Path, result: ImageExplanation) -> dict[str, Any]:
@@ -274,6 +282,9 @@ def _as_json(path: Path, result: ImageExplanation) -> dict[str, Any]:
                 "raw_min": one.raw_min,
                 "raw_max": one.raw_max,
                 "degenerate": one.degenerate,
+                "score_type": one.score_type,
+                "saturated": one.saturated,
+                "against": one.against,
             }
             for one in result.explanations
         ],
@@ -284,6 +295,7 @@ def _as_json(path: Path, result: ImageExplanation) -> dict[str, Any]:
             "render_us": stats.render_us,
             "batch_size": stats.batch_size,
             "padded_batch_size": stats.padded_batch_size,
+            "pass_count": stats.pass_count,
         },
     }
 
@@ -303,23 +315,26 @@ def _print(path: Path, result: ImageExplanation, written: Sequence[Path]) -> Non
     for prediction in result.predictions:
         click.echo(f"  {prediction.probability:7.2%}  {prediction.index:>4}  {prediction.name}")
     for explanation in result.explanations:
-        nothing = " (degenerate: nothing here speaks for it)" if explanation.degenerate else ""
+        notes = " (degenerate: nothing here speaks for it)" if explanation.degenerate else ""
+        if explanation.saturated:
+            notes += " (saturated: its gradient is lost in rounding; explain the logit)"
+        rather = f" rather than {explanation.against_name}" if explanation.against_name else ""
         click.echo(
-            f"  explained {explanation.index} {explanation.name}, score {explanation.score:.3f}, "
-            f"by {explanation.method} at {explanation.layer}{nothing}"
+            f"  explained {explanation.index} {explanation.name}{rather}, {explanation.score_type} "
+            f"{explanation.score:.3f}, by {explanation.method} at {explanation.layer}{notes}"
         )
     for file in written:
         click.echo(f"  wrote {file}")
     stats = result.stats
+    passes = f", {stats.pass_count} passes" if stats.pass_count > 1 else ""
     click.echo(
         f"  time: decode {stats.decode_us / 1e3:.1f} ms, queue {stats.queue_us / 1e3:.1f} ms, "
         f"compute {stats.compute_us / 1e3:.1f} ms, render {stats.render_us / 1e3:.1f} ms "
-        f"(batch of {stats.batch_size})"
+        f"(batch of {stats.batch_size}{passes})"
     )
 
 
 def _report_failure(path: Path, error: Exception | None, as_json: bool) -> None:
-    code = error.code.name if isinstance(error, GradCamError) else type(error).__name__
     if as_json:
-        click.echo(json.dumps({"path": str(path), "error": {"code": code, "message": str(error)}}))
+        click.echo(json.dumps({"path": str(path), "error": error_as_json(error)}))
     click.echo(f"Error: {path}: {error}", file=sys.stderr)

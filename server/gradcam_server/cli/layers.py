@@ -12,10 +12,17 @@ _HEADINGS = ("LAYER", "TYPE", "OUTPUT SHAPE", "")
 @click.option(
     "--model",
     default="",
-    help="Name of the model; resnet50, or the server's first, when not given.",
+    help="Name of the model, or NAME=PATH of a file; resnet50, or the server's first, when "
+    "not given.",
+)
+@click.option(
+    "--custom-objects",
+    multiple=True,
+    metavar="MODULE",
+    help="Python module that registers the own classes of a model from a file.",
 )
 @click.option("--server", metavar="HOST:PORT", help="Ask this server instead.")
-def layers(model: str, server: str | None) -> None:
+def layers(model: str, custom_objects: tuple[str, ...], server: str | None) -> None:
     """List a model's layers, and which of them can be explained.
 
     The default is the last one with a (batch, height, width, channels) output before
@@ -26,7 +33,7 @@ def layers(model: str, server: str | None) -> None:
             with Client(server) as client:
                 info = client.get_model(model)
         else:
-            info = _describe(model)
+            info = _describe(model, custom_objects)
     rows = [_HEADINGS]
     for layer in info.layers:
         shape = ", ".join("None" if size < 0 else str(size) for size in layer.output_shape)
@@ -37,7 +44,7 @@ def layers(model: str, server: str | None) -> None:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
 
 
-def _describe(model: str) -> ModelInfo:
+def _describe(model: str, custom_objects: tuple[str, ...]) -> ModelInfo:
     from gradcam_server.local import describe_model
 
-    return describe_model(model)
+    return describe_model(model, custom_objects)

@@ -7,7 +7,9 @@ import keras
 
 from gradcam_server.errors import StartupError
 from gradcam_server.labels import imagenet_labels
-from gradcam_server.models import efficientnet_lite0
+from gradcam_server.models import ModelSpec, efficientnet_lite0
+from gradcam_server.models.keras_network import KerasNetwork
+from gradcam_server.models.label_file import read_labels
 from gradcam_server.models.loaded import LoadedModel
 from gradcam_server.models.preprocessing import Preprocessing
 from gradcam_server.models.torch_checkpoint import read_torch_checkpoint
@@ -15,37 +17,36 @@ from gradcam_server.models.torch_checkpoint import read_torch_checkpoint
 logger = logging.getLogger(__name__)
 
 
-def load(weights: str, seed: int) -> LoadedModel:
+def load(spec: ModelSpec) -> LoadedModel:
     """Builds EfficientNet-Lite0 and loads its weights.
 
-    Args:
-        weights: ``imagenet`` (the installed package), ``random``, ``none`` or a PyTorch
-            state dict (.pth), of which only tensors are read.
-        seed: For random weights.
+    Its weights may be ``imagenet`` (the installed package), ``random``, ``none`` or a PyTorch
+    state dict (.pth), of which only tensors are read.
 
     Raises:
         StartupError: The weights cannot be had or don't fit.
     """
     try:
-        match weights:
+        match spec.weights:
             case "imagenet":
-                checkpoint = efficientnet_lite0.default_checkpoint()
-                network, origin = _from_file(checkpoint), "imagenet"
+                model, origin = _from_file(efficientnet_lite0.default_checkpoint()), "imagenet"
             case "random" | "none":
-                network, origin = efficientnet_lite0.build(None, seed), f"random, seed {seed}"
-            case _:
-                network, origin = _from_file(Path(weights)), f"file {Path(weights).name}"
+                model = efficientnet_lite0.build(None, spec.seed)
+                origin = f"random, seed {spec.seed}"
+            case file:
+                model, origin = _from_file(Path(file)), f"file {Path(file).name}"
     except (OSError, ValueError) as error:
-        raise StartupError(f"cannot load efficientnet-lite0: {error}") from error
-    if weights == "random":
-        logger.warning("efficientnet-lite0 has random weights (seed %d)", seed)
+        raise StartupError(f"cannot load {spec.source}: {error}") from error
+    if spec.weights == "random":
+        logger.warning("%s has random weights (seed %d)", spec.name, spec.seed)
+    network = KerasNetwork(model, spec.input_size)
     return LoadedModel(
-        name="efficientnet-lite0",
+        name=spec.name,
         network=network,
-        preprocessing=Preprocessing.LITE,
-        labels=imagenet_labels(),
+        preprocessing=spec.preprocessing or Preprocessing.LITE,
+        labels=read_labels(spec.labels, network.class_count) or imagenet_labels(),
         weights=origin,
-        random_weights=weights in {"random", "none"},
+        random_weights=spec.weights in {"random", "none"},
     )
 
 

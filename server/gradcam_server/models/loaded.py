@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-import keras
-
 from gradcam_server.labels import ClassLabels
+from gradcam_server.models.network import Network
 from gradcam_server.models.preprocessing import Preprocessing
 
 
@@ -22,7 +21,7 @@ class LoadedModel:
     """
 
     name: str
-    network: keras.Model
+    network: Network
     preprocessing: Preprocessing
     labels: ClassLabels
     weights: str
@@ -31,5 +30,4 @@ class LoadedModel:
     @property
     def input_size(self) -> tuple[int, int]:
         """(height, width) of the input in pixels."""
-        _, height, width, _ = self.network.input_shape
-        return height, width
+        return self.network.input_size

@@ -76,5 +76,6 @@ def heatmap_response() -> pb.ExplainImageResponse:
             render_us=4,
             batch_size=5,
             padded_batch_size=8,
+            pass_count=1,
         ),
     )

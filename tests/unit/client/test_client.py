@@ -63,7 +63,7 @@ def test_an_image_is_explained(client: Client, server: FakeServer) -> None:
     """Options arrive at the server and its answer comes back as a result."""
     result = client.explain(b"7", top_k=3, layer="conv5")
     assert (result.model, result.top.index) == ("fake", 7)
-    assert (server.requests[0].top_k, server.requests[0].layer) == (3, "conv5")
+    assert (server.requests[0].top_k, server.requests[0].layers) == (3, ["conv5"])
 
 
 def test_a_full_queue_is_tried_again(client: Client, server: FakeServer) -> None:

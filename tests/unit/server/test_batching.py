@@ -3,6 +3,7 @@
 import asyncio
 import random
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
@@ -14,8 +15,11 @@ from gradcam_server.errors import QueueFullError
 class Doubler:
     """Doubles numbers; waits for ``gate`` before each batch, and keeps a record."""
 
-    def __init__(self, max_batch_size: int = 4, *, open_gate: bool = True) -> None:
+    def __init__(
+        self, max_batch_size: int = 4, *, open_gate: bool = True, background: bool = False
+    ) -> None:
         self.max_batch_size = max_batch_size
+        self.background = background
         self.batches: list[list[int]] = []
         self.started = threading.Event()
         self.gate = threading.Event()
@@ -127,6 +131,30 @@ async def test_an_old_partial_batch_goes_before_a_younger_full_one(make: Make) -
     busy.gate.set()
     await asyncio.gather(first, *tasks)
     assert order[0] == "quiet"
+
+
+async def test_background_batches_get_their_share_and_no_more(make: Make) -> None:
+    """Neither kind starves: with both always waiting, a quarter of the time is background's."""
+
+    class Slow(Doubler):
+        def run(self, items: Sequence[int], padded_size: int) -> list[int]:
+            time.sleep(0.004)
+            return super().run(items, padded_size)
+
+    batcher = make(1000)
+    busy, first = await occupy(batcher)
+    front, back = Slow(1), Slow(1, background=True)
+    tasks = [asyncio.create_task(ask(batcher, back, item)) for item in range(60)]
+    await asyncio.sleep(0.01)
+    tasks += [asyncio.create_task(ask(batcher, front, item)) for item in range(60)]
+    await asyncio.sleep(0.01)
+    busy.gate.set()
+    await first
+    await asyncio.gather(*tasks[60:])  # the front ones
+    share = len(back.batches) / (60 + len(back.batches))
+    assert 0.1 < share < 0.4
+    await asyncio.gather(*tasks)
+    assert len(back.batches) == 60
 
 
 async def test_exactly_the_surplus_is_refused(make: Make) -> None:

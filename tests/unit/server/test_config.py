@@ -1,6 +1,7 @@
 """Settings: flags, variables, defaults."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -8,6 +9,8 @@ from click.testing import CliRunner
 from gradcam_server.cli.serve import serve
 from gradcam_server.config import Compiler, ServeConfig, flag, variable
 from gradcam_server.errors import StartupError
+from gradcam_server.models import ModelSpec
+from gradcam_server.models.preprocessing import Preprocessing
 
 
 @pytest.fixture
@@ -39,12 +42,18 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "port": ("0", 0),
     "model": ("efficientnet-lite0", ("efficientnet-lite0",)),
     "weights": ("random", ("random",)),
+    "preprocessing": ("caffe", ("caffe",)),
+    "labels": ("names.txt", ("names.txt",)),
+    "input_size": ("160x160", ("160x160",)),
+    "custom_objects": ("my_layers", ("my_layers",)),
     "seed": ("7", 7),
-    "layer": ("conv1_relu", ("conv1_relu",)),
+    "warm": ("layercam@top_conv", ("layercam@top_conv",)),
     "batch_sizes": ("8,1,8", (1, 8)),
     "compiler": ("xla", Compiler.XLA),
     "max_targets": ("3", 3),
     "max_extra_graphs": ("0", 0),
+    "max_passes": ("10", 10),
+    "many_pass_share": ("0.5", 0.5),
     "max_queue_length": ("9", 9),
     "max_queue_delay_us": ("500", 500),
     "max_stream_in_flight": ("2", 2),
@@ -71,16 +80,72 @@ def test_every_setting_has_a_flag_and_a_variable_and_the_flag_wins(parse, name: 
     assert getattr(parse(flag(name), text, **broken), name) == value
 
 
+def specs(**options: tuple[str, ...]) -> dict[str, ModelSpec]:
+    return {spec.name: spec for spec in ServeConfig(**options).model_specs()}  # type: ignore[arg-type]
+
+
+def test_models_are_built_in_or_files() -> None:
+    """NAME or NAME=PATH, in their order; the same source may have several names."""
+    found = specs(model=("resnet50", "mine=dir=1/m.keras", "other=resnet50"), seed=3)  # type: ignore[arg-type]
+    assert [(spec.name, spec.source) for spec in found.values()] == [
+        ("resnet50", "resnet50"),
+        ("mine", "dir=1/m.keras"),
+        ("other", "resnet50"),
+    ]
+    assert found["resnet50"] == ModelSpec("resnet50", "resnet50", seed=3)
+
+
 def test_weights_may_be_given_for_each_model() -> None:
     """MODEL=WEIGHTS is for one, a plain value for the others."""
-    config = ServeConfig(model=("a", "b"), weights=("b=file=1.h5", "random"))
-    assert config.weights_of("a") == "random"
-    assert config.weights_of("b") == "file=1.h5"
-    assert ServeConfig(model=("a", "b"), weights=("b=x",)).weights_of("a") == "imagenet"
-    assert ServeConfig(model=("a",), weights=("dir=1/w.h5",)).weights_of("a") == "dir=1/w.h5"
+    found = specs(model=("a=vgg16", "b=vgg16"), weights=("b=file=1.h5", "random"))
+    assert (found["a"].weights, found["b"].weights) == ("random", "file=1.h5")
+    found = specs(model=("a=vgg16", "b=vgg16"), weights=("b=x",))
+    assert (found["a"].weights, found["b"].weights) == ("imagenet", "x")
+    assert specs(model=("vgg16",), weights=("dir=1/w.h5",))["vgg16"].weights == "dir=1/w.h5"
 
 
-def test_contradicting_weights_are_refused() -> None:
-    """Two plain values cannot both be meant."""
-    with pytest.raises(StartupError, match="each must be MODEL=WEIGHTS"):
-        ServeConfig(weights=("random", "imagenet")).weights_of("resnet50")
+def test_weights_for_all_leave_files_alone() -> None:
+    """A file has its own; weights for it are passed on only to be refused."""
+    found = specs(model=("vgg16", "mine=m.keras"), weights=("random",))
+    assert (found["vgg16"].weights, found["mine"].weights) == ("random", "imagenet")
+    assert specs(model=("mine=m.keras",), weights=("random",))["mine"].weights == "random"
+
+
+def test_options_of_models_are_read() -> None:
+    """Preprocessing, labels and sizes go by model; modules are for all."""
+    found = specs(
+        model=("vgg16", "mine=m.keras"),
+        preprocessing=("mine=tf",),
+        labels=("mine=names.txt",),
+        input_size=("mine=160x200",),
+        custom_objects=("one", "two"),
+    )
+    mine = found["mine"]
+    assert (mine.preprocessing, mine.labels) == (Preprocessing.TF, Path("names.txt"))
+    assert (mine.input_size, mine.custom_objects) == ((160, 200), ("one", "two"))
+    other = found["vgg16"]
+    assert (other.preprocessing, other.labels, other.input_size) == (None, None, None)
+    assert specs(input_size=("8x9",))["resnet50"].input_size == (8, 9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": ("random", "imagenet")}, "--weights was .* each must be MODEL=VALUE"),
+        ({"labels": ("a.txt", "resnet=b.txt")}, "--labels was given as a.txt, resnet=b.txt"),
+        ({"labels": ("resnet50=a", "resnet50=b")}, "--labels was given twice for resnet50"),
+        ({"preprocessing": ("torhc",)}, "torhc: it must be one of none, caffe, torch, tf, lite"),
+        ({"input_size": ("224",)}, "224: it must be HEIGHTxWIDTH"),
+        ({"input_size": ("0x5",)}, "0x5: it must be HEIGHTxWIDTH"),
+        ({"model": ("resnet50", "resnet50")}, "two models of the name 'resnet50'"),
+        ({"model": ("a=m.keras", "a=n.keras")}, "two models of the name 'a'"),
+        ({"model": ("=m.keras",)}, "must be a name, or NAME=PATH"),
+        ({"model": ("a=",)}, "must be a name, or NAME=PATH"),
+    ],
+)
+def test_contradicting_options_are_refused(
+    options: dict[str, tuple[str, ...]], message: str
+) -> None:
+    """Before anything is loaded, and with what would be right."""
+    with pytest.raises(StartupError, match=message):
+        specs(**options)

@@ -18,6 +18,7 @@ from gradcam_server.requests import (
     RawImage,
     ResizeMode,
     Stats,
+    Target,
     TopK,
 )
 
@@ -26,7 +27,7 @@ def test_an_image_alone_asks_for_the_defaults() -> None:
     """Grad-CAM of the top class at the default layer, raw, five predictions."""
     request = to_request(pb.ExplainImageRequest(encoded_image=b"x"))
     assert request.image == b"x"
-    assert (request.model, request.layer, request.targets) == ("", "", TopK(1))
+    assert (request.model, request.layers, request.targets) == ("", (), TopK(1))
     assert (request.method, request.resize_mode) == (Method.GRAD_CAM, ResizeMode.STRETCH)
     assert request.forms == (HeatmapForm(HeatmapFormat.RAW_FLOAT32),)
     assert request.prediction_count == 5
@@ -38,8 +39,11 @@ def test_every_field_is_read() -> None:
         pb.ExplainImageRequest(
             model="m",
             raw_image=pb.RawImage(data=b"abc", height_px=1, width_px=1),
-            targets=[pb.Target(class_index=0), pb.Target(class_name="tabby")],
-            layer="l",
+            targets=[
+                pb.Target(class_index=0),
+                pb.Target(class_name="tabby", against_class_index=0),
+            ],
+            layers=["l", "m"],
             method=pb.METHOD_GRAD_CAM,
             resize_mode=pb.RESIZE_MODE_LETTERBOX,
             heatmaps=[
@@ -54,8 +58,8 @@ def test_every_field_is_read() -> None:
         )
     )
     assert request.image == RawImage(b"abc", 1, 1)
-    assert request.targets == (0, "tabby")
-    assert (request.model, request.layer) == ("m", "l")
+    assert request.targets == (Target(0), Target("tabby", 0))
+    assert (request.model, request.layers) == ("m", ("l", "m"))
     assert request.resize_mode is ResizeMode.LETTERBOX
     assert request.forms == (HeatmapForm(HeatmapFormat.OVERLAY_JPEG, 0, Colormap.INFERNO, 7),)
     assert request.prediction_count == 0

@@ -8,17 +8,17 @@ from gradcam_server.config import Compiler, ServeConfig
 from gradcam_server.engine import Engine, ServedModel
 from gradcam_server.errors import InvalidRequestError, NotFoundError, StartupError
 from gradcam_server.graph import ExplanationGraph
-from gradcam_server.requests import Method
+from gradcam_server.requests import Method, ScoreType
 
 DEFAULT, WARM, OTHER, THIRD = "top_activation", "block6a_expand_conv", "top_conv", "top_bn"
 
 
-def make(*layers: str, max_extra_graphs: int = 1) -> Engine:
+def make(*warm: str, max_extra_graphs: int = 1) -> Engine:
     return Engine(
         ServeConfig(
             model=("efficientnet-lite0",),
             weights=("random",),
-            layer=layers,
+            warm=warm,
             batch_sizes=(1,),
             compiler=Compiler.TENSORFLOW,
             max_targets=3,
@@ -30,7 +30,7 @@ def make(*layers: str, max_extra_graphs: int = 1) -> Engine:
 @pytest.fixture(scope="module")
 def warm() -> Engine:
     """An engine with the default layer and one more warm."""
-    engine = make(WARM)
+    engine = make(f"gradcam@{WARM}")
     engine.warm_up()
     return engine
 
@@ -38,7 +38,10 @@ def warm() -> Engine:
 async def find(
     engine: Engine, layer: str, targets: int = 1, model: ServedModel | None = None
 ) -> ExplanationGraph:
-    return await engine.find_graph(model or engine.find_model(""), layer, Method.GRAD_CAM, targets)
+    layers = (layer,) if layer else ()
+    return await engine.find_graph(
+        model or engine.find_model(""), layers, Method.GRAD_CAM, ScoreType.LOGIT, targets
+    )
 
 
 async def test_warm_layers_need_no_compiler(warm: Engine) -> None:
@@ -46,8 +49,8 @@ async def test_warm_layers_need_no_compiler(warm: Engine) -> None:
     counted = warm.compilation_count
     assert counted == 3
     assert await find(warm, "", 1) is await find(warm, DEFAULT, 3)
-    assert (await find(warm, WARM, 0)).max_targets == 1
-    assert (await find(warm, WARM, 2)).max_targets == 3
+    assert (await find(warm, WARM, 0)).key.max_targets == 1
+    assert (await find(warm, WARM, 2)).key.max_targets == 3
     assert warm.compilation_count == counted
     assert warm.compiled_layers(warm.find_model("")) == [DEFAULT, WARM]
 
@@ -80,14 +83,14 @@ async def test_one_caller_that_goes_away_stops_nobody_else() -> None:
     tasks = [asyncio.create_task(find(engine, OTHER)) for _ in range(2)]
     await asyncio.sleep(0.05)
     tasks[0].cancel()
-    assert (await tasks[1]).layer == OTHER
+    assert (await tasks[1]).key.layers == (OTHER,)
     engine.close()
 
 
 async def test_cold_layers_can_be_refused() -> None:
     """An operator may forbid compiling under traffic."""
     engine = make(max_extra_graphs=0)
-    with pytest.raises(InvalidRequestError, match=f"is not compiled.*--layer {OTHER}"):
+    with pytest.raises(InvalidRequestError, match=f"is not compiled.*--warm gradcam@{OTHER}"):
         await find(engine, OTHER)
     engine.close()
 
@@ -109,15 +112,20 @@ async def test_impossible_layers_are_refused(
 
 
 def test_unknown_names_are_refused(warm: Engine) -> None:
-    """A model at request time, a layer at start."""
+    """The error lists the models."""
     with pytest.raises(NotFoundError, match="this server has: efficientnet-lite0"):
         warm.find_model("vgg16")
-    with pytest.raises(StartupError, match="has the layer nope"):
-        make("nope")
 
 
-def test_a_layer_to_warm_that_cannot_be_explained_stops_the_start() -> None:
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("gradcam@nope", "--warm gradcam@nope: .*no layer 'nope'"),
+        ("gradcam@avg_pool", "has no positions"),
+        ("magic", "the method must be one of gradcam, gradcam"),
+    ],
+)
+def test_what_cannot_be_warm_stops_the_start(option: str, message: str) -> None:
     """The operator learns it before serving."""
-    engine = make("avg_pool")
-    with pytest.raises(InvalidRequestError, match="has no positions"):
-        engine.warm_up()
+    with pytest.raises(StartupError, match=message):
+        make(option).warm_up()

@@ -1,15 +1,27 @@
 """The compiled graph, against an eager gradient tape on the same network."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from gradcam_server.graph import CompilationCounter, ExplanationGraph, GraphItem, by_rank
+from gradcam_server.graph import (
+    PIXELS,
+    CompilationCounter,
+    ExplanationGraph,
+    GraphItem,
+    GraphKey,
+    GraphTarget,
+    by_rank,
+)
 from gradcam_server.labels import ClassLabel, ClassLabels
+from gradcam_server.methods import METHODS
+from gradcam_server.models.keras_network import KerasNetwork
 from gradcam_server.models.loaded import LoadedModel
 from gradcam_server.models.preprocessing import Preprocessing, preprocess
-from gradcam_server.requests import Method
+from gradcam_server.requests import Method, ScoreType
 
 SIZE, CLASSES, TARGETS = 32, 6, 3
 RTOL = 1e-4  # float32, other orders of summation
@@ -36,7 +48,9 @@ def build_network() -> keras.Model:
 @pytest.fixture(scope="module")
 def model() -> LoadedModel:
     labels = ClassLabels([ClassLabel(f"class {index}") for index in range(CLASSES)])
-    return LoadedModel("small", build_network(), Preprocessing.LITE, labels, "random", True)
+    return LoadedModel(
+        "small", KerasNetwork(build_network()), Preprocessing.LITE, labels, "random", True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +58,22 @@ def graph(model: LoadedModel) -> ExplanationGraph:
     return compiled(model, "block", (1, 2, 4))
 
 
-def compiled(model: LoadedModel, layer: str, sizes: tuple[int, ...]) -> ExplanationGraph:
-    graph = ExplanationGraph(model, layer, Method.GRAD_CAM, TARGETS, CompilationCounter())
+def compiled(
+    model: LoadedModel, layer: str, sizes: tuple[int, ...], *more_layers: str
+) -> ExplanationGraph:
+    graph = ExplanationGraph(model, key(layer, *more_layers), CompilationCounter())
     graph.compile(sizes)
     return graph
+
+
+def key(
+    *layers: str, method: Method = Method.GRAD_CAM, score_type: ScoreType = ScoreType.LOGIT
+) -> GraphKey:
+    return GraphKey("small", layers, method, score_type, TARGETS)
+
+
+def item(image: np.ndarray, *classes: int) -> GraphItem:
+    return GraphItem(image, [GraphTarget(index) for index in classes])
 
 
 def pictures(count: int) -> np.ndarray:
@@ -56,16 +82,12 @@ def pictures(count: int) -> np.ndarray:
 
 def tape_grad_cam(model: LoadedModel, layer: str, image: np.ndarray, index: int) -> np.ndarray:
     """Grad-CAM as tutorials compute it: eager, one image, NumPy for the sum."""
-    network = keras.Model(
-        model.network.input, [model.network.get_layer(layer).output, model.network.output]
-    )
+    network = build_network()  # seeded: the same weights
+    visible = keras.Model(network.input, [network.get_layer(layer).output, network.output])
     with tf.GradientTape() as tape:
-        activation, logits = network((image[None].astype(np.float32) - 127) / 128, training=False)
+        activation, logits = visible((image[None].astype(np.float32) - 127) / 128, training=False)
         score = logits[0, index]
-    gradient = tape.gradient(score, activation)
-    if gradient is None:
-        raise AssertionError("the tape lost the activation")
-    weights = gradient.numpy()[0].astype(np.float64).mean(axis=(0, 1))
+    weights = tape.gradient(score, activation).numpy()[0].astype(np.float64).mean(axis=(0, 1))
     return np.asarray((activation.numpy()[0] * weights).sum(axis=-1))
 
 
@@ -74,11 +96,11 @@ def test_maps_agree_with_an_eager_tape(model: LoadedModel, layer: str) -> None:
     """The compiled map is the textbook's, at the end, in mid-block and before a shortcut."""
     graph = compiled(model, layer, (2,))
     images = pictures(2)
-    items = [GraphItem(images[0], [4, 1]), GraphItem(images[1], [0])]
-    outputs = graph.run(items, 2)
-    for item, output in zip(items, outputs, strict=True):
-        for index, one in zip(item.classes, output.maps, strict=True):
-            expected = tape_grad_cam(model, layer, item.image, index)
+    classes = [[4, 1], [0]]
+    outputs = graph.run([item(images[0], 4, 1), item(images[1], 0)], 2)
+    for image, chosen, output in zip(images, classes, outputs, strict=True):
+        for index, one in zip(chosen, output.maps[0], strict=True):
+            expected = tape_grad_cam(model, layer, image, index)
             tolerance = 1e-5 * np.abs(expected).max()
             np.testing.assert_allclose(one, expected, rtol=RTOL, atol=tolerance)
 
@@ -86,8 +108,8 @@ def test_maps_agree_with_an_eager_tape(model: LoadedModel, layer: str) -> None:
 def test_logits_are_the_networks_own(model: LoadedModel, graph: ExplanationGraph) -> None:
     """The graph predicts what the network predicts, and softmax sums to one."""
     images = pictures(4)
-    outputs = graph.run([GraphItem(image, []) for image in images], 4)
-    expected = model.network((images.astype(np.float32) - 127) / 128, training=False).numpy()
+    outputs = graph.run([item(image) for image in images], 4)
+    expected = build_network()((images.astype(np.float32) - 127) / 128, training=False).numpy()
     logits = np.stack([output.logits for output in outputs])
     np.testing.assert_allclose(logits, expected, rtol=RTOL, atol=1e-4)
     probabilities = np.stack([output.probabilities for output in outputs])
@@ -97,13 +119,13 @@ def test_logits_are_the_networks_own(model: LoadedModel, graph: ExplanationGraph
 def test_the_batch_does_not_matter(graph: ExplanationGraph) -> None:
     """Alone, in company and padded, an image has the same logits and maps within rtol 1e-4."""
     images = pictures(4)
-    items = [GraphItem(image, [row, by_rank(0)]) for row, image in enumerate(images)]
+    items = [item(image, row, by_rank(0)) for row, image in enumerate(images)]
     together = graph.run(items, 4)
-    for row, item in enumerate(items):
-        alone = graph.run([item], 1)[0]
-        padded = graph.run([item], 4)[0]
+    for row, one in enumerate(items):
+        alone = graph.run([one], 1)[0]
+        padded = graph.run([one], 4)[0]
         for other in (alone, padded):
-            scale = np.abs(together[row].maps).max()
+            scale = np.abs(together[row].maps[0]).max()
             np.testing.assert_allclose(other.maps, together[row].maps, rtol=RTOL, atol=1e-5 * scale)
             np.testing.assert_allclose(other.logits, together[row].logits, rtol=RTOL, atol=1e-4)
             assert other.classes.tolist() == together[row].classes.tolist()
@@ -112,38 +134,128 @@ def test_the_batch_does_not_matter(graph: ExplanationGraph) -> None:
 def test_neighbours_in_a_batch_change_nothing(graph: ExplanationGraph) -> None:
     """Other images and other classes beside it leave a map bit-identical."""
     images = pictures(4)
-    item = GraphItem(images[0], [2])
-    first = graph.run([item, GraphItem(images[1], [5])], 2)[0]
-    second = graph.run([item, GraphItem(images[3], [0, 1, 2])], 2)[0]
-    np.testing.assert_array_equal(first.maps, second.maps)
+    one = item(images[0], 2)
+    first = graph.run([one, item(images[1], 5)], 2)[0]
+    second = graph.run([one, item(images[3], 0, 1, 2)], 2)[0]
+    np.testing.assert_array_equal(first.maps[0], second.maps[0])
 
 
 def test_ranks_choose_the_best_classes(graph: ExplanationGraph) -> None:
     """Rank 0 is the top class; ranks and indices may be mixed."""
     image = pictures(1)[0]
-    output = graph.run([GraphItem(image, [by_rank(0), by_rank(1), 3])], 1)[0]
+    output = graph.run([item(image, by_rank(0), by_rank(1), 3)], 1)[0]
     order = np.argsort(-output.logits)
     assert output.classes.tolist() == [order[0], order[1], 3]
-    by_index = graph.run([GraphItem(image, output.classes.tolist())], 1)[0]
-    np.testing.assert_array_equal(output.maps, by_index.maps)
+    by_index = graph.run([item(image, *output.classes.tolist())], 1)[0]
+    np.testing.assert_array_equal(output.maps[0], by_index.maps[0])
+
+
+def test_a_contrast_is_the_difference(model: LoadedModel, graph: ExplanationGraph) -> None:
+    """Why a rather than b: score and map are those of a minus those of b."""
+    image = pictures(1)[0]
+    contrast = GraphItem(image, [GraphTarget(4, against=1), GraphTarget(4), GraphTarget(1)])
+    output = graph.run([contrast], 1)[0]
+    both, first, second = output.maps[0]
+    assert output.scores[0] == pytest.approx(output.logits[4] - output.logits[1], abs=1e-5)
+    scale = np.abs(both).max()
+    np.testing.assert_allclose(both, first - second, rtol=1e-3, atol=1e-5 * scale)
+
+
+def test_a_probability_has_its_own_gradient(model: LoadedModel) -> None:
+    """Its map is p_c (map of z_c - sum_j p_j map of z_j): Grad-CAM is linear in the gradient."""
+    image = pictures(1)[0]
+    probability = ExplanationGraph(
+        model, key("block", score_type=ScoreType.PROBABILITY), CompilationCounter()
+    )
+    probability.compile((1,))
+    output = probability.run([item(image, 3)], 1)[0]
+    logit_maps = np.stack([tape_grad_cam(model, "block", image, index) for index in range(CLASSES)])
+    p = output.probabilities.astype(np.float64)
+    expected = p[3] * (logit_maps[3] - np.einsum("c,chw->hw", p, logit_maps))
+    assert output.scores[0] == pytest.approx(p[3], rel=1e-5)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(output.maps[0][0], expected, rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_several_layers_are_explained_in_one_pass(model: LoadedModel) -> None:
+    """Each layer's map is the one that it has alone."""
+    together = compiled(model, "block", (1,), "conv2", "relu1")
+    image = pictures(1)[0]
+    output = together.run([item(image, 2, 5)], 1)[0]
+    for layer, maps in zip(("block", "conv2", "relu1"), output.maps, strict=True):
+        alone = compiled(model, layer, (1,)).run([item(image, 2, 5)], 1)[0].maps[0]
+        np.testing.assert_allclose(maps, alone, rtol=RTOL, atol=1e-5 * np.abs(alone).max())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_compiled_as_it_is_defined(model: LoadedModel, method: Method) -> None:
+    """The graph gives the method the true activation and gradient, in float32."""
+    image = pictures(1)[0]
+    graph = ExplanationGraph(model, key("conv3", method=method), CompilationCounter())
+    graph.compile((1,))
+    (actual,) = graph.run([item(image, 2)], 1)[0].maps[0]
+    pixels = tf.constant((image[None].astype(np.float32) - 127) / 128)
+    with tf.GradientTape() as tape:
+        (activation,), logits = model.network.compute(pixels, ["conv3"])
+        score = logits[0, 2]
+    expected = METHODS[method](activation, tape.gradient(score, activation))[0]
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_perturbed_images_are_float_and_in_the_background(
+    model: LoadedModel, graph: ExplanationGraph
+) -> None:
+    """The same pixels as float32 give the same answer; pixels themselves can be explained."""
+    image = pictures(1)[0]
+    perturbed = ExplanationGraph(
+        model, dataclasses.replace(key("block"), perturbed=True), CompilationCounter()
+    )
+    perturbed.compile((1,))
+    assert perturbed.background
+    assert not graph.background
+    as_float = perturbed.run([item(image.astype(np.float32), 2)], 1)[0]
+    as_bytes = graph.run([item(image, 2)], 1)[0]
+    np.testing.assert_allclose(as_float.maps[0], as_bytes.maps[0], rtol=RTOL, atol=1e-6)
+    pixels = dataclasses.replace(key(PIXELS, method=Method.HIRES_CAM), perturbed=True)
+    by_pixel = ExplanationGraph(model, pixels, CompilationCounter())
+    by_pixel.compile((1,))
+    (attribution,) = by_pixel.run([item(image.astype(np.float32), 2)], 1)[0].maps[0]
+    assert attribution.shape == (SIZE, SIZE)
+    assert np.abs(attribution).max() > 0
+
+
+def test_the_strongest_channels_are_those_that_vary(model: LoadedModel) -> None:
+    """Score-CAM's channels are the layer's own, by their standard deviation."""
+    image = pictures(1)[0]
+    strongest = dataclasses.replace(key("block"), channel_count=3)
+    graph = ExplanationGraph(model, strongest, CompilationCounter())
+    graph.compile((1,))
+    (channels,) = graph.run([item(image)], 1)[0].maps
+    (activation,), _ = model.network.compute(
+        tf.constant((image[None].astype(np.float32) - 127) / 128), ["block"]
+    )
+    by_channel = activation.numpy()[0].transpose(2, 0, 1)
+    order = np.argsort(-by_channel.std(axis=(1, 2)))[:3]
+    np.testing.assert_allclose(channels, by_channel[order], rtol=RTOL, atol=1e-4)
 
 
 def test_no_targets_mean_no_maps(graph: ExplanationGraph) -> None:
     """Prediction alone is possible."""
-    output = graph.run([GraphItem(pictures(1)[0], [])], 1)[0]
-    assert output.maps.shape == (0, SIZE // 2, SIZE // 2)
+    output = graph.run([item(pictures(1)[0])], 1)[0]
+    assert output.maps[0].shape == (0, SIZE // 2, SIZE // 2)
     assert output.classes.shape == (0,)
 
 
 def test_nothing_is_traced_after_the_ladder(model: LoadedModel) -> None:
     """The counter stands still whatever is run."""
     counter = CompilationCounter()
-    graph = ExplanationGraph(model, "block", Method.GRAD_CAM, TARGETS, counter)
+    graph = ExplanationGraph(model, key("block"), counter)
     graph.compile((1, 4))
     assert counter.count == 2
     images = pictures(4)
     for count in (1, 2, 3, 4):
-        items = [GraphItem(image, list(range(count % 3))) for image in images[:count]]
+        items = [item(image, *range(count % 3)) for image in images[:count]]
         graph.run(items, 1 if count == 1 else 4)
     assert counter.count == 2
 
@@ -154,9 +266,9 @@ def test_more_slots_than_classes_are_fine() -> None:
     x = keras.layers.Conv2D(4, 3, name="conv")(inputs)
     network = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(x)))
     labels = ClassLabels([ClassLabel("no"), ClassLabel("yes")])
-    model = LoadedModel("two", network, Preprocessing.LITE, labels, "random", True)
+    model = LoadedModel("two", KerasNetwork(network), Preprocessing.LITE, labels, "random", True)
     graph = compiled(model, "conv", (1,))
-    output = graph.run([GraphItem(np.zeros((8, 8, 3), np.uint8), [by_rank(0), by_rank(1)])], 1)[0]
+    output = graph.run([item(np.zeros((8, 8, 3), np.uint8), by_rank(0), by_rank(1))], 1)[0]
     assert sorted(output.classes.tolist()) == [0, 1]
 
 

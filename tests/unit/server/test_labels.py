@@ -55,3 +55,11 @@ def test_a_name_goes_before_another_class_alias() -> None:
     """A synonym of one class does not hide the name of another."""
     labels = ClassLabels([ClassLabel("projectile", ("missile",)), ClassLabel("missile")])
     assert labels.index("missile") == 1
+
+
+def test_classes_without_names_are_chosen_by_index() -> None:
+    """An unnamed class is found by no name, the empty one least of all."""
+    labels = ClassLabels([ClassLabel(""), ClassLabel("yes"), ClassLabel("")])
+    assert labels.index(2) == 2
+    with pytest.raises(InvalidRequestError, match="unknown class ''"):
+        labels.index("")

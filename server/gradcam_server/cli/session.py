@@ -1,0 +1,171 @@
+"""What commands that explain images share: who answers, here or a server, and progress."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any, Self, TypeVar
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gradcam_client import Client, GradCamError
+from gradcam_client.requests import MANY_PASS_METHODS, METHODS
+
+ONE_PASS_METHODS = tuple(name for name in METHODS if name not in MANY_PASS_METHODS)
+
+_LOCAL_BATCH_SIZES = (1, 4)
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where images are explained: on a server, or by a model in this process.
+
+    Attributes:
+        server: HOST:PORT, or None for this process.
+        model: The model's name; empty is resnet50, or the server's first.
+        weights: Weights of the model in this process.
+        seed: Seed of its random weights.
+        preprocessing: How pixels are scaled for a model from a file.
+        labels: Its file of class names.
+        input_size: HEIGHTxWIDTH, where the file leaves it open.
+        custom_objects: Modules that register the file's own classes.
+    """
+
+    server: str | None
+    model: str
+    weights: str
+    seed: int
+    preprocessing: str | None = None
+    labels: str | None = None
+    input_size: str | None = None
+    custom_objects: tuple[str, ...] = ()
+
+    @classmethod
+    def take(cls, options: dict[str, Any]) -> Self:
+        """Takes the options of ``place_options`` out of a command's."""
+        return cls(**{field.name: options.pop(field.name) for field in fields(cls)})
+
+    @property
+    def requested_model(self) -> str:
+        """The model to name in requests; this process has only one."""
+        return self.model if self.server else ""
+
+    @contextmanager
+    def open(self, image_count: int, target_count: int) -> Iterator[Any]:
+        """Opens what answers ``explain_stream``.
+
+        Args:
+            image_count: Number of images that will be asked about; many are batched.
+            target_count: Most classes to be explained in one image.
+        """
+        if self.server:
+            with Client(self.server) as client:
+                yield client
+            return
+        from gradcam_server.config import ServeConfig
+        from gradcam_server.local import LocalClient
+        from gradcam_server.models import DEFAULT_MODEL
+
+        config = ServeConfig(
+            model=(self.model or DEFAULT_MODEL,),
+            weights=(self.weights,),
+            seed=self.seed,
+            preprocessing=_given(self.preprocessing),
+            labels=_given(self.labels),
+            input_size=_given(self.input_size),
+            custom_objects=self.custom_objects,
+            max_targets=target_count,
+            batch_sizes=_LOCAL_BATCH_SIZES if image_count > 1 else (1,),
+        )
+        with LocalClient(config) as local:
+            yield local
+
+
+def _given(value: str | None) -> tuple[str, ...]:
+    return () if value is None else (value,)
+
+
+def place_options(command: _F) -> _F:
+    """Adds the options of a ``Place``: --server, --model and what its loading needs."""
+    for option in (
+        click.option(
+            "--custom-objects",
+            multiple=True,
+            metavar="MODULE",
+            help="Python module that registers the own classes of a model from a file.",
+        ),
+        click.option("--input-size", metavar="HxW", help="Where a file leaves it open."),
+        click.option("--labels", metavar="FILE", help="Names of the classes of a model."),
+        click.option(
+            "--preprocessing",
+            metavar="none|caffe|torch|tf|lite",
+            help="How pixels are scaled for a model from a file.  [default: none]",
+        ),
+        click.option("--seed", default=0, show_default=True, help="Seed of random weights."),
+        click.option(
+            "--weights",
+            default="imagenet",
+            show_default=True,
+            metavar="imagenet|random|FILE",
+            help="Weights of a built-in model, without --server.",
+        ),
+        click.option(
+            "--model",
+            default="",
+            show_default=False,
+            help="Name of the model, or NAME=PATH of a file in-process; resnet50, or the "
+            "server's first, when not given.",
+        ),
+        click.option(
+            "--server", metavar="HOST:PORT", help="Ask this server; else work in-process."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def class_of(text: str) -> int | str:
+    """Reads a class as it is typed: an index, or a name or WordNet id."""
+    return int(text) if text.isdecimal() else text
+
+
+def error_as_json(error: Exception | None) -> dict[str, str]:
+    """Returns what a script sees of an error: a gRPC code or the error's type, and the text."""
+    code = error.code.name if isinstance(error, GradCamError) else type(error).__name__
+    return {"code": code, "message": str(error)}
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Returns probabilities along the last axis."""
+    exponential = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return np.asarray(exponential / exponential.sum(axis=-1, keepdims=True))
+
+
+class Bar:
+    """A progress bar."""
+
+    def __init__(self, progress: Progress, description: str, count: int) -> None:
+        self._progress, self._task = progress, progress.add_task(description, total=count)
+
+    def advance(self) -> None:
+        """One more is done."""
+        self._progress.advance(self._task)
+
+
+@contextmanager
+def progress_bar(count: int, *, hidden: bool, description: str = "Explaining") -> Iterator[Bar]:
+    """Shows a progress bar on stderr, if there is more than one thing to do."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=hidden or count < 2) as progress:
+        yield Bar(progress, description, count)

@@ -1,0 +1,101 @@
+"""Models that people bring: .keras and .h5 files, and SavedModels."""
+
+import logging
+import re
+import zipfile
+from pathlib import Path
+
+import h5py
+import keras
+
+from gradcam_server.errors import StartupError
+from gradcam_server.models import ModelSpec
+from gradcam_server.models.keras_network import KerasNetwork
+from gradcam_server.models.label_file import no_labels, read_labels
+from gradcam_server.models.loaded import LoadedModel
+from gradcam_server.models.network import Network
+from gradcam_server.models.preprocessing import Preprocessing
+from gradcam_server.models.saved_model_network import SavedModelNetwork
+
+logger = logging.getLogger(__name__)
+
+_SUFFIXES = (".keras", ".h5", ".hdf5")
+_CUSTOM = (
+    "It needs a class or function of its author's: decorate that with "
+    "@keras.saving.register_keras_serializable() in a Python module, put the module's folder "
+    "into PYTHONPATH, and give --custom-objects MODULE."
+)
+_LAMBDA = (
+    "It holds a Lambda layer, whose Python code a file must not bring along. Replace it by a "
+    "layer class with @keras.saving.register_keras_serializable() (see --custom-objects) or by "
+    "keras.ops, or export the model with model.export(FOLDER) and serve that."
+)
+
+
+def load(spec: ModelSpec) -> LoadedModel:
+    """Loads a model from a file or folder.
+
+    Raises:
+        StartupError: It cannot be read or explained, or its labels do not fit.
+    """
+    path = Path(spec.source)
+    if spec.weights not in {"imagenet", "none"}:
+        raise StartupError(
+            f"{path} has its own weights; --weights is for built-in models, and "
+            "--weights MODEL=FILE for one of several"
+        )
+    if not path.exists():
+        raise StartupError(f"the model {path} does not exist")
+    network = _network(path, spec.input_size)
+    preprocessing = spec.preprocessing or Preprocessing.NONE
+    logger.info(
+        "%s: %d classes, images of %dx%d, preprocessing %s (%s)",
+        *(spec.name, network.class_count, *network.input_size, preprocessing),
+        "as declared" if spec.preprocessing else "by default: the model scales its own pixels",
+    )
+    return LoadedModel(
+        name=spec.name,
+        network=network,
+        preprocessing=preprocessing,
+        labels=read_labels(spec.labels, network.class_count) or no_labels(network.class_count),
+        weights=f"file {path.name}",
+    )
+
+
+def _network(path: Path, input_size: tuple[int, int] | None) -> Network:
+    if path.is_dir():
+        if not (path / "saved_model.pb").is_file():
+            raise StartupError(f"{path} is no SavedModel: it has no saved_model.pb")
+        return SavedModelNetwork(path, input_size)
+    if path.suffix not in _SUFFIXES:
+        raise StartupError(
+            f"cannot load {path}: its name must end in {', '.join(_SUFFIXES)}, or it must be "
+            "the folder of a SavedModel"
+        )
+    if not _holds_model(path):
+        raise StartupError(
+            f"cannot load {path}: it is damaged, or holds weights without a model; "
+            "write it with model.save"
+        )
+    try:
+        model = keras.models.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:
+        raise StartupError(f"cannot load {path}: {_advice(str(error))}") from error
+    return KerasNetwork(model, input_size)
+
+
+def _holds_model(path: Path) -> bool:
+    if path.suffix == ".keras":
+        return zipfile.is_zipfile(path)
+    if not h5py.is_hdf5(path):
+        return False
+    with h5py.File(path) as file:
+        return "model_config" in file.attrs
+
+
+def _advice(error: str) -> str:
+    if "`Lambda` layer" in error:
+        return _LAMBDA
+    if missing := re.search(r"Could not locate [^.\n]*|Unknown layer: [^.\n]*", error):
+        return f"{missing[0]}. {_CUSTOM}"
+    return error

@@ -1,0 +1,245 @@
+"""TensorFlow SavedModels, as ``model.export`` of Keras 3 and ``model.save`` of Keras 2 write.
+
+A SavedModel holds no layers, only a graph of operations. The calls of its signature are inlined,
+and ``compute`` imports the result into the graph that is being built. The weights stay
+variables: they are in memory once, whatever the number of compiled batch sizes.
+"""
+
+import logging
+from collections.abc import Sequence
+from itertools import takewhile
+from pathlib import Path
+
+import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import (
+    _run_inline_graph_optimization as inline_calls,
+)
+
+from gradcam_server.errors import StartupError
+from gradcam_server.layers import LayerInfo, has_positions
+from gradcam_server.models.network import OutputActivation
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_INPUT_SIZE = (224, 224)
+
+_SIGNATURE = "serving_default"
+_CALLS = {"StatefulPartitionedCall", "PartitionedCall"}
+_SAME_VALUES = {"Identity", "Cast", "Reshape", "Squeeze"}
+_NOT_LISTED = {"Identity", "Placeholder", "ReadVariableOp"}
+_ENDINGS = {
+    "Softmax": OutputActivation.SOFTMAX,
+    "LogSoftmax": OutputActivation.SOFTMAX,
+    "Sigmoid": OutputActivation.SIGMOID,
+}
+
+
+class SavedModelNetwork:
+    """The signature "serving_default" of a SavedModel, or its only one.
+
+    Its layers are its floating-point operations with a (B, H, W, C) output: names as in the
+    graph, without the calls and the folders that all have in common; types are TensorFlow's.
+
+    Args:
+        path: The folder.
+        input_size: (height, width), if the model leaves it open; 224 x 224 by default.
+
+    Raises:
+        StartupError: The model cannot be explained; the text says why.
+    """
+
+    def __init__(self, path: Path, input_size: tuple[int, int] | None = None) -> None:
+        self._path = path
+        try:
+            self._model = tf.saved_model.load(str(path))  # Owns the variables.
+        except Exception as error:
+            raise StartupError(f"cannot load {path}: {error}") from error
+        signatures = dict(self._model.signatures)
+        if len(signatures) > 1 and _SIGNATURE in signatures:
+            signatures = {_SIGNATURE: signatures[_SIGNATURE]}
+        if len(signatures) != 1:
+            raise self._error(f"it has no signature {_SIGNATURE!r}")
+        (self._signature,) = signatures.values()
+        self._graph = inline_calls(
+            self._signature, lower_control_flow=False, aggressive_inlining=True
+        )
+        self._image = self._check_signature()
+        self.input_size = self._choose_size(input_size)
+        self._captures = self._find_captures()
+        found = self._trace()
+        self._tensors, self.layers, self._logits, self.class_count, self.output_activation = found
+
+    def compute(
+        self, inputs: tf.Tensor, layers: Sequence[str]
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Runs the network; see ``Network.compute``."""
+        if tf.executing_eagerly():
+            return tf.function(self.compute, autograph=False)(inputs, layers)
+        *seen, logits = self._import(
+            inputs, [*(self._tensors[name] for name in layers), self._logits]
+        )
+        return seen, tf.cast(tf.reshape(logits, (-1, self.class_count)), tf.float32)
+
+    def _error(self, reason: str) -> StartupError:
+        return StartupError(f"{self._path} cannot be explained: {reason}")
+
+    def _check_signature(self) -> tf.Tensor:
+        """Returns the placeholder of the images."""
+        _, inputs = self._signature.structured_input_signature
+        outputs = self._signature.outputs
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise self._error(
+                f"its signature has {len(inputs)} inputs and {len(outputs)} outputs; "
+                "one of each is needed"
+            )
+        image = self._signature.inputs[0]
+        if image.shape.rank != 4 or image.shape[3] not in {3, None}:
+            raise self._error(
+                f"its input must be (batch, height, width, 3), and is {tuple(image.shape or ())}"
+            )
+        return image
+
+    def _choose_size(self, wanted: tuple[int, int] | None) -> tuple[int, int]:
+        fixed = self._image.shape[1:3]
+        height, width = (
+            size if own is None else own
+            for own, size in zip(fixed, wanted or DEFAULT_INPUT_SIZE, strict=True)
+        )
+        if wanted not in {None, (height, width)}:
+            raise StartupError(
+                f"{self._path} takes images of {fixed[0]}x{fixed[1]}, which --input-size cannot "
+                "change"
+            )
+        return height, width
+
+    def _find_captures(self) -> dict[str, tf.Tensor]:
+        """Returns the variables by the names of their placeholders, which leave the graph."""
+        used = {name for node in self._graph.node for name in node.input}
+        captures = {
+            placeholder.name: captured
+            for placeholder, captured in zip(
+                self._signature.graph.internal_captures,
+                self._signature.captured_inputs,
+                strict=True,
+            )
+            if placeholder.op.name in used
+        }
+        outside = {self._image.op.name, *(name.partition(":")[0] for name in captures)}
+        nodes = [node for node in self._graph.node if node.name not in outside]
+        for node in nodes:
+            node.attr.pop("_class", None)  # Colocation, with nodes that may be gone.
+        del self._graph.node[:]
+        self._graph.node.extend(nodes)
+        return captures
+
+    def _import(self, inputs: tf.Tensor, names: Sequence[str]) -> list[tf.Tensor]:
+        """Copies the operations into the current graph and returns some of their outputs."""
+        images = tf.ensure_shape(tf.cast(inputs, self._image.dtype), (None, *self.input_size, 3))
+        capture = tf.compat.v1.get_default_graph().capture
+        captured = {name: capture(tensor) for name, tensor in self._captures.items()}
+        return tf.graph_util.import_graph_def(
+            self._graph,
+            input_map={self._image.name: images, **captured},
+            return_elements=list(names),
+            name="model",
+        )
+
+    def _trace(self) -> tuple[dict[str, str], tuple[LayerInfo, ...], str, int, OutputActivation]:
+        """Runs once on symbols.
+
+        Returns:
+            The tensor of each layer, the layers, the tensor of the logits, their number, and
+            what is applied to them.
+        """
+        names = [node.name for node in self._graph.node]
+        made: dict[tf.Operation, str] = {}
+
+        def run(inputs: tf.Tensor) -> None:
+            made.update(zip(self._import(inputs, names), names, strict=True))
+
+        specification = tf.TensorSpec((None, *self.input_size, 3), tf.float32)
+        try:
+            traced = tf.function(run, autograph=False).get_concrete_function(specification)
+        except Exception as error:
+            size = "x".join(map(str, self.input_size))
+            raise self._error(f"it cannot be run with an input of {size}: {error}") from error
+        end = self._signature.outputs[0].op.name
+        output = next(one.outputs[0] for one, name in made.items() if name == end)
+        shape = tuple(output.shape) if output.shape.rank else ()
+        if len(shape) != 2 or shape[1] is None:
+            raise self._error(f"its output must be (batch, classes), and is {shape}")
+        logits, activation = self._find_logits(output, shape[1])
+        between = _after(traced.inputs[0].op) & _before(logits)
+        self._refuse_channels_first(between)
+        listed = {
+            name: one.outputs[0]
+            for one, name in made.items()
+            if one in between
+            and one.type not in _NOT_LISTED
+            and len(one.outputs) >= 1
+            and one.outputs[0].dtype.is_floating
+            and one.outputs[0].shape.rank == 4
+        }
+        tensors = {
+            short: f"{name}:0" for short, name in zip(_shortened(list(listed)), listed, strict=True)
+        }
+        layers = tuple(
+            LayerInfo(
+                short, tensor.op.type, tuple(tensor.shape), has_positions(tuple(tensor.shape))
+            )
+            for short, tensor in zip(tensors, listed.values(), strict=True)
+        )
+        position = logits.name.rpartition(":")[2]
+        return tensors, layers, f"{made[logits.op]}:{position}", shape[1], activation
+
+    def _find_logits(self, output: tf.Tensor, classes: int) -> tuple[tf.Tensor, OutputActivation]:
+        tensor = output
+        while tensor.op.type in _SAME_VALUES:
+            tensor = tensor.op.inputs[0]
+        ending = _ENDINGS.get(tensor.op.type)
+        if ending is OutputActivation.SOFTMAX and tensor.shape[-1] != classes:
+            ending = None
+        if ending:
+            return tensor.op.inputs[0], ending
+        ending = OutputActivation.SIGMOID if classes == 1 else OutputActivation.SOFTMAX
+        logger.info(
+            "%s ends in neither softmax nor sigmoid: its outputs are taken for the logits of a %s",
+            *(self._path.name, ending),
+        )
+        return output, ending
+
+    def _refuse_channels_first(self, operations: set[tf.Operation]) -> None:
+        for operation in operations:
+            if operation.type.startswith("Conv2D") and b"NCHW" in operation.get_attr("data_format"):
+                raise self._error("it is channels_first; only channels_last models can be served")
+
+
+def _after(operation: tf.Operation) -> set[tf.Operation]:
+    """Returns the operations that depend on one, itself included."""
+    after: set[tf.Operation] = set()
+    waiting = [operation]
+    while waiting:
+        if (one := waiting.pop()) not in after:
+            after.add(one)
+            waiting.extend(user for tensor in one.outputs for user in tensor.consumers())
+    return after
+
+
+def _before(tensor: tf.Tensor) -> set[tf.Operation]:
+    """Returns the operations on which a tensor depends, its own included."""
+    before: set[tf.Operation] = set()
+    waiting = [tensor.op]
+    while waiting:
+        if (operation := waiting.pop()) not in before:
+            before.add(operation)
+            waiting.extend(one.op for one in operation.inputs)
+    return before
+
+
+def _shortened(names: Sequence[str]) -> list[str]:
+    """Drops the calls from the paths, and the folders that all have in common."""
+    paths = [[part for part in name.split("/") if part not in _CALLS] for name in names]
+    folders = zip(*(path[:-1] for path in paths), strict=False)
+    common = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, folders))
+    short = ["/".join(path[common:]) for path in paths]
+    return short if len(set(short)) == len(short) else list(names)

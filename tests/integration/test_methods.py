@@ -1,0 +1,229 @@
+"""Methods, scores, layers and passes, through a real server."""
+
+import random
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradcam_client import (
+    Client,
+    ImageArray,
+    ImageExplanation,
+    InvalidRequestError,
+    NotFoundError,
+    Raw,
+    SmoothGrad,
+)
+from gradcam_client.requests import MANY_PASS_METHODS, METHODS
+from gradcam_server.config import Compiler, ServeConfig
+from gradcam_server.local import LocalClient
+from support.server import RunningServer
+
+ONE_PASS = [method for method in METHODS if method not in MANY_PASS_METHODS]
+LAYERS = ["block3b_add", "block5c_add", "top_activation"]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    """A server on which graphs are quickly made, with LayerCAM kept warm."""
+    running = RunningServer(
+        *("--model", "efficientnet-lite0", "--compiler", "tensorflow", "--batch-sizes", "1,4"),
+        *("--warm", "layercam", "--warm", f"layercam@{'+'.join(LAYERS)}"),
+    )
+    try:
+        yield running.wait_ready()
+        assert "Traceback" not in running.text, running.text
+    finally:
+        running.kill()
+
+
+@pytest.fixture(scope="module")
+def client(server: RunningServer) -> Iterator[Client]:
+    with Client(server.address, timeout_s=200) as client:
+        yield client
+
+
+def assert_same(actual: ImageExplanation, expected: ImageExplanation) -> None:
+    assert actual.model == expected.model
+    for one, other in zip(actual.explanations, expected.explanations, strict=True):
+        facts = ("index", "layer", "method", "score_type", "against", "degenerate")
+        assert [getattr(one, f) for f in facts] == [getattr(other, f) for f in facts]
+        assert one.score == pytest.approx(other.score, rel=1e-3, abs=1e-4)
+        scale = float(np.abs(other.heatmap).max())
+        np.testing.assert_allclose(one.heatmap, other.heatmap, rtol=2e-3, atol=2e-4 * scale)
+
+
+def test_mixed_methods_scores_and_layers_are_each_answered_right(
+    client: Client, images: Path
+) -> None:
+    """80 requests at once, of all kinds: each is batched with its like and answered as asked."""
+    kinds: list[dict[str, Any]] = [
+        *({"method": method} for method in ONE_PASS),
+        {"classes": [(285, 281), 282], "method": "hirescam"},
+        {"classes": [281], "score_type": "probability"},
+        {"layer": LAYERS, "method": "layercam", "classes": [285]},
+        {"layer": LAYERS, "method": "layercam", "layer_fusion": "layercam"},
+        {"layer": "block5c_add", "top_k": 3},
+    ]
+    photos = [images / f"{name}.jpg" for name in ("cat", "espresso", "astronaut")]
+    rng = random.Random(1)
+    requests = [(rng.choice(photos), kinds[number % len(kinds)]) for number in range(80)]
+    config = ServeConfig(
+        model=("efficientnet-lite0",), compiler=Compiler.TENSORFLOW, batch_sizes=(1,)
+    )
+    with LocalClient(config) as local:
+        known: dict[str, ImageExplanation] = {}
+        for photo, kind in requests:
+            if f"{photo}{kind}" not in known:
+                known[f"{photo}{kind}"] = next(local.explain_stream([photo], **kind)).unwrap()
+    with ThreadPoolExecutor(40) as pool:
+        answers = list(pool.map(lambda one: client.explain(one[0], **one[1]), requests))
+        counted = client.get_model().compilation_count
+        again = list(pool.map(lambda one: client.explain(one[0], **one[1]), requests))
+    assert client.get_model().compilation_count == counted  # all of it is ready now
+    for (photo, kind), answer, repeated in zip(requests, answers, again, strict=True):
+        assert_same(answer, known[f"{photo}{kind}"])
+        assert_same(repeated, known[f"{photo}{kind}"])
+    assert max(answer.stats.batch_size for answer in again) > 1
+
+
+def test_what_was_named_is_warm(client: Client, cat_jpeg: bytes) -> None:
+    """``--warm`` spares the first request the compiler."""
+    counted = client.get_model().compilation_count
+    client.explain(cat_jpeg, method="layercam")
+    client.explain(cat_jpeg, method="layercam", layer=LAYERS, layer_fusion="layercam")
+    assert client.get_model().compilation_count == counted
+    assert set(LAYERS) <= set(client.get_model().compiled_layers)
+
+
+def test_methods_coincide_where_the_head_is_linear(client: Client, cat_jpeg: bytes) -> None:
+    """After global pooling and one dense layer, three methods are one, and two are another."""
+    maps = {m: client.explain(cat_jpeg, method=m).explanations[0].heatmap for m in ONE_PASS}
+    scale = maps["gradcam"].max()
+    for same in ("hirescam", "xgradcam"):
+        np.testing.assert_allclose(maps[same], maps["gradcam"], rtol=1e-3, atol=1e-4 * scale)
+    np.testing.assert_allclose(maps["layercam"], maps["elementwise-gradcam"], rtol=1e-3, atol=1e-5)
+    for other in ("gradcam++", "layercam", "eigengradcam"):
+        assert not np.allclose(maps[other] / maps[other].max(), maps["gradcam"] / scale, atol=0.01)
+
+
+def test_fused_layers_are_one_fine_map(client: Client, cat_jpeg: bytes) -> None:
+    """LayerCAM's fusion has the finest layer's resolution and values from 0 to 1."""
+    (fused,) = client.explain(
+        cat_jpeg, layer=LAYERS, method="layercam", layer_fusion="layercam"
+    ).explanations
+    assert fused.layer == " + ".join(LAYERS)
+    assert fused.heatmap.shape == (28, 28)
+    assert fused.raw_max <= 1
+    apart = client.explain(cat_jpeg, layer=LAYERS, method="layercam").explanations
+    assert [one.layer for one in apart] == LAYERS
+    assert [one.heatmap.shape for one in apart] == [(28, 28), (14, 14), (7, 7)]
+
+
+def test_integrated_gradients_are_complete(client: Client, cat_jpeg: bytes) -> None:
+    """The attributions sum to score(image) - score(black), within 5 % at 256 steps.
+
+    The negative part of a contrast's map is the positive part of the opposite contrast's.
+    """
+    contrasts = [(285, 967), (967, 285)]
+    result = client.explain(
+        cat_jpeg, method="integrated-gradients", pass_count=256, classes=contrasts
+    )
+    assert result.stats.pass_count == 257
+    positive, negative = result.explanations
+    assert positive.layer == "pixels"
+    assert positive.heatmap.shape == (224, 224)
+    assert positive.raw_min == pytest.approx(-negative.raw_max, rel=1e-3)
+    black = np.zeros((8, 8, 3), np.uint8)
+    (baseline, _) = client.explain(black, classes=contrasts).explanations
+    total = positive.heatmap.sum() - negative.heatmap.sum()
+    assert total == pytest.approx(positive.score - baseline.score, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [
+        ({"method": "scorecam"}, 66),
+        ({"method": "scorecam", "pass_count": 20}, 22),
+        ({"method": "gradcam", "smooth_grad": SmoothGrad(6)}, 7),
+        ({"method": "layercam", "smooth_grad": SmoothGrad(4), "layer": LAYERS}, 5),
+    ],
+)
+def test_methods_of_many_passes_see_the_cat(
+    client: Client, cat_jpeg: bytes, options: dict[str, Any], passes: int
+) -> None:
+    """The heat is on the animal's head, the cost is reported, and a repetition is the same."""
+    forms = [ImageArray(), Raw()]
+    first = client.explain(cat_jpeg, heatmaps=forms, **options)
+    again = client.explain(cat_jpeg, heatmaps=forms, **options)
+    assert first.stats.pass_count == again.stats.pass_count == passes
+    assert_same(again, first)
+    heat = first.explanations[-1].heatmaps[0].array
+    row, column = np.unravel_index(heat.argmax(), heat.shape)
+    assert 20 < row < 270
+    assert 40 < column < 360
+    head = heat[20:270, 40:360]
+    assert head.sum() / heat.sum() > head.size / heat.size + 0.1
+    assert first.top.index == 285
+
+
+def test_many_passes_never_starve_one_pass(
+    client: Client, server: RunningServer, cat_jpeg: bytes
+) -> None:
+    """Thirty ordinary requests, one after the other, overtake two of 256 passes each."""
+    client.explain(cat_jpeg, method="scorecam", pass_count=256)  # compiled
+    with ThreadPoolExecutor(2) as pool:
+        heavy = [
+            pool.submit(client.explain, cat_jpeg, method="scorecam", pass_count=256)
+            for _ in range(2)
+        ]
+        time.sleep(0.2)
+        for _ in range(30):
+            assert client.explain(cat_jpeg).top.index == 285
+        assert not any(one.done() for one in heavy)
+        for one in heavy:
+            assert one.result().stats.pass_count == 258
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"method": "scorecam", "pass_count": 257}, InvalidRequestError, "257 passes.*1 to 256"),
+        ({"pass_count": 9}, InvalidRequestError, "pass_count is for"),
+        ({"smooth_grad": SmoothGrad(1000)}, InvalidRequestError, "1000 passes"),
+        ({"smooth_grad": SmoothGrad(4, 2.0)}, InvalidRequestError, "must be 0 to 1"),
+        (
+            {"method": "scorecam", "smooth_grad": SmoothGrad(4)},
+            InvalidRequestError,
+            "SmoothGrad is for one-pass methods",
+        ),
+        ({"layer": ["top_activation", "nope"]}, NotFoundError, "no layer 'nope'"),
+        ({"classes": [(285, "nonsense")]}, InvalidRequestError, "unknown class 'nonsense'"),
+    ],
+)
+def test_what_cannot_be_explained_is_refused(
+    client: Client, cat_jpeg: bytes, options: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    """The error says what would be right, before any pass is spent."""
+    with pytest.raises(kind, match=message):
+        client.explain(cat_jpeg, **options)
+
+
+def test_saturated_probabilities_are_flagged(client: Client, images: Path) -> None:
+    """A probability whose gradient is lost says so; the logit of the same class does not."""
+    flat = np.zeros((32, 32, 3), np.uint8)
+    (unlikely,) = client.explain(flat, classes=[967], score_type="probability").explanations
+    (logit,) = client.explain(flat, classes=[967]).explanations
+    probability = unlikely.score
+    assert unlikely.saturated == (probability * (1 - probability) < 1e-5)
+    assert not logit.saturated
+    (cat,) = client.explain(
+        images / "cat.jpg", classes=[285], score_type="probability"
+    ).explanations
+    assert not cat.saturated
+    assert cat.score == pytest.approx(0.82, abs=0.02)

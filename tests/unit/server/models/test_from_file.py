@@ -1,0 +1,287 @@
+"""Models from files: .keras, .h5 and SavedModels, their labels and their own classes."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from gradcam_server.errors import InvalidRequestError, StartupError
+from gradcam_server.layers import default_layer
+from gradcam_server.models import ModelSpec, load
+from gradcam_server.models.loaded import LoadedModel
+from gradcam_server.models.network import OutputActivation
+from gradcam_server.models.preprocessing import Preprocessing
+
+pytestmark = pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+
+SHAPE = (12, 10, 3)
+IMAGES = tf.constant(np.random.default_rng(2).normal(size=(2, *SHAPE)).astype(np.float32))
+
+
+def transfer(shape: tuple[int | None, ...] = SHAPE, classes: int = 3) -> keras.Model:
+    keras.utils.set_random_seed(1)
+    base = keras.Sequential(
+        [
+            keras.Input(shape),
+            layers.Conv2D(4, 3, name="conv"),
+            layers.BatchNormalization(name="normal"),
+            layers.ReLU(name="relu"),
+        ],
+        name="base",
+    )
+    head = [layers.GlobalAveragePooling2D(), layers.Dense(classes, "softmax", name="predictions")]
+    return keras.Sequential([base, layers.Dropout(0.2), *head], name="transfer")
+
+
+def load_file(path: Path, **options: Any) -> LoadedModel:
+    return load(ModelSpec("mine", str(path), **options))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """A SavedModel, and its probabilities."""
+    model, path = transfer(), tmp_path_factory.mktemp("exported") / "saved"
+    model.export(path, verbose=False)
+    return path, model(IMAGES, training=False).numpy()
+
+
+def explain(model: LoadedModel, layer: str, xla: bool) -> list[np.ndarray]:
+    def run(images: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        (activation,), logits = model.network.compute(images, [layer])
+        return logits, activation, tf.gradients(tf.reduce_sum(logits[:, 1]), activation)[0]
+
+    return [tensor.numpy() for tensor in tf.function(run, jit_compile=xla, autograph=False)(IMAGES)]
+
+
+@pytest.mark.parametrize("name", ["m.keras", "m.h5"])
+def test_files_that_keras_wrote_can_be_served(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the weights of the file; the preprocessing is logged, since nothing can check it."""
+    model = transfer()
+    model.save(tmp_path / name)
+    with caplog.at_level(logging.INFO):
+        loaded = load_file(tmp_path / name)
+    assert "images of 12x10, preprocessing none (by default" in caplog.text
+    assert (loaded.name, loaded.weights) == ("mine", f"file {name}")
+    assert (loaded.input_size, loaded.random_weights) == ((12, 10), False)
+    assert "base/relu" in [layer.name for layer in loaded.network.layers]
+    _, logits = loaded.network.compute(IMAGES, [])
+    np.testing.assert_allclose(tf.nn.softmax(logits), model(IMAGES, training=False), rtol=1e-4)
+
+
+def test_options_of_a_file_are_kept(tmp_path: Path) -> None:
+    """Size, preprocessing and labels are what was declared."""
+    transfer((None, None, 3)).save(tmp_path / "m.keras")
+    (tmp_path / "names.txt").write_text("cat\ndog\nfox\n")
+    loaded = load_file(
+        tmp_path / "m.keras",
+        preprocessing=Preprocessing.TF,
+        labels=tmp_path / "names.txt",
+        input_size=(20, 30),
+    )
+    assert loaded.input_size == (20, 30)
+    assert loaded.preprocessing is Preprocessing.TF
+    assert loaded.labels.index("fox") == 2
+
+
+@pytest.mark.parametrize("xla", [False, True], ids=["tensorflow", "xla"])
+def test_saved_models_are_explained_as_their_originals(
+    exported: tuple[Path, np.ndarray], tmp_path: Path, xla: bool
+) -> None:
+    """Logits, activations and gradients are those of the .keras file of the same model."""
+    transfer().save(tmp_path / "m.keras")
+    original, loaded = load_file(tmp_path / "m.keras"), load_file(exported[0])
+    assert loaded.network.output_activation is OutputActivation.SOFTMAX
+    assert (loaded.input_size, loaded.network.class_count) == ((12, 10), 3)
+    last = default_layer(loaded.network.layers)
+    assert last == "relu/Relu" or last.endswith("/Relu")
+    expected = explain(original, "base/relu", xla)
+    for ours, theirs in zip(explain(loaded, last, xla), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        tf.nn.softmax(loaded.network.compute(IMAGES, [])[1]), exported[1], rtol=1e-4
+    )
+
+
+def test_layers_of_saved_models_are_operations_on_the_images(
+    exported: tuple[Path, np.ndarray],
+) -> None:
+    """Neither weights nor constants; each with its shape."""
+    loaded = load_file(exported[0])
+    described = loaded.network.layers
+    assert [layer.type for layer in described if layer.type in {"Conv2D", "Relu"}] == [
+        "Conv2D",
+        "Relu",
+    ]
+    assert {layer.output_shape for layer in described} == {(None, 10, 8, 4)}
+    assert not any("PartitionedCall" in layer.name for layer in described)
+    outputs, _ = loaded.network.compute(IMAGES, [layer.name for layer in described])
+    assert {tuple(output.shape) for output in outputs} == {(2, 10, 8, 4)}
+
+
+def test_saved_models_of_open_size_and_sigmoid(tmp_path: Path) -> None:
+    """The size is chosen, and the sigmoid found."""
+    image = keras.Input((None, None, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(image))
+    keras.Model(image, layers.Dense(2, "sigmoid")(x)).export(tmp_path / "saved", verbose=False)
+    loaded = load_file(tmp_path / "saved", input_size=(12, 10))
+    assert loaded.input_size == (12, 10)
+    assert loaded.network.output_activation is OutputActivation.SIGMOID
+    assert load_file(tmp_path / "saved").input_size == (224, 224)
+
+
+def test_saved_models_that_do_not_fit_are_refused(
+    exported: tuple[Path, np.ndarray], tmp_path: Path
+) -> None:
+    """No signature, another input or output, another size."""
+    with pytest.raises(StartupError, match="takes images of 12x10"):
+        load_file(exported[0], input_size=(32, 32))
+    tf.saved_model.save(tf.Module(), str(tmp_path / "empty"))
+    with pytest.raises(StartupError, match="no signature 'serving_default'"):
+        load_file(tmp_path / "empty")
+    flat = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    flat.export(tmp_path / "flat", verbose=False)
+    with pytest.raises(StartupError, match=r"input must be .* and is \(None, 4\)"):
+        load_file(tmp_path / "flat")
+    maps = keras.Sequential([keras.Input(SHAPE), layers.Conv2D(2, 1)])
+    maps.export(tmp_path / "maps", verbose=False)
+    with pytest.raises(StartupError, match=r"output must be \(batch, classes\)"):
+        load_file(tmp_path / "maps")
+
+
+MODULE = """
+import keras
+
+@keras.saving.register_keras_serializable("{package}")
+class Twice(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs * 2
+"""
+
+
+@pytest.mark.parametrize("name", ["m.keras", "m.h5"])
+def test_modules_bring_custom_layers(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the module the error says how to name one; with it the model is served."""
+    module = f"custom_{name.replace('.', '_')}"
+    (tmp_path / f"{module}.py").write_text(MODULE.format(package=module))
+    monkeypatch.syspath_prepend(tmp_path)
+    registered = keras.saving.get_custom_objects()
+    before = dict(registered)
+    twice = __import__(module).Twice
+    keras.Sequential(
+        [keras.Input(SHAPE), twice(name="twice"), layers.Conv2D(4, 1), *transfer().layers[2:]]
+    ).save(tmp_path / name)
+    registered.clear()
+    registered.update(before)
+    monkeypatch.delitem(sys.modules, module)
+    with pytest.raises(StartupError, match=r"(?s)Twice.*register_keras.*--custom-objects MODULE"):
+        load_file(tmp_path / name)
+    loaded = load_file(tmp_path / name, custom_objects=(module,))
+    assert "twice" in [layer.name for layer in loaded.network.layers]
+
+
+def test_modules_that_cannot_be_imported_are_named(tmp_path: Path) -> None:
+    """With the reason."""
+    transfer().save(tmp_path / "m.keras")
+    with pytest.raises(StartupError, match=r"--custom-objects no_such_one: .*No module named"):
+        load_file(tmp_path / "m.keras", custom_objects=("no_such_one",))
+
+
+@pytest.mark.parametrize("name", ["m.keras", "m.h5"])
+def test_lambda_layers_are_refused(name: str, tmp_path: Path) -> None:
+    """A file must not bring Python code along."""
+    keras.Sequential([keras.Input(SHAPE), layers.Lambda(lambda x: x * 2), layers.Flatten()]).save(
+        tmp_path / name
+    )
+    with pytest.raises(StartupError, match="holds a Lambda layer"):
+        load_file(tmp_path / name)
+
+
+def test_unusable_files_are_refused(tmp_path: Path) -> None:
+    """What is no model, or not there, is named."""
+    for name in ("m.keras", "m.h5", "m.tflite"):
+        (tmp_path / name).write_text("this is no model")
+        with pytest.raises(StartupError, match=f"cannot load .*{name}"):
+            load_file(tmp_path / name)
+    transfer().save_weights(tmp_path / "w.weights.h5")
+    with pytest.raises(StartupError, match="holds weights without a model"):
+        load_file(tmp_path / "w.weights.h5")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StartupError, match=r"no SavedModel: it has no saved_model\.pb"):
+        load_file(tmp_path / "folder")
+    with pytest.raises(StartupError, match="does not exist"):
+        load_file(tmp_path / "absent.keras")
+    transfer().save(tmp_path / "good.keras")
+    with pytest.raises(StartupError, match="has its own weights"):
+        load_file(tmp_path / "good.keras", weights="random")
+
+
+@pytest.fixture(scope="module")
+def three_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "m.keras"
+    transfer().save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("names.txt", "cat\n\nbig dog"),
+        ("names.txt", "\ufeffcat\r\n\r\nbig dog\r\n\r\n\r\n"),
+        ("names.json", json.dumps(["cat", "", "big dog"])),
+        ("names.json", json.dumps(["cat", None, "big dog"])),
+    ],
+)
+def test_labels_are_lines_or_a_json_list(
+    three_classes: Path, tmp_path: Path, name: str, content: str
+) -> None:
+    """A class may have no name, and then goes by its index."""
+    (tmp_path / name).write_text(content, "utf-8")
+    labels = load_file(three_classes, labels=tmp_path / name).labels
+    assert [label.name for label in labels.labels] == ["cat", "", "big dog"]
+    assert (labels.index("Big_Dog"), labels.index(1)) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("names.txt", b"cat\ndog\n", "it names 2 classes, and the model has 3"),
+        ("names.txt", b"a\nb\nc\nd\n", "it names 4 classes, and the model has 3"),
+        ("names.txt", b"caf\xe9\nb\nc\n", "cannot be read as UTF-8"),
+        ("names.json", b"[", "it is no JSON"),
+        ("names.json", b'{"cat": 0}', "must be a JSON list of names"),
+        ("names.json", b"[1, 2, 3]", "must be a JSON list of names"),
+        ("names.json", b'["a", "b"]', "it names 2 classes"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(
+    three_classes: Path, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    """Names that are off by one would be worse than none."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(StartupError, match=f"--labels .*{name}: .*{message}"):
+        load_file(three_classes, labels=tmp_path / name)
+    with pytest.raises(StartupError, match=r"--labels absent\.txt: it cannot be read"):
+        load_file(three_classes, labels=Path("absent.txt"))
+
+
+def test_without_labels_classes_have_no_names(tmp_path: Path) -> None:
+    """A thousand classes are not ImageNet's unless somebody says so."""
+    transfer(classes=1000).save(tmp_path / "m.keras")
+    unnamed = load_file(tmp_path / "m.keras").labels
+    assert {label.name for label in unnamed.labels} == {""}
+    assert unnamed.index(999) == 999
+    with pytest.raises(InvalidRequestError, match="unknown class 'tench'"):
+        unnamed.index("tench")
+    named = load_file(tmp_path / "m.keras", labels=Path("imagenet")).labels
+    assert named.index("tench") == 0

@@ -310,8 +310,8 @@ def test_grad_cam_plus_plus_near_its_pole(way: Any) -> None:
 
 def test_grad_cam_plus_plus_has_no_epsilon() -> None:
     """At g = 1e-4 alpha is 1/2, not the 1/100 that an epsilon of 1e-6 leaves of it."""
-    activation = np.float32([[[[1.0, 0.0]], [[0.0, 1.0]]]])
-    gradient = np.float32(np.broadcast_to([1e-4, 1e-2], activation.shape))
+    activation = np.array([[[[1.0, 0.0]], [[0.0, 1.0]]]], np.float32)
+    gradient = np.broadcast_to(np.array([1e-4, 1e-2], np.float32), activation.shape)
     ours = eager(Method.GRAD_CAM_PLUS_PLUS)(activation, gradient)
     np.testing.assert_allclose(ours[0, :, 0], [1e-4, 1e-2], rtol=1e-2)
 

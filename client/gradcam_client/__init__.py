@@ -50,7 +50,7 @@ from gradcam_client.results import (
     ServingStats,
 )
 from gradcam_client.retry import RetryPolicy
-from gradcam_client.stream import Outcome
+from gradcam_client.stream import Outcome, Progress
 
 __all__ = [
     "AsyncClient",
@@ -77,6 +77,7 @@ __all__ = [
     "OverlayPng",
     "OverloadedError",
     "Prediction",
+    "Progress",
     "Raw",
     "RetryPolicy",
     "ServerError",

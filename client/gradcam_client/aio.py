@@ -28,7 +28,7 @@ from gradcam_client.errors import (
 from gradcam_client.requests import ExplainOptions, ImageInput, build_template, with_image
 from gradcam_client.results import ImageExplanation, ModelInfo
 from gradcam_client.retry import RetryPolicy
-from gradcam_client.stream import Outcome, StreamLedger, ended_early
+from gradcam_client.stream import OnProgress, Outcome, StreamLedger, ended_early
 from gradcam_client.transport import (
     DEFAULT_MAX_IN_FLIGHT,
     DEFAULT_MAX_MESSAGE_BYTES,
@@ -140,6 +140,7 @@ class AsyncClient:
         *,
         max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
         timeout_s: float | None = None,
+        on_progress: OnProgress | None = None,
         **options: Unpack[ExplainOptions],
     ) -> AsyncGenerator[Outcome]:
         """Explains many images over one stream, as ``Client.explain_stream`` does.
@@ -151,8 +152,10 @@ class AsyncClient:
         Args:
             images: Each one as of ``explain``.
             max_in_flight: How many images may be taken and not yet yielded.
-            timeout_s: How long to wait without any answer, in seconds; None is the
-                client's timeout.
+            timeout_s: How long to wait without any answer or progress, in seconds; None is
+                the client's timeout.
+            on_progress: Told how far each image is, a few times in a second, for methods of
+                many passes.
             **options: As of ``gradcam_client.requests.build_template``.
 
         Yields:
@@ -167,8 +170,9 @@ class AsyncClient:
             self._retry,
             max_in_flight=max_in_flight,
             timeout_s=self._timeout_s if timeout_s is None else check_timeout(timeout_s),
+            report_progress=on_progress is not None,
         )
-        stream = _Stream(self._service, ledger, build_template(**options))
+        stream = _Stream(self._service, ledger, build_template(**options), on_progress)
         return stream.outcomes(
             aiter(images) if isinstance(images, AsyncIterable) else _Asynchronous(iter(images))
         )
@@ -286,10 +290,12 @@ class _Stream:
         service: pb_grpc.ExplanationServiceStub,
         ledger: StreamLedger,
         template: pb.ExplainImageRequest,
+        on_progress: OnProgress | None,
     ) -> None:
         self._service = service
         self._ledger = ledger
         self._template = template
+        self._on_progress = on_progress
         self._changed = asyncio.Event()
         self._epoch = 0  # grows when a call begins and ends: old ones have no say
 
@@ -377,8 +383,10 @@ class _Stream:
         try:
             with suppress(grpc.RpcError):
                 async for answer in call:
-                    self._ledger.answered(answer, time.monotonic())
+                    progress = self._ledger.answered(answer, time.monotonic())
                     self._notify()
+                    if progress is not None and self._on_progress is not None:
+                        self._on_progress(progress)
             return await ending.error()
         except asyncio.CancelledError:
             if _is_task_cancelled():

@@ -16,7 +16,7 @@ from gradcam_client.errors import GradCamError, from_rpc_error
 from gradcam_client.requests import ExplainOptions, ImageInput, build_template, with_image
 from gradcam_client.results import ImageExplanation, ModelInfo
 from gradcam_client.retry import RetryPolicy
-from gradcam_client.stream import Outcome, StreamLedger, ended_early
+from gradcam_client.stream import OnProgress, Outcome, StreamLedger, ended_early
 from gradcam_client.transport import (
     DEFAULT_MAX_IN_FLIGHT,
     DEFAULT_MAX_MESSAGE_BYTES,
@@ -120,6 +120,7 @@ class Client:
         *,
         max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
         timeout_s: float | None = None,
+        on_progress: OnProgress | None = None,
         **options: Unpack[ExplainOptions],
     ) -> Generator[Outcome]:
         """Explains many images over one stream.
@@ -138,8 +139,10 @@ class Client:
         Args:
             images: Each one as of ``explain``.
             max_in_flight: How many images may be taken and not yet yielded.
-            timeout_s: How long to wait without any answer, in seconds; None is the
-                client's timeout.
+            timeout_s: How long to wait without any answer or progress, in seconds; None is
+                the client's timeout.
+            on_progress: Told how far each image is, a few times in a second, for methods of
+                many passes; in another thread. What it raises is raised here.
             **options: As of ``gradcam_client.requests.build_template``.
 
         Yields:
@@ -154,8 +157,9 @@ class Client:
             self._retry,
             max_in_flight=max_in_flight,
             timeout_s=self._timeout_s if timeout_s is None else check_timeout(timeout_s),
+            report_progress=on_progress is not None,
         )
-        stream = _Stream(self._service, ledger, build_template(**options))
+        stream = _Stream(self._service, ledger, build_template(**options), on_progress)
         return stream.outcomes(iter(images))
 
     def list_models(self) -> tuple[ModelInfo, ...]:
@@ -250,10 +254,12 @@ class _Stream:
         service: pb_grpc.ExplanationServiceStub,
         ledger: StreamLedger,
         template: pb.ExplainImageRequest,
+        on_progress: OnProgress | None,
     ) -> None:
         self._service = service
         self._ledger = ledger
         self._template = template
+        self._on_progress = on_progress
         self._changed = threading.Condition()
         self._call: Any = None
         self._epoch = 0  # grows when a call begins and ends: old ones have no say
@@ -370,9 +376,12 @@ class _Stream:
         error: GradCamError = ended_early()
         try:
             for answer in call:
+                progress = None
                 with self._changing():
                     if self._epoch == epoch:
-                        self._ledger.answered(answer, time.monotonic())
+                        progress = self._ledger.answered(answer, time.monotonic())
+                if progress is not None and self._on_progress is not None:
+                    self._on_progress(progress)
         except grpc.RpcError as rpc_error:
             error = from_rpc_error(rpc_error)
         with self._changing():

@@ -10,6 +10,7 @@ what happened and when, and ask it what to do next.
 
 import heapq
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -51,6 +52,24 @@ class Outcome:
         return self.result
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Progress:
+    """How far an image is that takes a method of many passes.
+
+    Attributes:
+        source: The image as it was given.
+        completed_passes: Passes that are done.
+        total_passes: The most that it will take.
+    """
+
+    source: ImageInput
+    completed_passes: int
+    total_passes: int
+
+
+OnProgress: TypeAlias = Callable[[Progress], object]
+
+
 @dataclass(slots=True)
 class _Unanswered:
     source: ImageInput
@@ -82,18 +101,27 @@ class StreamLedger:
     Args:
         policy: When to try again.
         max_in_flight: How many images may be taken and not yet yielded.
-        timeout_s: How long images may wait without any answer arriving.
+        timeout_s: How long images may wait without any answer or progress arriving.
+        report_progress: Whether to ask for progress.
 
     Raises:
         ValueError: max_in_flight is not positive.
     """
 
-    def __init__(self, policy: RetryPolicy, *, max_in_flight: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        *,
+        max_in_flight: int,
+        timeout_s: float,
+        report_progress: bool = False,
+    ) -> None:
         if max_in_flight < 1:
             raise ValueError(f"max_in_flight must be at least 1, not {max_in_flight}")
         self._policy = policy
         self._max_in_flight = max_in_flight
         self._timeout_s = timeout_s
+        self._report_progress = report_progress
 
         self._taken = self._yielded = 0
         self._unanswered: dict[int, _Unanswered] = {}
@@ -154,19 +182,33 @@ class StreamLedger:
         correlation_id = str(image)
         self._in_flight[correlation_id] = image
         return pb.StreamExplainImagesRequest(
-            correlation_id=correlation_id, request=self._unanswered[image].request
+            correlation_id=correlation_id,
+            request=self._unanswered[image].request,
+            report_progress=self._report_progress,
         )
 
-    def answered(self, answer: pb.StreamExplainImagesResponse, now: float) -> None:
-        """Notes an answer. One to a request that is not in flight is passed over."""
-        image = self._in_flight.pop(answer.correlation_id, None)
+    def answered(self, answer: pb.StreamExplainImagesResponse, now: float) -> Progress | None:
+        """Notes an answer. One to a request that is not in flight is passed over.
+
+        Returns:
+            The progress, if it was no more than that.
+        """
+        image = self._in_flight.get(answer.correlation_id)
         if image is None:
-            return
+            return None
         self._active_at = now
         self._breaks = 0
+        if answer.HasField("progress"):
+            progress = answer.progress
+            return Progress(
+                self._unanswered[image].source,
+                progress.completed_pass_count,
+                progress.total_pass_count,
+            )
+        del self._in_flight[answer.correlation_id]
         if answer.HasField("response"):
             self._settle(image, result=ImageExplanation.from_response(answer.response))
-            return
+            return None
         error = from_status(answer.error)
         entry = self._unanswered[image]
         entry.failures += 1
@@ -175,6 +217,7 @@ class StreamLedger:
             self._settle(image, error=error)
         else:
             self._wait(image, now + pause_s)
+        return None
 
     def broke(self, error: GradCamError, now: float) -> None:
         """Notes that the stream ended. That is no failure if nothing was unanswered."""

@@ -5,6 +5,7 @@ from gradcam_server.config import ServeConfig
 from gradcam_server.convert import to_model, to_request, to_response
 from gradcam_server.engine import Engine
 from gradcam_server.pipeline import Pipeline
+from gradcam_server.requests import Progress
 
 
 class Explainer:
@@ -25,18 +26,25 @@ class Explainer:
         self._engine.close()
 
     async def explain(
-        self, message: pb.ExplainImageRequest, *, wait_for_place: bool = False
+        self,
+        message: pb.ExplainImageRequest,
+        *,
+        wait_for_place: bool = False,
+        progress: Progress | None = None,
     ) -> pb.ExplainImageResponse:
         """Explains one image.
 
         Args:
             message: The request.
             wait_for_place: Wait while the queue is full, instead of failing.
+            progress: Kept up to date, for methods of many passes.
 
         Raises:
             ExplanationServerError: See ``Pipeline.explain`` and ``to_request``.
         """
-        explained = await self._pipeline.explain(to_request(message), wait_for_place=wait_for_place)
+        explained = await self._pipeline.explain(
+            to_request(message), wait_for_place=wait_for_place, progress=progress
+        )
         return to_response(explained, include_logits=message.include_logits)
 
     def models(self) -> list[pb.Model]:

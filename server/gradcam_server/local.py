@@ -6,13 +6,16 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
+import gradcam_client as client
 from gradcam_client import ImageExplanation, ModelInfo, Outcome
 from gradcam_client.errors import from_status
 from gradcam_client.requests import ImageInput, build_request
+from gradcam_client.stream import OnProgress
 from gradcam_server.config import ServeConfig
 from gradcam_server.engine import Engine
 from gradcam_server.explainer import Explainer
 from gradcam_server.models import DEFAULT_MODEL
+from gradcam_server.requests import Progress, watch
 from gradcam_server.status import to_status
 
 _MAX_IN_FLIGHT = 16
@@ -45,11 +48,18 @@ class LocalClient:
         self._runner.run(self._explainer.close())
         self._runner.close()
 
-    def explain_stream(self, images: Iterable[ImageInput], **options: Any) -> Iterator[Outcome]:
+    def explain_stream(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        on_progress: OnProgress | None = None,
+        **options: Any,
+    ) -> Iterator[Outcome]:
         """Explains images in batches; answers come in the order of the images.
 
         Args:
             images: Paths, bytes or uint8 RGB arrays (H, W, 3).
+            on_progress: Told how far each image is, a few times in a second.
             **options: As of ``gradcam_client.build_request``.
 
         Yields:
@@ -58,21 +68,29 @@ class LocalClient:
         loop = self._runner.get_loop()
         pending: deque[asyncio.Task[Outcome]] = deque()
         for image in images:
-            pending.append(loop.create_task(self._explain(image, options)))
+            pending.append(loop.create_task(self._explain(image, options, on_progress)))
             if len(pending) >= _MAX_IN_FLIGHT:
                 yield self._runner.run(_result(pending.popleft()))
         while pending:
             yield self._runner.run(_result(pending.popleft()))
 
-    async def _explain(self, image: ImageInput, options: dict[str, Any]) -> Outcome:
+    async def _explain(
+        self, image: ImageInput, options: dict[str, Any], on_progress: OnProgress | None
+    ) -> Outcome:
         try:
             request = await asyncio.to_thread(build_request, image, **options)
         except (OSError, ValueError, TypeError) as error:
             return Outcome(image, None, error)
+        progress = Progress()
+        reports = asyncio.ensure_future(_report(image, progress, on_progress))
         try:
-            response = await self._explainer.explain(request, wait_for_place=True)
+            response = await self._explainer.explain(
+                request, wait_for_place=True, progress=progress
+            )
         except Exception as error:  # noqa: BLE001 - as the service does
             return Outcome(image, None, from_status(to_status(error)))
+        finally:
+            reports.cancel()
         return Outcome(image, ImageExplanation.from_response(response), None)
 
 
@@ -95,6 +113,13 @@ def describe_model(name: str, custom_objects: tuple[str, ...] = ()) -> ModelInfo
             await explainer.close()
 
     return asyncio.run(describe())
+
+
+async def _report(image: ImageInput, progress: Progress, tell: OnProgress | None) -> None:
+    if tell is None:
+        return
+    async for _ in watch(progress):
+        tell(client.Progress(image, progress.completed, progress.total))
 
 
 async def _on_loop(config: ServeConfig, engine: Engine) -> Explainer:

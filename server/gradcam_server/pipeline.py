@@ -40,6 +40,7 @@ from gradcam_server.requests import (
     LayerFusion,
     Method,
     Prediction,
+    Progress,
     RawImage,
     ScoreType,
     Stats,
@@ -81,13 +82,18 @@ class Pipeline:
         cv2.setNumThreads(1)
 
     async def explain(
-        self, request: ExplainRequest, *, wait_for_place: bool = False
+        self,
+        request: ExplainRequest,
+        *,
+        wait_for_place: bool = False,
+        progress: Progress | None = None,
     ) -> ExplainedImage:
         """Predicts and explains one image.
 
         Args:
             request: The image and what is asked of it.
             wait_for_place: Wait while the queue is full, instead of failing.
+            progress: Kept up to date, for methods of many passes.
 
         Raises:
             NotFoundError: No such model or layer.
@@ -97,6 +103,8 @@ class Pipeline:
         model = self._engine.find_model(request.model)
         targets = self._choose_targets(request, model.loaded.labels)
         passes = self._count_passes(request)
+        progress = progress or Progress()
+        progress.total = 1 + passes + (request.method is Method.SCORE_CAM)
         stats = Stats()
         admitted = perf_counter()
         async with self._batcher.admit(wait=wait_for_place) as place:
@@ -113,11 +121,15 @@ class Pipeline:
         stats.compute_us = answer.compute_us
         stats.queue_us = max(elapsed_us - stats.decode_us - stats.compute_us, 0)
         stats.batch_size, stats.padded_batch_size = answer.batch_size, answer.padded_batch_size
+        progress.completed = 1
         if passes and targets:
             async with self._many_pass_places:
+                started = perf_counter()
                 output = await self._explain_by_many_passes(
-                    request, model, layers, fitted, targets, output, stats
+                    request, model, layers, fitted, targets, output, progress
                 )
+            stats.compute_us += round((perf_counter() - started) * 1e6)
+            stats.pass_count = progress.completed
         if request.method is Method.INTEGRATED_GRADIENTS:
             layers = (PIXELS,)
         maps = list(_maps(output, layers, request.layer_fusion))
@@ -172,6 +184,8 @@ class Pipeline:
                 )
             default = DEFAULT_PASSES[request.method]
             passes = default if request.pass_count is None else request.pass_count
+            if request.method is Method.SCORE_CAM:
+                passes *= max(len(request.layers), 1)  # so many channels of each layer
             field = "pass_count"
         elif request.pass_count is not None:
             raise InvalidRequestError(
@@ -197,7 +211,7 @@ class Pipeline:
         fitted: NDArray[np.uint8],
         targets: Sequence[GraphTarget],
         first: GraphOutput,
-        stats: Stats,
+        progress: Progress,
     ) -> GraphOutput:
         """Replaces the maps of the first pass by those of a method of many passes."""
         # By index: a rank could mean another class in a perturbed image.
@@ -205,11 +219,10 @@ class Pipeline:
             dataclasses.replace(target, index=int(index))
             for target, index in zip(targets, first.classes, strict=True)
         ]
-        started = perf_counter()
 
         async def run(graph: ExplanationGraph, pixels: NDArray[np.float32]) -> GraphOutput:
             answer = await self._batcher.submit(graph, GraphItem(pixels, chosen))
-            stats.pass_count += 1
+            progress.completed += 1
             return answer.output
 
         async def find(
@@ -231,9 +244,8 @@ class Pipeline:
                 maps = (await integrated_gradients(fitted, passes, attribute),)
             case Method.SCORE_CAM:
                 scoring = await find(Method.GRAD_CAM, (model.default_layer,))
-                channels = await run(
-                    await find(Method.GRAD_CAM, layers, passes), fitted.astype(np.float32)
-                )
+                extracting = await find(Method.GRAD_CAM, layers, passes // len(layers))
+                channels = await run(extracting, fitted.astype(np.float32))
                 zero = np.array(ZERO_COLORS[model.loaded.preprocessing], np.float32)
 
                 async def score(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -248,7 +260,6 @@ class Pipeline:
                     return (await run(noisy, pixels)).maps
 
                 maps = await smooth_grad(fitted, passes, request.smooth_grad.noise_level, explain)
-        stats.compute_us += round((perf_counter() - started) * 1e6)
         return dataclasses.replace(first, maps=maps)
 
     def _decode(

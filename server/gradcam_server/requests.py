@@ -1,10 +1,14 @@
 """What is asked of the pipeline and what it answers, free of protobuf and gRPC."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
+
+_WATCH_INTERVAL_S = 0.2
 
 
 class Method(StrEnum):
@@ -219,6 +223,24 @@ class Stats:
     batch_size: int = 0
     padded_batch_size: int = 0
     pass_count: int = 1
+
+
+@dataclass
+class Progress:
+    """How far a method of many passes is; ``total`` is the most that it will take."""
+
+    completed: int = 0
+    total: int = 0
+
+
+async def watch(progress: Progress) -> AsyncIterator[None]:
+    """Yields, at most a few times in a second, whenever there is progress. Ends by being closed."""
+    seen = progress.completed
+    while True:
+        await asyncio.sleep(_WATCH_INTERVAL_S)
+        if progress.completed != seen:
+            seen = progress.completed
+            yield
 
 
 @dataclass(frozen=True)

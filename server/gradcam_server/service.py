@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
 from gradcam_server.config import ServeConfig
 from gradcam_server.errors import NotReadyError
 from gradcam_server.lifecycle import Lifecycle
+from gradcam_server.requests import Progress, watch
 from gradcam_server.status import status_code, to_status
 
 if TYPE_CHECKING:  # it brings TensorFlow, which comes after the port is bound
@@ -85,12 +86,19 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         places = asyncio.Semaphore(self._max_stream_in_flight)
         writing = asyncio.Lock()
 
+        async def write(message: pb.StreamExplainImagesResponse) -> None:
+            async with writing:
+                await context.write(message)
+
         async def answer(item: pb.StreamExplainImagesRequest) -> None:
+            progress = Progress()
+            reports = asyncio.ensure_future(_report(item, progress, write))
             try:
-                response = await _answer_item(explainer, item)
-                async with writing:
-                    await context.write(response)
+                response = await _answer_item(explainer, item, progress)
+                await _cancel(reports)
+                await write(response)
             finally:
+                reports.cancel()
                 places.release()
 
         async with asyncio.TaskGroup() as answers:
@@ -115,13 +123,32 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         return item if isinstance(item, pb.StreamExplainImagesRequest) else None
 
 
+async def _report(
+    item: pb.StreamExplainImagesRequest,
+    progress: Progress,
+    write: Callable[[pb.StreamExplainImagesResponse], Awaitable[None]],
+) -> None:
+    if not item.report_progress:
+        return
+    async for _ in watch(progress):
+        message = pb.StreamExplainImagesResponse(correlation_id=item.correlation_id)
+        message.progress.completed_pass_count = progress.completed
+        message.progress.total_pass_count = progress.total
+        await write(message)
+
+
+async def _cancel(task: asyncio.Future[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
+
+
 async def _answer_item(
-    explainer: Explainer, item: pb.StreamExplainImagesRequest
+    explainer: Explainer, item: pb.StreamExplainImagesRequest, progress: Progress
 ) -> pb.StreamExplainImagesResponse:
     answer = pb.StreamExplainImagesResponse(correlation_id=item.correlation_id)
     try:
         # A full queue slows a stream down; only unary calls are refused.
-        response = await explainer.explain(item.request, wait_for_place=True)
+        response = await explainer.explain(item.request, wait_for_place=True, progress=progress)
         answer.response.CopyFrom(response)
     except Exception as error:  # noqa: BLE001 - one table turns all into codes
         answer.error.CopyFrom(to_status(error))

@@ -16,6 +16,7 @@ from gradcam_client import (
     ImageExplanation,
     InvalidRequestError,
     NotFoundError,
+    Progress,
     Raw,
     SmoothGrad,
 )
@@ -46,6 +47,15 @@ def server() -> Iterator[RunningServer]:
 def client(server: RunningServer) -> Iterator[Client]:
     with Client(server.address, timeout_s=200) as client:
         yield client
+
+
+@pytest.fixture
+def local() -> Iterator[LocalClient]:
+    config = ServeConfig(
+        model=("efficientnet-lite0",), batch_sizes=(4,), compiler=Compiler.TENSORFLOW
+    )
+    with LocalClient(config) as local:
+        yield local
 
 
 def assert_same(actual: ImageExplanation, expected: ImageExplanation) -> None:
@@ -150,6 +160,7 @@ def test_integrated_gradients_are_complete(client: Client, cat_jpeg: bytes) -> N
     [
         ({"method": "scorecam"}, 66),
         ({"method": "scorecam", "pass_count": 20}, 22),
+        ({"method": "scorecam", "pass_count": 20, "layer": LAYERS[1:]}, 42),
         ({"method": "gradcam", "smooth_grad": SmoothGrad(6)}, 7),
         ({"method": "layercam", "smooth_grad": SmoothGrad(4), "layer": LAYERS}, 5),
     ],
@@ -170,6 +181,20 @@ def test_methods_of_many_passes_see_the_cat(
     head = heat[20:270, 40:360]
     assert head.sum() / heat.sum() > head.size / heat.size + 0.1
     assert first.top.index == 285
+
+
+@pytest.mark.parametrize("place", ["client", "local"])
+def test_progress_is_told(request: pytest.FixtureRequest, cat_jpeg: bytes, place: str) -> None:
+    """Completed passes grow towards the total, and then comes the answer."""
+    told: list[Progress] = []
+    (outcome,) = request.getfixturevalue(place).explain_stream(
+        [cat_jpeg], method="scorecam", pass_count=250, on_progress=told.append
+    )
+    assert outcome.unwrap().stats.pass_count == 252
+    completed = [one.completed_passes for one in told]
+    assert len(completed) > 2
+    assert completed == sorted(set(completed))
+    assert {(one.source, one.total_passes) for one in told} == {(cat_jpeg, 252)}
 
 
 def test_many_passes_never_starve_one_pass(
@@ -194,6 +219,11 @@ def test_many_passes_never_starve_one_pass(
     ("options", "kind", "message"),
     [
         ({"method": "scorecam", "pass_count": 257}, InvalidRequestError, "257 passes.*1 to 256"),
+        (
+            {"method": "scorecam", "layer": LAYERS, "pass_count": 90},
+            InvalidRequestError,
+            "270 pass",
+        ),
         ({"pass_count": 9}, InvalidRequestError, "pass_count is for"),
         ({"smooth_grad": SmoothGrad(1000)}, InvalidRequestError, "1000 passes"),
         ({"smooth_grad": SmoothGrad(4, 2.0)}, InvalidRequestError, "must be 0 to 1"),

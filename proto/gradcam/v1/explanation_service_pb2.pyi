@@ -277,22 +277,34 @@ class ServingStats(_message.Message):
     def __init__(self, decode_us: _Optional[int] = ..., queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., render_us: _Optional[int] = ..., batch_size: _Optional[int] = ..., padded_batch_size: _Optional[int] = ..., pass_count: _Optional[int] = ...) -> None: ...
 
 class StreamExplainImagesRequest(_message.Message):
-    __slots__ = ("correlation_id", "request")
+    __slots__ = ("correlation_id", "request", "report_progress")
     CORRELATION_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
+    REPORT_PROGRESS_FIELD_NUMBER: _ClassVar[int]
     correlation_id: str
     request: ExplainImageRequest
-    def __init__(self, correlation_id: _Optional[str] = ..., request: _Optional[_Union[ExplainImageRequest, _Mapping]] = ...) -> None: ...
+    report_progress: bool
+    def __init__(self, correlation_id: _Optional[str] = ..., request: _Optional[_Union[ExplainImageRequest, _Mapping]] = ..., report_progress: bool = ...) -> None: ...
 
 class StreamExplainImagesResponse(_message.Message):
-    __slots__ = ("correlation_id", "response", "error")
+    __slots__ = ("correlation_id", "response", "error", "progress")
     CORRELATION_ID_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
     correlation_id: str
     response: ExplainImageResponse
     error: _status_pb2.Status
-    def __init__(self, correlation_id: _Optional[str] = ..., response: _Optional[_Union[ExplainImageResponse, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+    progress: Progress
+    def __init__(self, correlation_id: _Optional[str] = ..., response: _Optional[_Union[ExplainImageResponse, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("completed_pass_count", "total_pass_count")
+    COMPLETED_PASS_COUNT_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_PASS_COUNT_FIELD_NUMBER: _ClassVar[int]
+    completed_pass_count: int
+    total_pass_count: int
+    def __init__(self, completed_pass_count: _Optional[int] = ..., total_pass_count: _Optional[int] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()

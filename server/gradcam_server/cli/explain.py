@@ -149,6 +149,7 @@ def explain(
         targets = [(class_of(name), class_of(against)) for name in classes]
     overlays = Outputs(output, len(images), tuple(_OVERLAYS), ".jpg", "-o")
     many_passes = method in MANY_PASS_METHODS or smooth_samples is not None
+    counts_passes = many_passes and len(images) == 1
     numbers = Outputs(npz, len(images), (".npz",), ".npz", "--npz")
     heatmaps: list[HeatmapForm] = [Raw()]
     if output:
@@ -157,7 +158,7 @@ def explain(
     with (
         errors_for_people(),
         place.open(len(images) + many_passes, len(targets) or top_k or 1) as client,
-        progress_bar(len(images), hidden=as_json) as progress,
+        progress_bar(None if counts_passes else len(images), hidden=as_json) as progress,
     ):
         outcomes = client.explain_stream(
             images,
@@ -171,10 +172,12 @@ def explain(
             heatmaps=heatmaps,
             prediction_count=predictions,
             include_logits=bool(npz),
+            on_progress=progress.show if counts_passes else None,
             **options,
         )
         for path, outcome in zip(images, outcomes, strict=True):
-            progress.advance()
+            if not counts_passes:
+                progress.advance()
             if outcome.result is None:
                 failed = True
                 _report_failure(path, outcome.error, as_json)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gradcam_client import Client, GradCamError
+from gradcam_client import Progress as ImageProgress
 from gradcam_client.requests import MANY_PASS_METHODS, METHODS
 
 ONE_PASS_METHODS = tuple(name for name in METHODS if name not in MANY_PASS_METHODS)
@@ -149,17 +150,31 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 class Bar:
     """A progress bar."""
 
-    def __init__(self, progress: Progress, description: str, count: int) -> None:
+    def __init__(self, progress: Progress, description: str, count: int | None) -> None:
         self._progress, self._task = progress, progress.add_task(description, total=count)
 
     def advance(self) -> None:
         """One more is done."""
         self._progress.advance(self._task)
 
+    def show(self, passes: ImageProgress) -> None:
+        """Shows how many passes of the only image are done."""
+        self._progress.update(
+            self._task, completed=passes.completed_passes, total=passes.total_passes
+        )
+
 
 @contextmanager
-def progress_bar(count: int, *, hidden: bool, description: str = "Explaining") -> Iterator[Bar]:
-    """Shows a progress bar on stderr, if there is more than one thing to do."""
+def progress_bar(
+    count: int | None, *, hidden: bool, description: str = "Explaining"
+) -> Iterator[Bar]:
+    """Shows a progress bar on stderr, if there is more than one thing to do.
+
+    Args:
+        count: How many things; None is not yet known.
+        hidden: Show none after all.
+        description: What is done.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -167,5 +182,5 @@ def progress_bar(count: int, *, hidden: bool, description: str = "Explaining") -
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=hidden or count < 2) as progress:
+    with Progress(*columns, console=console, disable=hidden or count == 1) as progress:
         yield Bar(progress, description, count)

@@ -74,6 +74,24 @@ def yielded(ledger: StreamLedger) -> list[Any]:
     return ends
 
 
+def test_progress_keeps_an_image_waiting() -> None:
+    """Progress is handed out, puts off the timeout, and is no answer; a stranger's is nothing."""
+    ledger = make_ledger(timeout_s=10)
+    take(ledger, 7)
+    (request,) = send_due(ledger)
+    message = pb.StreamExplainImagesResponse(correlation_id=request.correlation_id)
+    message.progress.completed_pass_count, message.progress.total_pass_count = 3, 33
+    progress = ledger.answered(message, 6)
+    assert progress is not None
+    assert (progress.source, progress.completed_passes, progress.total_passes) == (b"7", 3, 33)
+    assert ledger.expires_in_s(6) == 10
+    message.correlation_id = "another"
+    assert ledger.answered(message, 8) is None
+    assert yielded(ledger) == []
+    answer(ledger, request, now=9)
+    assert yielded(ledger) == [7]
+
+
 def test_answers_are_put_in_order() -> None:
     """Outcomes come in the order of the images, whatever the order of the answers."""
     ledger = make_ledger()

@@ -21,9 +21,8 @@ import numpy as np
 import tensorflow as tf
 from rich.progress import track
 
-from gradcam_server.graph import (
-    CompilationCounter,
-    ExplanationGraph,
+from gradcam_server.graph import CompilationCounter, ExplanationGraph
+from gradcam_server.graph_io import (
     GraphItem,
     GraphKey,
     GraphTarget,

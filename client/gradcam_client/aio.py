@@ -186,14 +186,16 @@ class AsyncClient:
         response = await self._call(self._service.ListModels, pb.ListModelsRequest())
         return tuple(ModelInfo.from_proto(model) for model in response.models)
 
-    async def get_model(self, name: str = "") -> ModelInfo:
-        """Describes one model in full; an empty name is the server's first model.
+    async def get_model(self, name: str = "", version: str = "") -> ModelInfo:
+        """Describes one model in full; empty names are the server's first model and version.
 
         Raises:
             NotFoundError: No such model.
             GradCamError: The server's error, or the last attempt's.
         """
-        response = await self._call(self._service.GetModel, pb.GetModelRequest(name=name))
+        response = await self._call(
+            self._service.GetModel, pb.GetModelRequest(name=name, version=version)
+        )
         return ModelInfo.from_proto(response.model)
 
     async def health(self, service: str = "", timeout_s: float = HEALTH_TIMEOUT_S) -> str:

@@ -187,6 +187,8 @@ class ExplainOptions(TypedDict, total=False):
     heatmaps: Sequence[HeatmapForm]
     prediction_count: int | None
     include_logits: bool
+    model_version: str
+    priority: int
 
 
 def build_template(
@@ -204,6 +206,8 @@ def build_template(
     heatmaps: Sequence[HeatmapForm] = DEFAULT_HEATMAPS,
     prediction_count: int | None = None,
     include_logits: bool = False,
+    model_version: str = "",
+    priority: int = 1,
 ) -> pb.ExplainImageRequest:
     """Writes everything about a request but its image.
 
@@ -227,13 +231,15 @@ def build_template(
         heatmaps: The forms in which each heat map is wanted; none is ``Raw()``.
         prediction_count: How many predictions to return; None is 5.
         include_logits: Whether to return the logits of all classes.
+        model_version: The model's version; empty is the first of that name.
+        priority: 1 goes first; higher numbers wait for it, as an offline job should.
 
     Returns:
         A request without an image, for ``with_image``.
 
     Raises:
         ValueError: An unknown method, score type, fusion or resize mode, or a class index
-            that does not fit an int32.
+            or priority that does not fit an int32.
         TypeError: A class that is neither an int, a str nor a pair of these.
     """
     if isinstance(classes, str):
@@ -252,7 +258,15 @@ def build_template(
         heatmaps=[form.to_proto() for form in heatmaps],
         prediction_count=prediction_count,
         include_logits=include_logits,
+        model_version=model_version,
+        priority=_check_priority(priority),
     )
+
+
+def _check_priority(priority: int) -> int:
+    if not 1 <= priority < 2**31:
+        raise ValueError(f"priority must be 1 (the most urgent) or more, not {priority}")
+    return priority
 
 
 def with_image(template: pb.ExplainImageRequest, image: ImageInput) -> pb.ExplainImageRequest:

@@ -18,6 +18,11 @@ _METHODS = {number: name for name, number in METHODS.items()}
 _SCORE_TYPES = {number: name for name, number in SCORE_TYPES.items()}
 _NORMALIZATIONS = {pb.NORMALIZATION_NONE: "none", pb.NORMALIZATION_MAX: "max"}
 _INTERPOLATIONS = {pb.INTERPOLATION_NONE: "none", pb.INTERPOLATION_BILINEAR: "bilinear"}
+_DISPATCH_REASONS = {
+    pb.DISPATCH_REASON_FULL: "full",
+    pb.DISPATCH_REASON_DELAY: "delay",
+    pb.DISPATCH_REASON_IDLE: "idle",
+}
 
 _ARRAYS = ("raw", "image")
 _OVERLAYS = ("overlay-jpeg", "overlay-png")
@@ -230,6 +235,8 @@ class ServingStats:
         batch_size: Images in the batch.
         padded_batch_size: The compiled batch size that ran.
         pass_count: Forward passes that the answer took.
+        dispatch_reason: Why the batch went to the device when it did: "full", "delay" (its
+            oldest image had waited long enough), "idle" (the device was free) or "unknown".
     """
 
     decode_us: int
@@ -239,6 +246,7 @@ class ServingStats:
     batch_size: int
     padded_batch_size: int
     pass_count: int = 1
+    dispatch_reason: str = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +261,7 @@ class ImageExplanation:
         explanations: One for each class, in the order they were named, or best first.
         logits: float32 (classes,), or None if they were not asked for.
         stats: What the answer cost.
+        model_version: The model's version; empty if it was given none.
     """
 
     model: str
@@ -262,6 +271,7 @@ class ImageExplanation:
     explanations: tuple[Explanation, ...]
     logits: NDArray[np.float32] | None = field(compare=False, repr=False)
     stats: ServingStats
+    model_version: str = ""
 
     @property
     def top(self) -> Prediction:
@@ -294,6 +304,7 @@ class ImageExplanation:
         stats = response.stats
         return cls(
             model=response.model,
+            model_version=response.model_version,
             image_height=response.image_height_px,
             image_width=response.image_width_px,
             predictions=tuple(
@@ -310,6 +321,7 @@ class ImageExplanation:
                 batch_size=stats.batch_size,
                 padded_batch_size=stats.padded_batch_size,
                 pass_count=stats.pass_count,
+                dispatch_reason=_DISPATCH_REASONS.get(stats.dispatch_reason, _UNKNOWN),
             ),
         )
 
@@ -363,6 +375,7 @@ class ModelInfo:
         compilation_count: Graphs compiled since the server was started.
         classes: In the order of the output; empty from ``list_models``.
         layers: In the order of the model; empty from ``list_models``.
+        version: Its version; empty if it was given none.
     """
 
     name: str
@@ -379,12 +392,14 @@ class ModelInfo:
     compilation_count: int
     classes: tuple[ClassInfo, ...] = field(repr=False)
     layers: tuple[LayerInfo, ...] = field(repr=False)
+    version: str = ""
 
     @classmethod
     def from_proto(cls, model: pb.Model) -> Self:
         """Reads the protobuf message."""
         return cls(
             name=model.name,
+            version=model.version,
             weights=model.weights,
             random_weights=model.random_weights,
             input_height=model.input_height_px,

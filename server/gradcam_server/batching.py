@@ -1,26 +1,27 @@
 """Concurrent requests into batches for one device.
 
-    admit -> submit -> lane (one for each compiled graph) -> batch -> run -> answers
+    submit -> lane (one for each compiled graph and priority) -> batch -> run -> answers
 
 A lane is ready when it holds a full batch or its oldest item has waited
-``max_queue_delay_s``; of the ready lanes the one with the oldest item goes first.
+``max_queue_delay_s``; of the ready lanes the most urgent goes first, of equals the one
+with the oldest item. So an item waits for at most one batch of less urgent ones.
 Background lanes (methods of many passes) run when no other is ready, and otherwise for their
 share of the device's time, so that they neither starve nor are starved.
 While the device is busy, items gather; that alone makes batches under load, so the
-delay may be zero. Nothing here knows TensorFlow: a lane's key runs its own batches.
+delay may be zero. Nothing here knows TensorFlow: a lane's runner runs its own batches.
 """
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from time import perf_counter
 from typing import Generic, Protocol, TypeVar
 
-from gradcam_server.errors import QueueFullError
+from gradcam_server.errors import DeadlineError, QueueFullError
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +30,8 @@ Output = TypeVar("Output")
 ItemIn = TypeVar("ItemIn", contravariant=True)
 OutputOut = TypeVar("OutputOut", covariant=True)
 
-_RETRY_AFTER_S = 0.2
 _MAX_CREDIT_S = 0.5
+_RETRY_AFTER_S = 0.5
 
 
 class BatchRunner(Hashable, Protocol[ItemIn, OutputOut]):
@@ -50,112 +51,158 @@ class BatchRunner(Hashable, Protocol[ItemIn, OutputOut]):
         """The most items of one batch."""
         ...
 
+    @property
+    def least_s(self) -> float:
+        """Seconds that its quickest batch takes."""
+        ...
+
     def run(self, items: Sequence[ItemIn], padded_size: int, /) -> Sequence[OutputOut]:
         """Computes one output for each item, on the device's thread."""
         ...
 
 
-@dataclass(frozen=True)
-class Answer(Generic[Output]):
-    """The output for one item, and what it took.
+class DispatchReason(StrEnum):
+    """Why a batch went to the device when it did."""
 
-    Attributes:
-        output: What the runner returned for the item.
-        compute_us: Time its batch took, in microseconds.
-        batch_size: Items in its batch.
-        padded_batch_size: The size that ran.
-    """
-
-    output: Output
-    compute_us: int
-    batch_size: int
-    padded_batch_size: int
+    FULL = "full"  # no more would have fitted
+    DELAY = "delay"  # its oldest item had waited long enough for more
+    IDLE = "idle"  # the device was free, and there is no delay
 
 
-class Place:
-    """A place in the queue; given back once, when its item goes to the device or is dropped."""
-
-    def __init__(self, places: asyncio.Semaphore) -> None:
-        self._places: asyncio.Semaphore | None = places
+class Turn(Protocol):
+    """Told when its item's turn has come."""
 
     def give_back(self) -> None:
-        """Frees the place; later calls do nothing."""
-        if self._places is not None:
-            self._places.release()
-            self._places = None
+        """The item is on its way to the device."""
+        ...
+
+
+@dataclass(frozen=True)
+class Urgency:
+    """When an item must be computed.
+
+    Attributes:
+        priority: 1 goes first.
+        deadline: Time of ``perf_counter`` at which its answer is of no more use.
+        start_by: Time at which it has waited too long.
+    """
+
+    priority: int = 1
+    deadline: float | None = None
+    start_by: float | None = None
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """A batch that ran.
+
+    Attributes:
+        size: Items.
+        padded_size: The size that ran.
+        reason: Why it went when it did.
+        compute_us: Time it took, in microseconds.
+    """
+
+    size: int
+    padded_size: int
+    reason: DispatchReason
+    compute_us: int
+
+
+@dataclass(frozen=True)
+class Answer(Generic[Output]):
+    """The output for one item, and the batch that held it."""
+
+    output: Output
+    batch: BatchReport
 
 
 @dataclass
 class _Waiting(Generic[Item, Output]):
     item: Item
-    place: Place | None
+    turn: Turn | None
+    urgency: Urgency
     since: float
     future: "asyncio.Future[Answer[Output]]"
+
+    def hopeless(self, now: float, least_s: float) -> Exception | None:
+        """Returns why the item need not be computed any more."""
+        waited_ms = (now - self.since) * 1e3
+        deadline, start_by = self.urgency.deadline, self.urgency.start_by
+        if deadline is not None and now + least_s > deadline:
+            left_ms = max(deadline - now, 0) * 1e3
+            return DeadlineError(
+                f"the deadline cannot be met: after {waited_ms:.0f} ms in the queue "
+                f"{left_ms:.0f} ms were left"
+            )
+        if start_by is not None and now > start_by:
+            message = f"no turn after {waited_ms:.0f} ms in the queue; try again later"
+            return QueueFullError(message, _RETRY_AFTER_S)
+        return None
+
+    def begin(self) -> None:
+        if self.turn is not None:
+            self.turn.give_back()
+
+
+@dataclass(frozen=True)
+class _Lane(Generic[Item, Output]):
+    runner: BatchRunner[Item, Output]
+    priority: int
 
 
 class Batcher(Generic[Item, Output]):
     """Runs submitted items in batches, one batch at a time, on a thread of its own.
 
     Args:
-        max_queue_length: Most requests admitted and not yet on the device.
         max_queue_delay_s: How long a batch that is not full may wait for more, in
             seconds, while the device is free.
         background_share: The part of the device's time that background batches get
             while others wait, 0 to 1.
+        on_batch: Told of every batch that ran.
     """
 
     def __init__(
         self,
-        max_queue_length: int,
         max_queue_delay_s: float = 0.0,
         background_share: float = 0.25,
+        on_batch: Callable[[BatchRunner[Item, Output], BatchReport], None] | None = None,
     ) -> None:
-        self._places = asyncio.Semaphore(max_queue_length)
-        self._max_queue_length = max_queue_length
         self._max_queue_delay_s = max_queue_delay_s
         self._background_share = background_share
         self._background_credit_s = 0.0
-        self._lanes: dict[BatchRunner[Item, Output], deque[_Waiting[Item, Output]]] = {}
+        self._on_batch = on_batch
+        self._lanes: dict[_Lane[Item, Output], deque[_Waiting[Item, Output]]] = {}
         self._arrival = asyncio.Event()
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._running_since: float | None = None
         self._task = asyncio.create_task(self._dispatch(), name="batcher")
 
-    @asynccontextmanager
-    async def admit(self, *, wait: bool = False) -> AsyncIterator[Place]:
-        """Takes a place in the queue for the time until the item is on the device.
-
-        Args:
-            wait: Wait for a place instead of failing.
-
-        Raises:
-            QueueFullError: There is no place, and ``wait`` is false.
-        """
-        if not wait and self._places.locked():
-            raise QueueFullError(
-                f"all {self._max_queue_length} places in the queue are taken; try again later",
-                _RETRY_AFTER_S,
-            )
-        await self._places.acquire()
-        place = Place(self._places)
-        try:
-            yield place
-        finally:
-            place.give_back()
+    @property
+    def running_s(self) -> float:
+        """How long the batch on the device has been running, in seconds; 0 if there is none."""
+        return 0.0 if self._running_since is None else perf_counter() - self._running_since
 
     async def submit(
-        self, runner: BatchRunner[Item, Output], item: Item, place: Place | None = None
+        self,
+        runner: BatchRunner[Item, Output],
+        item: Item,
+        turn: Turn | None = None,
+        urgency: Urgency = Urgency(),
     ) -> Answer[Output]:
         """Queues an item for ``runner`` and waits for its output.
 
-        If the caller is cancelled, the item is dropped when its batch is formed. An item
-        without a place is one of many of a request that had one.
+        If the caller is cancelled, the item is dropped when its batch is formed. If a batch
+        fails, its items are run again one by one, so that none fails for another's sake.
 
         Raises:
-            Exception: Whatever ``runner.run`` raised for the item's batch.
+            DeadlineError: The item could not be computed before its deadline, and was not.
+            QueueFullError: The item waited too long.
+            Exception: Whatever ``runner.run`` raised for the item alone.
         """
         future: asyncio.Future[Answer[Output]] = asyncio.get_running_loop().create_future()
-        waiting = _Waiting(item, place, perf_counter(), future)
-        self._lanes.setdefault(runner, deque()).append(waiting)
+        waiting = _Waiting(item, turn, urgency, perf_counter(), future)
+        self._lanes.setdefault(_Lane(runner, urgency.priority), deque()).append(waiting)
         self._arrival.set()
         return await future
 
@@ -171,38 +218,55 @@ class Batcher(Generic[Item, Output]):
 
     async def _dispatch(self) -> None:
         while True:
-            self._drop_abandoned()
-            runner = self._ready_lane()
-            if runner is None:
+            self._drop_hopeless()
+            lane = self._ready_lane()
+            if lane is None:
                 await self._wait_for_arrival()
                 continue
-            lane = self._lanes[runner]
-            take, padded_size = runner.plan(len(lane))
-            batch = [lane.popleft() for _ in range(take)]
-            await self._run(runner, batch, padded_size)
+            queue = self._lanes[lane]
+            take, padded_size = lane.runner.plan(len(queue))
+            reason = self._reason(lane)
+            batch = [queue.popleft() for _ in range(take)]
+            await self._run(lane.runner, batch, padded_size, reason)
 
-    def _drop_abandoned(self) -> None:
-        for runner, lane in list(self._lanes.items()):
-            alive = deque(waiting for waiting in lane if not waiting.future.done())
+    def _drop_hopeless(self) -> None:
+        """Drops items that nobody waits for, or that would come too late."""
+        now = perf_counter()
+        for lane, queue in list(self._lanes.items()):
+            for waiting in queue:
+                error = waiting.hopeless(now, lane.runner.least_s)
+                if error is not None and not waiting.future.done():
+                    waiting.future.set_exception(error)
+            alive = deque(waiting for waiting in queue if not waiting.future.done())
             if alive:
-                self._lanes[runner] = alive
+                self._lanes[lane] = alive
             else:
-                del self._lanes[runner]
+                del self._lanes[lane]
 
-    def _ready_lane(self) -> BatchRunner[Item, Output] | None:
+    def _ready_lane(self) -> _Lane[Item, Output] | None:
         latest_start = perf_counter() - self._max_queue_delay_s
         ready = [
-            runner
-            for runner, lane in self._lanes.items()
-            if len(lane) >= runner.max_batch_size or lane[0].since <= latest_start
+            lane
+            for lane, queue in self._lanes.items()
+            if self._is_full(lane) or queue[0].since <= latest_start
         ]
-        background = [runner for runner in ready if runner.background]
-        foreground = [runner for runner in ready if not runner.background]
+        background = [lane for lane in ready if lane.runner.background]
+        foreground = [lane for lane in ready if not lane.runner.background]
         if foreground and (self._background_credit_s <= 0 or not background):
             candidates = foreground
         else:
             candidates = background
-        return min(candidates, key=lambda runner: self._lanes[runner][0].since, default=None)
+        return min(
+            candidates, key=lambda lane: (lane.priority, self._lanes[lane][0].since), default=None
+        )
+
+    def _is_full(self, lane: _Lane[Item, Output]) -> bool:
+        return len(self._lanes[lane]) >= lane.runner.max_batch_size
+
+    def _reason(self, lane: _Lane[Item, Output]) -> DispatchReason:
+        if self._is_full(lane):
+            return DispatchReason.FULL
+        return DispatchReason.DELAY if self._max_queue_delay_s else DispatchReason.IDLE
 
     def _account(self, runner: BatchRunner[Item, Output], seconds: float) -> None:
         """Background batches use up what the others earn them; a debt is soon forgotten."""
@@ -216,7 +280,7 @@ class Batcher(Generic[Item, Output]):
         self._arrival.clear()
         timeout = None
         if self._lanes:
-            oldest = min(lane[0].since for lane in self._lanes.values())
+            oldest = min(queue[0].since for queue in self._lanes.values())
             timeout = max(oldest + self._max_queue_delay_s - perf_counter(), 0)
         try:
             async with asyncio.timeout(timeout):
@@ -227,40 +291,58 @@ class Batcher(Generic[Item, Output]):
     async def _run(
         self,
         runner: BatchRunner[Item, Output],
-        batch: list[_Waiting[Item, Output]],
+        batch: Sequence[_Waiting[Item, Output]],
         padded_size: int,
+        reason: DispatchReason,
     ) -> None:
         for waiting in batch:
-            if waiting.place is not None:
-                waiting.place.give_back()
-        items = [waiting.item for waiting in batch]
-        started = perf_counter()
+            waiting.begin()
+        self._running_since = started = perf_counter()
         try:
             outputs = await asyncio.get_running_loop().run_in_executor(
-                self._device, runner.run, items, padded_size
+                self._device, _run_and_count, runner, [one.item for one in batch], padded_size
             )
-            if len(outputs) != len(batch):
-                raise RuntimeError(f"{len(batch)} items gave {len(outputs)} outputs")  # noqa: TRY301
         except asyncio.CancelledError:
             for waiting in batch:
                 waiting.future.cancel()
             raise
-        except Exception as error:
-            logger.exception("A batch of %d failed", len(batch))
-            for waiting in batch:
-                if not waiting.future.done():
-                    waiting.future.set_exception(error)
+        except Exception as error:  # noqa: BLE001 - handed to the caller
+            await self._run_again(runner, batch, error)
             return
+        finally:
+            self._running_since = None
         elapsed_s = perf_counter() - started
         self._account(runner, elapsed_s)
-        compute_us = round(elapsed_s * 1e6)
+        report = BatchReport(len(batch), padded_size, reason, round(elapsed_s * 1e6))
+        if self._on_batch is not None:
+            self._on_batch(runner, report)
         for waiting, output in zip(batch, outputs, strict=True):
             if not waiting.future.done():
-                waiting.future.set_result(
-                    Answer(
-                        output,
-                        compute_us=compute_us,
-                        batch_size=len(batch),
-                        padded_batch_size=padded_size,
-                    )
-                )
+                waiting.future.set_result(Answer(output, report))
+
+    async def _run_again(
+        self,
+        runner: BatchRunner[Item, Output],
+        batch: Sequence[_Waiting[Item, Output]],
+        error: Exception,
+    ) -> None:
+        """Runs the items of a failed batch one by one; a single one has failed for good."""
+        if len(batch) == 1:
+            logger.error("An item failed on the device", exc_info=error)
+            if not batch[0].future.done():
+                batch[0].future.set_exception(error)
+            return
+        logger.warning("A batch of %d failed; its items are run one by one: %r", len(batch), error)
+        for waiting in batch:
+            if not waiting.future.done():
+                _, padded_size = runner.plan(1)
+                await self._run(runner, [waiting], padded_size, DispatchReason.IDLE)
+
+
+def _run_and_count(
+    runner: BatchRunner[Item, Output], items: Sequence[Item], padded_size: int
+) -> Sequence[Output]:
+    outputs = runner.run(items, padded_size)
+    if len(outputs) != len(items):
+        raise RuntimeError(f"{len(items)} items gave {len(outputs)} outputs")
+    return outputs

@@ -36,8 +36,9 @@ class _BatchSizes(click.ParamType[tuple[int, ...]]):
     ) -> tuple[int, ...]:
         if isinstance(value, tuple):
             return value
+        sizes = value if isinstance(value, list) else str(value).split(",")
         try:
-            return check_ladder([int(size) for size in str(value).split(",")])
+            return check_ladder([int(size) for size in sizes])
         except ValueError:
             self.fail(f"{value!r} is not a list of positive numbers such as 1,2,4,8", param, ctx)
 
@@ -61,8 +62,8 @@ class ServeConfig:
     model: tuple[str, ...] = _option(
         (DEFAULT_MODEL,),
         f"Model to serve: {', '.join(BUILT_IN[:-1])} or {BUILT_IN[-1]}; or NAME=PATH of a .keras "
-        "or .h5 file or of a SavedModel's folder. Repeat for several; the first is the default "
-        "of requests.",
+        "or .h5 file or of a SavedModel's folder, or NAME:VERSION=PATH. Repeat for several; the "
+        "first is the default of requests, and the first of a name its default version.",
         str,
         multiple=True,
     )
@@ -135,7 +136,16 @@ class ServeConfig:
         click.FloatRange(0, 1, max_open=True),
     )
     max_queue_length: int = _option(
-        256, "Most requests admitted and not yet on the device; more are refused.", _POSITIVE
+        256,
+        "Most requests of each model that are admitted and not yet on the device; more are "
+        "refused.",
+        _POSITIVE,
+    )
+    max_queue_wait_ms: int = _option(
+        0,
+        "How long a request may wait for its batch before it is refused, in milliseconds; 0 is "
+        "as long as its deadline lets it.",
+        click.IntRange(min=0),
     )
     max_queue_delay_us: int = _option(
         0,
@@ -149,6 +159,18 @@ class ServeConfig:
     max_image_pixels: int = _option(50_000_000, "Most pixels of an image.", _POSITIVE)
     max_message_bytes: int = _option(32 * 1024 * 1024, "Most bytes of a message.", _POSITIVE)
     worker_threads: int = _option(4, "Threads that decode and render.", _POSITIVE)
+    watchdog_s: float = _option(
+        30.0,
+        "How long one batch may run, or the engine be silent, before the engine is killed and "
+        "started again, in seconds.",
+        click.FloatRange(min=0, min_open=True),
+    )
+    sample_share: float = _option(
+        0.0,
+        "Part of the answers whose insertion and deletion are measured in the background, for "
+        "the metrics.",
+        click.FloatRange(0, 1),
+    )
     drain_timeout_s: float = _option(
         30.0,
         "How long requests in work may take after SIGTERM, in seconds.",
@@ -159,6 +181,11 @@ class ServeConfig:
         "Least severity that is logged.",
         click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
     )
+    log_format: str = _option(
+        "text",
+        "Form of the log: text for people, json for machines.",
+        click.Choice(["text", "json"]),
+    )
 
     def model_specs(self) -> tuple[ModelSpec, ...]:
         """Returns the models to load, each with its own options.
@@ -168,30 +195,34 @@ class ServeConfig:
         """
         sources: dict[str, str] = {}
         for option in self.model:
-            name, separator, path = option.partition("=")
-            if not name or (separator and not path):
-                raise StartupError(f"--model {option}: it must be a name, or NAME=PATH")
-            if name in sources:
-                raise StartupError(f"--model {option}: there are two models of the name {name!r}")
-            sources[name] = path or name
+            key, separator, path = option.partition("=")
+            name, colon, version = key.partition(":")
+            if not name or (separator and not path) or (colon and not (version and path)):
+                raise StartupError(
+                    f"--model {option}: it must be a name, NAME=PATH or NAME:VERSION=PATH"
+                )
+            if key in sources:
+                raise StartupError(f"--model {option}: there are two models of the name {key!r}")
+            sources[key] = path or name
         # A file has its weights, so a value for all models is for the built-in ones.
-        built_in = [name for name, source in sources.items() if source in BUILT_IN]
+        built_in = [key for key, source in sources.items() if source in BUILT_IN]
         weights = _by_model("weights", self.weights, sources, built_in or sources)
         preprocessing = _by_model("preprocessing", self.preprocessing, sources, sources)
         labels = _by_model("labels", self.labels, sources, sources)
         input_sizes = _by_model("input_size", self.input_size, sources, sources)
         return tuple(
             ModelSpec(
-                name,
+                key.partition(":")[0],
                 source,
-                weights.get(name, "imagenet"),
+                weights.get(key, "imagenet"),
                 self.seed,
-                _preprocessing(preprocessing.get(name)),
-                Path(labels[name]) if name in labels else None,
-                _size(input_sizes.get(name)),
+                _preprocessing(preprocessing.get(key)),
+                Path(labels[key]) if key in labels else None,
+                _size(input_sizes.get(key)),
                 self.custom_objects,
+                key.partition(":")[2],
             )
-            for name, source in sources.items()
+            for key, source in sources.items()
         )
 
 

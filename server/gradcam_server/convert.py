@@ -1,11 +1,11 @@
 """Between the protobuf messages of gradcam.v1 and the pipeline's own types."""
 
-from __future__ import annotations
-
 from enum import StrEnum
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from gradcam.v1 import explanation_service_pb2 as pb
+from gradcam_server.batching import DispatchReason
+from gradcam_server.catalog import Catalog, ServedModel
 from gradcam_server.errors import InvalidRequestError
 from gradcam_server.requests import (
     Colormap,
@@ -24,9 +24,6 @@ from gradcam_server.requests import (
     TopK,
 )
 
-if TYPE_CHECKING:
-    from gradcam_server.engine import Engine, ServedModel
-
 _E = TypeVar("_E", bound=StrEnum)
 
 _METHOD_NUMBERS = {
@@ -39,6 +36,11 @@ _METHOD_NUMBERS = {
     Method.EIGEN_GRAD_CAM: pb.METHOD_EIGEN_GRAD_CAM,
     Method.SCORE_CAM: pb.METHOD_SCORE_CAM,
     Method.INTEGRATED_GRADIENTS: pb.METHOD_INTEGRATED_GRADIENTS,
+}
+_REASON_NUMBERS: dict[str, pb.DispatchReason] = {
+    DispatchReason.FULL: pb.DISPATCH_REASON_FULL,
+    DispatchReason.DELAY: pb.DISPATCH_REASON_DELAY,
+    DispatchReason.IDLE: pb.DISPATCH_REASON_IDLE,
 }
 _METHODS: dict[int, Method] = {
     pb.METHOD_UNSPECIFIED: Method.GRAD_CAM,
@@ -80,8 +82,12 @@ _FORMAT_NUMBERS = {
 _FORMATS: dict[int, HeatmapFormat] = {number: domain for domain, number in _FORMAT_NUMBERS.items()}
 
 
-def to_request(message: pb.ExplainImageRequest) -> ExplainRequest:
+def to_request(message: pb.ExplainImageRequest, deadline: float | None = None) -> ExplainRequest:
     """Reads a request.
+
+    Args:
+        message: The request.
+        deadline: Time of ``perf_counter`` at which the answer is of no more use.
 
     Raises:
         InvalidRequestError: A field is missing or out of range.
@@ -99,6 +105,9 @@ def to_request(message: pb.ExplainImageRequest) -> ExplainRequest:
         resize_mode=_enum("resize_mode", message.resize_mode, _RESIZE_MODES),
         forms=tuple(_form(form) for form in message.heatmaps) or (HeatmapForm(),),
         prediction_count=_prediction_count(message),
+        model_version=message.model_version,
+        priority=_priority(message),
+        deadline=deadline,
     )
 
 
@@ -107,6 +116,7 @@ def to_response(explained: ExplainedImage, *, include_logits: bool) -> pb.Explai
     stats = explained.stats
     return pb.ExplainImageResponse(
         model=explained.model,
+        model_version=explained.model_version,
         image_height_px=explained.image_height,
         image_width_px=explained.image_width,
         predictions=[
@@ -128,31 +138,36 @@ def to_response(explained: ExplainedImage, *, include_logits: bool) -> pb.Explai
             batch_size=stats.batch_size,
             padded_batch_size=stats.padded_batch_size,
             pass_count=stats.pass_count,
+            dispatch_reason=_REASON_NUMBERS.get(
+                stats.dispatch_reason, pb.DISPATCH_REASON_UNSPECIFIED
+            ),
         ),
     )
 
 
-def to_model(served: ServedModel, engine: Engine, max_targets: int, *, full: bool) -> pb.Model:
+def to_model(
+    served: ServedModel, catalog: Catalog, compilation_count: int, *, full: bool
+) -> pb.Model:
     """Describes a model; its classes and layers only if ``full``."""
-    loaded = served.loaded
-    height, width = loaded.input_size
+    height, width = served.input_size
     model = pb.Model(
-        name=loaded.name,
-        weights=loaded.weights,
-        random_weights=loaded.random_weights,
+        name=served.name,
+        version=served.version,
+        weights=served.weights,
+        random_weights=served.random_weights,
         input_height_px=height,
         input_width_px=width,
-        class_count=len(loaded.labels),
+        class_count=len(served.labels),
         default_layer=served.default_layer,
-        compiled_layers=engine.compiled_layers(served),
-        batch_sizes=engine.batch_sizes,
+        compiled_layers=catalog.compiled_layers(served),
+        batch_sizes=catalog.batch_sizes,
         methods=list(_METHOD_NUMBERS.values()),
-        max_target_count=min(max_targets, len(loaded.labels)),
-        compilation_count=engine.compilation_count,
+        max_target_count=min(catalog.max_targets, len(served.labels)),
+        compilation_count=compilation_count,
     )
     if full:
         model.classes.extend(
-            pb.ModelClass(name=label.name, aliases=label.aliases) for label in loaded.labels.labels
+            pb.ModelClass(name=label.name, aliases=label.aliases) for label in served.labels.labels
         )
         model.layers.extend(
             pb.Layer(
@@ -213,6 +228,14 @@ def _prediction_count(message: pb.ExplainImageRequest) -> int:
             f"prediction_count is {message.prediction_count}; it must not be negative",
         )
     return message.prediction_count
+
+
+def _priority(message: pb.ExplainImageRequest) -> int:
+    if message.priority < 0:
+        raise InvalidRequestError(
+            "priority", f"priority is {message.priority}; it must be 1, the most urgent, or more"
+        )
+    return message.priority or ExplainRequest.priority
 
 
 def _form(message: pb.HeatmapRequest) -> HeatmapForm:

@@ -3,14 +3,16 @@
     start      StartupError: a model or an option that cannot be used
     request    NotReadyError: warming up or draining
                QueueFullError: no place
+               DeadlineError: it would come too late
                InvalidRequestError: a bad image, class or option
                NotFoundError: no such model or layer
     decode     InvalidRequestError
-    graph      anything else is a fault of ours; its text is logged, never sent
+    graph      EngineLostError: its process died, and is being started again
+               anything else is a fault of ours; its text is logged, never sent
     render     (the same)
 
 Each message is written for the caller: what was wrong, and what would be right.
-``service.py`` holds the one table from these errors to gRPC codes.
+``status.py`` holds the one table from these errors to gRPC codes.
 """
 
 
@@ -33,6 +35,9 @@ class InvalidRequestError(ExplanationServerError):
         super().__init__(message)
         self.field = field
 
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.field, str(self))
+
 
 class NotFoundError(ExplanationServerError):
     """No such model or layer.
@@ -44,6 +49,13 @@ class NotFoundError(ExplanationServerError):
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
         self.field = field
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.field, str(self))
+
+
+class DeadlineError(ExplanationServerError):
+    """The answer would come after the caller's deadline."""
 
 
 class RetryableError(ExplanationServerError):
@@ -57,6 +69,9 @@ class RetryableError(ExplanationServerError):
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (str(self), self.retry_after_s)
+
 
 class QueueFullError(RetryableError):
     """All places in the queue are taken."""
@@ -64,3 +79,7 @@ class QueueFullError(RetryableError):
 
 class NotReadyError(RetryableError):
     """The server is warming up or draining."""
+
+
+class EngineLostError(RetryableError):
+    """The process that computes died, or hung and was killed."""

@@ -1,11 +1,14 @@
 """Answers protobuf requests, over gRPC or in-process: convert, ask the pipeline, convert back."""
 
+import asyncio
+
 from gradcam.v1 import explanation_service_pb2 as pb
+from gradcam_server.computer import Computer
 from gradcam_server.config import ServeConfig
 from gradcam_server.convert import to_model, to_request, to_response
-from gradcam_server.engine import Engine
 from gradcam_server.pipeline import Pipeline
-from gradcam_server.requests import Progress
+from gradcam_server.requests import ExplainedImage, ExplainRequest, Progress
+from gradcam_server.sampling import Report
 
 
 class Explainer:
@@ -13,22 +16,38 @@ class Explainer:
 
     Args:
         config: The settings.
-        engine: The warm models; closed with the explainer.
+        computer: The warm models; closed with the explainer.
+        report_faithfulness: Told how faithful sampled answers are.
     """
 
-    def __init__(self, config: ServeConfig, engine: Engine) -> None:
-        self._config, self._engine = config, engine
-        self._pipeline = Pipeline(config, engine)
+    def __init__(
+        self, config: ServeConfig, computer: Computer, report_faithfulness: Report
+    ) -> None:
+        self._computer = computer
+        self._pipeline = Pipeline(config, computer, report_faithfulness)
+        self._in_work = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def queue_length(self) -> int:
+        """Requests admitted and not yet on the device."""
+        return self._pipeline.queue_length
 
     async def close(self) -> None:
         """Stops all threads."""
         await self._pipeline.close()
-        self._engine.close()
+
+    async def retire(self) -> None:
+        """Closes once nothing is in work any more."""
+        await self._idle.wait()
+        await self.close()
 
     async def explain(
         self,
         message: pb.ExplainImageRequest,
         *,
+        deadline: float | None = None,
         wait_for_place: bool = False,
         progress: Progress | None = None,
     ) -> pb.ExplainImageResponse:
@@ -36,29 +55,48 @@ class Explainer:
 
         Args:
             message: The request.
+            deadline: Time of ``perf_counter`` at which the answer is of no more use.
             wait_for_place: Wait while the queue is full, instead of failing.
             progress: Kept up to date, for methods of many passes.
 
         Raises:
             ExplanationServerError: See ``Pipeline.explain`` and ``to_request``.
         """
-        explained = await self._pipeline.explain(
-            to_request(message), wait_for_place=wait_for_place, progress=progress
+        explained = await self.explain_image(
+            to_request(message, deadline), wait_for_place=wait_for_place, progress=progress
         )
         return to_response(explained, include_logits=message.include_logits)
 
+    async def explain_image(
+        self,
+        request: ExplainRequest,
+        *,
+        wait_for_place: bool = False,
+        progress: Progress | None = None,
+    ) -> ExplainedImage:
+        """Explains one image, as ``Pipeline.explain`` does."""
+        self._in_work += 1
+        self._idle.clear()
+        try:
+            return await self._pipeline.explain(
+                request, wait_for_place=wait_for_place, progress=progress
+            )
+        finally:
+            self._in_work -= 1
+            if not self._in_work:
+                self._idle.set()
+
     def models(self) -> list[pb.Model]:
         """Describes all models in short."""
-        return [
-            to_model(model, self._engine, self._config.max_targets, full=False)
-            for model in self._engine.models.values()
-        ]
+        catalog, count = self._computer.catalog, self._computer.compilation_count
+        return [to_model(model, catalog, count, full=False) for model in catalog.models]
 
-    def model(self, name: str) -> pb.Model:
+    def model(self, name: str, version: str = "") -> pb.Model:
         """Describes one model in full.
 
         Raises:
             NotFoundError: No such model.
         """
-        model = self._engine.find_model(name)
-        return to_model(model, self._engine, self._config.max_targets, full=True)
+        catalog = self._computer.catalog
+        model = catalog.find_model(name, version)
+        return to_model(model, catalog, self._computer.compilation_count, full=True)

@@ -1,4 +1,4 @@
-"""Warming up -> serving -> draining, and which requests are let in."""
+"""Warming up -> serving (<-> restarting) -> draining, and which requests are let in."""
 
 import asyncio
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from gradcam_server.errors import NotReadyError
 
 _RETRY_AFTER_WARM_UP_S = 2.0
 _RETRY_AFTER_DRAIN_S = 1.0
+_RETRY_AFTER_LATE_S = 1.0
 _QUIET_S = 0.05
 _QUIET_TIMEOUT_S = 0.5
 
@@ -19,6 +20,7 @@ class Phase(StrEnum):
 
     WARMING_UP = "warming up"
     SERVING = "serving"
+    RESTARTING = "restarting"
     DRAINING = "draining"
 
 
@@ -33,25 +35,37 @@ class Lifecycle:
         self._idle.set()
         self._refused = 0
         self._release: asyncio.Event | None = None
+        self._back_at = 0.0
 
     def check(self) -> None:
         """Returns if requests are let in.
 
         Raises:
-            NotReadyError: The server is warming up or draining.
+            NotReadyError: The server is warming up, restarting its engine or draining.
+        """
+        self.check_engine()
+        if self.phase is Phase.DRAINING:
+            raise NotReadyError("the server is shutting down", _RETRY_AFTER_DRAIN_S)
+
+    def check_engine(self) -> None:
+        """Returns if requests that were let in can be answered.
+
+        Raises:
+            NotReadyError: The server is warming up or restarting its engine.
         """
         match self.phase:
             case Phase.WARMING_UP:
                 raise NotReadyError("the server is warming up", _RETRY_AFTER_WARM_UP_S)
-            case Phase.DRAINING:
-                raise NotReadyError("the server is shutting down", _RETRY_AFTER_DRAIN_S)
+            case Phase.RESTARTING:
+                wait_s = max(self._back_at - perf_counter(), _RETRY_AFTER_LATE_S)
+                raise NotReadyError("the engine was lost and is being started again", wait_s)
 
     @contextmanager
     def request(self) -> Iterator[None]:
         """Lets a request in, and counts it until it is done.
 
         Raises:
-            NotReadyError: The server is warming up or draining.
+            NotReadyError: The server is warming up, restarting its engine or draining.
         """
         self.check()
         self._in_work += 1
@@ -64,8 +78,15 @@ class Lifecycle:
                 self._idle.set()
 
     def serve(self) -> None:
-        """Lets requests in."""
-        self.phase = Phase.SERVING
+        """Lets requests in, unless the server is draining."""
+        if self.phase is not Phase.DRAINING:
+            self.phase = Phase.SERVING
+
+    def restart(self, seconds: float) -> None:
+        """Lets no requests in for about so many seconds; ``serve`` ends it."""
+        self._back_at = perf_counter() + seconds
+        if self.phase is Phase.SERVING:
+            self.phase = Phase.RESTARTING
 
     def drain(self) -> None:
         """Lets no more requests in."""

@@ -11,6 +11,7 @@ from gradcam_client import ImageExplanation, ModelInfo, Outcome
 from gradcam_client.errors import from_status
 from gradcam_client.requests import ImageInput, build_request
 from gradcam_client.stream import OnProgress
+from gradcam_server.computer import LocalComputer
 from gradcam_server.config import ServeConfig
 from gradcam_server.engine import Engine
 from gradcam_server.explainer import Explainer
@@ -106,7 +107,7 @@ def describe_model(name: str, custom_objects: tuple[str, ...] = ()) -> ModelInfo
     engine = Engine(config)
 
     async def describe() -> ModelInfo:
-        explainer = Explainer(config, engine)
+        explainer = await _on_loop(config, engine)
         try:
             return ModelInfo.from_proto(explainer.model(""))
         finally:
@@ -123,7 +124,7 @@ async def _report(image: ImageInput, progress: Progress, tell: OnProgress | None
 
 
 async def _on_loop(config: ServeConfig, engine: Engine) -> Explainer:
-    return Explainer(config, engine)
+    return Explainer(config, LocalComputer(config, engine), lambda *_: None)
 
 
 async def _result(task: "asyncio.Task[Outcome]") -> Outcome:

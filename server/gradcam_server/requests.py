@@ -141,6 +141,9 @@ class ExplainRequest:
         resize_mode: How the image is brought to the model's input size.
         forms: The forms in which each heat map is wanted.
         prediction_count: How many predictions to return.
+        model_version: Version of the model; empty means its first.
+        priority: 1 goes first.
+        deadline: Time of ``perf_counter`` at which the answer is of no more use.
     """
 
     image: bytes | RawImage
@@ -155,6 +158,9 @@ class ExplainRequest:
     resize_mode: ResizeMode = ResizeMode.STRETCH
     forms: tuple[HeatmapForm, ...] = (HeatmapForm(),)
     prediction_count: int = 5
+    model_version: str = ""
+    priority: int = 1
+    deadline: float | None = None
 
 
 @dataclass(frozen=True)
@@ -223,6 +229,7 @@ class Stats:
     batch_size: int = 0
     padded_batch_size: int = 0
     pass_count: int = 1
+    dispatch_reason: str = ""
 
 
 @dataclass
@@ -245,7 +252,7 @@ async def watch(progress: Progress) -> AsyncIterator[None]:
 
 @dataclass(frozen=True)
 class ExplainedImage:
-    """The answer for one image; ``logits`` is float32 (classes,)."""
+    """The answer for one image; logits and probabilities are float32 (classes,)."""
 
     model: str
     image_height: int
@@ -253,4 +260,6 @@ class ExplainedImage:
     predictions: tuple[Prediction, ...]
     explanations: tuple[Explanation, ...]
     logits: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
     stats: Stats = field(default_factory=Stats)
+    model_version: str = ""

@@ -1,15 +1,10 @@
-"""The server process: bind -> load -> warm -> SERVING -> drain -> close."""
-
-from __future__ import annotations
+"""The server process: bind -> start the engine -> SERVING -> drain -> close."""
 
 import asyncio
 import logging
-import os
 import signal
-import sys
-import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -17,12 +12,11 @@ from grpc_reflection.v1alpha import reflection
 
 from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
 from gradcam_server.config import ServeConfig
-from gradcam_server.errors import StartupError
-from gradcam_server.lifecycle import Lifecycle
+from gradcam_server.errors import ExplanationServerError, StartupError
+from gradcam_server.explainer import Explainer
+from gradcam_server.lifecycle import Lifecycle, Phase
 from gradcam_server.service import SERVICE_NAME, ExplanationService
-
-if TYPE_CHECKING:
-    from gradcam_server.engine import Engine
+from gradcam_server.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +26,18 @@ _FLUSH_S = 2.0
 _GOAWAY_S = 0.1
 _HEALTH_NAMES = ("", SERVICE_NAME)
 
+# What a reload cannot change, because it is the listener's or the whole process's.
+_FIXED = ("host", "port", "max_message_bytes", "max_stream_in_flight", "drain_timeout_s")
 
-def run(config: ServeConfig) -> int:
+
+def run(config: ServeConfig, read_again: Callable[[], ServeConfig]) -> int:
     """Serves until SIGTERM or SIGINT. A second signal ends the drain at once.
+
+    SIGHUP loads the models anew beside the old ones, and replaces them when they are warm.
 
     Args:
         config: The settings.
+        read_again: Reads them again for a reload.
 
     Returns:
         The exit status: 0 after a complete drain, 1 if requests had to be cut off.
@@ -45,26 +45,39 @@ def run(config: ServeConfig) -> int:
     Raises:
         StartupError: The server cannot start as configured.
     """
-    return asyncio.run(_Server(config).run())
+    return asyncio.run(_Server(config, read_again).run())
+
+
+class _StoppedError(Exception):
+    """A signal came before the server was warm."""
 
 
 class _Server:
-    def __init__(self, config: ServeConfig) -> None:
-        self._config = config
-        self._signals = 0
+    def __init__(self, config: ServeConfig, read_again: Callable[[], ServeConfig]) -> None:
+        self._config, self._read_again = config, read_again
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
         self._lifecycle = Lifecycle()
         self._stop, self._force = asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
+            loop.add_signal_handler(number, self._on_signal, number)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         self._service = ExplanationService(self._config, self._lifecycle)
         self._health = health.aio.HealthServicer()
+        self._supervisor = Supervisor(
+            self._config, self._publish, self._withdraw, lambda *_: None, lambda *_: None
+        )
         server = await self._listen()
         try:
             return await self._serve(server)
+        except _StoppedError:
+            logger.info("Stopped before it was warm")
+            return 0
         finally:
             await server.stop(grace=0)
+            await self._supervisor.close()
 
     async def _listen(self) -> grpc.aio.Server:
         config = self._config
@@ -80,7 +93,7 @@ class _Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
-        await self._set_health(serving=False)
+        await self._tell_health()
         address = f"{config.host}:{config.port}"
         try:
             port = server.add_insecure_port(address)
@@ -91,21 +104,24 @@ class _Server:
         return server
 
     async def _serve(self, server: grpc.aio.Server) -> int:
-        engine = await self._unless_stopped(lambda: _warm_engine(self._config))
-        from gradcam_server.explainer import Explainer
-
-        explainer = Explainer(self._config, engine)
-        self._service.start(explainer)
-        await self._set_health(serving=True)
-        logger.info("Serving %s", ", ".join(engine.models))
+        await self._unless_stopped(self._supervisor.start())
         await self._stop.wait()
         drained = await self._drain(server)
-        await explainer.close()
         return 0 if drained else 1
+
+    def _publish(self, explainer: Explainer) -> None:
+        self._service.publish(explainer)
+        self._lifecycle.serve()
+        self._spawn(self._tell_health())
+        logger.info("Serving %s", ", ".join(model.name for model in explainer.models()))
+
+    def _withdraw(self, seconds: float) -> None:
+        self._lifecycle.restart(seconds)
+        self._spawn(self._tell_health())
 
     async def _drain(self, server: grpc.aio.Server) -> bool:
         self._lifecycle.drain()
-        await self._set_health(serving=False)
+        await self._tell_health()
         logger.info("Draining %d requests", self._lifecycle.in_work)
         idle = asyncio.ensure_future(self._lifecycle.wait_idle())
         force = asyncio.ensure_future(self._force.wait())
@@ -130,47 +146,48 @@ class _Server:
         logger.info("Stopped")
         return drained
 
-    async def _unless_stopped(self, work: Callable[[], _T]) -> _T:
-        """Runs work on a thread; ends the process if a signal comes first."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[_T] = loop.create_future()
-
-        def run() -> None:
-            try:
-                result = work()
-            except BaseException as error:  # noqa: BLE001 - handed to the loop
-                loop.call_soon_threadsafe(future.set_exception, error)
-            else:
-                loop.call_soon_threadsafe(future.set_result, result)
-
-        threading.Thread(target=run, name="warm-up", daemon=True).start()
-        stop = asyncio.ensure_future(self._stop.wait())
-        waited: set[asyncio.Future[Any]] = {future, stop}
+    async def _unless_stopped(self, work: Coroutine[None, None, _T]) -> _T:
+        """Does work; gives it up if a signal comes first."""
+        task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())
+        waited: set[asyncio.Future[Any]] = {task, stop}
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-        if not future.done():
-            logger.info("Stopped before it was warm")
-            # TensorFlow cannot be interrupted while it compiles, and crashes an
-            # interpreter that ends around it. No request was let in yet.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
         stop.cancel()
-        return future.result()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+            raise _StoppedError
+        return task.result()
 
-    async def _set_health(self, *, serving: bool) -> None:
+    async def _tell_health(self) -> None:
         states = health_pb2.HealthCheckResponse
-        status = states.SERVING if serving else states.NOT_SERVING
+        serving = self._lifecycle.phase is Phase.SERVING
         for name in _HEALTH_NAMES:
-            await self._health.set(name, status)
+            await self._health.set(name, states.SERVING if serving else states.NOT_SERVING)
 
     def _on_signal(self, number: int) -> None:
         logger.info("Received %s", signal.Signals(number).name)
         (self._force if self._stop.is_set() else self._stop).set()
 
+    def _on_hangup(self) -> None:
+        logger.info("Received SIGHUP; reloading")
+        self._spawn(self._reload())
 
-def _warm_engine(config: ServeConfig) -> Engine:
-    from gradcam_server.engine import Engine
+    async def _reload(self) -> None:
+        """Replaces the models by what the settings say now; a failure keeps the old ones."""
+        try:
+            config = self._read_again()
+            changed = [
+                name for name in _FIXED if getattr(config, name) != getattr(self._config, name)
+            ]
+            if changed:
+                logger.warning("Not changed before a restart: %s", ", ".join(changed))
+            await self._supervisor.reload(config)
+        except ExplanationServerError as error:
+            logger.error("Reloading failed, the old models go on: %s", error)  # noqa: TRY400
+        else:
+            logger.info("Reloaded")
 
-    engine = Engine(config)
-    engine.warm_up()
-    return engine
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

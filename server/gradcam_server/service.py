@@ -1,11 +1,9 @@
 """The gRPC service: lets requests in, and turns errors into status codes."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from time import perf_counter
 
 import grpc
 
@@ -13,12 +11,10 @@ from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
 from gradcam_server.config import ServeConfig
 from gradcam_server.errors import NotReadyError
+from gradcam_server.explainer import Explainer
 from gradcam_server.lifecycle import Lifecycle
 from gradcam_server.requests import Progress, watch
 from gradcam_server.status import status_code, to_status
-
-if TYPE_CHECKING:  # it brings TensorFlow, which comes after the port is bound
-    from gradcam_server.explainer import Explainer
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExplanationService"].full_name
 
@@ -38,43 +34,47 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         self._lifecycle = lifecycle
         self._explainer: Explainer | None = None
 
-    def start(self, explainer: Explainer) -> None:
-        """Begins to answer."""
+    def publish(self, explainer: Explainer) -> None:
+        """Requests are answered by this explainer from now on."""
         self._explainer = explainer
-        self._lifecycle.serve()
 
     async def ExplainImage(  # noqa: N802
         self, request: pb.ExplainImageRequest, context: _Context
     ) -> pb.ExplainImageResponse:
-        async with self._answering(context) as explainer:
-            return await explainer.explain(request)
+        async with self._answering(context):
+            return await self._current.explain(request, deadline=_deadline(context))
 
     async def StreamExplainImages(  # noqa: N802
         self, _: AsyncIterator[pb.StreamExplainImagesRequest], context: _Context
     ) -> None:
-        async with self._answering(context) as explainer:
-            await self._answer_stream(explainer, context)
+        async with self._answering(context):
+            await self._answer_stream(context)
             # A client that had more to send learns that it must send it elsewhere.
             self._lifecycle.check()
 
     async def ListModels(  # noqa: N802
         self, _: pb.ListModelsRequest, context: _Context
     ) -> pb.ListModelsResponse:
-        async with self._answering(context) as explainer:
-            return pb.ListModelsResponse(models=explainer.models())
+        async with self._answering(context):
+            return pb.ListModelsResponse(models=self._current.models())
 
     async def GetModel(  # noqa: N802
         self, request: pb.GetModelRequest, context: _Context
     ) -> pb.GetModelResponse:
-        async with self._answering(context) as explainer:
-            return pb.GetModelResponse(model=explainer.model(request.name))
+        async with self._answering(context):
+            model = self._current.model(request.name, request.version)
+            return pb.GetModelResponse(model=model)
+
+    @property
+    def _current(self) -> Explainer:
+        assert self._explainer is not None  # the lifecycle lets nobody in before
+        return self._explainer
 
     @asynccontextmanager
-    async def _answering(self, context: _Context) -> AsyncIterator[Explainer]:
+    async def _answering(self, context: _Context) -> AsyncIterator[None]:
         try:
             with self._lifecycle.request():
-                assert self._explainer is not None
-                yield self._explainer
+                yield
         except Exception as error:  # noqa: BLE001 - one table turns all into codes
             if isinstance(error, NotReadyError):
                 await self._lifecycle.before_refusal()
@@ -82,7 +82,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             details = ("grpc-status-details-bin", status.SerializeToString())
             await context.abort(status_code(status), status.message, (details,))
 
-    async def _answer_stream(self, explainer: Explainer, context: _Context) -> None:
+    async def _answer_stream(self, context: _Context) -> None:
         places = asyncio.Semaphore(self._max_stream_in_flight)
         writing = asyncio.Lock()
 
@@ -94,7 +94,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             progress = Progress()
             reports = asyncio.ensure_future(_report(item, progress, write))
             try:
-                response = await _answer_item(explainer, item, progress)
+                response = await self._answer_item(item, progress, _deadline(context))
                 await _cancel(reports)
                 await write(response)
             finally:
@@ -108,6 +108,24 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
                 if item is None:
                     break
                 answers.create_task(answer(item))
+
+    async def _answer_item(
+        self,
+        item: pb.StreamExplainImagesRequest,
+        progress: Progress,
+        deadline: float | None,
+    ) -> pb.StreamExplainImagesResponse:
+        answer = pb.StreamExplainImagesResponse(correlation_id=item.correlation_id)
+        try:
+            self._lifecycle.check_engine()
+            # A full queue slows a stream down; only unary calls are refused.
+            response = await self._current.explain(
+                item.request, deadline=deadline, wait_for_place=True, progress=progress
+            )
+            answer.response.CopyFrom(response)
+        except Exception as error:  # noqa: BLE001 - one table turns all into codes
+            answer.error.CopyFrom(to_status(error))
+        return answer
 
     async def _read_unless_draining(
         self, context: _Context
@@ -142,14 +160,7 @@ async def _cancel(task: asyncio.Future[None]) -> None:
     await asyncio.wait({task})
 
 
-async def _answer_item(
-    explainer: Explainer, item: pb.StreamExplainImagesRequest, progress: Progress
-) -> pb.StreamExplainImagesResponse:
-    answer = pb.StreamExplainImagesResponse(correlation_id=item.correlation_id)
-    try:
-        # A full queue slows a stream down; only unary calls are refused.
-        response = await explainer.explain(item.request, wait_for_place=True, progress=progress)
-        answer.response.CopyFrom(response)
-    except Exception as error:  # noqa: BLE001 - one table turns all into codes
-        answer.error.CopyFrom(to_status(error))
-    return answer
+def _deadline(context: _Context) -> float | None:
+    """Returns the call's deadline as a time of ``perf_counter``."""
+    remaining_s = context.time_remaining()
+    return None if remaining_s is None else perf_counter() + remaining_s

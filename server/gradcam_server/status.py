@@ -8,6 +8,8 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from gradcam_server.errors import (
+    DeadlineError,
+    EngineLostError,
     InvalidRequestError,
     NotFoundError,
     NotReadyError,
@@ -21,7 +23,9 @@ CODES: dict[type[Exception], grpc.StatusCode] = {
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     QueueFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
     NotReadyError: grpc.StatusCode.UNAVAILABLE,
+    EngineLostError: grpc.StatusCode.UNAVAILABLE,
 }
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 from gradcam_client import Client
@@ -52,6 +53,22 @@ class RunningServer:
         with Client(self.address) as client:
             client.wait_ready(START_TIMEOUT_S)
         return self
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self.process.pid
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal."""
+        self.process.send_signal(number)
+
+    def wait_for(self, text: str, timeout_s: float = 60) -> None:
+        """Waits until the log has a text; fails if it does not come."""
+        deadline = time.monotonic() + timeout_s
+        while text not in self.text:
+            assert time.monotonic() < deadline, f"no {text!r} in:\n{self.text}"
+            time.sleep(0.02)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Sends a signal, waits for the end and returns the exit status."""

@@ -68,6 +68,13 @@ class Interpolation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     INTERPOLATION_UNSPECIFIED: _ClassVar[Interpolation]
     INTERPOLATION_NONE: _ClassVar[Interpolation]
     INTERPOLATION_BILINEAR: _ClassVar[Interpolation]
+
+class DispatchReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DISPATCH_REASON_UNSPECIFIED: _ClassVar[DispatchReason]
+    DISPATCH_REASON_FULL: _ClassVar[DispatchReason]
+    DISPATCH_REASON_DELAY: _ClassVar[DispatchReason]
+    DISPATCH_REASON_IDLE: _ClassVar[DispatchReason]
 SCORE_TYPE_UNSPECIFIED: ScoreType
 SCORE_TYPE_LOGIT: ScoreType
 SCORE_TYPE_PROBABILITY: ScoreType
@@ -105,9 +112,13 @@ NORMALIZATION_MAX: Normalization
 INTERPOLATION_UNSPECIFIED: Interpolation
 INTERPOLATION_NONE: Interpolation
 INTERPOLATION_BILINEAR: Interpolation
+DISPATCH_REASON_UNSPECIFIED: DispatchReason
+DISPATCH_REASON_FULL: DispatchReason
+DISPATCH_REASON_DELAY: DispatchReason
+DISPATCH_REASON_IDLE: DispatchReason
 
 class ExplainImageRequest(_message.Message):
-    __slots__ = ("model", "encoded_image", "raw_image", "targets", "top_k", "layers", "method", "resize_mode", "heatmaps", "prediction_count", "include_logits", "score_type", "layer_fusion", "pass_count", "smooth_grad")
+    __slots__ = ("model", "encoded_image", "raw_image", "targets", "top_k", "layers", "method", "resize_mode", "heatmaps", "prediction_count", "include_logits", "score_type", "layer_fusion", "pass_count", "smooth_grad", "model_version", "priority")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ENCODED_IMAGE_FIELD_NUMBER: _ClassVar[int]
     RAW_IMAGE_FIELD_NUMBER: _ClassVar[int]
@@ -123,6 +134,8 @@ class ExplainImageRequest(_message.Message):
     LAYER_FUSION_FIELD_NUMBER: _ClassVar[int]
     PASS_COUNT_FIELD_NUMBER: _ClassVar[int]
     SMOOTH_GRAD_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     model: str
     encoded_image: bytes
     raw_image: RawImage
@@ -138,7 +151,9 @@ class ExplainImageRequest(_message.Message):
     layer_fusion: LayerFusion
     pass_count: int
     smooth_grad: SmoothGrad
-    def __init__(self, model: _Optional[str] = ..., encoded_image: _Optional[bytes] = ..., raw_image: _Optional[_Union[RawImage, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., top_k: _Optional[int] = ..., layers: _Optional[_Iterable[str]] = ..., method: _Optional[_Union[Method, str]] = ..., resize_mode: _Optional[_Union[ResizeMode, str]] = ..., heatmaps: _Optional[_Iterable[_Union[HeatmapRequest, _Mapping]]] = ..., prediction_count: _Optional[int] = ..., include_logits: bool = ..., score_type: _Optional[_Union[ScoreType, str]] = ..., layer_fusion: _Optional[_Union[LayerFusion, str]] = ..., pass_count: _Optional[int] = ..., smooth_grad: _Optional[_Union[SmoothGrad, _Mapping]] = ...) -> None: ...
+    model_version: str
+    priority: int
+    def __init__(self, model: _Optional[str] = ..., encoded_image: _Optional[bytes] = ..., raw_image: _Optional[_Union[RawImage, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., top_k: _Optional[int] = ..., layers: _Optional[_Iterable[str]] = ..., method: _Optional[_Union[Method, str]] = ..., resize_mode: _Optional[_Union[ResizeMode, str]] = ..., heatmaps: _Optional[_Iterable[_Union[HeatmapRequest, _Mapping]]] = ..., prediction_count: _Optional[int] = ..., include_logits: bool = ..., score_type: _Optional[_Union[ScoreType, str]] = ..., layer_fusion: _Optional[_Union[LayerFusion, str]] = ..., pass_count: _Optional[int] = ..., smooth_grad: _Optional[_Union[SmoothGrad, _Mapping]] = ..., model_version: _Optional[str] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class SmoothGrad(_message.Message):
     __slots__ = ("sample_count", "noise_level")
@@ -183,7 +198,7 @@ class HeatmapRequest(_message.Message):
     def __init__(self, format: _Optional[_Union[HeatmapFormat, str]] = ..., alpha: _Optional[float] = ..., colormap: _Optional[_Union[Colormap, str]] = ..., jpeg_quality: _Optional[int] = ...) -> None: ...
 
 class ExplainImageResponse(_message.Message):
-    __slots__ = ("model", "image_height_px", "image_width_px", "predictions", "explanations", "logits", "stats")
+    __slots__ = ("model", "image_height_px", "image_width_px", "predictions", "explanations", "logits", "stats", "model_version")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGE_HEIGHT_PX_FIELD_NUMBER: _ClassVar[int]
     IMAGE_WIDTH_PX_FIELD_NUMBER: _ClassVar[int]
@@ -191,6 +206,7 @@ class ExplainImageResponse(_message.Message):
     EXPLANATIONS_FIELD_NUMBER: _ClassVar[int]
     LOGITS_FIELD_NUMBER: _ClassVar[int]
     STATS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     model: str
     image_height_px: int
     image_width_px: int
@@ -198,7 +214,8 @@ class ExplainImageResponse(_message.Message):
     explanations: _containers.RepeatedCompositeFieldContainer[Explanation]
     logits: _containers.RepeatedScalarFieldContainer[float]
     stats: ServingStats
-    def __init__(self, model: _Optional[str] = ..., image_height_px: _Optional[int] = ..., image_width_px: _Optional[int] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., explanations: _Optional[_Iterable[_Union[Explanation, _Mapping]]] = ..., logits: _Optional[_Iterable[float]] = ..., stats: _Optional[_Union[ServingStats, _Mapping]] = ...) -> None: ...
+    model_version: str
+    def __init__(self, model: _Optional[str] = ..., image_height_px: _Optional[int] = ..., image_width_px: _Optional[int] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., explanations: _Optional[_Iterable[_Union[Explanation, _Mapping]]] = ..., logits: _Optional[_Iterable[float]] = ..., stats: _Optional[_Union[ServingStats, _Mapping]] = ..., model_version: _Optional[str] = ...) -> None: ...
 
 class Prediction(_message.Message):
     __slots__ = ("class_index", "class_name", "probability", "logit")
@@ -259,7 +276,7 @@ class Heatmap(_message.Message):
     def __init__(self, format: _Optional[_Union[HeatmapFormat, str]] = ..., height_px: _Optional[int] = ..., width_px: _Optional[int] = ..., data: _Optional[bytes] = ..., normalization: _Optional[_Union[Normalization, str]] = ..., interpolation: _Optional[_Union[Interpolation, str]] = ...) -> None: ...
 
 class ServingStats(_message.Message):
-    __slots__ = ("decode_us", "queue_us", "compute_us", "render_us", "batch_size", "padded_batch_size", "pass_count")
+    __slots__ = ("decode_us", "queue_us", "compute_us", "render_us", "batch_size", "padded_batch_size", "pass_count", "dispatch_reason")
     DECODE_US_FIELD_NUMBER: _ClassVar[int]
     QUEUE_US_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_US_FIELD_NUMBER: _ClassVar[int]
@@ -267,6 +284,7 @@ class ServingStats(_message.Message):
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     PADDED_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     PASS_COUNT_FIELD_NUMBER: _ClassVar[int]
+    DISPATCH_REASON_FIELD_NUMBER: _ClassVar[int]
     decode_us: int
     queue_us: int
     compute_us: int
@@ -274,7 +292,8 @@ class ServingStats(_message.Message):
     batch_size: int
     padded_batch_size: int
     pass_count: int
-    def __init__(self, decode_us: _Optional[int] = ..., queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., render_us: _Optional[int] = ..., batch_size: _Optional[int] = ..., padded_batch_size: _Optional[int] = ..., pass_count: _Optional[int] = ...) -> None: ...
+    dispatch_reason: DispatchReason
+    def __init__(self, decode_us: _Optional[int] = ..., queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., render_us: _Optional[int] = ..., batch_size: _Optional[int] = ..., padded_batch_size: _Optional[int] = ..., pass_count: _Optional[int] = ..., dispatch_reason: _Optional[_Union[DispatchReason, str]] = ...) -> None: ...
 
 class StreamExplainImagesRequest(_message.Message):
     __slots__ = ("correlation_id", "request", "report_progress")
@@ -317,10 +336,12 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
-    __slots__ = ("name",)
+    __slots__ = ("name", "version")
     NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     name: str
-    def __init__(self, name: _Optional[str] = ...) -> None: ...
+    version: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
     __slots__ = ("model",)
@@ -329,7 +350,7 @@ class GetModelResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "weights", "random_weights", "input_height_px", "input_width_px", "class_count", "default_layer", "compiled_layers", "batch_sizes", "methods", "max_target_count", "compilation_count", "classes", "layers")
+    __slots__ = ("name", "weights", "random_weights", "input_height_px", "input_width_px", "class_count", "default_layer", "compiled_layers", "batch_sizes", "methods", "max_target_count", "compilation_count", "classes", "layers", "version")
     NAME_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     RANDOM_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
@@ -344,6 +365,7 @@ class Model(_message.Message):
     COMPILATION_COUNT_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     name: str
     weights: str
     random_weights: bool
@@ -358,7 +380,8 @@ class Model(_message.Message):
     compilation_count: int
     classes: _containers.RepeatedCompositeFieldContainer[ModelClass]
     layers: _containers.RepeatedCompositeFieldContainer[Layer]
-    def __init__(self, name: _Optional[str] = ..., weights: _Optional[str] = ..., random_weights: bool = ..., input_height_px: _Optional[int] = ..., input_width_px: _Optional[int] = ..., class_count: _Optional[int] = ..., default_layer: _Optional[str] = ..., compiled_layers: _Optional[_Iterable[str]] = ..., batch_sizes: _Optional[_Iterable[int]] = ..., methods: _Optional[_Iterable[_Union[Method, str]]] = ..., max_target_count: _Optional[int] = ..., compilation_count: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[ModelClass, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ...) -> None: ...
+    version: str
+    def __init__(self, name: _Optional[str] = ..., weights: _Optional[str] = ..., random_weights: bool = ..., input_height_px: _Optional[int] = ..., input_width_px: _Optional[int] = ..., class_count: _Optional[int] = ..., default_layer: _Optional[str] = ..., compiled_layers: _Optional[_Iterable[str]] = ..., batch_sizes: _Optional[_Iterable[int]] = ..., methods: _Optional[_Iterable[_Union[Method, str]]] = ..., max_target_count: _Optional[int] = ..., compilation_count: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[ModelClass, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., version: _Optional[str] = ...) -> None: ...
 
 class ModelClass(_message.Message):
     __slots__ = ("name", "aliases")

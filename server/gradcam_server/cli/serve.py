@@ -1,29 +1,87 @@
 """``gradcam serve``."""
 
-import logging
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
 
 from gradcam_server.cli.common import errors_for_people
-from gradcam_server.config import from_options, serve_options
+from gradcam_server.config import ENV_PREFIX, ServeConfig, from_options, serve_options
+from gradcam_server.config_file import read_config_file
+from gradcam_server.errors import StartupError
+
+_ARGUMENTS = "gradcam_server.serve.arguments"
 
 
-@click.command(context_settings={"show_default": True})
+class _Serve(click.Command):
+    """Keeps its arguments, to read them again for a reload."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_ARGUMENTS] = tuple(args)
+        return super().parse_args(ctx, args)
+
+
+def _use_file(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+    if path is not None:
+        with errors_for_people():
+            ctx.default_map = read_config_file(path)
+
+
+@click.command(cls=_Serve, context_settings={"show_default": True})
+@click.option(
+    "--config",
+    type=Path,
+    is_eager=True,
+    expose_value=False,
+    callback=_use_file,
+    envvar=f"{ENV_PREFIX}CONFIG",
+    help="TOML file with settings: the flags' names with underscores, and [[models]].",
+)
 @serve_options
-def serve(**options: Any) -> None:
+@click.option("--check", is_flag=True, help="Only load the models, without compiling, and exit.")
+@click.pass_context
+def serve(ctx: click.Context, /, check: bool, **options: Any) -> None:
     """Serve predictions and explanations over gRPC.
 
     Compiles every batch size of every model, then reports SERVING by grpc.health.v1.
     SIGTERM or Ctrl-C finishes the requests in work and stops; a second one stops at once.
+    SIGHUP reads the configuration and the models again, and replaces the old models when
+    the new ones are warm.
 
-    Each option can be set by a variable as well: --batch-sizes by GRADCAM_BATCH_SIZES.
+    Each option can be set by a variable as well: --batch-sizes by GRADCAM_BATCH_SIZES; and
+    in the file of --config: batch_sizes. A flag wins over a variable, and that over the file.
     """
-    config = from_options(options)
-    logging.basicConfig(
-        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
     with errors_for_people():
+        config = _config(options)
+        from gradcam_server.logs import configure
+
+        configure(config.log_level, config.log_format)
+        if check:
+            _check(config)
+            return
         from gradcam_server.server import run
 
-        raise SystemExit(run(config))
+        raise SystemExit(run(config, lambda: _read_again(ctx.meta[_ARGUMENTS])))
+
+
+def _config(options: Mapping[str, Any]) -> ServeConfig:
+    config = from_options(options)
+    config.model_specs()  # raises what is wrong before anything starts
+    return config
+
+
+def _read_again(arguments: tuple[str, ...]) -> ServeConfig:
+    try:
+        params = serve.make_context("serve", list(arguments)).params
+    except click.ClickException as error:
+        raise StartupError(error.format_message()) from error
+    return _config({name: value for name, value in params.items() if name != "check"})
+
+
+def _check(config: ServeConfig) -> None:
+    from gradcam_server.engine import Engine
+
+    catalog = Engine(config).check()
+    for model in catalog.models:
+        click.echo(f"{model.id}: {model.weights}, {len(model.labels)} classes, ready to be served")

@@ -33,6 +33,11 @@ BUILT_IN = (
 )
 
 
+def model_id(name: str, version: str) -> str:
+    """Returns NAME, or NAME:VERSION."""
+    return f"{name}:{version}" if version else name
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """What to load, and what the file itself does not say.
@@ -49,6 +54,7 @@ class ModelSpec:
             for built-in models, and no names for a file.
         input_size: (height, width), where a file leaves it open.
         custom_objects: Python modules that register the classes which a file needs.
+        version: Distinguishes models of one name.
     """
 
     name: str
@@ -59,6 +65,12 @@ class ModelSpec:
     labels: Path | None = None
     input_size: tuple[int, int] | None = None
     custom_objects: tuple[str, ...] = ()
+    version: str = ""
+
+    @property
+    def id(self) -> str:
+        """Name and version in one."""
+        return model_id(self.name, self.version)
 
     @property
     def built_in(self) -> bool:

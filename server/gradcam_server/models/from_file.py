@@ -1,5 +1,6 @@
 """Models that people bring: .keras and .h5 files, and SavedModels."""
 
+import json
 import logging
 import re
 import zipfile
@@ -29,6 +30,11 @@ _LAMBDA = (
     "It holds a Lambda layer, whose Python code a file must not bring along. Replace it by a "
     "layer class with @keras.saving.register_keras_serializable() (see --custom-objects) or by "
     "keras.ops, or export the model with model.export(FOLDER) and serve that."
+)
+_KERAS_2 = (
+    "It was written by Keras {}, and Keras 3 reads such files only in part. Load it with that "
+    "Keras, write a SavedModel with model.save(FOLDER) or model.export(FOLDER), and serve the "
+    "folder; that needs no Keras 2."
 )
 
 
@@ -80,7 +86,8 @@ def _network(path: Path, input_size: tuple[int, int] | None) -> Network:
     try:
         model = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
-        raise StartupError(f"cannot load {path}: {_advice(str(error))}") from error
+        advice = _advice(str(error), _keras_version(path))
+        raise StartupError(f"cannot load {path}: {advice}") from error
     return KerasNetwork(model, input_size)
 
 
@@ -93,9 +100,24 @@ def _holds_model(path: Path) -> bool:
         return "model_config" in file.attrs
 
 
-def _advice(error: str) -> str:
+def _keras_version(path: Path) -> str:
+    """Returns the version that wrote a file; empty if it does not say."""
+    if path.suffix == ".keras":
+        try:
+            with zipfile.ZipFile(path) as file:
+                return str(json.loads(file.read("metadata.json"))["keras_version"])
+        except (KeyError, ValueError, zipfile.BadZipFile):
+            return ""
+    with h5py.File(path) as file:
+        version = file.attrs.get("keras_version", "")
+    return version.decode() if isinstance(version, bytes) else str(version)
+
+
+def _advice(error: str, version: str) -> str:
     if "`Lambda` layer" in error:
         return _LAMBDA
+    if version.startswith(("1.", "2.")):
+        return f"{error} {_KERAS_2.format(version)}"
     if missing := re.search(r"Could not locate [^.\n]*|Unknown layer: [^.\n]*", error):
         return f"{missing[0]}. {_CUSTOM}"
     return error

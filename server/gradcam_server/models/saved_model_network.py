@@ -3,6 +3,9 @@
 A SavedModel holds no layers, only a graph of operations. The calls of its signature are inlined,
 and ``compute`` imports the result into the graph that is being built. The weights stay
 variables: they are in memory once, whatever the number of compiled batch sizes.
+
+A custom gradient, as swish has in every Keras, is a function over tensors of a graph that inlining
+leaves behind. It is dropped, and the operations themselves are differentiated.
 """
 
 import logging
@@ -64,6 +67,7 @@ class SavedModelNetwork:
             self._signature, lower_control_flow=False, aggressive_inlining=True
         )
         self._image = self._check_signature()
+        self._drop_custom_gradients()
         self.input_size = self._choose_size(input_size)
         self._captures = self._find_captures()
         found = self._trace()
@@ -111,6 +115,28 @@ class SavedModelNetwork:
                 "change"
             )
         return height, width
+
+    def _drop_custom_gradients(self) -> None:
+        nodes = {node.name: node for node in self._graph.node}
+        unknown = []
+        for node in nodes.values():
+            if node.attr.pop("_gradient_op_type", None) and node.op == "IdentityN":
+                inner = nodes.get(node.input[0])
+                factors = [nodes[name].op for name in inner.input if name in nodes] if inner else []
+                if "Sigmoid" not in factors:  # Swish's is the derivative of its operations.
+                    unknown.append(node.name)
+        unknown += [
+            node.name
+            for function in self._graph.library.function  # The bodies of loops and branches.
+            for node in function.node_def
+            if node.attr.pop("_gradient_op_type", None)
+        ]
+        if unknown:
+            logger.warning(
+                "%s has custom gradients, which are ignored: explanations use the derivatives of "
+                "its operations (%s)",
+                *(self._path.name, ", ".join(_shortened(unknown))),
+            )
 
     def _find_captures(self) -> dict[str, tf.Tensor]:
         """Returns the variables by the names of their placeholders, which leave the graph."""

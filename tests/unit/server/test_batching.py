@@ -5,11 +5,13 @@ import random
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from time import perf_counter
 
 import pytest
 
-from gradcam_server.batching import Answer, Batcher
-from gradcam_server.errors import QueueFullError
+from gradcam_server.admission import Admission
+from gradcam_server.batching import Answer, Batcher, BatchReport, DispatchReason, Urgency
+from gradcam_server.errors import DeadlineError, QueueFullError
 
 
 class Doubler:
@@ -19,6 +21,7 @@ class Doubler:
         self, max_batch_size: int = 4, *, open_gate: bool = True, background: bool = False
     ) -> None:
         self.max_batch_size = max_batch_size
+        self.least_s = 0.0
         self.background = background
         self.batches: list[list[int]] = []
         self.started = threading.Event()
@@ -44,8 +47,8 @@ async def make() -> AsyncIterator[Make]:
     """Makes batchers and closes them."""
     made = []
 
-    def make(max_queue_length: int = 100, max_queue_delay_s: float = 0.0) -> Batcher[int, int]:
-        made.append(Batcher[int, int](max_queue_length, max_queue_delay_s))
+    def make(max_queue_delay_s: float = 0.0) -> Batcher[int, int]:
+        made.append(Batcher[int, int](max_queue_delay_s))
         return made[-1]
 
     yield make
@@ -54,8 +57,7 @@ async def make() -> AsyncIterator[Make]:
 
 
 async def ask(batcher: Batcher[int, int], runner: Doubler, item: int) -> Answer[int]:
-    async with batcher.admit() as place:
-        return await batcher.submit(runner, item, place)
+    return await batcher.submit(runner, item)
 
 
 async def occupy(batcher: Batcher[int, int]) -> tuple[Doubler, "asyncio.Task[Answer[int]]"]:
@@ -68,7 +70,7 @@ async def occupy(batcher: Batcher[int, int]) -> tuple[Doubler, "asyncio.Task[Ans
 
 async def test_each_answer_belongs_to_its_item(make: Make) -> None:
     """Under random arrivals nothing is mixed up."""
-    batcher, runner = make(1000), Doubler(8)
+    batcher, runner = make(), Doubler(8)
 
     async def late(item: int) -> tuple[int, Answer[int]]:
         await asyncio.sleep(random.Random(item).random() * 0.05)
@@ -91,8 +93,8 @@ async def test_waiting_items_form_a_batch_while_the_device_is_busy(make: Make) -
     answers = await asyncio.gather(*tasks)
     await first
     assert runner.batches == [[0, 1, 2, 3], [4, 5]]
-    assert [answer.batch_size for answer in answers] == [4, 4, 4, 4, 2, 2]
-    assert {answer.padded_batch_size for answer in answers} == {4}
+    assert [answer.batch.size for answer in answers] == [4, 4, 4, 4, 2, 2]
+    assert {answer.batch.padded_size for answer in answers} == {4}
 
 
 async def test_a_full_batch_does_not_wait_for_the_delay(make: Make) -> None:
@@ -141,7 +143,7 @@ async def test_background_batches_get_their_share_and_no_more(make: Make) -> Non
             time.sleep(0.004)
             return super().run(items, padded_size)
 
-    batcher = make(1000)
+    batcher = make()
     busy, first = await occupy(batcher)
     front, back = Slow(1), Slow(1, background=True)
     tasks = [asyncio.create_task(ask(batcher, back, item)) for item in range(60)]
@@ -157,44 +159,90 @@ async def test_background_batches_get_their_share_and_no_more(make: Make) -> Non
     assert len(back.batches) == 60
 
 
-async def test_exactly_the_surplus_is_refused(make: Make) -> None:
-    """Places are counted, and freed when the item goes to the device."""
-    batcher = make(max_queue_length=3)
+async def test_an_item_says_when_its_turn_has_come(make: Make) -> None:
+    """Its place in the queue is free once it is on its way to the device, not before."""
+    batcher, queue = make(), Admission(3)
     busy, first = await occupy(batcher)
-    runner = Doubler()
-    tasks = [asyncio.create_task(ask(batcher, runner, item)) for item in range(5)]
-    await asyncio.sleep(0.01)
-    refused = [task for task in tasks if task.done()]
-    assert len(refused) == 2
-    for task in refused:
-        with pytest.raises(QueueFullError, match="all 3 places") as caught:
-            task.result()
-        assert caught.value.retry_after_s > 0
-    busy.gate.set()
-    await asyncio.gather(first, *tasks, return_exceptions=True)
-    assert (await ask(batcher, runner, 7)).output == 14
+    runner = Doubler(2, open_gate=False)
 
-
-async def test_waiting_for_a_place_is_possible(make: Make) -> None:
-    """A stream is slowed down, not refused."""
-    batcher = make(max_queue_length=1)
-    busy, first = await occupy(batcher)
-    runner = Doubler(1)
-
-    async def patient(item: int) -> int:
-        async with batcher.admit(wait=True) as place:
+    async def placed(item: int) -> int:
+        async with queue.admit() as place:
             return (await batcher.submit(runner, item, place)).output
 
-    tasks = [asyncio.create_task(patient(item)) for item in range(5)]
+    tasks = [asyncio.create_task(placed(item)) for item in range(3)]
+    await asyncio.sleep(0.01)
+    assert queue.length == 3
+    busy.gate.set()
+    await asyncio.to_thread(runner.started.wait, 10)
+    assert queue.length == 1
+    runner.gate.set()
+    assert await asyncio.gather(*tasks) == [0, 2, 4]
+    await first
+    assert queue.length == 0
+
+
+async def test_the_urgent_wait_for_one_batch_at_most(make: Make) -> None:
+    """What is less urgent goes when nothing more urgent waits, and never in its batches."""
+    batcher = make()
+    busy, first = await occupy(batcher)
+    runner = Doubler(2)
+    offline = [
+        asyncio.create_task(batcher.submit(runner, item, None, Urgency(9))) for item in range(4)
+    ]
+    await asyncio.sleep(0.01)
+    online = [
+        asyncio.create_task(batcher.submit(runner, item, None, Urgency(1))) for item in (10, 11, 12)
+    ]
     await asyncio.sleep(0.01)
     busy.gate.set()
-    assert await asyncio.gather(*tasks) == [0, 2, 4, 6, 8]
+    await asyncio.gather(first, *offline, *online)
+    assert runner.batches == [[10, 11], [12], [0, 1], [2, 3]]
+
+
+async def test_what_would_come_too_late_takes_no_device_time(make: Make) -> None:
+    """A deadline that cannot be met, and a wait that is too long, each have their error."""
+    batcher = make()
+    busy, first = await occupy(batcher)
+    runner = Doubler(4)
+    runner.least_s = 0.2
+    now = perf_counter()
+    hopeless = asyncio.create_task(batcher.submit(runner, 1, None, Urgency(deadline=now + 0.15)))
+    tired = asyncio.create_task(batcher.submit(runner, 2, None, Urgency(start_by=now)))
+    served = asyncio.create_task(
+        batcher.submit(runner, 3, None, Urgency(deadline=now + 60, start_by=now + 60))
+    )
+    await asyncio.sleep(0.01)
+    busy.gate.set()
+    with pytest.raises(DeadlineError, match="deadline cannot be met: after .* ms were left"):
+        await hopeless
+    with pytest.raises(QueueFullError, match="no turn after"):
+        await tired
+    assert (await served).output == 6
+    assert runner.batches == [[3]]
     await first
 
 
+async def test_a_batch_says_why_it_went(make: Make) -> None:
+    """It was full, or the delay was over, or the device was free."""
+    reports: list[BatchReport] = []
+    batcher = Batcher[int, int](0.1, on_batch=lambda _, report: reports.append(report))
+    runner = Doubler(2)
+    answers = await asyncio.gather(*(ask(batcher, runner, item) for item in (1, 2)))
+    late = await ask(batcher, runner, 3)
+    await batcher.close()
+    assert answers[0].batch == answers[1].batch == reports[0]
+    assert [(one.size, one.padded_size, one.reason) for one in reports] == [
+        (2, 2, DispatchReason.FULL),
+        (1, 2, DispatchReason.DELAY),
+    ]
+    assert late.batch == reports[1]
+    idle = await ask(make(), runner, 4)
+    assert idle.batch.reason is DispatchReason.IDLE
+
+
 async def test_cancelled_items_never_reach_the_device(make: Make) -> None:
-    """They are dropped when the batch is formed, their places are freed, others go on."""
-    batcher = make(max_queue_length=6)
+    """They are dropped when the batch is formed; others go on."""
+    batcher = make()
     busy, first = await occupy(batcher)
     runner = Doubler(8)
     tasks = [asyncio.create_task(ask(batcher, runner, item)) for item in range(6)]
@@ -237,6 +285,28 @@ async def test_a_failed_batch_fails_its_items_and_nothing_else(make: Make) -> No
     assert (await ask(batcher, Doubler(), 4)).output == 8
 
 
+async def test_a_poisoned_item_fails_alone(make: Make) -> None:
+    """The items of a failed batch are run again one by one."""
+
+    class Picky(Doubler):
+        def run(self, items: Sequence[int], padded_size: int) -> list[int]:
+            if 13 in items:
+                raise ZeroDivisionError
+            return super().run(items, padded_size)
+
+    batcher = make()
+    busy, first = await occupy(batcher)
+    runner = Picky(4)
+    tasks = [asyncio.create_task(ask(batcher, runner, item)) for item in (11, 12, 13, 14)]
+    await asyncio.sleep(0.01)
+    busy.gate.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    await first
+    assert isinstance(results.pop(2), ZeroDivisionError)
+    assert [one.output for one in results if isinstance(one, Answer)] == [22, 24, 28]
+    assert runner.batches == [[11], [12], [14]]
+
+
 async def test_outputs_are_counted_against_inputs(make: Make) -> None:
     """A runner that loses an output is an error, never a wrong answer."""
 
@@ -250,7 +320,7 @@ async def test_outputs_are_counted_against_inputs(make: Make) -> None:
 
 async def test_closing_cancels_what_waits(make: Make) -> None:
     """Nobody waits forever for a batcher that is gone."""
-    batcher = Batcher[int, int](10, max_queue_delay_s=60)
+    batcher = Batcher[int, int](max_queue_delay_s=60)
     task = asyncio.create_task(ask(batcher, Doubler(), 1))
     await asyncio.sleep(0.01)
     await batcher.close()

@@ -18,7 +18,7 @@ def parse(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     """Parses a command line of ``gradcam serve`` without serving."""
     seen: list[ServeConfig] = []
 
-    def run(config: ServeConfig) -> int:
+    def run(config: ServeConfig, _: object) -> int:
         seen.append(config)
         return 0
 
@@ -55,13 +55,17 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "max_passes": ("10", 10),
     "many_pass_share": ("0.5", 0.5),
     "max_queue_length": ("9", 9),
+    "max_queue_wait_ms": ("2000", 2000),
     "max_queue_delay_us": ("500", 500),
     "max_stream_in_flight": ("2", 2),
     "max_image_pixels": ("1000", 1000),
     "max_message_bytes": ("4096", 4096),
     "worker_threads": ("2", 2),
+    "watchdog_s": ("5", 5.0),
+    "sample_share": ("0.01", 0.01),
     "drain_timeout_s": ("1.5", 1.5),
     "log_level": ("debug", "debug"),
+    "log_format": ("json", "json"),
 }
 
 
@@ -111,6 +115,14 @@ def test_weights_for_all_leave_files_alone() -> None:
     assert specs(model=("mine=m.keras",), weights=("random",))["mine"].weights == "random"
 
 
+def test_models_have_versions() -> None:
+    """NAME:VERSION=PATH; options are for one version."""
+    config = ServeConfig(model=("a:2=new.keras", "a:1=old.keras"), labels=("a:1=names.txt",))
+    new, old = config.model_specs()
+    assert (new.name, new.version, new.source, new.labels) == ("a", "2", "new.keras", None)
+    assert (old.id, old.labels) == ("a:1", Path("names.txt"))
+
+
 def test_options_of_models_are_read() -> None:
     """Preprocessing, labels and sizes go by model; modules are for all."""
     found = specs(
@@ -139,8 +151,11 @@ def test_options_of_models_are_read() -> None:
         ({"input_size": ("0x5",)}, "0x5: it must be HEIGHTxWIDTH"),
         ({"model": ("resnet50", "resnet50")}, "two models of the name 'resnet50'"),
         ({"model": ("a=m.keras", "a=n.keras")}, "two models of the name 'a'"),
-        ({"model": ("=m.keras",)}, "must be a name, or NAME=PATH"),
-        ({"model": ("a=",)}, "must be a name, or NAME=PATH"),
+        ({"model": ("=m.keras",)}, "must be a name, NAME=PATH or NAME:VERSION=PATH"),
+        ({"model": ("a:=m.keras",)}, "must be a name, NAME=PATH or NAME:VERSION=PATH"),
+        ({"model": ("a:2",)}, "must be a name, NAME=PATH or NAME:VERSION=PATH"),
+        ({"model": ("a:2=x", "a:2=y")}, "there are two models of the name 'a:2'"),
+        ({"model": ("a=",)}, "must be a name, NAME=PATH or NAME:VERSION=PATH"),
     ],
 )
 def test_contradicting_options_are_refused(

@@ -117,6 +117,7 @@ def test_answers_are_written_whole() -> None:
             Explanation(1, "one", 2.0, "l", Method.GRAD_CAM, -1.0, 3.0, False, (heatmap,)),
         ),
         logits=np.array([0.0, 2.0], np.float32),
+        probabilities=np.array([0.1, 0.9], np.float32),
         stats=Stats(1, 2, 3, 4, 5, 8),
     )
     message = to_response(explained, include_logits=True)

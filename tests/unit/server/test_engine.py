@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
+from gradcam_server.catalog import ServedModel
 from gradcam_server.config import Compiler, ServeConfig
-from gradcam_server.engine import Engine, ServedModel
+from gradcam_server.engine import Engine
 from gradcam_server.errors import InvalidRequestError, NotFoundError, StartupError
 from gradcam_server.graph import ExplanationGraph
 from gradcam_server.requests import Method, ScoreType
@@ -38,10 +39,11 @@ def warm() -> Engine:
 async def find(
     engine: Engine, layer: str, targets: int = 1, model: ServedModel | None = None
 ) -> ExplanationGraph:
-    layers = (layer,) if layer else ()
-    return await engine.find_graph(
-        model or engine.find_model(""), layers, Method.GRAD_CAM, ScoreType.LOGIT, targets
-    )
+    catalog = engine.catalog
+    model = model or catalog.find_model("")
+    layers = model.resolve_layers((layer,) if layer else ())
+    key = catalog.graph_key(model, layers, Method.GRAD_CAM, ScoreType.LOGIT, targets)
+    return await engine.graph(key)
 
 
 async def test_warm_layers_need_no_compiler(warm: Engine) -> None:
@@ -52,7 +54,7 @@ async def test_warm_layers_need_no_compiler(warm: Engine) -> None:
     assert (await find(warm, WARM, 0)).key.max_targets == 1
     assert (await find(warm, WARM, 2)).key.max_targets == 3
     assert warm.compilation_count == counted
-    assert warm.compiled_layers(warm.find_model("")) == [DEFAULT, WARM]
+    assert warm.catalog.compiled_layers(warm.catalog.find_model("")) == [DEFAULT, WARM]
 
 
 async def test_many_requests_for_a_cold_layer_compile_it_once() -> None:
@@ -114,7 +116,7 @@ async def test_impossible_layers_are_refused(
 def test_unknown_names_are_refused(warm: Engine) -> None:
     """The error lists the models."""
     with pytest.raises(NotFoundError, match="this server has: efficientnet-lite0"):
-        warm.find_model("vgg16")
+        warm.catalog.find_model("vgg16")
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from gradcam_server.graph import (
+from gradcam_server.graph import CompilationCounter, ExplanationGraph
+from gradcam_server.graph_io import (
     PIXELS,
-    CompilationCounter,
-    ExplanationGraph,
     GraphItem,
     GraphKey,
     GraphTarget,

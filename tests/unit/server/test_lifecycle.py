@@ -23,6 +23,26 @@ async def test_requests_are_let_in_only_while_serving() -> None:
     assert lifecycle.in_work == 0
 
 
+async def test_a_lost_engine_lets_nobody_in_until_it_is_back() -> None:
+    """The error says when it will be; a server that drains stays draining."""
+    lifecycle = Lifecycle()
+    lifecycle.serve()
+    lifecycle.restart(30)
+    with pytest.raises(NotReadyError, match="being started again") as caught, lifecycle.request():
+        pass
+    assert 20 < caught.value.retry_after_s <= 30
+    with pytest.raises(NotReadyError):
+        lifecycle.check_engine()
+    lifecycle.serve()
+    lifecycle.check()
+    lifecycle.drain()
+    lifecycle.restart(30)
+    lifecycle.serve()
+    lifecycle.check_engine()
+    with pytest.raises(NotReadyError, match="shutting down"):
+        lifecycle.check()
+
+
 async def test_draining_waits_for_requests_in_work() -> None:
     """Idle comes when the last one is done, however it ends."""
     lifecycle = Lifecycle()

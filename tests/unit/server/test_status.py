@@ -18,6 +18,8 @@ from gradcam_server.status import CODES, status_code, to_status
         (errors.NotFoundError("model", "no"), grpc.StatusCode.NOT_FOUND),
         (errors.QueueFullError("full", 0.2), grpc.StatusCode.RESOURCE_EXHAUSTED),
         (errors.NotReadyError("warming", 2.0), grpc.StatusCode.UNAVAILABLE),
+        (errors.EngineLostError("lost", 2.0), grpc.StatusCode.UNAVAILABLE),
+        (errors.DeadlineError("late"), grpc.StatusCode.DEADLINE_EXCEEDED),
         (ZeroDivisionError("secret"), grpc.StatusCode.INTERNAL),
     ],
 )

@@ -3,9 +3,12 @@
 import json
 import logging
 import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -109,6 +112,104 @@ def test_saved_models_are_explained_as_their_originals(
     np.testing.assert_allclose(
         tf.nn.softmax(loaded.network.compute(IMAGES, [])[1]), exported[1], rtol=1e-4
     )
+
+
+def swishing() -> keras.Model:
+    image = keras.Input(SHAPE)
+    x = layers.Conv2D(4, 3, activation="swish")(layers.Conv2D(4, 3, name="conv")(image))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(5, 1, activation="silu")(x))
+    return keras.Model(image, layers.Dense(3, "softmax")(x))
+
+
+@pytest.mark.parametrize("xla", [False, True], ids=["tensorflow", "xla"])
+def test_saved_models_are_explained_below_swish(
+    tmp_path: Path, xla: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """TensorFlow's swish has a custom gradient, which equals its operations' and is dropped."""
+    model = swishing()
+    model.save(tmp_path / "m.keras")
+    model.export(tmp_path / "saved", verbose=False)
+    loaded = load_file(tmp_path / "saved")
+    (layer,) = (one.name for one in loaded.network.layers if one.name.endswith("conv_1/BiasAdd"))
+    expected = explain(load_file(tmp_path / "m.keras"), "conv", xla)
+    for ours, theirs in zip(explain(loaded, layer, xla), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert "custom gradients" not in caplog.text
+
+
+class AsKeras2(tf.Module):
+    """As Keras 2 saves: nested functions, a named input, and swish; by hand."""
+
+    def __init__(self, branch: Callable[[tf.Tensor], tf.Tensor]) -> None:
+        super().__init__()
+        random = np.random.default_rng(4).normal
+        self.branch = branch
+        self.kernel = tf.Variable(random(size=(3, 3, 3, 4)).astype(np.float32))
+        self.dense = tf.Variable(random(size=(4, 3)).astype(np.float32))
+        self.call = tf.function(lambda x: tf.nn.softmax(self.head(self.convolve(x))))
+        self.serving_default = tf.function(
+            lambda x: {"dense": self.call(x)},
+            input_signature=[tf.TensorSpec((None, *SHAPE), tf.float32, "input_1")],
+        )
+
+    def convolve(self, x: tf.Tensor) -> tf.Tensor:
+        return tf.nn.conv2d(x, self.kernel, 1, "SAME", name="conv")
+
+    def head(self, x: tf.Tensor) -> tf.Tensor:
+        pooled = tf.reduce_mean(tf.nn.swish(x) - tf.nn.relu(self.branch(x)), [1, 2])
+        return pooled @ self.dense
+
+
+REVERSED = tf.custom_gradient(lambda x: (tf.identity(x), lambda gradient: -gradient))
+
+
+@pytest.mark.parametrize("custom", [False, True], ids=["swish", "custom"])
+def test_saved_models_as_of_keras_2(
+    custom: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Explained by the derivatives of their operations; other custom gradients are told of."""
+    module = AsKeras2(REVERSED if custom else tf.identity)
+    tf.saved_model.save(module, str(tmp_path), signatures=module.serving_default)
+    loaded = load_file(tmp_path)
+    (layer,) = (one.name for one in loaded.network.layers if one.type == "Conv2D")
+    logits, activation, gradient = explain(loaded, layer, xla=False)
+    plain = AsKeras2(tf.identity)
+    with tf.GradientTape() as tape:
+        seen = plain.convolve(IMAGES)
+        tape.watch(seen)
+        expected = plain.head(seen)
+        score = tf.reduce_sum(expected[:, 1])
+    np.testing.assert_allclose(activation, seen, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(gradient, tape.gradient(score, seen), rtol=1e-4, atol=1e-6)
+    assert ("custom gradients, which are ignored" in caplog.text) == custom
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_saved_models_that_keras_2_wrote(tmp_path: Path) -> None:
+    """Where tf-keras is installed (it needs tensorflow itself, not tensorflow-cpu)."""
+    keras2 = pytest.importorskip("tf_keras", reason="tf-keras is not installed")
+    base = keras2.Sequential([keras2.layers.Conv2D(4, 3, name="conv", input_shape=SHAPE)])
+    head = [keras2.layers.Activation("swish"), keras2.layers.GlobalAveragePooling2D()]
+    last = [keras2.layers.Dropout(0.2), keras2.layers.Dense(3, "softmax")]
+    model = keras2.Sequential([base, *head, *last])
+    model.save(tmp_path / "saved", save_format="tf")
+    model.export(tmp_path / "exported")
+    last[1].activation = keras2.activations.linear
+    with tf.GradientTape() as tape:
+        seen = base(IMAGES, training=False)
+        tape.watch(seen)
+        logits = seen
+        for layer in (*head, *last):
+            logits = layer(logits, training=False)
+        score = tf.reduce_sum(logits[:, 1])
+    expected = logits, seen, tape.gradient(score, seen)
+    for name in ("saved", "exported"):
+        loaded = load_file(tmp_path / name)
+        (layer,) = (one.name for one in loaded.network.layers if one.type == "BiasAdd")
+        found = explain(loaded, layer, xla=False)
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_layers_of_saved_models_are_operations_on_the_images(
@@ -224,6 +325,28 @@ def test_unusable_files_are_refused(tmp_path: Path) -> None:
     transfer().save(tmp_path / "good.keras")
     with pytest.raises(StartupError, match="has its own weights"):
         load_file(tmp_path / "good.keras", weights="random")
+
+
+@pytest.mark.parametrize("name", ["m.keras", "m.h5"])
+def test_files_of_keras_2_that_cannot_be_read_name_the_way_out(name: str, tmp_path: Path) -> None:
+    """Keras 3 refuses some configurations of Keras 2; a SavedModel has none."""
+    path = tmp_path / name
+    transfer().save(path)
+    if path.suffix == ".h5":
+        with h5py.File(path, "r+") as file:
+            file.attrs["keras_version"] = "2.15.0"
+            config = file.attrs["model_config"].replace('"filters"', '"filter_count"')
+            file.attrs["model_config"] = config
+    else:
+        with zipfile.ZipFile(path) as file:
+            content = {one: file.read(one) for one in file.namelist()}
+        content["metadata.json"] = b'{"keras_version": "2.15.0"}'
+        content["config.json"] = content["config.json"].replace(b'"filters"', b'"filter_count"')
+        with zipfile.ZipFile(path, "w") as file:
+            for one, data in content.items():
+                file.writestr(one, data)
+    with pytest.raises(StartupError, match=r"written by Keras 2\.15\.0, .*model\.save\(FOLDER\)"):
+        load_file(path)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,7 @@
+"""The engine in a process of its own, which may die without taking the server along.
+
+    front end: RemoteComputer  <-- messages over a socket -->  engine: main
+
+The front end decodes, renders and talks gRPC; the engine holds TensorFlow and the device,
+and makes the batches. ``messages`` is all that they share.
+"""

@@ -1,0 +1,188 @@
+"""The engine's process: python -m gradcam_server.engine_process.main FD.
+
+Ends when the front end closes its end of the socket, so it never outlives it.
+"""
+
+import asyncio
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+from gradcam_server.batching import BatchReport
+from gradcam_server.engine_process.messages import (
+    BatchRan,
+    Begun,
+    Cancel,
+    Compute,
+    Done,
+    Heartbeat,
+    Ready,
+    Refused,
+    Start,
+    receive,
+    send,
+)
+from gradcam_server.errors import ExplanationServerError, StartupError
+from gradcam_server.logs import configure
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_S = 0.25
+
+
+async def run(connection: socket.socket) -> None:
+    """Answers the front end until it closes the connection."""
+    reader, writer = await asyncio.open_connection(sock=connection)
+    message = await receive(reader)
+    assert isinstance(message, Start)
+    configure(message.config.log_level, message.config.log_format)
+    front_end_gone = asyncio.ensure_future(_watch(reader))
+    try:
+        process = await _start(message, writer)
+    except StartupError as error:
+        send(writer, Refused(str(error)))
+        await writer.drain()
+        return
+    front_end_gone.cancel()
+    await asyncio.wait({front_end_gone})
+    await process.serve(reader)
+
+
+async def _watch(reader: asyncio.StreamReader) -> None:
+    """Ends the process if the front end goes while TensorFlow cannot be interrupted."""
+    # The front end is silent now: what is readable is the end.
+    if not await reader.read(1):
+        os._exit(0)
+
+
+async def _start(message: Start, writer: asyncio.StreamWriter) -> "_Process":
+    engine = await asyncio.to_thread(_warm_engine, message)
+    return _Process(message, engine, writer)
+
+
+def _warm_engine(message: Start) -> Any:
+    from gradcam_server.engine import Engine
+
+    engine = Engine(message.config)
+    engine.warm_up()
+    return engine
+
+
+class _Turn:
+    """Tells the front end that an image goes to the device, with the others of its batch."""
+
+    def __init__(self, process: "_Process", number: int) -> None:
+        self._process, self._number = process, number
+
+    def give_back(self) -> None:
+        self._process.begin(self._number)
+
+
+class _Process:
+    def __init__(self, message: Start, engine: Any, writer: asyncio.StreamWriter) -> None:
+        import tensorflow as tf
+
+        from gradcam_server.computer import LocalComputer
+
+        self._tf = tf
+        self._writer = writer
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._begun: list[int] = []
+        self._computer = LocalComputer(message.config, engine, self._batch_ran)
+        count = self._computer.compilation_count
+        send(writer, Ready(self._computer.catalog, count, tf.__version__))
+
+    async def serve(self, reader: asyncio.StreamReader) -> None:
+        beating = asyncio.create_task(self._beat())
+        try:
+            while True:
+                match await receive(reader):
+                    case Compute() as compute:
+                        task = asyncio.create_task(self._compute(compute))
+                        self._tasks[compute.number] = task
+                    case Cancel(number) if number in self._tasks:
+                        self._tasks[number].cancel()
+        except EOFError:
+            beating.cancel()
+
+    def begin(self, number: int) -> None:
+        if not self._begun:
+            asyncio.get_running_loop().call_soon(self._tell_begun)
+        self._begun.append(number)
+
+    def _tell_begun(self) -> None:
+        send(self._writer, Begun(tuple(self._begun)))
+        self._begun.clear()
+
+    def _batch_ran(self, model: str, batch: BatchReport) -> None:
+        send(self._writer, BatchRan(model, batch))
+
+    async def _compute(self, compute: Compute) -> None:
+        answer, error = None, cast("Exception | None", None)
+        try:
+            answer = await self._computer.compute(
+                compute.key, compute.item, _Turn(self, compute.number), compute.urgency
+            )
+        except ExplanationServerError as expected:
+            error = expected
+        except Exception as fault:
+            logger.exception("Computing failed")
+            # Whatever it is, it may not be known, or not be a pickle, over there.
+            error = RuntimeError(f"the engine failed: {type(fault).__name__}")
+        finally:
+            del self._tasks[compute.number]
+        count = self._computer.compilation_count
+        send(self._writer, Done(compute.number, answer, error, count))
+
+    async def _beat(self) -> None:
+        while True:
+            send(
+                self._writer,
+                Heartbeat(
+                    self._computer.running_s,
+                    self._computer.compilation_count,
+                    resident_bytes(),
+                    self._device_bytes(),
+                ),
+            )
+            await asyncio.sleep(HEARTBEAT_S)
+
+    def _device_bytes(self) -> dict[str, tuple[int, int]]:
+        found = {}
+        for device in self._tf.config.list_logical_devices("GPU"):
+            info = self._tf.config.experimental.get_memory_info(device.name)
+            found[device.name] = (info["current"], info["peak"])
+        return found
+
+
+def resident_bytes() -> int:
+    """Returns the memory that this process has in use; its peak where the system tells no more."""
+    try:
+        pages = Path("/proc/self/statm").read_text("ascii").split()[1]
+        return int(pages) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    """Runs the process. It ends at once, as TensorFlow's threads cannot be ended orderly."""
+    # Ctrl-C and a service manager signal the whole group; the front end decides when we go.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    threading.current_thread().name = "engine"
+    with suppress(EOFError):
+        asyncio.run(run(socket.socket(fileno=int(sys.argv[1]))))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""What the front end and the engine tell each other, and how it goes over a socket.
+
+Frames are pickles with their length before them. Both ends are processes of one server,
+and the socket is a pair that only they hold: nobody else can send a pickle.
+"""
+
+import asyncio
+import pickle
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gradcam_server.batching import Answer, BatchReport, Urgency
+from gradcam_server.catalog import Catalog
+from gradcam_server.config import ServeConfig
+from gradcam_server.graph_io import GraphItem, GraphKey, GraphOutput
+
+_LENGTH = struct.Struct("<I")
+MAX_FRAME_BYTES = 2**32 - 1
+
+# To the engine.
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The first message: load and warm the models."""
+
+    config: ServeConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Compute an image; ``number`` is echoed."""
+
+    number: int
+    key: GraphKey
+    item: GraphItem
+    urgency: Urgency
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Nobody waits for this image any more."""
+
+    number: int
+
+
+# To the front end.
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The models are warm."""
+
+    catalog: Catalog
+    compilation_count: int
+    tensorflow_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The engine cannot start as configured."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """These images are on their way to the device."""
+
+    numbers: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What became of an image: an answer, or an error that may be shown or is None."""
+
+    number: int
+    answer: Answer[GraphOutput] | None
+    error: Exception | None
+    compilation_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRan:
+    """A batch of a model ran."""
+
+    model: str
+    batch: BatchReport
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Sent a few times in a second.
+
+    Attributes:
+        running_s: How long the batch on the device has been running, in seconds.
+        compilation_count: Graphs compiled so far.
+        resident_bytes: Memory of the process.
+        device_bytes: Memory in use and its peak for each device that tells, in bytes.
+    """
+
+    running_s: float
+    compilation_count: int
+    resident_bytes: int
+    device_bytes: dict[str, tuple[int, int]]
+
+
+async def receive(reader: asyncio.StreamReader) -> Any:
+    """Reads a message.
+
+    Raises:
+        EOFError: The other end is gone.
+    """
+    try:
+        (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+        return pickle.loads(await reader.readexactly(length))  # noqa: S301 - our own process
+    except (asyncio.IncompleteReadError, ConnectionError) as error:
+        raise EOFError from error
+
+
+def send(writer: asyncio.StreamWriter, message: object) -> None:
+    """Writes a message into the buffer of the socket. If the other end is gone, it is lost."""
+    frame = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    writer.writelines((_LENGTH.pack(len(frame)), frame))

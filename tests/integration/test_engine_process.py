@@ -1,0 +1,170 @@
+"""The engine in its own process: killed, hung, replaced, under a real server."""
+
+import os
+import re
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gradcam_client import Client, ImageExplanation, RetryPolicy, UnavailableError
+from support.server import RunningServer
+
+FAST = ("--model", "efficientnet-lite0", "--compiler", "tensorflow", "--batch-sizes", "1,4")
+ONCE = RetryPolicy(max_attempts=1)
+TOP = {"cat": 285, "espresso": 967}
+
+
+@pytest.fixture
+def server() -> Iterator[RunningServer]:
+    running = RunningServer(*FAST, "--watchdog-s", "2")
+    try:
+        yield running.wait_ready()
+        assert "Traceback" not in running.text, running.text
+    finally:
+        running.kill()
+
+
+def engines(server: RunningServer) -> list[psutil.Process]:
+    """The engines of a server, as the system sees them."""
+    return [one for one in psutil.Process(server.pid).children() if one.status() != "zombie"]
+
+
+def test_an_engine_that_is_killed_loses_no_request_that_is_retried(
+    server: RunningServer, images: Path
+) -> None:
+    """Kill -9 under load, unary and stream: every request gets its own right answer."""
+    photos = {name: (images / f"{name}.jpg").read_bytes() for name in TOP}
+    names = [list(TOP)[number % 2] for number in range(600)]
+    (old,) = engines(server)
+
+    def kill() -> None:
+        time.sleep(0.7)
+        old.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with Client(server.address, timeout_s=120) as client, ThreadPoolExecutor(16) as pool:
+        unary = [pool.submit(client.explain, photos[name]) for name in names[:300]]
+        streamed = list(client.explain_stream(photos[name] for name in names[300:]))
+        answers: list[ImageExplanation] = [one.result() for one in unary]
+        answers += [one.unwrap() for one in streamed]
+    killer.join()
+    assert [answer.top.index for answer in answers] == [TOP[name] for name in names]
+    assert "killed by SIGKILL" in server.text
+    assert "The engine is back" in server.text
+    (new,) = engines(server)
+    assert new.pid != old.pid
+    print(f"{len(answers)} answers, all right, over one kill -9")
+
+
+def test_a_lost_engine_flips_health_and_says_when_to_come_again(
+    server: RunningServer, cat_jpeg: bytes
+) -> None:
+    """Without retries the error is UNAVAILABLE with RetryInfo, until the engine is back."""
+    with Client(server.address, retry=ONCE) as client:
+        (engine,) = engines(server)
+        engine.kill()
+        engine.wait()
+        with pytest.raises(UnavailableError) as caught:
+            client.explain(cat_jpeg)
+        assert caught.value.retry_after_s is not None
+        assert caught.value.retry_after_s > 0.5
+        assert client.health() == "NOT_SERVING"
+        client.wait_ready(60)
+        assert client.explain(cat_jpeg).top.index == 285
+
+
+def test_an_engine_that_hangs_is_killed(server: RunningServer, cat_jpeg: bytes) -> None:
+    """The watchdog takes a silent engine for lost; what waits is answered by the next one."""
+    (engine,) = engines(server)
+    with Client(server.address, timeout_s=90) as client:
+        os.kill(engine.pid, signal.SIGSTOP)
+        assert client.explain(cat_jpeg).top.index == 285
+    assert "nothing was heard of it" in server.text
+
+
+def test_a_reload_under_load_drops_no_request(server: RunningServer, cat_jpeg: bytes) -> None:
+    """SIGHUP puts a new engine in the old one's place; not one request fails or waits for it."""
+    (old,) = engines(server)
+    stop = threading.Event()
+    outcomes: Counter[str] = Counter()
+
+    def ask() -> None:
+        with Client(server.address, retry=ONCE) as client:
+            while not stop.is_set():
+                try:
+                    found = str(client.explain(cat_jpeg).top.index)
+                except Exception as error:  # noqa: BLE001 - counted
+                    found = repr(error)
+                outcomes[found] += 1
+
+    def is_replaced() -> bool:
+        return "Reloaded" in server.text and old not in engines(server)
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask) for _ in range(4)]
+        server.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 60
+        while not is_replaced() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        stop.set()
+        for one in asking:
+            one.result()
+    assert is_replaced()
+    assert set(outcomes) == {"285"}
+    assert len(engines(server)) == 1
+    print(f"{outcomes.total()} answers during a reload, all right")
+
+
+def test_a_reload_that_fails_keeps_the_old_models(tmp_path: Path, cat_jpeg: bytes) -> None:
+    """The log says why, and requests are answered as before; repaired, it succeeds."""
+    file = tmp_path / "gradcam.toml"
+    file.write_text("[[models]]\nname = 'efficientnet-lite0'")
+    server = RunningServer("--config", str(file), *FAST[2:])
+    try:
+        server.wait_ready()
+        with Client(server.address, retry=ONCE) as client:
+            file.write_text("[[models]]\nname = 'mine'\npath = 'nowhere.keras'")
+            server.send_signal(signal.SIGHUP)
+            server.wait_for("Reloading failed, the old models go on")
+            assert re.search("Reloading failed.*nowhere.keras", server.text)
+            assert client.explain(cat_jpeg).model == "efficientnet-lite0"
+            file.write_text(
+                "[[models]]\nname = 'mine'\nversion = '2'\npath = 'efficientnet-lite0'\n"
+                "[[models]]\nname = 'mine'\nversion = '1'\npath = 'efficientnet-lite0'\n"
+                "weights = 'random'"
+            )
+            server.send_signal(signal.SIGHUP)
+            server.wait_for("INFO gradcam_server.server: Reloaded")
+            newest = client.explain(cat_jpeg)
+            assert (newest.model, newest.model_version, newest.top.index) == ("mine", "2", 285)
+            older = client.explain(cat_jpeg, model="mine", model_version="1")
+            assert (older.model_version, older.top.index != 285) == ("1", True)
+            assert [one.version for one in client.list_models()] == ["2", "1"]
+    finally:
+        server.kill()
+
+
+def test_the_engine_never_outlives_the_server() -> None:
+    """Kill -9 of the server itself leaves no engine behind, warming up or serving."""
+    for wait in (False, True):
+        server = RunningServer(*FAST)
+        try:
+            if wait:
+                server.wait_ready()
+            else:
+                server.wait_for("warming up")
+                time.sleep(1)
+            children = engines(server)
+            assert len(children) == 1
+        finally:
+            server.kill()
+        gone, alive = psutil.wait_procs(children, timeout=20)
+        assert (len(gone), alive) == (1, [])

@@ -1,0 +1,46 @@
+"""The served models as requests see them."""
+
+import pytest
+
+from gradcam_server.catalog import Catalog, ServedModel
+from gradcam_server.errors import NotFoundError
+from gradcam_server.labels import ClassLabel, ClassLabels
+from gradcam_server.layers import LayerInfo
+from gradcam_server.models.preprocessing import Preprocessing
+
+
+def model(name: str, version: str = "") -> ServedModel:
+    layers = tuple(
+        LayerInfo(path, "Conv2D", (None, 7, 7, 8), True) for path in ("conv", "a/relu", "b/relu")
+    )
+    labels = ClassLabels([ClassLabel("cat")])
+    return ServedModel(name, version, labels, layers, "conv", (8, 8), Preprocessing.NONE, "file")
+
+
+CATALOG = Catalog((model("a", "2"), model("a", "1"), model("b")), (), (1, 4), 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "found"),
+    [("", "", "a:2"), ("a", "", "a:2"), ("a", "1", "a:1"), ("b", "", "b"), ("", "1", "a:1")],
+)
+def test_models_are_found_by_name_and_version(name: str, version: str, found: str) -> None:
+    """The first is the default, of all models and of the versions of one."""
+    assert CATALOG.find_model(name, version).id == found
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "field", "message"),
+    [
+        ("c", "", "model", "unknown model 'c'; this server has: a, b"),
+        ("a", "3", "model_version", "no version '3'; its versions are: 2, 1"),
+        ("b", "1", "model_version", "no version '1'; its versions are: none"),
+    ],
+)
+def test_unknown_models_and_versions_are_refused(
+    name: str, version: str, field: str, message: str
+) -> None:
+    """The error says which there are."""
+    with pytest.raises(NotFoundError, match=message) as caught:
+        CATALOG.find_model(name, version)
+    assert caught.value.field == field

@@ -1,51 +1,63 @@
-"""The one place where the oracles meet our code."""
+"""The one place where the oracles meet our code: the graph that the server compiles."""
 
 from functools import lru_cache
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
-from gradcam_server.methods import METHODS
-from gradcam_server.requests import Method
+from gradcam_server.config import Compiler
+from gradcam_server.graph import CompilationCounter, ExplanationGraph
+from gradcam_server.graph_io import GraphItem, GraphKey, GraphTarget
+from gradcam_server.labels import ClassLabel, ClassLabels
+from gradcam_server.models.keras_network import KerasNetwork
+from gradcam_server.models.loaded import LoadedModel
+from gradcam_server.models.preprocessing import Preprocessing
+from gradcam_server.requests import Method, ScoreType
+
+_LARGEST_BATCH = 64
 
 
 def explain(
     model: keras.Model,
-    layer: str,
+    layers: tuple[str, ...],
     method: Method,
     images: NDArray[Any],
     classes: NDArray[Any],
-) -> NDArray[np.float32]:
+) -> list[NDArray[np.float32]]:
     """Explains the logits of some classes.
 
     Args:
-        model: From preprocessed images to logits.
-        layer: Name of the layer to explain.
+        model: From preprocessed images to logits, in float32 or float64.
+        layers: Names of the layers to explain.
         method: The method.
         images: Preprocessed, float32, shape (B, H, W, 3).
         classes: Shape (B, T).
 
     Returns:
-        The maps before the final ReLU, shape (B, T, h, w).
+        For each layer, the maps before the final ReLU, shape (B, T, h, w).
     """
-    function = _gradients(model, layer)
-    slots = tf.constant(classes.T, tf.int32)
-    found = [function(tf.constant(images, tf.float32), chosen) for chosen in slots]
-    maps = [METHODS[method](activation, gradient) for activation, gradient in found]
-    return np.stack([np.asarray(one, np.float32) for one in maps], axis=1)
+    size = min(len(images), _LARGEST_BATCH)
+    graph = _graph(model, layers, method, classes.shape[1], size)
+    items = [
+        GraphItem(image.astype(np.float32), [GraphTarget(int(index)) for index in chosen])
+        for image, chosen in zip(images, classes, strict=True)
+    ]
+    batches = (items[start : start + size] for start in range(0, len(items), size))
+    maps = [output.maps for batch in batches for output in graph.run(batch, size)]
+    return [np.stack(of_layer) for of_layer in zip(*maps, strict=True)]
 
 
-@lru_cache(maxsize=16)
-def _gradients(model: keras.Model, layer: str) -> Any:
-    """A and g at a layer; traced once for all methods."""
-    inner = keras.Model(model.inputs, [model.get_layer(layer).output, model.output])
-
-    def compute(images: tf.Tensor, chosen: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        activation, logits = inner(images, training=False)
-        score = tf.reduce_sum(tf.gather(logits, chosen, batch_dims=1))
-        return activation, tf.gradients(score, activation)[0]
-
-    return tf.function(compute, autograph=False, reduce_retracing=True)
+@lru_cache(maxsize=4)
+def _graph(
+    model: keras.Model, layers: tuple[str, ...], method: Method, targets: int, size: int
+) -> ExplanationGraph:
+    network = KerasNetwork(model)
+    labels = ClassLabels([ClassLabel(str(index)) for index in range(network.class_count)])
+    loaded = LoadedModel(model.name, network, Preprocessing.NONE, labels, "the oracle's")
+    # "Perturbed" images are float32, as these are.
+    key = GraphKey(model.name, layers, method, ScoreType.LOGIT, targets, perturbed=True)
+    graph = ExplanationGraph(loaded, key, CompilationCounter())
+    graph.compile((size,), Compiler.TENSORFLOW)
+    return graph

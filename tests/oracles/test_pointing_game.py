@@ -10,6 +10,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from gradcam_server.methods import METHODS
 from gradcam_server.requests import Method
 from oracles.adapter import explain
 
@@ -18,7 +19,16 @@ Array = NDArray[Any]
 SIZE = 64
 NAMES = ("cat", "espresso", "astronaut")
 NONE, SQUARE, CIRCLE, TRIANGLE = range(4)
-LAST, INNER = "block", "conv3"
+LAYERS = ("block", "conv3")
+# How far the hit rate must exceed that of a random pixel: both.
+TIMES_CHANCE, ABOVE_CHANCE = 3.0, 0.5
+# What becomes random, and the largest mean rank correlation with the maps before. Methods that
+# keep nothing but positive gradients follow the activations, and those stay below a random head.
+RANDOM_LAYERS = {
+    "head": (("logits",), 0.85),
+    "last block": (("logits", "last_"), 0.85),
+    "all": (("",), 0.5),
+}
 
 
 def backgrounds(images: Path, *, held_out: bool) -> list[Array]:
@@ -75,7 +85,7 @@ def build() -> keras.Model:
         x = keras.layers.ReLU(name=f"conv{number}")(x)
     y = keras.layers.Conv2D(48, 3, padding="same", use_bias=False, name="last_conv")(x)
     y = keras.layers.BatchNormalization(momentum=0.9, name="last_bn")(y)
-    x = keras.layers.ReLU(name=LAST)(keras.layers.Add()([x, y]))
+    x = keras.layers.ReLU(name=LAYERS[0])(keras.layers.Add()([x, y]))
     x = keras.layers.GlobalAveragePooling2D()(x)
     return keras.Model(inputs, keras.layers.Dense(4, name="logits")(x))
 
@@ -123,13 +133,20 @@ def chance(boxes: Array) -> float:
     return float(((bottom - top) * (right - left)).mean() / SIZE**2)
 
 
-def maps_of(model: keras.Model, layer: str, method: Method, inputs: Array, classes: Array) -> Array:
-    return explain(model, layer, method, inputs, classes[:, None])[:, 0]
+def maps_of(model: keras.Model, method: Method, inputs: Array, classes: Array) -> list[Array]:
+    """For each of ``LAYERS``, the signed maps (B, h, w)."""
+    return [maps[:, 0] for maps in explain(model, LAYERS, method, inputs, classes[:, None])]
+
+
+def wide_margin(boxes: Array) -> float:
+    """The hit rate that the maps must reach, and that maps of other images must not."""
+    return max(TIMES_CHANCE * chance(boxes), chance(boxes) + ABOVE_CHANCE)
 
 
 def spearman(first: Array, second: Array) -> float:
     """The mean rank correlation of pairs of maps; a constant map correlates with nothing."""
-    return float(np.mean([_correlation(_ranks(a), _ranks(b)) for a, b in zip(first, second)]))
+    pairs = zip(first, second, strict=True)
+    return float(np.mean([_correlation(_ranks(a), _ranks(b)) for a, b in pairs]))
 
 
 def _ranks(values: Array) -> Array:
@@ -144,13 +161,64 @@ def _correlation(first: Array, second: Array) -> float:
     return float(np.corrcoef(first, second)[0, 1])
 
 
-def randomised(model: keras.Model, prefixes: tuple[str, ...]) -> keras.Model:
+def randomised(model: keras.Model, prefixes: tuple[str, ...], seed: int) -> keras.Model:
     """A copy with the weights of some layers shuffled, which keeps their distribution."""
     copy = keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
-    generator = np.random.default_rng(4)
+    generator = np.random.default_rng(seed)
     for layer in copy.layers:
         if layer.name.startswith(prefixes):
-            shuffled = [generator.permuted(value.ravel()) for value in layer.get_weights()]
-            layer.set_weights([s.reshape(w.shape) for s, w in zip(shuffled, layer.weights)])
+            weights = layer.get_weights()
+            layer.set_weights([generator.permuted(w.ravel()).reshape(w.shape) for w in weights])
     return copy
+
+
+@pytest.fixture(scope="module")
+def copies(network: keras.Model) -> dict[str, keras.Model]:
+    """Copies with random weights from the head down, and an untouched one."""
+    chosen = {name: prefixes for name, (prefixes, _) in RANDOM_LAYERS.items()}
+    return {
+        name: randomised(network, prefixes, seed=3)
+        for name, prefixes in {"none": (), **chosen}.items()
+    }
+
+
+def test_the_network_knows_the_shapes(game: tuple[Array, Array, Array]) -> None:
+    """The game is worth playing: most held-out shapes are named, in boxes that are small."""
+    _, classes, boxes = game
+    print(f"{len(classes)} of 450 named, chance {chance(boxes):.3f}")
+    assert len(classes) > 0.8 * 450
+    assert chance(boxes) < 0.15
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_point_at_the_shape(
+    network: keras.Model, game: tuple[Array, Array, Array], method: Method
+) -> None:
+    """The hottest pixel lies on the shape far more often than by chance, or in others' boxes."""
+    inputs, classes, boxes = game
+    for layer, maps in zip(LAYERS, maps_of(network, method, inputs, classes), strict=True):
+        own, others = hits(maps, boxes), hits(maps, np.roll(boxes, 1, axis=0))
+        print(f"{method} at {layer}: {own:.3f}; others' boxes {others:.3f}")
+        assert own >= wide_margin(boxes), layer
+        assert others < wide_margin(boxes), layer
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_depend_on_what_was_learnt(
+    network: keras.Model,
+    copies: dict[str, keras.Model],
+    game: tuple[Array, Array, Array],
+    method: Method,
+) -> None:
+    """Random weights change the maps (Adebayo et al. 2018); a mere copy does not."""
+    inputs, classes = (part[:64] for part in game[:2])
+    trained = maps_of(network, method, inputs, classes)[0]
+    found = {
+        name: spearman(trained, maps_of(copy, method, inputs, classes)[0])
+        for name, copy in copies.items()
+    }
+    print(f"{method}: {found}")
+    assert found.pop("none") > 0.999
+    for name, correlation in found.items():
+        assert correlation < RANDOM_LAYERS[name][1], name

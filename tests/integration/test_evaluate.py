@@ -129,6 +129,19 @@ def test_the_report_has_what_it_promises(remote: dict[str, Any], images: Path) -
     }
 
 
+def test_smoothgrad_stands_beside_its_method(images: Path, tmp_path: Path) -> None:
+    """``--smooth`` adds a row for each method of one pass; the maps are others."""
+    report = tmp_path / "report.json"
+    gradcam(
+        *("evaluate", images / "cat.jpg", "--model", MODEL, "--steps", "5"),
+        *("--method", "gradcam", "--smooth", "4", "-o", report),
+    )
+    methods = json.loads(report.read_text())["methods"]
+    assert methods.keys() == {"gradcam", "smooth-gradcam"}
+    plain, smooth = (methods[one]["insertion_auc"]["mean"] for one in methods)
+    assert plain != smooth
+
+
 def test_masks_count_where_there_are_some(remote: dict[str, Any], masks: Path) -> None:
     """The hottest pixel is on the cat's face; the image without a mask has no such values."""
     cat, _, espresso = remote["report"]["images"]

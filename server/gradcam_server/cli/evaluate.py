@@ -12,7 +12,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from gradcam_client import Explanation, GradCamError, ImageArray
+from gradcam_client import Explanation, GradCamError, ImageArray, SmoothGrad
 from gradcam_client.requests import METHODS
 from gradcam_server import faithfulness
 from gradcam_server.cli.common import errors_for_people
@@ -29,6 +29,8 @@ from gradcam_server.cli.session import (
 
 # More than the input of the built-in models, and little enough to send many times.
 _MAX_SIDE = 512
+# Before the name of a method: its SmoothGrad.
+_SMOOTH = "smooth-"
 
 _METRICS = {
     "deletion_auc": ("DELETION ↓", ".3f"),
@@ -92,6 +94,11 @@ class Protocol:
     help="Evaluate this method. Repeat for several.  [default: all of one pass]",
 )
 @click.option(
+    *("--smooth", "smooth_samples"),
+    type=click.IntRange(min=1),
+    help="Evaluate SmoothGrad over this many noisy copies beside each method of one pass.",
+)
+@click.option(
     "--layer", default="", show_default=False, help="Explain this layer (see gradcam layers)."
 )
 @click.option(
@@ -129,6 +136,7 @@ class Protocol:
 def evaluate(
     images: Sequence[Path],
     methods: Sequence[str],
+    smooth_samples: int | None,
     layer: str,
     target: str | None,
     masks: Path | None,
@@ -158,6 +166,9 @@ def evaluate(
     protocol = Protocol(steps, deletion_baseline, insertion_baseline)
     place = Place(**where)
     methods = tuple(dict.fromkeys(methods)) or ONE_PASS_METHODS
+    if smooth_samples:
+        smoothed = (_SMOOTH + method for method in methods if method in ONE_PASS_METHODS)
+        methods = (*methods, *smoothed)
     if plot:
         new_figure(1, 1)  # without matplotlib it fails now, not after the work
     records = []
@@ -166,7 +177,8 @@ def evaluate(
         place.open(len(images) * 2, 1) as client,
         progress_bar(len(images) * len(methods), hidden=as_json, description="Evaluating") as bar,
     ):
-        evaluator = _Evaluator(client, place.requested_model, layer, target, protocol)
+        smooth = SmoothGrad(smooth_samples) if smooth_samples else None
+        evaluator = _Evaluator(client, place.requested_model, layer, target, protocol, smooth)
         for path in images:
             record = evaluator.evaluate(path, methods, masks, bar.advance)
             records.append(record)
@@ -191,11 +203,17 @@ class _Evaluator:
     """Asks a client for heat maps, and for the probabilities of perturbed images."""
 
     def __init__(
-        self, client: Any, model: str, layer: str, target: str | None, protocol: Protocol
+        self,
+        client: Any,
+        model: str,
+        layer: str,
+        target: str | None,
+        protocol: Protocol,
+        smooth: SmoothGrad | None,
     ) -> None:
         self._client, self._model, self._layer = client, model, layer
         self._classes = [] if target is None else [class_of(target)]
-        self._protocol = protocol
+        self._protocol, self._smooth = protocol, smooth
 
     def evaluate(
         self, path: Path, methods: Sequence[str], masks: Path | None, advance: Any
@@ -237,7 +255,8 @@ class _Evaluator:
             model=self._model,
             classes=self._classes,
             layer=self._layer,
-            method=method,
+            method=method.removeprefix(_SMOOTH),
+            smooth_grad=self._smooth if method.startswith(_SMOOTH) else None,
             heatmaps=[ImageArray()],
         )
         result = outcome.unwrap()

@@ -16,6 +16,9 @@ from grpc_tools import protoc
 ROOT = Path(__file__).resolve().parent.parent
 PROTO_ROOT = ROOT / "proto"
 SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py")
+# Other packages register the same names, such as inference.ModelInferRequest of tritonclient,
+# and the default pool has room for one of each: these stubs keep theirs to themselves.
+PRIVATE_POOLS = ("gradcam/inference/grpc_service_pb2.py",)
 
 
 def generate(destination: Path) -> None:
@@ -37,6 +40,12 @@ def generate(destination: Path) -> None:
     )
     if status != 0:
         sys.exit(status)
+    for name in PRIVATE_POOLS:
+        stub = destination / name
+        code = stub.read_text()
+        assert code.count("_descriptor_pool.Default()") == 1, name
+        private = code.replace("_descriptor_pool.Default()", "_descriptor_pool.DescriptorPool()")
+        stub.write_text(private)
 
 
 def stale(fresh: Path) -> list[str]:

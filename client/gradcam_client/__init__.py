@@ -24,7 +24,9 @@ from gradcam_client.errors import (
     MessageTooLargeError,
     NotFoundError,
     OverloadedError,
+    PermissionDeniedError,
     ServerError,
+    UnauthenticatedError,
     UnavailableError,
 )
 from gradcam_client.requests import (
@@ -50,6 +52,7 @@ from gradcam_client.results import (
     ServingStats,
 )
 from gradcam_client.retry import RetryPolicy
+from gradcam_client.security import tls_credentials, token_from_file
 from gradcam_client.stream import Outcome, Progress
 
 __all__ = [
@@ -76,6 +79,7 @@ __all__ = [
     "OverlayJpeg",
     "OverlayPng",
     "OverloadedError",
+    "PermissionDeniedError",
     "Prediction",
     "Progress",
     "Raw",
@@ -83,6 +87,9 @@ __all__ = [
     "ServerError",
     "ServingStats",
     "SmoothGrad",
+    "UnauthenticatedError",
     "UnavailableError",
     "build_request",
+    "tls_credentials",
+    "token_from_file",
 ]

@@ -9,25 +9,28 @@ from collections.abc import (
     Coroutine,
     Iterable,
     Iterator,
+    Sequence,
 )
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from gradcam.v1 import explanation_service_pb2 as pb
-from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
 from gradcam_client.errors import (
     CallCancelledError,
     GradCamError,
     UnavailableError,
+    decisive,
     from_rpc_error,
 )
+from gradcam_client.lines import Call, Lines, Route
 from gradcam_client.requests import ExplainOptions, ImageInput, build_template, with_image
 from gradcam_client.results import ImageExplanation, ModelInfo
 from gradcam_client.retry import RetryPolicy
+from gradcam_client.security import check_token
 from gradcam_client.stream import OnProgress, Outcome, StreamLedger, ended_early
 from gradcam_client.transport import (
     DEFAULT_MAX_IN_FLIGHT,
@@ -40,11 +43,14 @@ from gradcam_client.transport import (
     READY_POLL_S,
     SERVING,
     ChannelOptions,
+    Token,
     check_images,
     check_timeout,
     merge_options,
     not_ready,
+    open_channels,
     serving_status,
+    split_target,
     still_starting,
 )
 
@@ -60,38 +66,57 @@ class AsyncClient:
     Its methods are those of ``Client``; cancelling one cancels its call.
 
     Args:
-        target: The server, "host:port" or any other gRPC target.
+        target: The server, "host:port" or any other gRPC target; or several servers, as a
+            sequence or as "host:port,host:port": each call goes to one that serves, and is
+            tried again on another. A name that stands for several, as "dns:///name:port",
+            is balanced by gRPC (round_robin).
         timeout_s: The deadline of a call with all its attempts, in seconds.
         retry: When to try again.
+        channels: The connections to each server. A stream or call takes one of them.
         max_message_bytes: The largest request and the largest answer.
         channel_options: More gRPC channel options; they win over ours.
-        credentials: For TLS, ``grpc.ssl_channel_credentials()``; None is plain text.
-        channel: A channel to use in place of all the above but ``timeout_s`` and
-            ``retry``. Closing it remains the caller's business.
+        credentials: For TLS, ``tls_credentials()``; None is plain text.
+        token: A bearer token, or what is called for it before each attempt and must be
+            quick, as ``token_from_file(path)``.
+        allow_insecure_token: Whether a token may leave this machine without TLS.
+        channel: A channel to use in place of opening any: what says where and how is passed
+            over. Closing it remains the caller's business.
 
     Raises:
-        ValueError: The timeout is not positive and finite.
+        ValueError: A timeout that is not positive and finite, no server, no channel, or a
+            token that others could read.
     """
 
     def __init__(
         self,
-        target: str = DEFAULT_TARGET,
+        target: str | Sequence[str] = DEFAULT_TARGET,
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retry: RetryPolicy = DEFAULT_RETRY,
+        channels: int = 1,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         channel_options: ChannelOptions = (),
         credentials: grpc.ChannelCredentials | None = None,
+        token: Token | None = None,
+        allow_insecure_token: bool = False,
         channel: grpc.aio.Channel | None = None,
     ) -> None:
         self._timeout_s = check_timeout(timeout_s)
         self._retry = retry
-        self._owns_channel = channel is None
-        self._channel = channel or _open_channel(
-            target, credentials, merge_options(max_message_bytes, retry, channel_options)
+        self._owns_channels = channel is None
+        targets = () if channel else split_target(target)
+        self._token = check_token(
+            token,
+            targets,
+            secure=credentials is not None and channel is None,
+            allow_insecure=allow_insecure_token,
         )
-        self._service = pb_grpc.ExplanationServiceStub(self._channel)
-        self._health: Any = health_pb2_grpc.HealthStub(self._channel)
+        options = merge_options(max_message_bytes, retry, channel_options)
+        self._lines = Lines(
+            [(0, channel)]
+            if channel
+            else open_channels(grpc.aio, targets, channels, credentials, options)
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -105,15 +130,18 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the channel, unless it was given."""
-        if self._owns_channel:
-            await self._channel.close()
+        """Closes the channels, unless one was given."""
+        if not self._owns_channels:
+            return
+        await asyncio.gather(*(line.channel.close() for line in self._lines.all))
 
     async def explain(
         self,
         image: ImageInput,
         *,
         timeout_s: float | None = None,
+        request_id: str | None = None,
+        hedge_after_s: float | None = None,
         **options: Unpack[ExplainOptions],
     ) -> ImageExplanation:
         """Explains one image.
@@ -122,16 +150,21 @@ class AsyncClient:
             image: A path, the bytes of a file, or uint8 RGB pixels (H, W, 3). A file is
                 read in another thread.
             timeout_s: The deadline with all attempts, in seconds; None is the client's.
+            request_id: The call's name in the server's log; None makes one.
+            hedge_after_s: After so many seconds without an answer a second attempt is made,
+                by another server or connection if there is one. The first answer counts, and
+                the other attempt is cancelled. A server that has begun to compute finishes
+                it all the same: that costs device time. None, the default, makes none.
             **options: As of ``gradcam_client.requests.build_template``.
 
         Raises:
             GradCamError: The server's error, or the last attempt's.
             OSError: The file cannot be read.
             TypeError: As of ``build_request``.
-            ValueError: As of ``build_request``.
+            ValueError: As of ``build_request``, or a wrong timeout, request id or token.
         """
         request = await asyncio.to_thread(with_image, build_template(**options), image)
-        response = await self._call(self._service.ExplainImage, request, timeout_s)
+        response = await self._call("ExplainImage", request, timeout_s, request_id, hedge_after_s)
         return ImageExplanation.from_response(response)
 
     def explain_stream(
@@ -140,6 +173,7 @@ class AsyncClient:
         *,
         max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
         timeout_s: float | None = None,
+        request_id: str | None = None,
         on_progress: OnProgress | None = None,
         **options: Unpack[ExplainOptions],
     ) -> AsyncGenerator[Outcome]:
@@ -154,6 +188,7 @@ class AsyncClient:
             max_in_flight: How many images may be taken and not yet yielded.
             timeout_s: How long to wait without any answer or progress, in seconds; None is
                 the client's timeout.
+            request_id: The stream's name in the server's log; None makes one.
             on_progress: Told how far each image is, a few times in a second, for methods of
                 many passes.
             **options: As of ``gradcam_client.requests.build_template``.
@@ -166,13 +201,15 @@ class AsyncClient:
             ValueError: A wrong option.
         """
         check_images(images)
+        route = Route(self._lines, self._token, request_id)
         ledger = StreamLedger(
             self._retry,
             max_in_flight=max_in_flight,
             timeout_s=self._timeout_s if timeout_s is None else check_timeout(timeout_s),
             report_progress=on_progress is not None,
+            request_id=route.request_id,
         )
-        stream = _Stream(self._service, ledger, build_template(**options), on_progress)
+        stream = _Stream(route, ledger, build_template(**options), on_progress)
         return stream.outcomes(
             aiter(images) if isinstance(images, AsyncIterable) else _Asynchronous(iter(images))
         )
@@ -183,7 +220,7 @@ class AsyncClient:
         Raises:
             GradCamError: The server's error, or the last attempt's.
         """
-        response = await self._call(self._service.ListModels, pb.ListModelsRequest())
+        response = await self._call("ListModels", pb.ListModelsRequest())
         return tuple(ModelInfo.from_proto(model) for model in response.models)
 
     async def get_model(self, name: str = "", version: str = "") -> ModelInfo:
@@ -193,13 +230,11 @@ class AsyncClient:
             NotFoundError: No such model.
             GradCamError: The server's error, or the last attempt's.
         """
-        response = await self._call(
-            self._service.GetModel, pb.GetModelRequest(name=name, version=version)
-        )
+        response = await self._call("GetModel", pb.GetModelRequest(name=name, version=version))
         return ModelInfo.from_proto(response.model)
 
     async def health(self, service: str = "", timeout_s: float = HEALTH_TIMEOUT_S) -> str:
-        """Asks once whether a service is served.
+        """Asks once whether a service is served, of several servers the next one.
 
         Args:
             service: Its full name; empty is the whole server.
@@ -212,15 +247,13 @@ class AsyncClient:
             NotFoundError: No such service.
             GradCamError: No answer; ``UnavailableError`` if there is no connection.
         """
+        call = self._begin(timeout_s)
         request = health_pb2.HealthCheckRequest(service=service)
-        check_timeout(timeout_s)
-        try:
-            return serving_status(await self._health.Check(request, timeout=timeout_s))
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        with call.attempt() as line:
+            return serving_status(await line.health.Check(request, **call.options()))
 
     async def wait_ready(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        """Waits until the server serves.
+        """Waits until the server serves, of several servers any one.
 
         Args:
             timeout_s: How long, in seconds.
@@ -243,24 +276,64 @@ class AsyncClient:
             await asyncio.sleep(READY_POLL_S)
         raise not_ready(timeout_s, last)
 
-    async def _call(self, method: Any, request: object, timeout_s: float | None = None) -> Any:
+    def _begin(self, timeout_s: float | None, request_id: str | None = None) -> Call:
         timeout_s = self._timeout_s if timeout_s is None else check_timeout(timeout_s)
-        deadline = time.monotonic() + timeout_s
-        failures = 0
+        return Call(self._lines, self._token, request_id, self._retry, timeout_s)
+
+    async def _call(
+        self,
+        method: str,
+        request: object,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        hedge_after_s: float | None = None,
+    ) -> Any:
+        call = self._begin(timeout_s, request_id)
+        if hedge_after_s is not None:
+            check_timeout(hedge_after_s, "hedge_after_s")
         while True:
             try:
-                return await method(request, timeout=deadline - time.monotonic())
-            except grpc.RpcError as rpc_error:
-                error = from_rpc_error(rpc_error)
-                failures += 1
-                pause_s = self._retry.pause_s(error, failures, deadline - time.monotonic())
+                if hedge_after_s is None:
+                    return await _ask(call, method, request)
+                return await _ask_twice(call, method, request, hedge_after_s)
+            except GradCamError as error:
+                pause_s = call.pause_s(error)
                 if pause_s is None:
-                    raise error from rpc_error
-            except asyncio.CancelledError:
-                if _is_task_cancelled():
                     raise
-                raise _closed() from None
             await asyncio.sleep(pause_s)
+
+
+async def _ask(call: Call, method: str, request: object) -> Any:
+    with call.attempt() as line:
+        try:
+            return await getattr(line.service, method)(request, **call.options())
+        except asyncio.CancelledError:
+            if _is_task_cancelled():
+                raise
+            raise _closed() from None
+
+
+async def _ask_twice(call: Call, method: str, request: object, hedge_after_s: float) -> Any:
+    errors: list[GradCamError] = []
+    under_way = {asyncio.create_task(_ask(call, method, request))}
+    try:
+        done, _ = await asyncio.wait(under_way, timeout=hedge_after_s)
+        if not done:
+            under_way.add(asyncio.create_task(_ask(call, method, request)))
+        while True:
+            done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                failure = task.exception()
+                if failure is None:
+                    return task.result()
+                if not isinstance(failure, GradCamError):
+                    raise failure
+                errors.append(failure)
+            error = decisive(errors, are_all=not under_way)
+            if error is not None:
+                raise error
+    finally:
+        await _cancel(*under_way)
 
 
 class _Asynchronous:
@@ -289,12 +362,12 @@ class _Stream:
 
     def __init__(
         self,
-        service: pb_grpc.ExplanationServiceStub,
+        route: Route,
         ledger: StreamLedger,
         template: pb.ExplainImageRequest,
         on_progress: OnProgress | None,
     ) -> None:
-        self._service = service
+        self._route = route
         self._ledger = ledger
         self._template = template
         self._on_progress = on_progress
@@ -376,8 +449,17 @@ class _Stream:
     async def _run(self) -> None:
         while await self._wait_until_due():
             self._epoch += 1
-            error = await self._read(self._service.StreamExplainImages(self._requests(self._epoch)))
-            self._ledger.broke(error, time.monotonic())
+            metadata, line = self._route.metadata(), self._route.begin()
+            try:
+                requests = self._requests(self._epoch)
+                error = await self._read(
+                    line.service.StreamExplainImages(requests, metadata=metadata)
+                )
+            finally:
+                self._route.end(line)
+            if not self._ledger.all_answered:
+                self._route.failed(line, error)
+            self._ledger.broke(error, time.monotonic(), self._route.rested_in_s)
             self._notify()
 
     async def _read(self, call: Any) -> GradCamError:
@@ -419,7 +501,7 @@ class _Stream:
                 await self._wait(self._ledger.due_in_s(now))
 
 
-async def _cancel(*tasks: asyncio.Task[None]) -> None:
+async def _cancel(*tasks: asyncio.Task[Any]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -472,11 +554,3 @@ def _is_task_cancelled() -> bool:
 
 def _closed() -> CallCancelledError:
     return CallCancelledError(grpc.StatusCode.CANCELLED, "the client was closed")
-
-
-def _open_channel(
-    target: str, credentials: grpc.ChannelCredentials | None, options: ChannelOptions
-) -> grpc.aio.Channel:
-    if credentials is None:
-        return grpc.aio.insecure_channel(target, options)
-    return grpc.aio.secure_channel(target, credentials, options)

@@ -2,20 +2,22 @@
 
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from gradcam.v1 import explanation_service_pb2 as pb
-from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
-from gradcam_client.errors import GradCamError, from_rpc_error
+from gradcam_client.errors import GradCamError, decisive, from_rpc_error
+from gradcam_client.lines import Call, Line, Lines, Route
 from gradcam_client.requests import ExplainOptions, ImageInput, build_template, with_image
 from gradcam_client.results import ImageExplanation, ModelInfo
 from gradcam_client.retry import RetryPolicy
+from gradcam_client.security import check_token
 from gradcam_client.stream import OnProgress, Outcome, StreamLedger, ended_early
 from gradcam_client.transport import (
     DEFAULT_MAX_IN_FLIGHT,
@@ -28,11 +30,15 @@ from gradcam_client.transport import (
     READY_POLL_S,
     SERVING,
     ChannelOptions,
+    Metadata,
+    Token,
     check_images,
     check_timeout,
     merge_options,
     not_ready,
+    open_channels,
     serving_status,
+    split_target,
     still_starting,
 )
 
@@ -41,38 +47,57 @@ class Client:
     """Asks a server. Safe for threads; closing it cancels what is under way.
 
     Args:
-        target: The server, "host:port" or any other gRPC target.
+        target: The server, "host:port" or any other gRPC target; or several servers, as a
+            sequence or as "host:port,host:port": each call goes to one that serves, and is
+            tried again on another. A name that stands for several, as "dns:///name:port",
+            is balanced by gRPC (round_robin).
         timeout_s: The deadline of a call with all its attempts, in seconds.
         retry: When to try again.
+        channels: The connections to each server. A stream or call takes one of them.
         max_message_bytes: The largest request and the largest answer.
         channel_options: More gRPC channel options; they win over ours.
-        credentials: For TLS, ``grpc.ssl_channel_credentials()``; None is plain text.
-        channel: A channel to use in place of all the above but ``timeout_s`` and
-            ``retry``. Closing it remains the caller's business.
+        credentials: For TLS, ``tls_credentials()``; None is plain text.
+        token: A bearer token, or what is called for it before each attempt and must be
+            quick, as ``token_from_file(path)``.
+        allow_insecure_token: Whether a token may leave this machine without TLS.
+        channel: A channel to use in place of opening any: what says where and how is passed
+            over. Closing it remains the caller's business.
 
     Raises:
-        ValueError: The timeout is not positive and finite.
+        ValueError: A timeout that is not positive and finite, no server, no channel, or a
+            token that others could read.
     """
 
     def __init__(
         self,
-        target: str = DEFAULT_TARGET,
+        target: str | Sequence[str] = DEFAULT_TARGET,
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retry: RetryPolicy = DEFAULT_RETRY,
+        channels: int = 1,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         channel_options: ChannelOptions = (),
         credentials: grpc.ChannelCredentials | None = None,
+        token: Token | None = None,
+        allow_insecure_token: bool = False,
         channel: grpc.Channel | None = None,
     ) -> None:
         self._timeout_s = check_timeout(timeout_s)
         self._retry = retry
-        self._owns_channel = channel is None
-        self._channel = channel or _open_channel(
-            target, credentials, merge_options(max_message_bytes, retry, channel_options)
+        self._owns_channels = channel is None
+        targets = () if channel else split_target(target)
+        self._token = check_token(
+            token,
+            targets,
+            secure=credentials is not None and channel is None,
+            allow_insecure=allow_insecure_token,
         )
-        self._service = pb_grpc.ExplanationServiceStub(self._channel)
-        self._health: Any = health_pb2_grpc.HealthStub(self._channel)
+        options = merge_options(max_message_bytes, retry, channel_options)
+        self._lines = Lines(
+            [(0, channel)]
+            if channel
+            else open_channels(grpc, targets, channels, credentials, options)
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -86,15 +111,19 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the channel, unless it was given."""
-        if self._owns_channel:
-            self._channel.close()
+        """Closes the channels, unless one was given."""
+        if not self._owns_channels:
+            return
+        for line in self._lines.all:
+            line.channel.close()
 
     def explain(
         self,
         image: ImageInput,
         *,
         timeout_s: float | None = None,
+        request_id: str | None = None,
+        hedge_after_s: float | None = None,
         **options: Unpack[ExplainOptions],
     ) -> ImageExplanation:
         """Explains one image.
@@ -102,16 +131,21 @@ class Client:
         Args:
             image: A path, the bytes of a file, or uint8 RGB pixels (H, W, 3).
             timeout_s: The deadline with all attempts, in seconds; None is the client's.
+            request_id: The call's name in the server's log; None makes one.
+            hedge_after_s: After so many seconds without an answer a second attempt is made,
+                by another server or connection if there is one. The first answer counts, and
+                the other attempt is cancelled. A server that has begun to compute finishes
+                it all the same: that costs device time. None, the default, makes none.
             **options: As of ``gradcam_client.requests.build_template``.
 
         Raises:
             GradCamError: The server's error, or the last attempt's.
             OSError: The file cannot be read.
             TypeError: As of ``build_request``.
-            ValueError: As of ``build_request``.
+            ValueError: As of ``build_request``, or a wrong timeout, request id or token.
         """
         request = with_image(build_template(**options), image)
-        response = self._call(self._service.ExplainImage, request, timeout_s)
+        response = self._call("ExplainImage", request, timeout_s, request_id, hedge_after_s)
         return ImageExplanation.from_response(response)
 
     def explain_stream(
@@ -120,6 +154,7 @@ class Client:
         *,
         max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
         timeout_s: float | None = None,
+        request_id: str | None = None,
         on_progress: OnProgress | None = None,
         **options: Unpack[ExplainOptions],
     ) -> Generator[Outcome]:
@@ -141,6 +176,7 @@ class Client:
             max_in_flight: How many images may be taken and not yet yielded.
             timeout_s: How long to wait without any answer or progress, in seconds; None is
                 the client's timeout.
+            request_id: The stream's name in the server's log; None makes one.
             on_progress: Told how far each image is, a few times in a second, for methods of
                 many passes; in another thread. What it raises is raised here.
             **options: As of ``gradcam_client.requests.build_template``.
@@ -153,13 +189,15 @@ class Client:
             ValueError: A wrong option.
         """
         check_images(images)
+        route = Route(self._lines, self._token, request_id)
         ledger = StreamLedger(
             self._retry,
             max_in_flight=max_in_flight,
             timeout_s=self._timeout_s if timeout_s is None else check_timeout(timeout_s),
             report_progress=on_progress is not None,
+            request_id=route.request_id,
         )
-        stream = _Stream(self._service, ledger, build_template(**options), on_progress)
+        stream = _Stream(route, ledger, build_template(**options), on_progress)
         return stream.outcomes(iter(images))
 
     def list_models(self) -> tuple[ModelInfo, ...]:
@@ -168,7 +206,7 @@ class Client:
         Raises:
             GradCamError: The server's error, or the last attempt's.
         """
-        response = self._call(self._service.ListModels, pb.ListModelsRequest())
+        response = self._call("ListModels", pb.ListModelsRequest())
         return tuple(ModelInfo.from_proto(model) for model in response.models)
 
     def get_model(self, name: str = "", version: str = "") -> ModelInfo:
@@ -178,13 +216,11 @@ class Client:
             NotFoundError: No such model.
             GradCamError: The server's error, or the last attempt's.
         """
-        response = self._call(
-            self._service.GetModel, pb.GetModelRequest(name=name, version=version)
-        )
+        response = self._call("GetModel", pb.GetModelRequest(name=name, version=version))
         return ModelInfo.from_proto(response.model)
 
     def health(self, service: str = "", timeout_s: float = HEALTH_TIMEOUT_S) -> str:
-        """Asks once whether a service is served.
+        """Asks once whether a service is served, of several servers the next one.
 
         Args:
             service: Its full name; empty is the whole server.
@@ -197,14 +233,13 @@ class Client:
             NotFoundError: No such service.
             GradCamError: No answer; ``UnavailableError`` if there is no connection.
         """
+        call = self._begin(timeout_s)
         request = health_pb2.HealthCheckRequest(service=service)
-        try:
-            return serving_status(self._health.Check(request, timeout=check_timeout(timeout_s)))
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        with call.attempt() as line:
+            return serving_status(line.health.Check(request, **call.options()))
 
     def wait_ready(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        """Waits until the server serves.
+        """Waits until the server serves, of several servers any one.
 
         Args:
             timeout_s: How long, in seconds.
@@ -227,20 +262,67 @@ class Client:
             time.sleep(READY_POLL_S)
         raise not_ready(timeout_s, last)
 
-    def _call(self, method: Any, request: object, timeout_s: float | None = None) -> Any:
+    def _begin(self, timeout_s: float | None, request_id: str | None = None) -> Call:
         timeout_s = self._timeout_s if timeout_s is None else check_timeout(timeout_s)
-        deadline = time.monotonic() + timeout_s
-        failures = 0
+        return Call(self._lines, self._token, request_id, self._retry, timeout_s)
+
+    def _call(
+        self,
+        method: str,
+        request: object,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        hedge_after_s: float | None = None,
+    ) -> Any:
+        call = self._begin(timeout_s, request_id)
+        if hedge_after_s is not None:
+            check_timeout(hedge_after_s, "hedge_after_s")
         while True:
             try:
-                return method(request, timeout=deadline - time.monotonic())
-            except grpc.RpcError as rpc_error:
-                error = from_rpc_error(rpc_error)
-                failures += 1
-                pause_s = self._retry.pause_s(error, failures, deadline - time.monotonic())
+                if hedge_after_s is None:
+                    return _ask(call, method, request)
+                return _ask_twice(call, method, request, hedge_after_s)
+            except GradCamError as error:
+                pause_s = call.pause_s(error)
                 if pause_s is None:
-                    raise error from rpc_error
+                    raise
             time.sleep(pause_s)
+
+
+def _ask(call: Call, method: str, request: object) -> Any:
+    with call.attempt() as line:
+        return getattr(line.service, method)(request, **call.options())
+
+
+def _ask_twice(call: Call, method: str, request: object, hedge_after_s: float) -> Any:
+    ended: SimpleQueue[tuple[Line, Any]] = SimpleQueue()
+    errors: list[GradCamError] = []
+    with ExitStack() as under_way:
+
+        def start() -> None:
+            options, line = call.options(), call.begin()
+            under_way.callback(call.end, line)
+            future = getattr(line.service, method).future(request, **options)
+            under_way.callback(future.cancel)
+            future.add_done_callback(lambda future: ended.put((line, future)))
+
+        start()
+        started = 1
+        patience_s: float | None = hedge_after_s
+        while True:
+            try:
+                line, future = ended.get(timeout=patience_s)
+            except Empty:
+                start()
+                started = 2
+            else:
+                if future.code() is grpc.StatusCode.OK:
+                    return future.result()
+                errors.append(call.failed(line, from_rpc_error(future)))
+            patience_s = None
+            error = decisive(errors, are_all=len(errors) == started)
+            if error is not None:
+                raise error
 
 
 class _Stream:
@@ -253,12 +335,12 @@ class _Stream:
 
     def __init__(
         self,
-        service: pb_grpc.ExplanationServiceStub,
+        route: Route,
         ledger: StreamLedger,
         template: pb.ExplainImageRequest,
         on_progress: OnProgress | None,
     ) -> None:
-        self._service = service
+        self._route = route
         self._ledger = ledger
         self._template = template
         self._on_progress = on_progress
@@ -357,26 +439,26 @@ class _Stream:
 
     def _run(self) -> None:
         try:
-            while (opened := self._open_when_due()) is not None:
-                self._read(*opened)
+            while self._wait_until_due():
+                self._run_call()
         except BaseException as fault:  # noqa: BLE001 - raised to the caller
             with self._changing():
                 self._fault = fault
 
-    def _open_when_due(self) -> tuple[Any, int] | None:
+    def _wait_until_due(self) -> bool:
         with self._changed:
             while not self._closed and not self._ledger.all_answered:
                 due_in_s = self._ledger.due_in_s(time.monotonic())
                 if due_in_s == 0:
-                    self._epoch += 1
-                    self._call = self._service.StreamExplainImages(self._requests(self._epoch))
-                    return self._call, self._epoch
+                    return True
                 self._changed.wait(due_in_s)
-            return None
+            return False
 
-    def _read(self, call: Any, epoch: int) -> None:
+    def _run_call(self) -> None:
+        metadata, line = self._route.metadata(), self._route.begin()
         error: GradCamError = ended_early()
         try:
+            call, epoch = self._open(line, metadata)
             for answer in call:
                 progress = None
                 with self._changing():
@@ -385,11 +467,22 @@ class _Stream:
                 if progress is not None and self._on_progress is not None:
                     self._on_progress(progress)
         except grpc.RpcError as rpc_error:
-            error = from_rpc_error(rpc_error)
+            error = self._route.failed(line, from_rpc_error(rpc_error))
+        finally:
+            self._route.end(line)
         with self._changing():
             if self._epoch == epoch:  # else we dropped it: it did not break
-                self._ledger.broke(error, time.monotonic())
+                self._ledger.broke(error, time.monotonic(), self._route.rested_in_s)
                 self._drop_call()
+
+    def _open(self, line: Line, metadata: Metadata) -> tuple[Any, int]:
+        with self._changed:
+            self._epoch += 1
+            requests = self._requests(self._epoch)
+            self._call = line.service.StreamExplainImages(requests, metadata=metadata)
+            if self._closed:
+                self._call.cancel()
+            return self._call, self._epoch
 
     # The sender.
 
@@ -406,11 +499,3 @@ class _Stream:
                     return request
                 self._changed.wait(self._ledger.due_in_s(now))
             return None
-
-
-def _open_channel(
-    target: str, credentials: grpc.ChannelCredentials | None, options: ChannelOptions
-) -> grpc.Channel:
-    if credentials is None:
-        return grpc.insecure_channel(target, options)
-    return grpc.secure_channel(target, credentials, options)

@@ -1,8 +1,10 @@
 """What a call can fail with.
 
-    GradCamError                 code, message, retry_after_s, field, retryable
+    GradCamError                 code, message, retry_after_s, field, retryable, request_id
     |-- InvalidRequestError      INVALID_ARGUMENT, FAILED_PRECONDITION, OUT_OF_RANGE
     |-- NotFoundError            NOT_FOUND: no such model or layer
+    |-- UnauthenticatedError     UNAUTHENTICATED: no token, or not a valid one
+    |-- PermissionDeniedError    PERMISSION_DENIED: a valid token that does not allow it
     |-- MessageTooLargeError     RESOURCE_EXHAUSTED: a message over the size limit
     |-- OverloadedError          RESOURCE_EXHAUSTED: the queue is full; retryable
     |-- UnavailableError         UNAVAILABLE: no connection, warming up, draining; retryable
@@ -14,7 +16,7 @@ What is wrong before anything is sent is told as Python does: ``OSError`` for a
 file that cannot be read, ``TypeError`` and ``ValueError`` for a bad argument.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 import grpc
@@ -35,7 +37,10 @@ class GradCamError(Exception):
             answer; None if the server named none.
         field: The request field that is wrong, as in the proto file; None if the
             server named none.
+        request_id: The call's name in the server's log; None if nothing was sent.
     """
+
+    request_id: str | None = None
 
     def __init__(
         self,
@@ -66,6 +71,14 @@ class InvalidRequestError(GradCamError):
 
 class NotFoundError(GradCamError):
     """No such model, layer or health service."""
+
+
+class UnauthenticatedError(GradCamError):
+    """The server does not know who asks."""
+
+
+class PermissionDeniedError(GradCamError):
+    """The server knows who asks, and does not let them."""
 
 
 class MessageTooLargeError(GradCamError):
@@ -107,12 +120,22 @@ _CLASSES: dict[grpc.StatusCode, type[GradCamError]] = {
     grpc.StatusCode.FAILED_PRECONDITION: InvalidRequestError,
     grpc.StatusCode.OUT_OF_RANGE: InvalidRequestError,
     grpc.StatusCode.NOT_FOUND: NotFoundError,
+    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: OverloadedError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
     grpc.StatusCode.CANCELLED: CallCancelledError,
 }
 _CODES = {code.value[0]: code for code in grpc.StatusCode if code is not grpc.StatusCode.OK}
+# Another attempt, and another server, would say the same.
+_SETTLED = (
+    InvalidRequestError,
+    NotFoundError,
+    UnauthenticatedError,
+    PermissionDeniedError,
+    MessageTooLargeError,
+)
 # gRPC itself refuses large messages with the code of a full queue; only the text differs.
 _TOO_LARGE = "larger than max"
 # gRPC servers that shut down reset calls whose handler has not begun with this text; a
@@ -163,3 +186,21 @@ def from_rpc_error(error: grpc.RpcError) -> GradCamError:
         status = None
     details = status.details if status else ()
     return from_code(error.code(), error.details() or "", details)
+
+
+def decisive(errors: Sequence[GradCamError], *, are_all: bool) -> GradCamError | None:
+    """Chooses the error of a call of which several attempts were made at once.
+
+    Args:
+        errors: What attempts failed with, in their order; may be empty.
+        are_all: Whether no attempt is under way any more.
+
+    Returns:
+        One that every attempt would end in; else, of all, one that is final, or the last.
+    """
+    for error in errors:
+        if isinstance(error, _SETTLED):
+            return error
+    if not are_all:
+        return None
+    return next((error for error in errors if not error.retryable), errors[-1])

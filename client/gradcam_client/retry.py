@@ -50,13 +50,21 @@ class RetryPolicy:
             return self.max_backoff_s
         return min(self.max_backoff_s, grown)
 
-    def pause_s(self, error: GradCamError, failures: int, remaining_s: float) -> float | None:
+    def pause_s(
+        self,
+        error: GradCamError,
+        failures: int,
+        remaining_s: float,
+        rested_in_s: float = math.inf,
+    ) -> float | None:
         """Decides whether to try again.
 
         Args:
             error: What the last attempt failed with.
             failures: Failed attempts so far, the last one included.
             remaining_s: Seconds to the deadline.
+            rested_in_s: In how many seconds another server may be asked, which has not asked
+                for the pause that this one asked for.
 
         Returns:
             The pause before the next attempt in seconds, or None: the error is final
@@ -66,5 +74,5 @@ class RetryPolicy:
         if not error.retryable or failures >= self.max_attempts:
             return None
         jitter_s = random.random() * self.backoff_s(failures)  # noqa: S311 - no secret
-        pause_s = (error.retry_after_s or 0.0) + jitter_s
+        pause_s = min(error.retry_after_s or 0.0, rested_in_s) + jitter_s
         return pause_s if pause_s < remaining_s else None

@@ -103,6 +103,7 @@ class StreamLedger:
         max_in_flight: How many images may be taken and not yet yielded.
         timeout_s: How long images may wait without any answer or progress arriving.
         report_progress: Whether to ask for progress.
+        request_id: Is on the errors.
 
     Raises:
         ValueError: max_in_flight is not positive.
@@ -115,6 +116,7 @@ class StreamLedger:
         max_in_flight: int,
         timeout_s: float,
         report_progress: bool = False,
+        request_id: str | None = None,
     ) -> None:
         if max_in_flight < 1:
             raise ValueError(f"max_in_flight must be at least 1, not {max_in_flight}")
@@ -122,6 +124,7 @@ class StreamLedger:
         self._max_in_flight = max_in_flight
         self._timeout_s = timeout_s
         self._report_progress = report_progress
+        self._request_id = request_id
 
         self._taken = self._yielded = 0
         self._unanswered: dict[int, _Unanswered] = {}
@@ -219,14 +222,21 @@ class StreamLedger:
             self._wait(image, now + pause_s)
         return None
 
-    def broke(self, error: GradCamError, now: float) -> None:
-        """Notes that the stream ended. That is no failure if nothing was unanswered."""
+    def broke(self, error: GradCamError, now: float, rested_in_s: float = math.inf) -> None:
+        """Notes that the stream ended. That is no failure if nothing was unanswered.
+
+        Args:
+            error: Why it ended.
+            now: When.
+            rested_in_s: As of ``RetryPolicy.pause_s``.
+        """
         lost = set(self._in_flight.values())
         self._in_flight.clear()
         if not self._unanswered:
             return
         self._breaks += 1
-        pause_s = self._policy.pause_s(error, self._breaks, self._active_at + self._timeout_s - now)
+        remaining_s = self._active_at + self._timeout_s - now
+        pause_s = self._policy.pause_s(error, self._breaks, remaining_s, rested_in_s)
         if pause_s is not None:
             self._paused_until = now + pause_s
         elif error.retryable or not lost:
@@ -275,6 +285,8 @@ class StreamLedger:
     ) -> None:
         source = self._unanswered.pop(image).source
         self._suspects.discard(image)
+        if error is not None:
+            error.request_id = self._request_id
         self._outcomes[image] = Outcome(source, result, error)
 
     def _fail_all(self, error: GradCamError) -> None:

@@ -1,8 +1,11 @@
 """What both clients tell gRPC, and what they check before."""
 
+import json
 import math
 import os
-from collections.abc import Sequence
+import re
+import uuid
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import grpc
@@ -13,6 +16,9 @@ from gradcam_client.errors import DeadlineExceededError, GradCamError, Unavailab
 from gradcam_client.retry import RetryPolicy
 
 ChannelOptions: TypeAlias = Sequence[tuple[str, Any]]
+Metadata: TypeAlias = tuple[tuple[str, str], ...]
+Token: TypeAlias = str | Callable[[], str]
+"""A bearer token, or what is called for it before each attempt and must be quick."""
 
 DEFAULT_TARGET = "localhost:50051"
 DEFAULT_TIMEOUT_S = 60.0
@@ -23,13 +29,47 @@ DEFAULT_RETRY = RetryPolicy()
 HEALTH_TIMEOUT_S = 5.0
 READY_POLL_S = 0.2
 SERVING = "SERVING"
+# A server that was restarted is found within this time; each try costs one refused packet.
+RECONNECT_S = 1.0
+# How long a connection may take to come about; gRPC waits for 20 s by default.
+CONNECT_S = 5.0
+# Only while calls are under way, and often enough for what forgets idle connections. A gRPC
+# server that does not say otherwise wants five minutes between pings while it has nothing to
+# send, and ends the connection at the fourth: that is a call of eight silent minutes.
+KEEPALIVE_S = 120.0
+KEEPALIVE_TIMEOUT_S = 20.0
 # How long a stream waits for what ought to end at once.
 END_S = 1.0
 
 
+# Targets that stand for several servers, or may.
+_RESOLVED = ("dns:", "ipv4:", "ipv6:")
+_SCHEME = re.compile(
+    r"(dns|ipv[46]|unix|unix-abstract|vsock|xds):|[a-z][a-z0-9+.-]*://", re.IGNORECASE
+)
+# Leaves out servers that say, while they drain for instance, that they do not serve.
+_ROUND_ROBIN = json.dumps(
+    {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
+)
+
+
+def split_target(target: str | Sequence[str]) -> tuple[str, ...]:
+    """Returns the gRPC targets that are named by one or by many, or by "a:1,b:2".
+
+    Raises:
+        ValueError: There is none, or one is empty.
+    """
+    if isinstance(target, str):
+        target = [target] if _SCHEME.match(target) else target.split(",")
+    targets = tuple(dict.fromkeys(one.strip() for one in target))
+    if not all(targets) or not targets:
+        raise ValueError(f'target must be "host:port" or several of these, not {target!r}')
+    return targets
+
+
 def merge_options(
     max_message_bytes: int, retry: RetryPolicy, extra: ChannelOptions
-) -> list[tuple[str, Any]]:
+) -> dict[str, Any]:
     """Returns the options of a channel; the extra ones win."""
     ours = {
         # Two layers of retries would multiply.
@@ -38,20 +78,87 @@ def merge_options(
         "grpc.max_receive_message_length": max_message_bytes,
         # By default a channel that lost its server refuses calls for up to two minutes
         # before it connects again, however often we try.
-        "grpc.initial_reconnect_backoff_ms": round(retry.initial_backoff_s * 1000),
-        "grpc.max_reconnect_backoff_ms": round(retry.max_backoff_s * 1000),
+        "grpc.initial_reconnect_backoff_ms": _ms(min(retry.initial_backoff_s, RECONNECT_S)),
+        "grpc.max_reconnect_backoff_ms": _ms(RECONNECT_S),
+        "grpc.min_reconnect_backoff_ms": _ms(CONNECT_S),
+        # A peer that vanished without a word is noticed.
+        "grpc.keepalive_time_ms": _ms(KEEPALIVE_S),
+        "grpc.keepalive_timeout_ms": _ms(KEEPALIVE_TIMEOUT_S),
+        "grpc.keepalive_permit_without_calls": 0,
     }
-    return list({**ours, **dict(extra)}.items())
+    return {**ours, **dict(extra)}
 
 
-def check_timeout(timeout_s: float) -> float:
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def open_channels(
+    grpc_or_aio: Any,
+    targets: Sequence[str],
+    channels: int,
+    credentials: grpc.ChannelCredentials | None,
+    options: dict[str, Any],
+) -> list[tuple[int, Any]]:
+    """Opens so many channels to each target, each a connection of its own.
+
+    Returns:
+        (number of the target, channel), one round of the targets after the other.
+
+    Raises:
+        ValueError: channels is not positive.
+    """
+    if channels < 1:
+        raise ValueError(f"channels must be at least 1, not {channels}")
+    if channels > 1:  # else gRPC shares a connection between equal channels
+        options = {"grpc.use_local_subchannel_pool": 1, **options}
+    opened = []
+    for number, target in [*enumerate(targets)] * channels:
+        is_several = target.startswith(_RESOLVED)
+        balanced = {"grpc.service_config": _ROUND_ROBIN, **options} if is_several else options
+        items = list(balanced.items())
+        if credentials is None:
+            opened.append((number, grpc_or_aio.insecure_channel(target, items)))
+        else:
+            opened.append((number, grpc_or_aio.secure_channel(target, credentials, items)))
+    return opened
+
+
+def bearer(token: str) -> str:
+    """Returns the value of the authorization header.
+
+    Raises:
+        ValueError: The token cannot be sent. It is not in the text.
+    """
+    if not re.fullmatch(r"[!-~]+", token):
+        raise ValueError("a token must be printable ASCII without spaces, and not empty")
+    return f"Bearer {token}"
+
+
+def make_request_id(request_id: str | None) -> str:
+    """Returns the id, or a new one.
+
+    Raises:
+        ValueError: The id cannot be sent.
+    """
+    if request_id is None:
+        return uuid.uuid4().hex
+    if not re.fullmatch(r"[!-~]{1,128}", request_id):
+        raise ValueError(
+            f"request_id must be 1 to 128 printable ASCII characters without spaces, "
+            f"not {request_id!r}"
+        )
+    return request_id
+
+
+def check_timeout(timeout_s: float, name: str = "timeout_s") -> float:
     """Returns a timeout in seconds.
 
     Raises:
         ValueError: It is not positive and finite.
     """
     if not 0 < timeout_s < math.inf:
-        raise ValueError(f"timeout_s must be positive and finite, not {timeout_s}")
+        raise ValueError(f"{name} must be positive and finite, not {timeout_s}")
     return timeout_s
 
 

@@ -176,6 +176,8 @@ class Batcher(Generic[Item, Output]):
         self._arrival = asyncio.Event()
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._running_since: float | None = None
+        self.failed_batch_count = 0
+        """Batches that failed and were run again one by one."""
         self._task = asyncio.create_task(self._dispatch(), name="batcher")
 
     @property
@@ -332,6 +334,7 @@ class Batcher(Generic[Item, Output]):
             if not batch[0].future.done():
                 batch[0].future.set_exception(error)
             return
+        self.failed_batch_count += 1
         logger.warning("A batch of %d failed; its items are run one by one: %r", len(batch), error)
         for waiting in batch:
             if not waiting.future.done():

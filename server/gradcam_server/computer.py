@@ -87,6 +87,11 @@ class LocalComputer:
         """How long the batch on the device has been running, in seconds; 0 if there is none."""
         return self._batcher.running_s
 
+    @property
+    def failed_batch_count(self) -> int:
+        """Batches that failed and were run again one by one."""
+        return self._batcher.failed_batch_count
+
     async def compute(
         self,
         key: GraphKey,

@@ -46,8 +46,12 @@ class _BatchSizes(click.ParamType[tuple[int, ...]]):
 def _option(default: Any, help: str, type: Any = None, multiple: bool = False) -> Any:
     return field(
         default=default,
-        metadata={"help": help, "type": type or default.__class__, "many": multiple},
+        metadata={"help": help, "type": type or _type(default), "many": multiple},
     )
+
+
+def _type(default: Any) -> Any:
+    return str if default is None else default.__class__
 
 
 _POSITIVE = click.IntRange(min=1)
@@ -59,6 +63,29 @@ class ServeConfig:
 
     host: str = _option("127.0.0.1", "Address to listen on.")
     port: int = _option(50051, "Port to listen on; 0 picks a free one.", click.IntRange(0, 65535))
+    tls_certificate: str | None = _option(
+        None, "PEM file of the server's certificate and its chain. Read again when it changes."
+    )
+    tls_key: str | None = _option(None, "PEM file of its private key, not encrypted.")
+    tls_client_ca: str | None = _option(
+        None,
+        "PEM file of the authorities that vouch for clients: clients without a certificate of "
+        "theirs are refused (mutual TLS).",
+    )
+    allow_insecure: bool = _option(
+        False, "Listen in plain text on addresses other than loopback, too."
+    )
+    token_file: str | None = _option(
+        None,
+        "TOML file of the tokens that callers must have; gradcam token makes them. Read again "
+        "when it changes.",
+    )
+    admin_port: int | None = _option(
+        None,
+        "Port of gradcam.admin.v1.AdminService, on loopback only; 0 picks a free one. There is "
+        "none if it is not set.",
+        click.IntRange(0, 65535),
+    )
     model: tuple[str, ...] = _option(
         (DEFAULT_MODEL,),
         f"Model to serve: {', '.join(BUILT_IN[:-1])} or {BUILT_IN[-1]}; or NAME=PATH of a .keras "
@@ -121,6 +148,8 @@ class ServeConfig:
         click.Choice([compiler.value for compiler in Compiler]),
     )
     max_targets: int = _option(5, "Most classes to explain in one request.", _POSITIVE)
+    max_layers: int = _option(8, "Most layers of one request.", _POSITIVE)
+    max_formats: int = _option(8, "Most forms of the heat maps of one request.", _POSITIVE)
     max_extra_graphs: int = _option(
         16,
         "Most graphs to keep that were compiled at first use; the least recently used goes. "
@@ -156,6 +185,18 @@ class ServeConfig:
     max_stream_in_flight: int = _option(
         64, "Most requests of one stream in work at once; then it is read no further.", _POSITIVE
     )
+    max_streams: int = _option(
+        256, "Most streams open at once, of all callers; more are refused.", _POSITIVE
+    )
+    max_connection_streams: int = _option(
+        256, "Most calls of one connection at once; more wait at the client.", _POSITIVE
+    )
+    max_connection_age_s: float = _option(
+        0.0,
+        "After how many seconds clients must connect anew, with a certificate that is valid "
+        "then; their calls may end first. 0 is never.",
+        click.FloatRange(min=0),
+    )
     max_image_pixels: int = _option(50_000_000, "Most pixels of an image.", _POSITIVE)
     max_message_bytes: int = _option(32 * 1024 * 1024, "Most bytes of a message.", _POSITIVE)
     worker_threads: int = _option(4, "Threads that decode and render.", _POSITIVE)
@@ -175,6 +216,18 @@ class ServeConfig:
         30.0,
         "How long requests in work may take after SIGTERM, in seconds.",
         click.FloatRange(min=0),
+    )
+    http_host: str = _option("127.0.0.1", "Address of the HTTP port.")
+    http_port: int | None = _option(
+        None,
+        "Port of /metrics, /healthz and /readyz over HTTP; 0 picks a free one. There is none "
+        "if it is not set.",
+        click.IntRange(0, 65535),
+    )
+    tracing: str = _option(
+        "off",
+        "Where the spans of requests go: off, otlp (as OTEL_* variables say) or console.",
+        click.Choice(["off", "otlp", "console"]),
     )
     log_level: str = _option(
         "info",
@@ -204,6 +257,11 @@ class ServeConfig:
             if key in sources:
                 raise StartupError(f"--model {option}: there are two models of the name {key!r}")
             sources[key] = path or name
+        for key in sources:
+            if any(other.startswith(f"{key}:") for other in sources):
+                raise StartupError(
+                    f"--model {key}: there are several models of this name, so it needs a version"
+                )
         # A file has its weights, so a value for all models is for the built-in ones.
         built_in = [key for key, source in sources.items() if source in BUILT_IN]
         weights = _by_model("weights", self.weights, sources, built_in or sources)
@@ -276,6 +334,7 @@ def serve_options(command: Callable[..., None]) -> Callable[..., None]:
         command = click.option(
             flag(setting.name),
             type=setting.metadata["type"],
+            is_flag=setting.metadata["type"] is bool,
             multiple=setting.metadata["many"],
             default=_plain(setting.default),
             show_default=bool(setting.default) or setting.default == 0,
@@ -301,6 +360,10 @@ def _plain(value: Any) -> Any:
 
 def show_default(value: Any) -> str:
     """Writes a default as one would type it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, tuple):
         return ",".join(str(part) for part in value) or "none"
     return str(value)

@@ -11,6 +11,7 @@ from gradcam_server.errors import StartupError
 from gradcam_server.models import model_id
 
 _OF_MODELS = ("weights", "preprocessing", "labels", "input_size")
+_FILES = ("tls_certificate", "tls_key", "tls_client_ca", "token_file")
 _MODEL_KEYS = ("name", "version", "path", *_OF_MODELS)
 
 
@@ -49,6 +50,9 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise StartupError(f"--config {path}: give models either as [[models]] or as model = [...]")
     for model in models:
         _add_model(path, values, model)
+    for key in _FILES:
+        if key in values:
+            values[key] = str(path.parent / str(values[key]))
     return values
 
 

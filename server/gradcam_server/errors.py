@@ -1,6 +1,9 @@
 """What can go wrong, drawn along the data flow.
 
     start      StartupError: a model or an option that cannot be used
+    access     UnauthenticatedError: no token, or an unknown one
+               ForbiddenError: a token that may not administer
+               LimitError: a caller has, or had, too many requests
     request    NotReadyError: warming up or draining
                QueueFullError: no place
                DeadlineError: it would come too late
@@ -10,6 +13,7 @@
     graph      EngineLostError: its process died, and is being started again
                anything else is a fault of ours; its text is logged, never sent
     render     (the same)
+    reload     ReloadError: the new configuration failed, the old one goes on
 
 Each message is written for the caller: what was wrong, and what would be right.
 ``status.py`` holds the one table from these errors to gRPC codes.
@@ -22,6 +26,18 @@ class ExplanationServerError(Exception):
 
 class StartupError(ExplanationServerError):
     """The server, or an in-process explanation, cannot start as configured."""
+
+
+class UnauthenticatedError(ExplanationServerError):
+    """The caller has no token, or one that is not known."""
+
+
+class ForbiddenError(ExplanationServerError):
+    """The caller's token does not allow this call."""
+
+
+class ReloadError(ExplanationServerError):
+    """The new configuration cannot be served; the old one goes on."""
 
 
 class InvalidRequestError(ExplanationServerError):
@@ -75,6 +91,10 @@ class RetryableError(ExplanationServerError):
 
 class QueueFullError(RetryableError):
     """All places in the queue are taken."""
+
+
+class LimitError(RetryableError):
+    """The caller has, or had, more requests than its token or the server allows."""
 
 
 class NotReadyError(RetryableError):

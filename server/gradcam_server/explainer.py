@@ -6,9 +6,11 @@ from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_server.computer import Computer
 from gradcam_server.config import ServeConfig
 from gradcam_server.convert import to_model, to_request, to_response
+from gradcam_server.errors import DeadlineError, QueueFullError
+from gradcam_server.metrics import Metrics
 from gradcam_server.pipeline import Pipeline
 from gradcam_server.requests import ExplainedImage, ExplainRequest, Progress
-from gradcam_server.sampling import Report
+from gradcam_server.tracing import current_call
 
 
 class Explainer:
@@ -17,14 +19,13 @@ class Explainer:
     Args:
         config: The settings.
         computer: The warm models; closed with the explainer.
-        report_faithfulness: Told how faithful sampled answers are.
+        metrics: Told where the time of answers went, what was refused and dropped, and how
+            faithful sampled answers are.
     """
 
-    def __init__(
-        self, config: ServeConfig, computer: Computer, report_faithfulness: Report
-    ) -> None:
-        self._computer = computer
-        self._pipeline = Pipeline(config, computer, report_faithfulness)
+    def __init__(self, config: ServeConfig, computer: Computer, metrics: Metrics) -> None:
+        self._computer, self._metrics = computer, metrics
+        self._pipeline = Pipeline(config, computer, metrics.faithfulness)
         self._in_work = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -78,13 +79,34 @@ class Explainer:
         self._in_work += 1
         self._idle.clear()
         try:
-            return await self._pipeline.explain(
+            explained = await self._pipeline.explain(
                 request, wait_for_place=wait_for_place, progress=progress
             )
+        except QueueFullError:
+            self._metrics.rejected("queue_full")
+            raise
+        except DeadlineError:
+            self._metrics.dropped("deadline")
+            raise
+        except asyncio.CancelledError:
+            self._metrics.dropped("cancelled")
+            raise
         finally:
             self._in_work -= 1
             if not self._in_work:
                 self._idle.set()
+        stats = explained.stats
+        self._metrics.stages(stats.decode_us, stats.queue_us, stats.compute_us, stats.render_us)
+        current_call.get().stages(stats)
+        return explained
+
+    def model_id(self, name: str, version: str = "") -> str:
+        """Returns the name and version, in one, of the model that answers for these.
+
+        Raises:
+            NotFoundError: No such model.
+        """
+        return self._computer.catalog.find_model(name, version).id
 
     def models(self) -> list[pb.Model]:
         """Describes all models in short."""

@@ -15,6 +15,7 @@ from gradcam_server.computer import LocalComputer
 from gradcam_server.config import ServeConfig
 from gradcam_server.engine import Engine
 from gradcam_server.explainer import Explainer
+from gradcam_server.metrics import Metrics
 from gradcam_server.models import DEFAULT_MODEL
 from gradcam_server.requests import Progress, watch
 from gradcam_server.status import to_status
@@ -124,7 +125,7 @@ async def _report(image: ImageInput, progress: Progress, tell: OnProgress | None
 
 
 async def _on_loop(config: ServeConfig, engine: Engine) -> Explainer:
-    return Explainer(config, LocalComputer(config, engine), lambda *_: None)
+    return Explainer(config, LocalComputer(config, engine), Metrics())
 
 
 async def _result(task: "asyncio.Task[Outcome]") -> Outcome:

@@ -99,6 +99,7 @@ class Pipeline:
             EngineLostError: The engine died before it answered.
         """
         model = self._computer.catalog.find_model(request.model, request.model_version)
+        self._check_counts(request)
         layers = model.resolve_layers(request.layers)
         targets = self._choose_targets(request, model.labels)
         passes = count_passes(request, self._config.max_passes)
@@ -181,6 +182,16 @@ class Pipeline:
         if method in MANY_PASS_METHODS or request.smooth_grad is not None:
             layers, method = (model.default_layer,), Method.GRAD_CAM
         return self._computer.catalog.graph_key(model, layers, method, request.score_type, targets)
+
+    def _check_counts(self, request: ExplainRequest) -> None:
+        for field, wanted, most in (
+            ("layers", len(request.layers), self._config.max_layers),
+            ("heatmaps", len(request.forms), self._config.max_formats),
+        ):
+            if wanted > most:
+                raise InvalidRequestError(
+                    field, f"{wanted} {field}; a request may have {most} here"
+                )
 
     def _choose_targets(self, request: ExplainRequest, labels: ClassLabels) -> list[GraphTarget]:
         most = min(self._config.max_targets, len(labels))

@@ -22,7 +22,7 @@ STEPS = 10
 LEAST_URGENT = 2**31 - 1
 
 Report = Callable[[str, Method, float, float], None]
-"""Told the model, the method, and the areas under the insertion and the deletion curve."""
+"""Told the id of the model, the method, and the areas under both curves, insertion first."""
 
 
 class FaithfulnessSampler:
@@ -80,7 +80,7 @@ class FaithfulnessSampler:
         except Exception as error:  # noqa: BLE001 - nobody asked for it: it must not harm
             logger.warning("An answer could not be measured: %r", error)
         else:
-            self._report(model.name, method, insertion, deletion)
+            self._report(model.id, method, insertion, deletion)
 
     async def _auc(
         self, model: ServedModel, target: int, images: Iterable[NDArray[np.uint8]]

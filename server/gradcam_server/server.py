@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import grpc
@@ -11,10 +12,18 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
+from gradcam_server import __version__, admin, tracing
+from gradcam_server.calls import Calls
 from gradcam_server.config import ServeConfig
-from gradcam_server.errors import ExplanationServerError, StartupError
+from gradcam_server.errors import ExplanationServerError, NotReadyError, ReloadError, StartupError
 from gradcam_server.explainer import Explainer
+from gradcam_server.http import HttpServer
 from gradcam_server.lifecycle import Lifecycle, Phase
+from gradcam_server.metrics import Metrics
+from gradcam_server.open_inference import service as open_inference
+from gradcam_server.security.access import Access, AccessInterceptor, read_token_file
+from gradcam_server.security.listening import check_listening, connection_options
+from gradcam_server.security.tls import server_credentials
 from gradcam_server.service import SERVICE_NAME, ExplanationService
 from gradcam_server.supervisor import Supervisor
 
@@ -24,10 +33,15 @@ _T = TypeVar("_T")
 
 _FLUSH_S = 2.0
 _GOAWAY_S = 0.1
-_HEALTH_NAMES = ("", SERVICE_NAME)
+_HEALTH_NAMES = ("", SERVICE_NAME, open_inference.SERVICE_NAME)
 
 # What a reload cannot change, because it is the listener's or the whole process's.
-_FIXED = ("host", "port", "max_message_bytes", "max_stream_in_flight", "drain_timeout_s")
+_FIXED = (
+    *("host", "port", "admin_port", "allow_insecure"),
+    *("tls_certificate", "tls_key", "tls_client_ca"),
+    *("max_connection_streams", "max_connection_age_s"),
+    *("max_message_bytes", "max_stream_in_flight", "drain_timeout_s"),
+)
 
 
 def run(config: ServeConfig, read_again: Callable[[], ServeConfig]) -> int:
@@ -64,12 +78,20 @@ class _Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
-        self._service = ExplanationService(self._config, self._lifecycle)
+        self._metrics = Metrics()
+        self._metrics.watch_ready(lambda: self._lifecycle.phase is Phase.SERVING)
+        self._metrics.watch_in_flight(lambda: self._lifecycle.in_work)
+        tracer = tracing.configure(self._config.tracing, __version__)
+        calls = Calls(self._lifecycle, self._metrics, tracer)
+        self._service = ExplanationService(self._config, calls)
+        self._inference = open_inference.InferenceService(self._config, calls)
         self._health = health.aio.HealthServicer()
-        self._supervisor = Supervisor(
-            self._config, self._publish, self._withdraw, lambda *_: None, lambda *_: None
-        )
+        self._supervisor = Supervisor(self._config, self._publish, self._withdraw, self._metrics)
+        check_listening(self._config)
+        self._access = Access(self._config, self._metrics.token_request, self._metrics.rejected)
+        http = self._start_http()
         server = await self._listen()
+        administration = await self._listen_to_admins()
         try:
             return await self._serve(server)
         except _StoppedError:
@@ -77,12 +99,36 @@ class _Server:
             return 0
         finally:
             await server.stop(grace=0)
+            if administration is not None:
+                await administration.stop(grace=0)
             await self._supervisor.close()
+            await asyncio.to_thread(tracer.close)
+            if http is not None:
+                await asyncio.to_thread(http.close)
+
+    def _start_http(self) -> HttpServer | None:
+        if self._config.http_port is None:
+            return None
+        http = HttpServer(
+            self._config.http_host,
+            self._config.http_port,
+            self._metrics.exposition,
+            self._why_not_ready,
+        )
+        http.start()
+        return http
+
+    def _why_not_ready(self) -> str | None:
+        phase = self._lifecycle.phase
+        return None if phase is Phase.SERVING else phase.value
 
     async def _listen(self) -> grpc.aio.Server:
         config = self._config
+        credentials = server_credentials(config)
         server = grpc.aio.server(
+            interceptors=(AccessInterceptor(self._access),),
             options=(
+                *connection_options(config),
                 ("grpc.max_receive_message_length", config.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
                 # Otherwise a second server on the port would take half of the requests.
@@ -90,18 +136,30 @@ class _Server:
             )
         )
         pb_grpc.add_ExplanationServiceServicer_to_server(self._service, server)
+        open_inference.add_to_server(self._inference, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (*_HEALTH_NAMES[1:], health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
         await self._tell_health()
         address = f"{config.host}:{config.port}"
         try:
-            port = server.add_insecure_port(address)
+            port = (
+                server.add_insecure_port(address)
+                if credentials is None
+                else server.add_secure_port(address, credentials)
+            )
         except RuntimeError as error:
             raise StartupError(f"cannot listen on {address}: is the port in use?") from error
         await server.start()
         logger.info("Listening on %s:%d; warming up", config.host, port)
         return server
+
+    async def _listen_to_admins(self) -> grpc.aio.Server | None:
+        port = self._config.admin_port
+        if port is None:
+            return None
+        service = admin.AdminService(self._reload)
+        return await admin.listen(self._config, port, service, self._access)
 
     async def _serve(self, server: grpc.aio.Server) -> int:
         await self._unless_stopped(self._supervisor.start())
@@ -111,6 +169,7 @@ class _Server:
 
     def _publish(self, explainer: Explainer) -> None:
         self._service.publish(explainer)
+        self._inference.publish(explainer)
         self._lifecycle.serve()
         self._spawn(self._tell_health())
         logger.info("Serving %s", ", ".join(model.name for model in explainer.models()))
@@ -170,22 +229,38 @@ class _Server:
 
     def _on_hangup(self) -> None:
         logger.info("Received SIGHUP; reloading")
-        self._spawn(self._reload())
+        self._spawn(self._reload_unasked())
 
-    async def _reload(self) -> None:
-        """Replaces the models by what the settings say now; a failure keeps the old ones."""
+    async def _reload_unasked(self) -> None:
+        with suppress(ExplanationServerError):  # it is in the log
+            await self._reload()
+
+    async def _reload(self) -> admin.Reloaded:
+        """Replaces the models and tokens by what the settings say now.
+
+        Raises:
+            ReloadError: That cannot be served. The old ones go on.
+        """
         try:
+            # While an engine is started again, what the settings say now may be the remedy.
+            if self._lifecycle.phase is not Phase.RESTARTING:
+                self._lifecycle.check()
             config = self._read_again()
             changed = [
                 name for name in _FIXED if getattr(config, name) != getattr(self._config, name)
             ]
             if changed:
                 logger.warning("Not changed before a restart: %s", ", ".join(changed))
+            tokens = read_token_file(config)
             await self._supervisor.reload(config)
         except ExplanationServerError as error:
             logger.error("Reloading failed, the old models go on: %s", error)  # noqa: TRY400
-        else:
-            logger.info("Reloaded")
+            if isinstance(error, NotReadyError):
+                raise
+            raise ReloadError(f"reloading failed, the old models go on: {error}") from error
+        self._access.configure(config, tokens)
+        logger.info("Reloaded")
+        return admin.Reloaded(self._service.models(), changed)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

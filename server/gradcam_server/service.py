@@ -1,24 +1,19 @@
-"""The gRPC service: lets requests in, and turns errors into status codes."""
+"""The gRPC service ``gradcam.v1.ExplanationService``."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from time import perf_counter
-
-import grpc
 
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
+from gradcam_server.calls import Calls, Context, Counted, call_deadline, write
 from gradcam_server.config import ServeConfig
-from gradcam_server.errors import NotReadyError
 from gradcam_server.explainer import Explainer
-from gradcam_server.lifecycle import Lifecycle
 from gradcam_server.requests import Progress, watch
-from gradcam_server.status import status_code, to_status
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExplanationService"].full_name
-
-_Context = grpc.aio.ServicerContext[object, object]
+_UNARY = f"{SERVICE_NAME}/ExplainImage"
+_STREAM = f"{SERVICE_NAME}/StreamExplainImages"
+_IMAGE = f"{_STREAM}.image"
 
 
 class ExplanationService(pb_grpc.ExplanationServiceServicer):
@@ -26,42 +21,47 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
 
     Args:
         config: The settings.
-        lifecycle: Says whether requests are let in.
+        calls: Lets them in.
     """
 
-    def __init__(self, config: ServeConfig, lifecycle: Lifecycle) -> None:
+    def __init__(self, config: ServeConfig, calls: Calls) -> None:
         self._max_stream_in_flight = config.max_stream_in_flight
-        self._lifecycle = lifecycle
+        self._calls = calls
         self._explainer: Explainer | None = None
 
     def publish(self, explainer: Explainer) -> None:
         """Requests are answered by this explainer from now on."""
         self._explainer = explainer
 
+    def models(self) -> list[pb.Model]:
+        """Describes in short what is served."""
+        return self._current.models()
+
     async def ExplainImage(  # noqa: N802
-        self, request: pb.ExplainImageRequest, context: _Context
+        self, request: pb.ExplainImageRequest, context: Context
     ) -> pb.ExplainImageResponse:
-        async with self._answering(context):
-            return await self._current.explain(request, deadline=_deadline(context))
+        async with self._calls.answering(context, _UNARY) as counted:
+            counted.model = self._current.model_id(request.model, request.model_version)
+            return await self._current.explain(request, deadline=call_deadline(context))
 
     async def StreamExplainImages(  # noqa: N802
-        self, _: AsyncIterator[pb.StreamExplainImagesRequest], context: _Context
+        self, _: AsyncIterator[pb.StreamExplainImagesRequest], context: Context
     ) -> None:
-        async with self._answering(context):
+        async with self._calls.answering(context, _STREAM):
             await self._answer_stream(context)
             # A client that had more to send learns that it must send it elsewhere.
-            self._lifecycle.check()
+            self._calls.lifecycle.check()
 
     async def ListModels(  # noqa: N802
-        self, _: pb.ListModelsRequest, context: _Context
+        self, _: pb.ListModelsRequest, context: Context
     ) -> pb.ListModelsResponse:
-        async with self._answering(context):
+        async with self._calls.answering(context, f"{SERVICE_NAME}/ListModels"):
             return pb.ListModelsResponse(models=self._current.models())
 
     async def GetModel(  # noqa: N802
-        self, request: pb.GetModelRequest, context: _Context
+        self, request: pb.GetModelRequest, context: Context
     ) -> pb.GetModelResponse:
-        async with self._answering(context):
+        async with self._calls.answering(context, f"{SERVICE_NAME}/GetModel"):
             model = self._current.model(request.name, request.version)
             return pb.GetModelResponse(model=model)
 
@@ -70,33 +70,21 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         assert self._explainer is not None  # the lifecycle lets nobody in before
         return self._explainer
 
-    @asynccontextmanager
-    async def _answering(self, context: _Context) -> AsyncIterator[None]:
-        try:
-            with self._lifecycle.request():
-                yield
-        except Exception as error:  # noqa: BLE001 - one table turns all into codes
-            if isinstance(error, NotReadyError):
-                await self._lifecycle.before_refusal()
-            status = to_status(error)
-            details = ("grpc-status-details-bin", status.SerializeToString())
-            await context.abort(status_code(status), status.message, (details,))
-
-    async def _answer_stream(self, context: _Context) -> None:
+    async def _answer_stream(self, context: Context) -> None:
         places = asyncio.Semaphore(self._max_stream_in_flight)
         writing = asyncio.Lock()
 
-        async def write(message: pb.StreamExplainImagesResponse) -> None:
+        async def write_one(message: pb.StreamExplainImagesResponse) -> None:
             async with writing:
-                await context.write(message)
+                await write(context, message)
 
         async def answer(item: pb.StreamExplainImagesRequest) -> None:
             progress = Progress()
-            reports = asyncio.ensure_future(_report(item, progress, write))
+            reports = asyncio.ensure_future(_report(item, progress, write_one))
             try:
-                response = await self._answer_item(item, progress, _deadline(context))
+                response = await self._answer_item(item, progress, call_deadline(context))
                 await _cancel(reports)
-                await write(response)
+                await write_one(response)
             finally:
                 reports.cancel()
                 places.release()
@@ -104,7 +92,9 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         async with asyncio.TaskGroup() as answers:
             while True:
                 await places.acquire()
-                item = await self._read_unless_draining(context)
+                item = await self._calls.read_unless_draining(
+                    context, pb.StreamExplainImagesRequest
+                )
                 if item is None:
                     break
                 answers.create_task(answer(item))
@@ -115,30 +105,21 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         progress: Progress,
         deadline: float | None,
     ) -> pb.StreamExplainImagesResponse:
-        answer = pb.StreamExplainImagesResponse(correlation_id=item.correlation_id)
-        try:
-            self._lifecycle.check_engine()
+        async def work(counted: Counted) -> pb.ExplainImageResponse:
+            request, current = item.request, self._current
+            counted.model = current.model_id(request.model, request.model_version)
             # A full queue slows a stream down; only unary calls are refused.
-            response = await self._current.explain(
-                item.request, deadline=deadline, wait_for_place=True, progress=progress
+            return await current.explain(
+                request, deadline=deadline, wait_for_place=True, progress=progress
             )
-            answer.response.CopyFrom(response)
-        except Exception as error:  # noqa: BLE001 - one table turns all into codes
-            answer.error.CopyFrom(to_status(error))
-        return answer
 
-    async def _read_unless_draining(
-        self, context: _Context
-    ) -> pb.StreamExplainImagesRequest | None:
-        read = asyncio.ensure_future(context.read())
-        draining = asyncio.ensure_future(self._lifecycle.draining.wait())
-        try:
-            await asyncio.wait({read, draining}, return_when=asyncio.FIRST_COMPLETED)
-            item = read.result() if read.done() else grpc.aio.EOF
-        finally:
-            read.cancel()
-            draining.cancel()
-        return item if isinstance(item, pb.StreamExplainImagesRequest) else None
+        outcome = await self._calls.item(_IMAGE, work)
+        answer = pb.StreamExplainImagesResponse(correlation_id=item.correlation_id)
+        if isinstance(outcome, pb.ExplainImageResponse):
+            answer.response.CopyFrom(outcome)
+        else:
+            answer.error.CopyFrom(outcome)
+        return answer
 
 
 async def _report(
@@ -158,9 +139,3 @@ async def _report(
 async def _cancel(task: asyncio.Future[None]) -> None:
     task.cancel()
     await asyncio.wait({task})
-
-
-def _deadline(context: _Context) -> float | None:
-    """Returns the call's deadline as a time of ``perf_counter``."""
-    remaining_s = context.time_remaining()
-    return None if remaining_s is None else perf_counter() + remaining_s

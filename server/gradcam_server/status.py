@@ -1,6 +1,7 @@
 """The one table from domain errors to gRPC codes and error details."""
 
 import logging
+from typing import Any
 
 import grpc
 from google.protobuf import any_pb2
@@ -10,14 +11,20 @@ from google.rpc import error_details_pb2, status_pb2
 from gradcam_server.errors import (
     DeadlineError,
     EngineLostError,
+    ForbiddenError,
     InvalidRequestError,
+    LimitError,
     NotFoundError,
     NotReadyError,
     QueueFullError,
+    ReloadError,
     RetryableError,
+    UnauthenticatedError,
 )
 
 logger = logging.getLogger(__name__)
+
+_MAX_MESSAGE_BYTES = 1200
 
 CODES: dict[type[Exception], grpc.StatusCode] = {
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -26,6 +33,10 @@ CODES: dict[type[Exception], grpc.StatusCode] = {
     DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
     NotReadyError: grpc.StatusCode.UNAVAILABLE,
     EngineLostError: grpc.StatusCode.UNAVAILABLE,
+    UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    ForbiddenError: grpc.StatusCode.PERMISSION_DENIED,
+    LimitError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ReloadError: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
 
@@ -35,7 +46,8 @@ def to_status(error: Exception) -> status_pb2.Status:
     if code is None:
         logger.error("Internal error", exc_info=error)
         return _status(grpc.StatusCode.INTERNAL, "internal error; the server's log says more")
-    return _status(code, str(error), *_details(error))
+    message = _clip(str(error))
+    return _status(code, message, *_details(error, message))
 
 
 def status_code(status: status_pb2.Status) -> grpc.StatusCode:
@@ -43,14 +55,26 @@ def status_code(status: status_pb2.Status) -> grpc.StatusCode:
     return next(code for code in grpc.StatusCode if code.value[0] == status.code)
 
 
-def _details(error: Exception) -> list[Message]:
+async def abort(context: Any, status: status_pb2.Status) -> None:
+    """Ends a call with a status and its details."""
+    details = ("grpc-status-details-bin", status.SerializeToString())
+    await context.abort(status_code(status), status.message, (details,))
+
+
+def _clip(message: str) -> str:
+    """Shortens a text: it may quote the request, and clients refuse more than 8 KiB of trailers."""
+    short = message.encode("utf-8", "replace")[:_MAX_MESSAGE_BYTES].decode("utf-8", "ignore")
+    return short if short == message else short + " ..."
+
+
+def _details(error: Exception, message: str) -> list[Message]:
     if isinstance(error, RetryableError):
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMilliseconds(round(error.retry_after_s * 1000))
         return [retry]
     if isinstance(error, InvalidRequestError | NotFoundError):
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=str(error)
+            field=error.field, description=message
         )
         return [error_details_pb2.BadRequest(field_violations=[violation])]
     return []

@@ -4,12 +4,14 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 
-from gradcam_server.computer import OnBatch
+from gradcam_server import __version__
+from gradcam_server.batching import BatchReport
 from gradcam_server.config import ServeConfig
+from gradcam_server.engine_process.messages import Heartbeat
 from gradcam_server.engine_process.remote import RemoteComputer
 from gradcam_server.errors import EngineLostError, StartupError
 from gradcam_server.explainer import Explainer
-from gradcam_server.sampling import Report
+from gradcam_server.metrics import Metrics, ModelInfo
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +26,7 @@ class Supervisor:
         config: The settings.
         publish: Told which explainer answers from now on.
         withdraw: Told that none does, and for about how many seconds.
-        on_batch: Told of every batch that ran.
-        report_faithfulness: Told how faithful sampled answers are.
+        metrics: Told what engines do, and how faithful sampled answers are.
     """
 
     def __init__(
@@ -33,27 +34,35 @@ class Supervisor:
         config: ServeConfig,
         publish: Callable[[Explainer], None],
         withdraw: Callable[[float], None],
-        on_batch: OnBatch,
-        report_faithfulness: Report,
+        metrics: Metrics,
     ) -> None:
         self._config = config
         self._publish, self._withdraw = publish, withdraw
-        self._on_batch, self._report_faithfulness = on_batch, report_faithfulness
+        self._metrics = metrics
+        self._failed_batch_count = 0
         self._changing = asyncio.Lock()
         self._computer: RemoteComputer | None = None
         self._explainer: Explainer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self.restart_count = 0
-
-    @property
-    def computer(self) -> RemoteComputer | None:
-        """The engine that is asked, or was last."""
-        return self._computer
 
     @property
     def queue_length(self) -> int:
         """Requests admitted and not yet on the device."""
         return self._explainer.queue_length if self._explainer is not None else 0
+
+    def batch_ran(self, model: str, batch: BatchReport) -> None:
+        """Counts a batch."""
+        self._metrics.batch_done(model, batch.size, batch.padded_size, batch.reason)
+
+    def beat(self, pid: int, heartbeat: Heartbeat) -> None:
+        """Measures the engine; one that was replaced counts no more."""
+        if self._computer is None or self._computer.pid != pid:
+            return
+        self._metrics.engine_beat(
+            pid, heartbeat.compilation_count, heartbeat.resident_bytes, heartbeat.device_bytes
+        )
+        self._metrics.retried_as_singles(heartbeat.failed_batch_count - self._failed_batch_count)
+        self._failed_batch_count = heartbeat.failed_batch_count
 
     async def start(self) -> None:
         """Starts the engine.
@@ -87,9 +96,11 @@ class Supervisor:
             await self._explainer.close()
 
     async def _replace(self, config: ServeConfig) -> None:
-        computer = await RemoteComputer.start(config, self._on_batch)
+        computer = await RemoteComputer.start(config, self)
         old, self._computer = self._explainer, computer
-        self._explainer = Explainer(config, computer, self._report_faithfulness)
+        self._explainer = Explainer(config, computer, self._metrics)
+        self._failed_batch_count = 0
+        self._tell_metrics(config, computer)
         self._publish(self._explainer)
         self._spawn(self._guard(computer))
         if old is not None:
@@ -102,7 +113,8 @@ class Supervisor:
             return
         logger.error("The engine was lost: %s; starting it again", reason)
         self._withdraw(computer.started_in_s)
-        self.restart_count += 1
+        self._metrics.engine_restarted()
+        self._metrics.set_engine_up(False)
         pause_s = _FIRST_PAUSE_S
         async with self._changing:
             while self._computer is computer:
@@ -113,6 +125,16 @@ class Supervisor:
                     await asyncio.sleep(pause_s)
                     pause_s = min(2 * pause_s, _MAX_PAUSE_S)
         logger.info("The engine is back")
+
+    def _tell_metrics(self, config: ServeConfig, computer: RemoteComputer) -> None:
+        models = computer.catalog.models
+        self._metrics.set_models(
+            ModelInfo(model.id, model.weights, model.default_layer, config.compiler)
+            for model in models
+        )
+        self._metrics.set_build(__version__, computer.tensorflow_version)
+        self._metrics.set_engine_up(True)
+        self._metrics.watch_queue(lambda: self.queue_length, config.max_queue_length * len(models))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

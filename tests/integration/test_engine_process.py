@@ -31,18 +31,13 @@ def server() -> Iterator[RunningServer]:
         running.kill()
 
 
-def engines(server: RunningServer) -> list[psutil.Process]:
-    """The engines of a server, as the system sees them."""
-    return [one for one in psutil.Process(server.pid).children() if one.status() != "zombie"]
-
-
 def test_an_engine_that_is_killed_loses_no_request_that_is_retried(
     server: RunningServer, images: Path
 ) -> None:
     """Kill -9 under load, unary and stream: every request gets its own right answer."""
     photos = {name: (images / f"{name}.jpg").read_bytes() for name in TOP}
     names = [list(TOP)[number % 2] for number in range(600)]
-    (old,) = engines(server)
+    (old,) = server.engines()
 
     def kill() -> None:
         time.sleep(0.7)
@@ -59,7 +54,7 @@ def test_an_engine_that_is_killed_loses_no_request_that_is_retried(
     assert [answer.top.index for answer in answers] == [TOP[name] for name in names]
     assert "killed by SIGKILL" in server.text
     assert "The engine is back" in server.text
-    (new,) = engines(server)
+    (new,) = server.engines()
     assert new.pid != old.pid
     print(f"{len(answers)} answers, all right, over one kill -9")
 
@@ -69,7 +64,7 @@ def test_a_lost_engine_flips_health_and_says_when_to_come_again(
 ) -> None:
     """Without retries the error is UNAVAILABLE with RetryInfo, until the engine is back."""
     with Client(server.address, retry=ONCE) as client:
-        (engine,) = engines(server)
+        (engine,) = server.engines()
         engine.kill()
         engine.wait()
         with pytest.raises(UnavailableError) as caught:
@@ -83,7 +78,7 @@ def test_a_lost_engine_flips_health_and_says_when_to_come_again(
 
 def test_an_engine_that_hangs_is_killed(server: RunningServer, cat_jpeg: bytes) -> None:
     """The watchdog takes a silent engine for lost; what waits is answered by the next one."""
-    (engine,) = engines(server)
+    (engine,) = server.engines()
     with Client(server.address, timeout_s=90) as client:
         os.kill(engine.pid, signal.SIGSTOP)
         assert client.explain(cat_jpeg).top.index == 285
@@ -92,7 +87,7 @@ def test_an_engine_that_hangs_is_killed(server: RunningServer, cat_jpeg: bytes) 
 
 def test_a_reload_under_load_drops_no_request(server: RunningServer, cat_jpeg: bytes) -> None:
     """SIGHUP puts a new engine in the old one's place; not one request fails or waits for it."""
-    (old,) = engines(server)
+    (old,) = server.engines()
     stop = threading.Event()
     outcomes: Counter[str] = Counter()
 
@@ -106,7 +101,7 @@ def test_a_reload_under_load_drops_no_request(server: RunningServer, cat_jpeg: b
                 outcomes[found] += 1
 
     def is_replaced() -> bool:
-        return "Reloaded" in server.text and old not in engines(server)
+        return "Reloaded" in server.text and old not in server.engines()
 
     with ThreadPoolExecutor(4) as pool:
         asking = [pool.submit(ask) for _ in range(4)]
@@ -119,7 +114,7 @@ def test_a_reload_under_load_drops_no_request(server: RunningServer, cat_jpeg: b
             one.result()
     assert is_replaced()
     assert set(outcomes) == {"285"}
-    assert len(engines(server)) == 1
+    assert len(server.engines()) == 1
     print(f"{outcomes.total()} answers during a reload, all right")
 
 
@@ -162,7 +157,7 @@ def test_the_engine_never_outlives_the_server() -> None:
             else:
                 server.wait_for("warming up")
                 time.sleep(1)
-            children = engines(server)
+            children = server.engines()
             assert len(children) == 1
         finally:
             server.kill()

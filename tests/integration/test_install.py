@@ -74,6 +74,7 @@ def test_stubs_import_under_the_oldest_protobuf(tmp_path: Path) -> None:
         f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT / 'proto')!r}]\n"
         "import google.protobuf, grpc\n"
         "from gradcam.v1 import explanation_service_pb2 as pb, explanation_service_pb2_grpc\n"
+        "from gradcam.inference import grpc_service_pb2_grpc\n"
         "request = pb.ExplainImageRequest(encoded_image=b'x')\n"
         "assert pb.ExplainImageRequest.FromString(request.SerializeToString()) == request\n"
         "print(google.protobuf.__version__, grpc.__version__)\n"

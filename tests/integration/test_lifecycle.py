@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ def started() -> Iterator[list[RunningServer]]:
         server.kill()
 
 
-def serve(started: list[RunningServer], *options: str, **variables: str) -> RunningServer:
+def serve(started: list[RunningServer], *options: str, **variables: Any) -> RunningServer:
     started.append(RunningServer(*QUICK, *options, **variables))
     return started[-1]
 

@@ -7,7 +7,10 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
+
+import psutil
 
 from gradcam_client import Client
 
@@ -20,16 +23,20 @@ class RunningServer:
 
     Args:
         *options: Options of the command.
+        stdout: Where its output goes, if not to ours.
         **variables: Environment variables to add.
     """
 
-    def __init__(self, *options: str, **variables: str) -> None:
-        self.process = subprocess.Popen(
-            [GRADCAM, "serve", "--port", "0", *options],
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **variables},
-        )
+    def __init__(self, *options: str, stdout: Path | None = None, **variables: str) -> None:
+        self.stdout = stdout
+        with ExitStack() as files:
+            self.process = subprocess.Popen(
+                [GRADCAM, "serve", "--port", "0", *options],
+                stdout=files.enter_context(stdout.open("wb")) if stdout else None,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, **variables},
+            )
         self.log: list[str] = []
         self._listening = threading.Event()
         self._reader = threading.Thread(target=self._read)
@@ -42,6 +49,18 @@ class RunningServer:
         match = re.search(r"Listening on (\S+:\d+)", self.text)
         assert match, self.text
         return match[1]
+
+    @property
+    def http_address(self) -> str:
+        """The address of /metrics and the probes."""
+        match = re.search(r"Metrics on (http://\S+:\d+)/metrics", self.text)
+        assert match, self.text
+        return match[1]
+
+    def engines(self) -> list[psutil.Process]:
+        """Its engines, as the system sees them."""
+        children = psutil.Process(self.pid).children()
+        return [one for one in children if one.status() != psutil.STATUS_ZOMBIE]
 
     @property
     def text(self) -> str:

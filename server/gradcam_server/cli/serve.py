@@ -81,7 +81,13 @@ def _read_again(arguments: tuple[str, ...]) -> ServeConfig:
 
 def _check(config: ServeConfig) -> None:
     from gradcam_server.engine import Engine
+    from gradcam_server.security.access import read_token_file
+    from gradcam_server.security.listening import check_listening
+    from gradcam_server.security.tls import server_credentials
 
+    check_listening(config)
+    server_credentials(config)
+    read_token_file(config)
     catalog = Engine(config).check()
     for model in catalog.models:
         click.echo(f"{model.id}: {model.weights}, {len(model.labels)} classes, ready to be served")

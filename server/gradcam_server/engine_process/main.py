@@ -148,6 +148,7 @@ class _Process:
                 Heartbeat(
                     self._computer.running_s,
                     self._computer.compilation_count,
+                    self._computer.failed_batch_count,
                     resident_bytes(),
                     self._device_bytes(),
                 ),

@@ -97,12 +97,14 @@ class Heartbeat:
     Attributes:
         running_s: How long the batch on the device has been running, in seconds.
         compilation_count: Graphs compiled so far.
+        failed_batch_count: Batches so far that failed and were run again one by one.
         resident_bytes: Memory of the process.
         device_bytes: Memory in use and its peak for each device that tells, in bytes.
     """
 
     running_s: float
     compilation_count: int
+    failed_batch_count: int
     resident_bytes: int
     device_bytes: dict[str, tuple[int, int]]
 

@@ -6,11 +6,10 @@ import signal
 import socket
 import sys
 from time import perf_counter
-from typing import Self
+from typing import Protocol, Self
 
-from gradcam_server.batching import Answer, Turn, Urgency
+from gradcam_server.batching import Answer, BatchReport, Turn, Urgency
 from gradcam_server.catalog import Catalog
-from gradcam_server.computer import OnBatch
 from gradcam_server.config import ServeConfig
 from gradcam_server.engine_process.messages import (
     BatchRan,
@@ -31,6 +30,18 @@ from gradcam_server.graph_io import GraphItem, GraphKey, GraphOutput
 _CLOSE_S = 5.0
 
 
+class EngineObserver(Protocol):
+    """Told what engines do."""
+
+    def batch_ran(self, model: str, batch: BatchReport) -> None:
+        """A batch of a model, by its id, ran."""
+        ...
+
+    def beat(self, pid: int, heartbeat: Heartbeat) -> None:
+        """The engine of a process told how it is."""
+        ...
+
+
 class RemoteComputer:
     """An engine in another process. ``start`` makes one.
 
@@ -47,16 +58,16 @@ class RemoteComputer:
         ready: Ready,
         started_in_s: float,
         watchdog_s: float,
-        on_batch: OnBatch | None,
+        observer: EngineObserver,
     ) -> None:
         self._process, self._reader, self._writer = process, reader, writer
         self._catalog, self._compilation_count = ready.catalog, ready.compilation_count
         self.tensorflow_version = ready.tensorflow_version
         self.started_in_s = started_in_s
         self._watchdog_s = watchdog_s
-        self._on_batch = on_batch
+        self._observer = observer
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.heartbeat = Heartbeat(0.0, ready.compilation_count, 0, {})
+        self.heartbeat = Heartbeat(0.0, ready.compilation_count, 0, 0, {})
         self._heard_at = perf_counter()
         self._numbers = itertools.count()
         self._waiting: dict[int, tuple[asyncio.Future[Answer[GraphOutput]], Turn | None]] = {}
@@ -66,12 +77,12 @@ class RemoteComputer:
         ]
 
     @classmethod
-    async def start(cls, config: ServeConfig, on_batch: OnBatch | None = None) -> Self:
+    async def start(cls, config: ServeConfig, observer: EngineObserver) -> Self:
         """Starts an engine, and returns once it is warm. If cancelled, it is killed.
 
         Args:
             config: The settings.
-            on_batch: Told of every batch that ran.
+            observer: Told what it does.
 
         Raises:
             StartupError: It cannot start as configured.
@@ -102,7 +113,7 @@ class RemoteComputer:
             raise StartupError(message.message)
         assert isinstance(message, Ready)
         started_in_s = perf_counter() - began
-        return cls(process, reader, writer, message, started_in_s, config.watchdog_s, on_batch)
+        return cls(process, reader, writer, message, started_in_s, config.watchdog_s, observer)
 
     @property
     def catalog(self) -> Catalog:
@@ -193,17 +204,22 @@ class RemoteComputer:
                     if turn is not None:
                         turn.give_back()
             case BatchRan(model, batch):
-                if self._on_batch is not None:
-                    self._on_batch(model, batch)
+                self._observer.batch_ran(model, batch)
             case Heartbeat() as heartbeat:
                 self.heartbeat = heartbeat
                 self._compilation_count = heartbeat.compilation_count
+                self._observer.beat(self._process.pid, heartbeat)
 
     async def _watch(self) -> None:
         """Kills an engine that hangs: one batch, or the whole process."""
+        interval_s = min(self._watchdog_s / 4, 1)
         while True:
-            await asyncio.sleep(min(self._watchdog_s / 4, 1))
-            silent_s = perf_counter() - self._heard_at
+            asleep_at = perf_counter()
+            await asyncio.sleep(interval_s)
+            now = perf_counter()
+            if now - asleep_at > 2 * interval_s:
+                self._heard_at = now  # it is we who were stopped, perhaps with the whole machine
+            silent_s = now - self._heard_at
             if self.heartbeat.running_s > self._watchdog_s:
                 self._lose(f"a batch ran for more than {self._watchdog_s:g} s (--watchdog-s)")
             elif silent_s > self._watchdog_s:

@@ -6,6 +6,7 @@ import pytest
 
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_client import RetryPolicy
+from unit.client.both import Connect, connect_async, connect_sync
 from unit.client.fake_server import FakeServer, serving
 
 
@@ -79,3 +80,17 @@ def heatmap_response() -> pb.ExplainImageResponse:
             pass_count=1,
         ),
     )
+
+
+@pytest.fixture
+def other() -> Iterator[FakeServer]:
+    """Another server that listens."""
+    with serving() as fake:
+        yield fake
+
+
+@pytest.fixture(params=[connect_sync, connect_async], ids=["sync", "async"])
+def connect(request: pytest.FixtureRequest) -> Connect:
+    """Connects either client."""
+    made: Connect = request.param
+    return made

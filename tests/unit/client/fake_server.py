@@ -51,6 +51,9 @@ class FakeServer(pb_grpc.ExplanationServiceServicer):
         received: The numbers of each stream's requests.
         answered: The numbers of each stream's answers.
         most_in_flight: The most requests of a stream that were read and not answered.
+        metadata: What came with each call, unary or stream.
+        remaining_s: The time that each unary call had left.
+        peers: The connections that calls came by.
         cancelled: Set when a call ends that the client gave up.
     """
 
@@ -61,7 +64,11 @@ class FakeServer(pb_grpc.ExplanationServiceServicer):
         self.received: list[list[int]] = []
         self.answered: list[list[int]] = []
         self.most_in_flight = 0
+        self.metadata: list[dict[str, Any]] = []
+        self.remaining_s: list[float] = []
+        self.peers: set[str] = set()
         self.cancelled = threading.Event()
+        self.stop: Callable[[], object] = lambda: None
         self.health = health.HealthServicer()
         self.target = ""
 
@@ -146,6 +153,7 @@ class FakeServer(pb_grpc.ExplanationServiceServicer):
         return pb.GetModelResponse(model=pb.Model(name=request.name or "first"))
 
     def StreamExplainImages(self, items: Items, context: grpc.ServicerContext) -> Answers:
+        self._note(context)
         received: list[int] = []
         answered: list[int] = []
         self.received.append(received)
@@ -168,9 +176,15 @@ class FakeServer(pb_grpc.ExplanationServiceServicer):
             self.cancelled.set()
 
     def _play(self, request: Any, context: grpc.ServicerContext) -> None:
+        self._note(context)
+        self.remaining_s.append(context.time_remaining() or 0)
         self.requests.append(request)
         if self.script:
             self.script.popleft()(context)
+
+    def _note(self, context: grpc.ServicerContext) -> None:
+        self.metadata.append(dict(context.invocation_metadata()))
+        self.peers.add(context.peer())
 
     def set_serving(self, serving: bool) -> None:
         status = health_pb2.HealthCheckResponse
@@ -187,17 +201,25 @@ def respond(request: pb.ExplainImageRequest) -> pb.ExplainImageResponse:
 
 
 @contextmanager
-def serving() -> Iterator[FakeServer]:
+def serving(
+    address: str = "127.0.0.1:0", credentials: grpc.ServerCredentials | None = None
+) -> Iterator[FakeServer]:
     """Lets a server listen whose largest request is 1 MiB."""
     fake = FakeServer()
-    options = [("grpc.max_receive_message_length", MAX_REQUEST_BYTES)]
+    options = [("grpc.max_receive_message_length", MAX_REQUEST_BYTES), ("grpc.so_reuseport", 0)]
     add_service: Any = pb_grpc.add_ExplanationServiceServicer_to_server
     with ThreadPoolExecutor(8) as pool:
         listening = grpc.server(pool, options=options)
         add_service(fake, listening)
         health_pb2_grpc.add_HealthServicer_to_server(fake.health, listening)
-        fake.target = f"127.0.0.1:{listening.add_insecure_port('127.0.0.1:0')}"
+        port = (
+            listening.add_secure_port(address, credentials)
+            if credentials
+            else listening.add_insecure_port(address)
+        )
+        fake.target = f"{address.rpartition(':')[0]}:{port}"
+        fake.stop = lambda: listening.stop(None).wait()
         fake.set_serving(True)
         listening.start()
         yield fake
-        listening.stop(None).wait()
+        fake.stop()

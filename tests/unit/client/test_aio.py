@@ -111,6 +111,36 @@ async def test_cancelling_a_task_cancels_its_call(client: AsyncClient, server: F
     assert await eventually(server.cancelled.is_set)
 
 
+async def test_cancelling_a_task_cancels_both_attempts(
+    client: AsyncClient, server: FakeServer
+) -> None:
+    """Nothing of a hedged call goes on after its task was cancelled."""
+    ended: list[grpc.ServicerContext] = []
+
+    def hang(context: grpc.ServicerContext) -> None:
+        server.hang(context)
+        ended.append(context)
+
+    server.script.extend([hang] * 2)
+    task = asyncio.create_task(client.explain(b"7", hedge_after_s=0.05))
+    assert await eventually(lambda: len(server.requests) == 2)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await eventually(lambda: len(ended) == 2)
+
+
+async def test_closing_the_client_ends_a_hedged_call(server: FakeServer) -> None:
+    """Both attempts of a call end in our error when the client is closed."""
+    server.script.extend([server.hang] * 2)
+    client = AsyncClient(server.target)
+    task = asyncio.create_task(client.explain(b"7", hedge_after_s=0.05))
+    assert await eventually(lambda: len(server.requests) == 2)
+    await client.close()
+    with pytest.raises(CallCancelledError):
+        await task
+
+
 async def test_closing_the_client_cancels_its_calls(server: FakeServer) -> None:
     """A call whose client is closed ends in our error: its task was not cancelled."""
     server.script.append(server.hang)

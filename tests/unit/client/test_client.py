@@ -340,6 +340,17 @@ def test_closing_the_client_cancels_its_calls(server: FakeServer) -> None:
     timer.join()
 
 
+def test_closing_the_client_ends_a_hedged_call(server: FakeServer) -> None:
+    """Both attempts of a call end when the client is closed."""
+    server.script.extend([server.hang] * 2)
+    client = Client(server.target)
+    timer = threading.Timer(0.3, client.close)
+    timer.start()
+    with pytest.raises(CallCancelledError):
+        client.explain(b"7", timeout_s=20, hedge_after_s=0.05)
+    timer.join()
+
+
 @pytest.mark.parametrize("single", ["cat.jpg", b"jpeg", Path("cat.jpg"), np.zeros((4, 4, 3))])
 def test_one_image_is_not_many(client: Client, single: Any) -> None:
     """A single image is refused at once: a str would be taken for a list of letters."""

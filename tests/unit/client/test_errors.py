@@ -18,7 +18,9 @@ from gradcam_client import (
     MessageTooLargeError,
     NotFoundError,
     OverloadedError,
+    PermissionDeniedError,
     ServerError,
+    UnauthenticatedError,
     UnavailableError,
 )
 from gradcam_client.errors import from_code, from_rpc_error, from_status
@@ -38,7 +40,8 @@ CODE = grpc.StatusCode
         (CODE.DEADLINE_EXCEEDED, DeadlineExceededError, False),
         (CODE.CANCELLED, CallCancelledError, False),
         (CODE.INTERNAL, ServerError, False),
-        (CODE.UNAUTHENTICATED, ServerError, False),
+        (CODE.UNAUTHENTICATED, UnauthenticatedError, False),
+        (CODE.PERMISSION_DENIED, PermissionDeniedError, False),
         (CODE.UNKNOWN, ServerError, False),
     ],
 )
@@ -93,9 +96,11 @@ def test_an_error_without_text_names_its_code() -> None:
 def test_errors_travel_between_processes() -> None:
     """Errors can be pickled and copied."""
     error = InvalidRequestError(CODE.INVALID_ARGUMENT, "bad", None, "top_k")
+    error.request_id = "r1"
     for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
         assert type(twin) is InvalidRequestError
         assert (twin.code, twin.message, twin.field) == (error.code, "bad", "top_k")
+        assert twin.request_id == "r1"
 
 
 class _Call(grpc.RpcError):

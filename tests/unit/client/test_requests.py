@@ -36,6 +36,7 @@ def test_defaults_leave_the_choice_to_the_server() -> None:
         resize_mode=pb.RESIZE_MODE_STRETCH,
         score_type=pb.SCORE_TYPE_LOGIT,
         layer_fusion=pb.LAYER_FUSION_NONE,
+        priority=1,
         heatmaps=[
             pb.HeatmapRequest(format=pb.HEATMAP_FORMAT_RAW_FLOAT32, colormap=pb.COLORMAP_JET)
         ],

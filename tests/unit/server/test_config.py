@@ -40,6 +40,12 @@ def test_the_command_lines_defaults_are_those_of_the_settings(parse) -> None:  #
 EXAMPLES: dict[str, tuple[str, object]] = {
     "host": ("0.0.0.0", "0.0.0.0"),
     "port": ("0", 0),
+    "tls_certificate": ("server.pem", "server.pem"),
+    "tls_key": ("server.key", "server.key"),
+    "tls_client_ca": ("clients.pem", "clients.pem"),
+    "allow_insecure": ("", True),
+    "token_file": ("tokens.toml", "tokens.toml"),
+    "admin_port": ("0", 0),
     "model": ("efficientnet-lite0", ("efficientnet-lite0",)),
     "weights": ("random", ("random",)),
     "preprocessing": ("caffe", ("caffe",)),
@@ -51,6 +57,8 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "batch_sizes": ("8,1,8", (1, 8)),
     "compiler": ("xla", Compiler.XLA),
     "max_targets": ("3", 3),
+    "max_layers": ("3", 3),
+    "max_formats": ("3", 3),
     "max_extra_graphs": ("0", 0),
     "max_passes": ("10", 10),
     "many_pass_share": ("0.5", 0.5),
@@ -58,12 +66,18 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "max_queue_wait_ms": ("2000", 2000),
     "max_queue_delay_us": ("500", 500),
     "max_stream_in_flight": ("2", 2),
+    "max_streams": ("3", 3),
+    "max_connection_streams": ("3", 3),
+    "max_connection_age_s": ("60", 60.0),
     "max_image_pixels": ("1000", 1000),
     "max_message_bytes": ("4096", 4096),
     "worker_threads": ("2", 2),
     "watchdog_s": ("5", 5.0),
     "sample_share": ("0.01", 0.01),
     "drain_timeout_s": ("1.5", 1.5),
+    "http_host": ("0.0.0.0", "0.0.0.0"),
+    "http_port": ("0", 0),
+    "tracing": ("console", "console"),
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),
 }
@@ -78,10 +92,11 @@ def test_every_setting_has_an_example() -> None:
 def test_every_setting_has_a_flag_and_a_variable_and_the_flag_wins(parse, name: str) -> None:  # type: ignore[no-untyped-def]
     """``--max-targets 3`` is GRADCAM_MAX_TARGETS=3."""
     text, value = EXAMPLES[name]
-    assert getattr(parse(flag(name), text), name) == value
-    assert getattr(parse(**{variable(name): text}), name) == value
+    arguments = (flag(name), text) if text else (flag(name),)
+    assert getattr(parse(*arguments), name) == value
+    assert getattr(parse(**{variable(name): text or "true"}), name) == value
     broken = {variable(name): "nonsense"}
-    assert getattr(parse(flag(name), text, **broken), name) == value
+    assert getattr(parse(*arguments, **broken), name) == value
 
 
 def specs(**options: tuple[str, ...]) -> dict[str, ModelSpec]:
@@ -154,6 +169,7 @@ def test_options_of_models_are_read() -> None:
         ({"model": ("=m.keras",)}, "must be a name, NAME=PATH or NAME:VERSION=PATH"),
         ({"model": ("a:=m.keras",)}, "must be a name, NAME=PATH or NAME:VERSION=PATH"),
         ({"model": ("a:2",)}, "must be a name, NAME=PATH or NAME:VERSION=PATH"),
+        ({"model": ("a:2=x", "a=y")}, "--model a: there are several.* it needs a version"),
         ({"model": ("a:2=x", "a:2=y")}, "there are two models of the name 'a:2'"),
         ({"model": ("a=",)}, "must be a name, NAME=PATH or NAME:VERSION=PATH"),
     ],

@@ -1,0 +1,229 @@
+"""Lets calls in: the interceptor that all of them pass, except those of health."""
+
+import inspect
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import Any, Literal, TypeAlias
+
+import grpc
+
+from gradcam_server.config import ServeConfig
+from gradcam_server.errors import ForbiddenError, LimitError, UnauthenticatedError
+from gradcam_server.security.caller import Caller, current_caller
+from gradcam_server.security.limits import Places
+from gradcam_server.security.tokens import Token, TokenFile
+from gradcam_server.status import abort, to_status
+
+logger = logging.getLogger(__name__)
+
+OnTokenRequest: TypeAlias = Callable[[str, str], None]
+"""Told of each call's end: the token's name, empty without one, and the gRPC code's name."""
+
+OnRejected: TypeAlias = Callable[[Literal["unauthenticated", "limited"]], None]
+"""Told of each call that was not let in."""
+
+_HEALTH = "/grpc.health.v1.Health/"
+_HOW = "send the metadata 'authorization: Bearer TOKEN'"
+_RETRY_STREAM_S = 1.0
+
+_Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
+
+
+class Access:
+    """The tokens, and what their holders use.
+
+    Args:
+        config: The settings.
+        on_token_request: See ``OnTokenRequest``.
+        on_rejected: Told why a call was not let in.
+        clock: Time in seconds.
+
+    Raises:
+        StartupError: The token file cannot be used.
+    """
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        on_token_request: OnTokenRequest = lambda *_: None,
+        on_rejected: OnRejected = lambda _: None,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self.on_token_request, self.on_rejected = on_token_request, on_rejected
+        self._clock = clock
+        self._callers: dict[str, Caller] = {}
+        self._everyone = Caller()
+        self._streams = Places(None)
+        self.configure(config, read_token_file(config))
+
+    def configure(self, config: ServeConfig, tokens: TokenFile | None) -> None:
+        """Goes by these settings and tokens from now on."""
+        self._tokens = tokens
+        self._streams.limit = config.max_streams
+
+    def authenticate(self, metadata: _Metadata, *, admin: bool) -> Caller:
+        """Finds out who calls.
+
+        Raises:
+            UnauthenticatedError: Without a token, or with an unknown one.
+            ForbiddenError: With one that may not administer, if that is asked.
+        """
+        if self._tokens is None:
+            return self._everyone
+        token = self._tokens.find(_bearer(metadata))
+        if token is None:
+            raise UnauthenticatedError("the token is not known to this server, or not any more")
+        if admin and not token.admin:
+            raise ForbiddenError(
+                f"the token of {token.name} may not administer; that needs one with admin = true"
+            )
+        return self._caller(token)
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """Lets a stream in, and counts it until it is done.
+
+        Raises:
+            LimitError: There are too many, of all callers together.
+        """
+        if not self._streams.take():
+            raise LimitError(
+                f"{self._streams.limit} streams are open, which is this server's limit",
+                _RETRY_STREAM_S,
+            )
+        try:
+            yield
+        finally:
+            self._streams.release()
+
+    def _caller(self, token: Token) -> Caller:
+        caller = self._callers.get(token.name)
+        if caller is None:
+            caller = self._callers[token.name] = Caller(token.name, self._clock)
+        caller.allow(token)
+        return caller
+
+
+class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Answers calls that may not come in, before their message is read.
+
+    Args:
+        access: Who may.
+        admin: Whether all calls need a token that may administer.
+    """
+
+    def __init__(self, access: Access, *, admin: bool = False) -> None:
+        self._access, self._admin = access, admin
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        """Wraps the handler of a call."""
+        if details.method.startswith(_HEALTH):
+            return await continuation(details)
+        try:
+            caller = self._access.authenticate(details.invocation_metadata, admin=self._admin)
+        except (UnauthenticatedError, ForbiddenError) as error:
+            return self._refusal(error)
+        handler = await continuation(details)
+        return handler and self._admitting(handler, caller)
+
+    def _refusal(self, error: Exception) -> grpc.RpcMethodHandler:
+        async def refuse(_: Any, context: Any) -> None:
+            with self._reporting("", context):
+                self._access.on_rejected("unauthenticated")
+                await abort(context, to_status(error))
+
+        # As a stream, whatever it is: then its message, however large, is never read.
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+    def _admitting(self, handler: Any, caller: Caller) -> grpc.RpcMethodHandler:
+        kind = f"{_arity(handler.request_streaming)}_{_arity(handler.response_streaming)}"
+        behaviour = getattr(handler, kind)
+
+        @contextmanager
+        def admitted(context: Any) -> Iterator[None]:
+            current_caller.set(caller)
+            with self._reporting(caller.name, context), caller.call():
+                if not handler.request_streaming:
+                    yield
+                    return
+                with self._access.stream():
+                    yield
+
+        async def answer(request: Any, context: Any) -> Any:
+            try:
+                with admitted(context):
+                    return await behaviour(request, context)
+            except LimitError as error:
+                await abort(context, to_status(error))
+
+        async def answer_each(request: Any, context: Any) -> AsyncIterator[Any]:
+            try:
+                with admitted(context):
+                    async for message in behaviour(request, context):
+                        yield message
+            except LimitError as error:
+                await abort(context, to_status(error))
+
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        return make(
+            answer_each if inspect.isasyncgenfunction(behaviour) else answer,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    @contextmanager
+    def _reporting(self, name: str, context: Any) -> Iterator[None]:
+        code = "CANCELLED"
+        try:
+            yield
+            code = _code(context, "OK")
+        except LimitError:
+            code = "RESOURCE_EXHAUSTED"
+            self._access.on_rejected("limited")
+            raise
+        except Exception:
+            code = _code(context, "UNKNOWN")
+            raise
+        finally:
+            self._access.on_token_request(name, code)
+
+
+def read_token_file(config: ServeConfig) -> TokenFile | None:
+    """Reads the token file, if there is one.
+
+    Raises:
+        StartupError: It cannot be used.
+    """
+    return TokenFile(Path(config.token_file)) if config.token_file is not None else None
+
+
+def _bearer(metadata: _Metadata) -> str:
+    values = [value for key, value in metadata if key == "authorization"]
+    if not values:
+        raise UnauthenticatedError(f"there is no token; {_HOW}")
+    if len(values) > 1:
+        raise UnauthenticatedError(f"there are {len(values)} tokens; {_HOW} once")
+    scheme, _, token = str(values[0]).partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise UnauthenticatedError(f"the authorization is no bearer token; {_HOW}")
+    return token.strip()
+
+
+def _arity(streaming: bool) -> str:
+    return "stream" if streaming else "unary"
+
+
+def _code(context: Any, otherwise: str) -> str:
+    code = context.code()
+    if code in (None, 0):
+        return otherwise
+    if isinstance(code, grpc.StatusCode):
+        return code.name
+    return next((one.name for one in grpc.StatusCode if one.value[0] == code), otherwise)

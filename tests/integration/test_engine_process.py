@@ -13,7 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gradcam_client import Client, ImageExplanation, RetryPolicy, UnavailableError
+from gradcam_client import (
+    Client,
+    DeadlineExceededError,
+    ImageExplanation,
+    RetryPolicy,
+    UnavailableError,
+)
 from support.server import RunningServer
 
 FAST = ("--model", "efficientnet-lite0", "--compiler", "tensorflow", "--batch-sizes", "1,4")
@@ -23,7 +29,7 @@ TOP = {"cat": 285, "espresso": 967}
 
 @pytest.fixture
 def server() -> Iterator[RunningServer]:
-    running = RunningServer(*FAST, "--watchdog-s", "2")
+    running = RunningServer(*FAST, "--watchdog-s", "3", "--http-port", "0")
     try:
         yield running.wait_ready()
         assert "Traceback" not in running.text, running.text
@@ -83,6 +89,26 @@ def test_an_engine_that_hangs_is_killed(server: RunningServer, cat_jpeg: bytes) 
         os.kill(engine.pid, signal.SIGSTOP)
         assert client.explain(cat_jpeg).top.index == 285
     assert "nothing was heard of it" in server.text
+
+
+def test_what_is_too_late_takes_no_device_time(server: RunningServer, cat_jpeg: bytes) -> None:
+    """Requests whose deadlines pass while the engine stands still never get into a batch."""
+    (engine,) = server.engines()
+
+    def compute(client: Client) -> None:
+        with pytest.raises(DeadlineExceededError):
+            client.explain(cat_jpeg, timeout_s=0.4)
+
+    with Client(server.address, retry=ONCE) as client, ThreadPoolExecutor(8) as pool:
+        client.explain(cat_jpeg)
+        before = server.metric("gradcam_batched_images_total")
+        engine.suspend()
+        late = [pool.submit(compute, client) for _ in range(8)]
+        for one in late:
+            one.result()
+        engine.resume()
+        assert client.explain(cat_jpeg).top.index == 285
+        assert server.metric("gradcam_batched_images_total") == before + 1
 
 
 def test_a_reload_under_load_drops_no_request(server: RunningServer, cat_jpeg: bytes) -> None:

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
 from gradcam_client import Client
 
@@ -56,6 +58,17 @@ class RunningServer:
         match = re.search(r"Metrics on (http://\S+:\d+)/metrics", self.text)
         assert match, self.text
         return match[1]
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric's samples over all labels."""
+        with urllib.request.urlopen(f"{self.http_address}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name
+        )
 
     def engines(self) -> list[psutil.Process]:
         """Its engines, as the system sees them."""

@@ -1,0 +1,176 @@
+"""The front end's view of an engine, with an engine that is scripted here."""
+
+import asyncio
+import socket
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from gradcam_server.batching import Answer, BatchReport, DispatchReason, Urgency
+from gradcam_server.catalog import Catalog
+from gradcam_server.engine_process.messages import (
+    BatchRan,
+    Begun,
+    Cancel,
+    Compute,
+    Done,
+    Heartbeat,
+    Ready,
+    receive,
+    send,
+)
+from gradcam_server.engine_process.remote import RemoteComputer
+from gradcam_server.errors import EngineLostError, InvalidRequestError
+from gradcam_server.graph_io import GraphItem, GraphKey, GraphOutput
+from gradcam_server.requests import Method, ScoreType
+
+READY = Ready(Catalog((), (), (1,), 5), 3, "2.21.0")
+KEY = GraphKey("m", ("l",), Method.GRAD_CAM, ScoreType.LOGIT, 1)
+ITEM = GraphItem(np.zeros((2, 2, 3), np.uint8))
+REPORT = BatchReport(2, 4, DispatchReason.FULL, 1234)
+
+
+def output(value: float) -> GraphOutput:
+    array = np.array([value], np.float32)
+    return GraphOutput(array, array, np.array([0], np.int32), array, ())
+
+
+@dataclass
+class Observer:
+    """Keeps what it is told."""
+
+    batches: list[tuple[str, BatchReport]] = field(default_factory=list)
+    beats: list[Heartbeat] = field(default_factory=list)
+
+    def batch_ran(self, model: str, batch: BatchReport) -> None:
+        self.batches.append((model, batch))
+
+    def beat(self, pid: int, heartbeat: Heartbeat) -> None:
+        assert pid > 0
+        self.beats.append(heartbeat)
+
+
+class Turn:
+    given_back = False
+
+    def give_back(self) -> None:
+        self.given_back = True
+
+
+@dataclass
+class Scripted:
+    """A process that only sleeps, and the engine's end of its socket in our hands."""
+
+    computer: RemoteComputer
+    process: asyncio.subprocess.Process
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    observer: Observer
+
+    def beat(self, running_s: float = 0.0) -> None:
+        send(self.writer, Heartbeat(running_s, 3, 0, 1000, {}))
+
+
+@pytest.fixture
+async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Scripted]:
+    """Its watchdog, in seconds, may be set by indirect parametrisation."""
+    ours, theirs = socket.socketpair()
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", "input()", stdin=-1)
+    observer = Observer()
+    watchdog_s = getattr(request, "param", 60.0)
+    reader, writer = await asyncio.open_connection(sock=ours)
+    computer = RemoteComputer(process, reader, writer, READY, 7.0, watchdog_s, observer)
+    scripted = Scripted(computer, process, *await asyncio.open_connection(sock=theirs), observer)
+    yield scripted
+    scripted.writer.close()
+    if process.returncode is None:
+        process.kill()
+    await computer.close()
+
+
+async def test_answers_find_their_requests(engine: Scripted) -> None:
+    """In whatever order they come; turns, batches and beats are told on the way."""
+    turn = Turn()
+    first = asyncio.create_task(engine.computer.compute(KEY, ITEM, turn))
+    second = asyncio.create_task(engine.computer.compute(KEY, ITEM, None, Urgency(9, 5.0)))
+    asked = [await receive(engine.reader) for _ in range(2)]
+    assert [one.urgency for one in asked] == [Urgency(), Urgency(9, 5.0)]
+    assert all(isinstance(one, Compute) and one.key == KEY for one in asked)
+    engine.beat()
+    send(engine.writer, Begun([one.number for one in asked]))
+    send(engine.writer, BatchRan("m", REPORT))
+    for one, value in reversed(list(zip(asked, (1.0, 2.0), strict=True))):
+        send(engine.writer, Done(one.number, Answer(output(value), REPORT), None, 5))
+    answers = await asyncio.gather(first, second)
+    assert [float(answer.output.logits[0]) for answer in answers] == [1.0, 2.0]
+    assert turn.given_back
+    assert engine.observer.batches == [("m", REPORT)]
+    assert [one.resident_bytes for one in engine.observer.beats] == [1000]
+    assert engine.computer.compilation_count == 5
+
+
+async def test_errors_arrive_whole(engine: Scripted) -> None:
+    """What the engine refuses is raised here; the next request is answered."""
+    task = asyncio.create_task(engine.computer.compute(KEY, ITEM))
+    asked = await receive(engine.reader)
+    send(engine.writer, Done(asked.number, None, InvalidRequestError("layers", "no"), 3))
+    with pytest.raises(InvalidRequestError, match="no") as caught:
+        await task
+    assert caught.value.field == "layers"
+    assert not engine.computer.lost.done()
+
+
+async def test_a_caller_that_goes_away_is_told_to_the_engine(engine: Scripted) -> None:
+    """The engine drops its item; an answer that comes nevertheless is passed over."""
+    task = asyncio.create_task(engine.computer.compute(KEY, ITEM))
+    asked = await receive(engine.reader)
+    task.cancel()
+    assert await receive(engine.reader) == Cancel(asked.number)
+    send(engine.writer, Done(asked.number, Answer(output(1.0), REPORT), None, 3))
+    engine.beat()
+    later = asyncio.create_task(engine.computer.compute(KEY, ITEM))
+    asked = await receive(engine.reader)
+    send(engine.writer, Done(asked.number, Answer(output(2.0), REPORT), None, 3))
+    assert float((await later).output.logits[0]) == 2.0
+
+
+async def test_an_engine_that_dies_fails_what_waits(engine: Scripted) -> None:
+    """With the time that starting took as a hint, and so does what comes later."""
+    task = asyncio.create_task(engine.computer.compute(KEY, ITEM))
+    await receive(engine.reader)
+    engine.process.kill()
+    engine.writer.close()
+    with pytest.raises(EngineLostError) as caught:
+        await task
+    assert caught.value.retry_after_s == 7.0
+    assert await engine.computer.lost == "it was killed by SIGKILL"
+    with pytest.raises(EngineLostError):
+        await engine.computer.compute(KEY, ITEM)
+
+
+@pytest.mark.parametrize("engine", [0.4], indirect=True)
+async def test_a_batch_that_runs_too_long_is_the_end_of_its_engine(engine: Scripted) -> None:
+    """It beats, so it lives; but the device hangs. It is killed."""
+    task = asyncio.create_task(engine.computer.compute(KEY, ITEM))
+    engine.beat(running_s=0.3)
+    await asyncio.sleep(0.2)
+    assert not engine.computer.lost.done()
+    engine.beat(running_s=0.5)
+    assert "a batch ran for more than 0.4 s" in await engine.computer.lost
+    with pytest.raises(EngineLostError):
+        await task
+    assert await engine.process.wait() == -9
+
+
+@pytest.mark.parametrize("engine", [0.4], indirect=True)
+async def test_a_silent_engine_is_killed(engine: Scripted) -> None:
+    """As long as it beats it lives."""
+    for _ in range(8):
+        engine.beat()
+        await asyncio.sleep(0.1)
+    assert not engine.computer.lost.done()
+    assert "nothing was heard of it" in await engine.computer.lost
+    assert await engine.process.wait() == -9

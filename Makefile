@@ -16,7 +16,7 @@ help:
 	@sed -n 's/^# //p' Makefile | head -3
 	@echo 'make check  ruff, mypy, the stubs, the README, the Dockerfile, the wheel'
 	@echo 'make stubs  the stubs from proto/'
-	@echo 'make readme the table of flags in README.md'
+	@echo 'make readme the tables of flags and metrics in README.md and docs/'
 	@echo 'make format what can be repaired'
 
 demo: $(VENV)/demo.stamp
@@ -31,6 +31,7 @@ check: $(VENV)/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/python scripts/generate_stubs.py --check
 	$(BIN)/python scripts/update_readme.py --check
+	$(BIN)/python scripts/update_operations.py --check
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/python -m build --wheel --outdir build . > /dev/null
 
@@ -39,6 +40,7 @@ stubs: $(VENV)/dev.stamp
 
 readme: $(VENV)/dev.stamp
 	$(BIN)/python scripts/update_readme.py
+	$(BIN)/python scripts/update_operations.py
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .

@@ -84,7 +84,9 @@ class Calls:
                 raise
             except Exception as error:  # noqa: BLE001 - one table turns all into codes
                 if isinstance(error, NotReadyError):
-                    self._metrics.rejected(_REFUSALS[self.lifecycle.phase])
+                    # By the phase that it is in now, unless that has just passed.
+                    if (reason := _REFUSALS.get(self.lifecycle.phase)) is not None:
+                        self._metrics.rejected(reason)
                     await self.lifecycle.before_refusal()
                 status = to_status(error)
                 counted.code = status_code(status).name
@@ -119,6 +121,7 @@ class Calls:
         finally:
             name = rpc.rpartition("/")[2]
             self._metrics.request_done(name, counted.model, counted.code, perf_counter() - started)
+            current_call.get().describe(model=counted.model)
             current_call.get().end(counted.code)
 
     async def read_unless_draining(self, context: Context, message: type[_M]) -> _M | None:

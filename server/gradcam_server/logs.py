@@ -10,7 +10,7 @@ import re
 import secrets
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import PurePath
@@ -171,9 +171,22 @@ def _hide(value: Any, depth: int = 0) -> Any:
             return [_hide(one, depth + 1) for one in value]
         case tuple():
             return tuple(_hide(one, depth + 1) for one in value)
-        case BaseException() if any(_content_size(one) is not None for one in value.args):
+        case BaseException() if _holds_content(value.args):
             return f"{type(value).__name__}{_hide(value.args)}"
     return value
+
+
+def _holds_content(value: Any, depth: int = 0) -> bool:
+    if _content_size(value) is not None:
+        return True
+    match value:
+        case Mapping():
+            inside: Iterable[Any] = (*value.keys(), *value.values())
+        case list() | tuple() | set() | frozenset():
+            inside = value
+        case _:
+            return False
+    return depth >= _MAX_DEPTH or any(_holds_content(one, depth + 1) for one in inside)
 
 
 def _content_size(value: object) -> int | None:

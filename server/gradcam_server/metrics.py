@@ -60,8 +60,8 @@ DEFINITIONS = (
     Definition(
         "gradcam_requests_total",
         "counter",
-        "Requests answered or failed. A stream is one, and each image of it another, as NAME.image "
-        "or so. The model is empty where there is none, or none that is served.",
+        "Requests answered or failed. A stream is one, and each image of it another, NAME.image or "
+        "NAME.request. The model is empty where there is none, or none that is served.",
         {"rpc": (), "model": (), "code": ()},
     ),
     Definition(

@@ -1,0 +1,188 @@
+"""The HTTP port, over real sockets."""
+
+import http.client
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from gradcam_server.errors import StartupError
+from gradcam_server.http import MAX_CONNECTIONS, HttpServer
+from gradcam_server.metrics import Metrics
+
+
+class Running:
+    """A server, and why it is not ready."""
+
+    def __init__(self, exchange_s: float = 5.0) -> None:
+        self.metrics, self.reason = Metrics(), "warming up"
+        self.server = HttpServer(
+            "127.0.0.1", 0, self.metrics.exposition, lambda: self.reason or None, exchange_s
+        )
+        self.server.start()
+
+    def get(self, path: str, method: str = "GET") -> tuple[int, str, http.client.HTTPMessage]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=30)
+        try:
+            connection.request(method, path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode(), answer.headers
+        finally:
+            connection.close()
+
+    def connect(self, sent: bytes = b"") -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", self.server.port), timeout=30)
+        connection.sendall(sent)
+        return connection
+
+
+@pytest.fixture
+def running() -> Iterator[Running]:
+    one = Running()
+    yield one
+    one.server.close()
+
+
+def test_prometheus_can_read_the_metrics(running: Running) -> None:
+    """The text and its content type come as it wants them."""
+    running.metrics.compiled(7)
+    status, text, headers = running.get("/metrics")
+    assert status == 200
+    assert "gradcam_compilations_total 7.0" in text
+    assert headers["Content-Type"].startswith("text/plain; version=")
+
+
+def test_it_is_alive_before_it_is_ready(running: Running) -> None:
+    """A liveness probe must not kill a server that warms up; a readiness probe says why."""
+    assert running.get("/healthz")[:2] == (200, "ok\n")
+    assert running.get("/readyz")[:2] == (503, "warming up\n")
+    running.reason = ""
+    assert running.get("/readyz?verbose")[:2] == (200, "ready\n")
+
+
+def test_only_what_there_is_can_be_read(running: Running) -> None:
+    """Other paths are not found, and nothing can be written."""
+    assert running.get("/")[0] == 404
+    assert running.get("/metrics/../etc/passwd")[0] == 404
+    for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
+        status, _, headers = running.get("/metrics", method)
+        assert (status, headers["Allow"]) == (405, "GET, HEAD")
+
+
+def test_head_has_no_body(running: Running) -> None:
+    """Probes may ask for the status alone."""
+    status, text, headers = running.get("/healthz", "HEAD")
+    assert (status, text, headers["Content-Length"]) == (200, "", "3")
+
+
+def test_half_open_clients_do_not_block_others(running: Running) -> None:
+    """Ones that connect and are silent, or stop in the middle, cost nobody else anything."""
+    silent = [running.connect() for _ in range(10)]
+    stuck = [running.connect(b"GET /metrics HT") for _ in range(10)]
+    assert running.get("/healthz")[0] == 200
+    for one in (*silent, *stuck):
+        one.close()
+
+
+def test_a_client_that_drips_is_cut_off() -> None:
+    """The time is for the whole exchange: a byte now and then does not renew it."""
+    running = Running(exchange_s=0.3)
+    connection = running.connect(b"GET /healthz HTTP/1.1\r\nX: ")
+    ended = threading.Event()
+
+    def drip() -> None:
+        while not ended.wait(0.05):
+            try:
+                connection.sendall(b"x")
+            except OSError:
+                return
+
+    dripping = threading.Thread(target=drip)
+    dripping.start()
+    try:
+        # Returns at the end; its own timeout would fail the test.
+        assert connection.recv(1000) == b""
+    except ConnectionResetError:
+        pass
+    finally:
+        ended.set()
+        dripping.join()
+        connection.close()
+        running.server.close()
+
+
+def test_the_number_of_connections_is_bounded() -> None:
+    """One too many is closed at once; places come back when the others have run out of time."""
+    running = Running(exchange_s=2.0)
+    held = [running.connect() for _ in range(MAX_CONNECTIONS)]
+    with running.connect() as refused:
+        assert refused.recv(10) == b""
+    for one in held:
+        assert one.recv(10) == b""  # at the end of its time
+        one.close()
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            assert running.get("/healthz")[0] == 200
+            break
+        except (http.client.RemoteDisconnected, ConnectionResetError):
+            assert time.monotonic() < deadline
+    running.server.close()
+
+
+def test_a_fault_is_an_answer_too(caplog: pytest.LogCaptureFixture) -> None:
+    """500, without its text, which is logged."""
+
+    def fail(_: str) -> tuple[bytes, str]:
+        raise RuntimeError("secret")
+
+    server = HttpServer("127.0.0.1", 0, fail, lambda: None)
+    server.start()
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    with caplog.at_level(logging.ERROR):
+        connection.request("GET", "/metrics")
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (500, b"error\n")
+    connection.close()
+    server.close()
+    assert "secret" in caplog.text
+
+
+def test_a_port_in_use_is_said(running: Running) -> None:
+    """The operator learns which address it was."""
+    second = HttpServer("127.0.0.1", running.server.port, running.metrics.exposition, lambda: None)
+    with pytest.raises(StartupError, match=f"127.0.0.1:{running.server.port}"):
+        second.start()
+
+
+def test_a_closed_server_frees_its_port() -> None:
+    """The next one can have it at once, and closing twice does no harm."""
+    first = Running()
+    port = first.server.port
+    assert first.get("/healthz")[0] == 200
+    first.server.close()
+    first.server.close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+    second = HttpServer("127.0.0.1", port, first.metrics.exposition, lambda: None)
+    second.start()
+    second.close()
+
+
+def test_ipv6_addresses_work() -> None:
+    """With or without the brackets of gRPC's addresses."""
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6")
+    server = HttpServer("[::1]", 0, Metrics().exposition, lambda: None)
+    try:
+        server.start()
+    except StartupError:
+        pytest.skip("no IPv6 here")
+    connection = http.client.HTTPConnection("::1", server.port, timeout=30)
+    connection.request("GET", "/healthz")
+    assert connection.getresponse().status == 200
+    connection.close()
+    server.close()

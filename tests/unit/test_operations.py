@@ -1,0 +1,28 @@
+"""docs/operations.md says what the code does."""
+
+import re
+from pathlib import Path
+
+import grpc
+
+from gradcam_server.status import CODES
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
+
+
+def test_every_error_code_has_its_cause_and_remedy() -> None:
+    """No code that the server can answer with is missing, and none is made up."""
+    _, section = PAGE.read_text("utf-8").split("## Errors\n")
+    table = section.partition("\n## ")[0]
+    named = set(re.findall(r"^\| `([A-Z_]+)`", table, re.MULTILINE))
+    ours = {code.name for code in CODES.values()} | {"INTERNAL", "CANCELLED", "UNIMPLEMENTED"}
+    assert named == ours
+    assert named <= {code.name for code in grpc.StatusCode}
+
+
+def test_every_link_to_a_file_leads_somewhere() -> None:
+    """Pages and manifests that the documents name are there."""
+    root = PAGE.parent.parent
+    for page in [root / "README.md", *root.glob("docs/*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), (page.name, target)

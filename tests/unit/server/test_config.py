@@ -23,6 +23,7 @@ def parse(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
         return 0
 
     monkeypatch.setattr("gradcam_server.server.run", run)
+    monkeypatch.setattr("gradcam_server.logs.configure", lambda *_: None)
 
     def parse(*arguments: str, **variables: str) -> ServeConfig:
         result = CliRunner().invoke(serve, arguments, env=variables)

@@ -22,6 +22,7 @@ def parse(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
         return 0
 
     monkeypatch.setattr("gradcam_server.server.run", run)
+    monkeypatch.setattr("gradcam_server.logs.configure", lambda *_: None)
 
     def parse(*arguments: str, **variables: str) -> ServeConfig:
         result = CliRunner().invoke(serve, arguments, env=variables)
@@ -108,3 +109,12 @@ def test_a_wrong_value_in_a_file_is_refused(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "--port" in result.output
     assert CliRunner().invoke(serve, ("--config", str(tmp_path / "none.toml"))).exit_code == 1
+
+
+def test_files_of_security_are_beside_the_configuration(file: Path, parse) -> None:  # type: ignore[no-untyped-def]
+    """Also before they are there; an absolute path stays."""
+    file.write_text('token_file = "tokens.toml"\ntls_key = "/etc/key.pem"\nallow_insecure = true\n')
+    config = parse("--config", str(file))
+    assert config.token_file == str(file.parent / "tokens.toml")
+    assert config.tls_key == "/etc/key.pem"
+    assert config.allow_insecure

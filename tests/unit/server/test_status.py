@@ -17,6 +17,10 @@ from gradcam_server.status import CODES, status_code, to_status
         (errors.InvalidRequestError("targets", "no"), grpc.StatusCode.INVALID_ARGUMENT),
         (errors.NotFoundError("model", "no"), grpc.StatusCode.NOT_FOUND),
         (errors.QueueFullError("full", 0.2), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (errors.LimitError("too many", 0.2), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (errors.UnauthenticatedError("who?"), grpc.StatusCode.UNAUTHENTICATED),
+        (errors.ForbiddenError("no"), grpc.StatusCode.PERMISSION_DENIED),
+        (errors.ReloadError("no"), grpc.StatusCode.FAILED_PRECONDITION),
         (errors.NotReadyError("warming", 2.0), grpc.StatusCode.UNAVAILABLE),
         (errors.EngineLostError("lost", 2.0), grpc.StatusCode.UNAVAILABLE),
         (errors.DeadlineError("late"), grpc.StatusCode.DEADLINE_EXCEEDED),
@@ -49,6 +53,17 @@ def test_bad_requests_name_their_field() -> None:
     assert status.details[0].Unpack(detail)
     assert detail.field_violations[0].field == "top_k"
     assert detail.field_violations[0].description == "top_k is 9"
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "\N{SNOWMAN}", "\N{CAT FACE}", "\ud800", "%"])
+def test_long_texts_fit_into_trailers(letter: str) -> None:
+    """Texts may quote the request; over 8 KiB a client would see another error altogether."""
+    status = to_status(errors.NotFoundError("model", f"unknown {letter * 100_000}"))
+    assert status.message.startswith("unknown ")
+    assert status.message.endswith(" ...")
+    percent_encoded, base64 = 3 * len(status.message.encode()), 4 / 3 * status.ByteSize()
+    assert percent_encoded + base64 < 7900
+    assert to_status(errors.NotFoundError("model", "short")).message == "short"
 
 
 def test_the_text_of_a_fault_of_ours_is_logged_not_sent(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,363 @@
+"""The interceptor, in front of services that do nothing."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_status import rpc_status
+
+from gradcam_server.config import ServeConfig
+from gradcam_server.security.access import Access, AccessInterceptor, read_token_file
+from gradcam_server.security.caller import Caller, current_caller
+from gradcam_server.security.tokens import Token, hash_token, to_toml
+
+ALICE = (("authorization", "Bearer alices"),)
+ADMIN = (("authorization", "Bearer admins"),)
+ASK = reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+
+
+parse = health_pb2.HealthCheckRequest.FromString
+
+
+class Clock:
+    """Time that stands still."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class World:
+    """A server whose calls wait for ``go``, and what it has reported."""
+
+    def __init__(self, tokens: Path | None, admin: bool = False, **limits: int) -> None:
+        config = ServeConfig(token_file=str(tokens) if tokens else None, **limits)  # type: ignore[arg-type]
+        self.clock, self.codes, self.rejected = Clock(), Counter[tuple[str, str]](), Counter[str]()
+        self.go, self.started, self.admin = asyncio.Event(), 0, admin
+        self.callers: list[str] = []
+        self.access = Access(
+            config,
+            lambda name, code: self.codes.update([(name, code)]),
+            lambda reason: self.rejected.update([reason]),
+            self.clock,
+        )
+
+    async def unary(self, _: bytes, __: Any) -> bytes:
+        self.started += 1
+        self.callers.append(current_caller.get().name)
+        await self.go.wait()
+        return b"answer"
+
+    async def fail(self, _: bytes, context: Any) -> bytes:
+        return bytes(await context.abort(grpc.StatusCode.NOT_FOUND, "nothing"))
+
+    async def crash(self, _: bytes, __: Any) -> bytes:
+        raise ZeroDivisionError
+
+    async def stream(self, _: Any, context: Any) -> None:
+        self.started += 1
+        while await context.read() is not grpc.aio.EOF:
+            async with current_caller.get().image():
+                await context.write(b"answer")
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[Any]:
+        server = grpc.aio.server(
+            interceptors=(AccessInterceptor(self.access, admin=self.admin),),
+        )
+        handlers: dict[str, Any] = {
+            "Unary": grpc.unary_unary_rpc_method_handler(self.unary),
+            "Fail": grpc.unary_unary_rpc_method_handler(self.fail),
+            "Crash": grpc.unary_unary_rpc_method_handler(self.crash),
+            "Echo": grpc.unary_unary_rpc_method_handler(self.unary, parse),
+            "Echoes": grpc.stream_stream_rpc_method_handler(self.stream, parse),
+            "Stream": grpc.stream_stream_rpc_method_handler(self.stream),
+        }
+        handler = grpc.method_handlers_generic_handler("a.B", handlers)
+        server.add_generic_rpc_handlers((handler,))
+        health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
+        reflection.enable_server_reflection((), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                yield channel
+        finally:
+            await server.stop(0)
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Path:
+    return write(tmp_path)
+
+
+def write(folder: Path, **limits: float) -> Path:
+    path = folder / "tokens.toml"
+    alice = Token("alice", (hash_token("alices"),), **limits)  # type: ignore[arg-type]
+    admin = Token("root", (hash_token("admins"),), admin=True)
+    path.write_text(to_toml(alice) + to_toml(admin))
+    return path
+
+
+async def call(channel: Any, metadata: Any = (), method: str = "/a.B/Unary") -> str:
+    """Calls, and returns the code's name."""
+    try:
+        await channel.unary_unary(method)(b"x", metadata=metadata, timeout=20)
+    except grpc.aio.AioRpcError as error:
+        return str(error.code().name)
+    return "OK"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ((), "there is no token; send the metadata 'authorization: Bearer TOKEN'"),
+        ((("authorization", "Bearer wrong"),), "the token is not known to this server"),
+        ((("authorization", "alices"),), "is no bearer token; send"),
+        ((("authorization", "Basic alices"),), "is no bearer token; send"),
+        ((("authorization", "Bearer "),), "is no bearer token; send"),
+        (ALICE + ADMIN, "there are 2 tokens"),
+    ],
+)
+async def test_without_a_known_token_nothing_is_reached(
+    tokens: Path, metadata: Any, message: str
+) -> None:
+    """UNAUTHENTICATED, with what to send; never with what was sent."""
+    world = World(tokens)
+    world.go.set()
+    async with world.serving() as channel:
+        with pytest.raises(grpc.aio.AioRpcError, match="UNAUTHENTICATED") as caught:
+            await channel.unary_unary("/a.B/Unary")(b"x", metadata=metadata)
+        assert message in (caught.value.details() or "")
+        assert "alices" not in (caught.value.details() or "")
+        for method in ("/a.B/Fail", "/a.B/Unknown", "/no.Such/Thing"):
+            assert await call(channel, metadata, method) == "UNAUTHENTICATED"
+    assert world.started == 0
+    assert world.codes == {("", "UNAUTHENTICATED"): 4}
+    assert world.rejected == {"unauthenticated": 4}
+
+
+async def test_the_right_token_is_let_in_and_counted_by_name(tokens: Path) -> None:
+    """With each code; a fault of ours is UNKNOWN; the scheme's case does not matter."""
+    world = World(tokens)
+    world.go.set()
+    async with world.serving() as channel:
+        assert await call(channel, ALICE) == "OK"
+        assert await call(channel, (("authorization", "bearer  alices "),)) == "OK"
+        assert await call(channel, ADMIN) == "OK"
+        assert await call(channel, ALICE, "/a.B/Fail") == "NOT_FOUND"
+        assert await call(channel, ALICE, "/a.B/Crash") == "UNKNOWN"
+        assert await call(channel, ALICE, "/a.B/Unknown") == "UNIMPLEMENTED"
+    assert world.callers == ["alice", "alice", "root"]
+    assert world.codes == {
+        ("alice", "OK"): 2,
+        ("root", "OK"): 1,
+        ("alice", "NOT_FOUND"): 1,
+        ("alice", "UNKNOWN"): 1,
+    }
+
+
+async def test_health_needs_no_token_and_reflection_does(tokens: Path) -> None:
+    """Probes have none; what the server can do is for callers."""
+    world = World(tokens)
+    async with world.serving() as channel:
+        check: Any = health_pb2_grpc.HealthStub(channel)
+        assert (await check.Check(health_pb2.HealthCheckRequest())).status
+        ask = channel.stream_stream(REFLECTION)
+        with pytest.raises(grpc.aio.AioRpcError, match="UNAUTHENTICATED"):
+            [answer async for answer in ask(iter([ASK]))]
+        assert [answer async for answer in ask(iter([ASK]), metadata=ALICE)]
+
+
+async def test_without_a_token_file_everyone_is_let_in() -> None:
+    """Also with a token that nobody asked for."""
+    world = World(None)
+    world.go.set()
+    async with world.serving() as channel:
+        assert [await call(channel, metadata) for metadata in ((), ALICE)] == ["OK", "OK"]
+    assert world.codes == {("", "OK"): 2}
+
+
+async def test_administration_needs_an_admins_token(tokens: Path) -> None:
+    """PERMISSION_DENIED for others, UNAUTHENTICATED without any."""
+    world = World(tokens, admin=True)
+    world.go.set()
+    async with world.serving() as channel:
+        codes = [await call(channel, metadata) for metadata in ((), ALICE, ADMIN)]
+    assert codes == ["UNAUTHENTICATED", "PERMISSION_DENIED", "OK"]
+    assert world.started == 1
+
+
+async def test_calls_at_once_are_limited_exactly(tmp_path: Path) -> None:
+    """Three of ten are let in, the others told when to try again; another caller is not hit."""
+    world = World(write(tmp_path, max_concurrent=3))
+    async with world.serving() as channel:
+        first = [asyncio.create_task(call(channel, ALICE)) for _ in range(10)]
+        await until(lambda: world.started == 3 and world.codes.total() == 7)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary("/a.B/Unary")(b"x", metadata=ALICE)
+        assert caught.value.details() == "alice may have 3 calls at once; wait for an answer"
+        assert retry_after_s(caught.value) > 0
+        world.go.set()
+        assert await call(channel, ADMIN) == "OK"
+        assert Counter(await asyncio.gather(*first)) == {"OK": 3, "RESOURCE_EXHAUSTED": 7}
+        assert await call(channel, ALICE) == "OK"
+    assert world.rejected == {"limited": 8}
+
+
+async def test_a_cancelled_call_gives_its_place_back(tmp_path: Path) -> None:
+    """Impatient clients do not use up their own limit."""
+    world = World(write(tmp_path, max_concurrent=1))
+    async with world.serving() as channel:
+
+        def has_started(count: int) -> bool:
+            return world.started == count
+
+        def has_ended(count: int) -> bool:
+            return world.codes["alice", "CANCELLED"] == count
+
+        for count in range(1, 4):
+            pending = channel.unary_unary("/a.B/Unary")(b"x", metadata=ALICE)
+            await until(partial(has_started, count))
+            pending.cancel()
+            await until(partial(has_ended, count))
+        world.go.set()
+        assert await call(channel, ALICE) == "OK"
+
+
+async def test_the_rate_is_limited_exactly(tmp_path: Path) -> None:
+    """Five at once, then none until RetryInfo's time has come, then one."""
+    world = World(write(tmp_path, max_requests_per_s=5))
+    world.go.set()
+    async with world.serving() as channel:
+        codes = Counter([await call(channel, ALICE) for _ in range(9)])
+        assert codes == {"OK": 5, "RESOURCE_EXHAUSTED": 4}
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary("/a.B/Unary")(b"x", metadata=ALICE)
+        assert caught.value.details() == "alice may make 5 requests per second"
+        assert retry_after_s(caught.value) == pytest.approx(0.2)
+        world.clock.now += 0.2
+        assert [await call(channel, ALICE) for _ in range(2)] == ["OK", "RESOURCE_EXHAUSTED"]
+        assert await call(channel, ADMIN) == "OK"
+
+
+async def test_changed_limits_count_at_once(tmp_path: Path) -> None:
+    """A call in work stays counted when the file changes."""
+    path = write(tmp_path, max_concurrent=1)
+    world = World(path)
+    async with world.serving() as channel:
+        first = asyncio.create_task(call(channel, ALICE))
+        await until(lambda: world.started == 1)
+        write(tmp_path, max_concurrent=2)
+        second = asyncio.create_task(call(channel, ALICE))
+        await until(lambda: world.started == 2)
+        assert await call(channel, ALICE) == "RESOURCE_EXHAUSTED"
+        world.go.set()
+        assert list(await asyncio.gather(first, second)) == ["OK", "OK"]
+
+
+async def test_streams_are_limited_for_all_callers_together(tokens: Path) -> None:
+    """Unary calls go on; a stream that ends makes room."""
+    world = World(tokens, max_streams=2)
+    world.go.set()
+    async with world.serving() as channel:
+        stream = channel.stream_stream("/a.B/Stream")
+        open_ones = [stream(metadata=metadata) for metadata in (ALICE, ADMIN)]
+        for one in open_ones:
+            await one.write(b"x")
+            assert await one.read() == b"answer"
+        refused = stream(metadata=ALICE)
+        assert (await refused.code()).name == "RESOURCE_EXHAUSTED"
+        assert "2 streams are open" in await refused.details()
+        assert await call(channel, ALICE) == "OK"
+        await open_ones[0].done_writing()
+        assert (await open_ones[0].code()).name == "OK"
+        again = stream(metadata=ALICE)
+        await again.write(b"x")
+        assert await again.read() == b"answer"
+
+
+async def test_settings_of_a_reload_count(tokens: Path) -> None:
+    """A token file that was not there before closes the door."""
+    world = World(None)
+    world.go.set()
+    async with world.serving() as channel:
+        assert await call(channel) == "OK"
+        config = ServeConfig(token_file=str(tokens))
+        world.access.configure(config, read_token_file(config))
+        assert [await call(channel), await call(channel, ALICE)] == ["UNAUTHENTICATED", "OK"]
+
+
+async def test_images_of_streams_share_their_callers_places() -> None:
+    """Two at once, whatever the number of streams; the third waits."""
+    caller, done = Caller("a"), asyncio.Event()
+    caller.allow(Token("a", (), max_concurrent=2))
+    running = 0
+
+    async def image() -> None:
+        nonlocal running
+        async with caller.image():
+            running += 1
+            await done.wait()
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(5):
+            group.create_task(image())
+        await asyncio.sleep(0.05)
+        assert running == 2
+        done.set()
+    assert running == 5
+
+
+async def test_images_of_streams_wait_for_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream is slowed down where a unary call is refused."""
+    caller, slept = Caller("a", Clock()), []
+    caller.allow(Token("a", (), max_requests_per_s=2))
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    for _ in range(5):
+        async with caller.image():
+            pass
+    assert slept == pytest.approx([0.5, 1, 1.5])
+
+
+async def test_what_is_no_message_is_refused_without_a_traceback(
+    tokens: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Garbage is the caller's fault, alone, in a stream, or to health without a token."""
+    world = World(tokens)
+    async with world.serving() as channel:
+        methods = ("/a.B/Echo", "/a.B/Echoes", REFLECTION)
+        codes = [await call(channel, ALICE, method) for method in methods]
+        assert codes[0] == "INVALID_ARGUMENT"
+        assert await call(channel, method="/grpc.health.v1.Health/Check") == "INVALID_ARGUMENT"
+        assert set(codes) == {"INVALID_ARGUMENT"}
+    assert "Traceback" not in caplog.text
+    assert world.codes["alice", "INVALID_ARGUMENT"] == 3
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - of the server, which tells nobody
+        await asyncio.sleep(0.01)
+
+
+def retry_after_s(error: Any) -> float:
+    status = rpc_status.from_call(error)
+    assert status
+    retry = error_details_pb2.RetryInfo()
+    assert status.details[0].Unpack(retry)
+    return float(retry.retry_delay.ToMilliseconds() / 1000)

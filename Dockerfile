@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 # docker build -t gradcam-server .                      for CPUs
 # docker build -t gradcam-server --build-arg DEVICE=gpu .  for NVIDIA GPUs
-# docker run -p 50051:50051 gradcam-server              serves the embedded model
+# docker run -p 127.0.0.1:50051:50051 gradcam-server     serves the embedded model
 ARG PYTHON_VERSION=3.11
 
 FROM python:${PYTHON_VERSION}-slim AS build
@@ -19,10 +19,13 @@ COPY --from=build /opt/gradcam /opt/gradcam
 RUN useradd --create-home --uid 10001 gradcam
 USER 10001
 WORKDIR /home/gradcam
+# In a container all addresses are listened on, in plain text; who publishes the port decides
+# who reaches it. docs/security.md says how to add TLS and tokens.
 ENV PATH=/opt/gradcam/bin:${PATH} \
     PYTHONUNBUFFERED=1 \
     GRADCAM_HOST=0.0.0.0 \
     GRADCAM_PORT=50051 \
+    GRADCAM_ALLOW_INSECURE=true \
     GRADCAM_MODEL=efficientnet-lite0
 EXPOSE 50051
 # Warming up takes a while; until then the server reports NOT_SERVING.

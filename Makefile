@@ -10,7 +10,7 @@ INPUTS := pyproject.toml constraints.txt
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check stubs readme format clean
+.PHONY: help demo test check stubs readme format faults fuzz soak fairness clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -3
@@ -18,12 +18,16 @@ help:
 	@echo 'make stubs  the stubs from proto/'
 	@echo 'make readme the tables of flags and metrics in README.md and docs/'
 	@echo 'make format what can be repaired'
+	@echo 'make faults REQUESTS=10000    a storm of clients that cancel, time out and are killed'
+	@echo 'make fuzz FUZZ_INPUTS=200000  the image decoder and all messages, with atheris'
+	@echo 'make soak MINUTES=10          memory, descriptors and threads at saturation'
+	@echo 'make fairness                 interactive latency beside an offline stream'
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python scripts/demo.py
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -45,6 +49,22 @@ readme: $(VENV)/dev.stamp
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+REQUESTS ?= 10000
+faults: $(VENV)/dev.stamp
+	FAULT_REQUESTS=$(REQUESTS) $(BIN)/python -m pytest tests/faults
+
+FUZZ_INPUTS ?= 200000
+fuzz: $(VENV)/dev.stamp
+	$(PIP) install -c constraints.txt -e '.[fuzz]'
+	PYTHONPATH=tests $(BIN)/python -m fuzz --inputs $(FUZZ_INPUTS)
+
+MINUTES ?= 10
+soak: $(VENV)/dev.stamp
+	PYTHONPATH=tests $(BIN)/python benchmarks/soak.py --minutes $(MINUTES)
+
+fairness: $(VENV)/dev.stamp
+	PYTHONPATH=tests $(BIN)/python benchmarks/fairness.py
 
 clean:
 	rm -rf $(VENV) .cache build dist out.jpg

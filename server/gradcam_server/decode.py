@@ -1,6 +1,9 @@
 """Bytes to pixels: encoded or raw images to uint8 RGB, refused before they cost anything."""
 
 import io
+import re
+import warnings
+from contextlib import suppress
 
 import cv2
 import numpy as np
@@ -12,10 +15,18 @@ from gradcam_server.requests import RawImage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 FORMATS_TEXT = "JPEG, PNG, WebP or BMP"
+_PNG = b"\x89PNG\r\n\x1a\n"
+_CHUNK_BYTES = 12  # its length, kind and checksum
+_JPEG = b"\xff\xd8"
+# Begins a segment, whose length follows; all but the last. Compressed data have none.
+_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
+_SCAN, _END = b"\xff\xda", b"\xff\xd9"
+_MAX_SCANS = 64  # encoders make about ten
 
 # decode_image applies the configured limit to the size that it reads from the header.
 Image.MAX_IMAGE_PIXELS = None
-# Broken images are answered to the caller, not logged.
+# Broken images are answered to the caller, not logged; Pillow's warnings would be kept for ever.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
@@ -50,10 +61,10 @@ def decode_image(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
             "encoded_image", f"the image's header is corrupt ({type(error).__name__})"
         ) from None
     _check_size("encoded_image", height, width, max_pixels)
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    except cv2.error:
-        image = None
+    image = None
+    if _is_worth_decoding(data):
+        with suppress(cv2.error):
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     if image is None:
         raise InvalidRequestError(
             "encoded_image",
@@ -80,6 +91,40 @@ def view_raw(image: RawImage, max_pixels: int) -> NDArray[np.uint8]:
             f"x 3 channels = {expected} bytes of uint8 RGB",
         )
     return np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3)
+
+
+def _is_worth_decoding(data: bytes) -> bool:
+    """Returns whether OpenCV will need no more memory and time than a file's size warrants."""
+    if data.startswith(_PNG):
+        # It takes the memory that a chunk declares, up to 4 GiB, before it reads it.
+        return _has_whole_chunks(data)
+    if data.startswith(_JPEG):
+        # Each scan passes over the whole image, and may be 30 bytes long.
+        return _count_scans(data) <= _MAX_SCANS
+    return True
+
+
+def _count_scans(jpeg: bytes) -> int:
+    """Returns the scans of a JPEG up to its end; what follows that does not count."""
+    count, at = 0, len(_JPEG)
+    while (marker := _MARKER.search(jpeg, at)) and marker[0] != _END:
+        count += marker[0] == _SCAN
+        at = marker.end() + int.from_bytes(jpeg[marker.end() : marker.end() + 2])
+    return count
+
+
+def _has_whole_chunks(png: bytes) -> bool:
+    """Returns whether each chunk's data are there; what follows the last one does not count."""
+    start = len(_PNG)
+    while start < len(png):
+        length = int.from_bytes(png[start : start + 4])
+        kind = png[start + 4 : start + 8]
+        start += length + _CHUNK_BYTES
+        if start > len(png):
+            return False
+        if kind == b"IEND":
+            return True
+    return False
 
 
 def _check_size(field: str, height: int, width: int, max_pixels: int) -> None:

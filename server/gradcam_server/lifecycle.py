@@ -35,7 +35,7 @@ class Lifecycle:
         self._idle.set()
         self._refused = 0
         self._release: asyncio.Event | None = None
-        self._back_at = 0.0
+        self._restart_s = self._back_at = 0.0
 
     def check(self) -> None:
         """Returns if requests are let in.
@@ -57,7 +57,10 @@ class Lifecycle:
             case Phase.WARMING_UP:
                 raise NotReadyError("the server is warming up", _RETRY_AFTER_WARM_UP_S)
             case Phase.RESTARTING:
-                wait_s = max(self._back_at - perf_counter(), _RETRY_AFTER_LATE_S)
+                # Once it is late, by a part of what was expected: clients do not try forever.
+                late_s = max(self._restart_s / 2, _RETRY_AFTER_LATE_S)
+                remaining_s = self._back_at - perf_counter()
+                wait_s = remaining_s if remaining_s > 0 else late_s
                 raise NotReadyError("the engine was lost and is being started again", wait_s)
 
     @contextmanager
@@ -84,6 +87,7 @@ class Lifecycle:
 
     def restart(self, seconds: float) -> None:
         """Lets no requests in for about so many seconds; ``serve`` ends it."""
+        self._restart_s = seconds
         self._back_at = perf_counter() + seconds
         if self.phase is Phase.SERVING:
             self.phase = Phase.RESTARTING

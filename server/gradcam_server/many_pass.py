@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+_I = TypeVar("_I")
 _T = TypeVar("_T")
 
 Pixels = NDArray[np.float32]
@@ -47,7 +48,7 @@ async def integrated_gradients(
         # g(a x) (a x) is what comes back.
         return await evaluate(pixels * point) / point
 
-    return np.mean(await _gather(at(point) for point in points), axis=0, dtype=np.float32)
+    return np.mean(await _gather(at, points), axis=0, dtype=np.float32)
 
 
 async def smooth_grad(
@@ -77,7 +78,7 @@ async def smooth_grad(
         noise = np.random.default_rng(seed).standard_normal(pixels.shape, dtype=np.float32)
         return await evaluate(pixels + np.float32(deviation) * noise)
 
-    samples = await _gather(sample(seed) for seed in range(sample_count))
+    samples = await _gather(sample, range(sample_count))
     return tuple(np.mean(maps, axis=0, dtype=np.float32) for maps in zip(*samples, strict=True))
 
 
@@ -115,20 +116,28 @@ async def score_cam(
     if not len(varying):
         scores = await evaluate(pixels)
         return np.zeros((len(scores), *channels.shape[1:]), np.float32)
-    scores = np.stack(await _gather(score(channel) for channel in varying))
+    scores = np.stack(await _gather(score, varying))
     exponentials = np.exp(scores - scores.max(axis=0))
     weights = exponentials / exponentials.sum(axis=0)
     return np.einsum("kt,khw->thw", weights, varying).astype(np.float32)
 
 
-async def _gather(work: Iterable[Awaitable[_T]]) -> Sequence[_T]:
-    """Awaits all, in order, with at most ``_MAX_IN_FLIGHT`` begun."""
+async def _gather(work: Callable[[_I], Awaitable[_T]], items: Iterable[_I]) -> Sequence[_T]:
+    """Works on all, with at most ``_MAX_IN_FLIGHT`` begun; the first error ends all.
+
+    Returns:
+        The results, in the order of the items.
+    """
     places = asyncio.Semaphore(_MAX_IN_FLIGHT)
 
-    async def one(awaitable: Awaitable[_T]) -> _T:
+    async def one(item: _I) -> _T:
         async with places:
-            return await awaitable
+            return await work(item)
 
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(awaitable)) for awaitable in work]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(item)) for item in items]
+    except ExceptionGroup as failures:
+        # They fail alike, and callers know single errors.
+        raise failures.exceptions[0] from None
     return [task.result() for task in tasks]

@@ -91,8 +91,9 @@ class _Server:
         self._access = Access(self._config, self._metrics.token_request, self._metrics.rejected)
         http = self._start_http()
         server = await self._listen()
-        administration = await self._listen_to_admins()
+        administration: grpc.aio.Server | None = None
         try:
+            administration = await self._listen_to_admins()
             return await self._serve(server)
         except _StoppedError:
             logger.info("Stopped before it was warm")
@@ -133,7 +134,7 @@ class _Server:
                 ("grpc.max_send_message_length", -1),
                 # Otherwise a second server on the port would take half of the requests.
                 ("grpc.so_reuseport", 0),
-            )
+            ),
         )
         pb_grpc.add_ExplanationServiceServicer_to_server(self._service, server)
         open_inference.add_to_server(self._inference, server)

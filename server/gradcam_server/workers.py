@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import cv2
 
@@ -56,7 +56,7 @@ class Workers:
             self._pass_on()
             raise
         # Cancelled or not, the thread is busy until the work is done.
-        future.add_done_callback(lambda _: self._pass_on())
+        future.add_done_callback(self._done)
         return await asyncio.shield(future)
 
     async def close(self) -> None:
@@ -75,6 +75,11 @@ class Workers:
             if turn.done() and not turn.cancelled():
                 self._pass_on()
             raise
+
+    def _done(self, future: asyncio.Future[Any]) -> None:
+        if not future.cancelled():
+            future.exception()  # if the caller has gone, nobody else asks for it
+        self._pass_on()
 
     def _pass_on(self) -> None:
         while self._waiting:

@@ -12,6 +12,7 @@ import yaml
 
 from gradcam_server.config import ServeConfig
 from gradcam_server.config_file import read_config_file
+from gradcam_server.security.listening import check_listening
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = ROOT / "deploy" / "kubernetes" / "gradcam.yaml"
@@ -50,6 +51,11 @@ def test_the_config_map_is_a_configuration(tmp_path: Path) -> None:
     assert ports == {"grpc": values["port"], "http": values["http_port"]}
     service = {port["name"]: port["targetPort"] for port in of_kind("Service")["spec"]["ports"]}
     assert service.keys() == ports.keys()
+    del values["model"]
+    config = ServeConfig(**values)
+    check_listening(config)
+    assert config.tls_certificate, "only the HTTP port is meant to be plain text"
+    assert config.token_file
 
 
 def test_a_pod_has_time_to_drain() -> None:

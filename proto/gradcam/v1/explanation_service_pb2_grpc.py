@@ -30,9 +30,11 @@ class ExplanationServiceStub(object):
 
     Errors are google.rpc codes: INVALID_ARGUMENT (a bad image, class or option;
     details carry google.rpc.BadRequest), NOT_FOUND (an unknown model or layer),
-    RESOURCE_EXHAUSTED (the queue is full, with google.rpc.RetryInfo; or a message
-    over the size limit, without it), UNAVAILABLE (warming up or draining, with
-    google.rpc.RetryInfo), INTERNAL.
+    RESOURCE_EXHAUSTED (the queue is full, or a limit of the caller reached, with
+    google.rpc.RetryInfo; or a message over the size limit, without it),
+    UNAVAILABLE (warming up or draining, with google.rpc.RetryInfo),
+    UNAUTHENTICATED (the server asks for tokens, and there is none that it knows),
+    INTERNAL.
     """
 
     def __init__(self, channel):
@@ -68,9 +70,11 @@ class ExplanationServiceServicer(object):
 
     Errors are google.rpc codes: INVALID_ARGUMENT (a bad image, class or option;
     details carry google.rpc.BadRequest), NOT_FOUND (an unknown model or layer),
-    RESOURCE_EXHAUSTED (the queue is full, with google.rpc.RetryInfo; or a message
-    over the size limit, without it), UNAVAILABLE (warming up or draining, with
-    google.rpc.RetryInfo), INTERNAL.
+    RESOURCE_EXHAUSTED (the queue is full, or a limit of the caller reached, with
+    google.rpc.RetryInfo; or a message over the size limit, without it),
+    UNAVAILABLE (warming up or draining, with google.rpc.RetryInfo),
+    UNAUTHENTICATED (the server asks for tokens, and there is none that it knows),
+    INTERNAL.
     """
 
     def ExplainImage(self, request, context):
@@ -140,9 +144,11 @@ class ExplanationService(object):
 
     Errors are google.rpc codes: INVALID_ARGUMENT (a bad image, class or option;
     details carry google.rpc.BadRequest), NOT_FOUND (an unknown model or layer),
-    RESOURCE_EXHAUSTED (the queue is full, with google.rpc.RetryInfo; or a message
-    over the size limit, without it), UNAVAILABLE (warming up or draining, with
-    google.rpc.RetryInfo), INTERNAL.
+    RESOURCE_EXHAUSTED (the queue is full, or a limit of the caller reached, with
+    google.rpc.RetryInfo; or a message over the size limit, without it),
+    UNAVAILABLE (warming up or draining, with google.rpc.RetryInfo),
+    UNAUTHENTICATED (the server asks for tokens, and there is none that it knows),
+    INTERNAL.
     """
 
     @staticmethod

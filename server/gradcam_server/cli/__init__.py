@@ -10,7 +10,9 @@ from gradcam_server.cli.evaluate import evaluate
 from gradcam_server.cli.explain import explain
 from gradcam_server.cli.health import health
 from gradcam_server.cli.layers import layers
+from gradcam_server.cli.reload import reload
 from gradcam_server.cli.serve import serve
+from gradcam_server.cli.token import token
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -30,5 +32,5 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
-for command in (serve, explain, layers, compare, evaluate, health):
+for command in (serve, explain, layers, compare, evaluate, health, reload, token):
     main.add_command(command)

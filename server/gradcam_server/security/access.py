@@ -3,15 +3,21 @@
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, TypeAlias
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from gradcam_server.config import ServeConfig
-from gradcam_server.errors import ForbiddenError, LimitError, UnauthenticatedError
+from gradcam_server.errors import (
+    ForbiddenError,
+    InvalidRequestError,
+    LimitError,
+    UnauthenticatedError,
+)
 from gradcam_server.security.caller import Caller, current_caller
 from gradcam_server.security.limits import Places
 from gradcam_server.security.tokens import Token, TokenFile
@@ -29,6 +35,7 @@ _HEALTH = "/grpc.health.v1.Health/"
 _HOW = "send the metadata 'authorization: Bearer TOKEN'"
 _RETRY_STREAM_S = 1.0
 
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 _Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 
 
@@ -107,7 +114,7 @@ class Access:
         return caller
 
 
-class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class AccessInterceptor(grpc.aio.ServerInterceptor):
     """Answers calls that may not come in, before their message is read.
 
     Args:
@@ -120,20 +127,21 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
         details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
+    ) -> _Handler:
         """Wraps the handler of a call."""
         if details.method.startswith(_HEALTH):
-            return await continuation(details)
+            return _wrap(await continuation(details), lambda _: nullcontext())
         try:
             caller = self._access.authenticate(details.invocation_metadata, admin=self._admin)
         except (UnauthenticatedError, ForbiddenError) as error:
             return self._refusal(error)
         handler = await continuation(details)
-        return handler and self._admitting(handler, caller)
+        streaming = handler is not None and handler.request_streaming
+        return _wrap(handler, lambda context: self._admitted(caller, streaming, context))
 
-    def _refusal(self, error: Exception) -> grpc.RpcMethodHandler:
+    def _refusal(self, error: Exception) -> _Handler:
         async def refuse(_: Any, context: Any) -> None:
             with self._reporting("", context):
                 self._access.on_rejected("unauthenticated")
@@ -142,41 +150,15 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         # As a stream, whatever it is: then its message, however large, is never read.
         return grpc.stream_stream_rpc_method_handler(refuse)
 
-    def _admitting(self, handler: Any, caller: Caller) -> grpc.RpcMethodHandler:
-        kind = f"{_arity(handler.request_streaming)}_{_arity(handler.response_streaming)}"
-        behaviour = getattr(handler, kind)
-
-        @contextmanager
-        def admitted(context: Any) -> Iterator[None]:
-            current_caller.set(caller)
-            with self._reporting(caller.name, context), caller.call():
-                if not handler.request_streaming:
-                    yield
-                    return
-                with self._access.stream():
-                    yield
-
-        async def answer(request: Any, context: Any) -> Any:
-            try:
-                with admitted(context):
-                    return await behaviour(request, context)
-            except LimitError as error:
-                await abort(context, to_status(error))
-
-        async def answer_each(request: Any, context: Any) -> AsyncIterator[Any]:
-            try:
-                with admitted(context):
-                    async for message in behaviour(request, context):
-                        yield message
-            except LimitError as error:
-                await abort(context, to_status(error))
-
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
-        return make(
-            answer_each if inspect.isasyncgenfunction(behaviour) else answer,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+    @contextmanager
+    def _admitted(self, caller: Caller, streaming: bool, context: Any) -> Iterator[None]:
+        current_caller.set(caller)
+        with (
+            self._reporting(caller.name, context),
+            caller.call(),
+            self._access.stream() if streaming else nullcontext(),
+        ):
+            yield
 
     @contextmanager
     def _reporting(self, name: str, context: Any) -> Iterator[None]:
@@ -188,11 +170,59 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             code = "RESOURCE_EXHAUSTED"
             self._access.on_rejected("limited")
             raise
+        except InvalidRequestError:
+            code = "INVALID_ARGUMENT"
+            raise
         except Exception:
             code = _code(context, "UNKNOWN")
             raise
         finally:
             self._access.on_token_request(name, code)
+
+
+def _wrap(handler: Any, admitted: Callable[[Any], AbstractContextManager[None]]) -> _Handler:
+    """Returns a handler that answers within a context, and refuses what is no message."""
+    if handler is None:
+        return None
+    kind = f"{_arity(handler.request_streaming)}_{_arity(handler.response_streaming)}"
+    behaviour = getattr(handler, kind)
+    parse = _parser(handler.request_deserializer)
+    # gRPC would log a traceback and answer UNKNOWN if a unary message could not be parsed.
+    read = (lambda messages: messages) if handler.request_streaming else parse
+
+    async def answer(request: Any, context: Any) -> Any:
+        try:
+            with admitted(context):
+                return await behaviour(read(request), context)
+        except (LimitError, InvalidRequestError) as error:
+            await abort(context, to_status(error))
+
+    async def answer_each(request: Any, context: Any) -> AsyncIterator[Any]:
+        try:
+            with admitted(context):
+                async for message in behaviour(read(request), context):
+                    yield message
+        except (LimitError, InvalidRequestError) as error:
+            await abort(context, to_status(error))
+
+    make = getattr(grpc, f"{kind}_rpc_method_handler")
+    return make(
+        answer_each if inspect.isasyncgenfunction(behaviour) else answer,
+        request_deserializer=parse if handler.request_streaming else None,
+        response_serializer=handler.response_serializer,
+    )
+
+
+def _parser(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    def parse_or_refuse(data: bytes) -> Any:
+        try:
+            return data if parse is None else parse(data)
+        except DecodeError:
+            raise InvalidRequestError(
+                "", f"the {len(data)} bytes are not this method's message"
+            ) from None
+
+    return parse_or_refuse
 
 
 def read_token_file(config: ServeConfig) -> TokenFile | None:

@@ -39,7 +39,7 @@ class CertificateFiles:
         """Makes credentials that follow the files."""
         return grpc.dynamic_ssl_server_credentials(
             self._initial,
-            self.newer,
+            self.newer,  # type: ignore[arg-type] # None is allowed: no change
             require_client_authentication=self._client_ca is not None,
         )
 
@@ -72,7 +72,7 @@ class CertificateFiles:
             authorities = self._client_ca.read_bytes() if self._client_ca is not None else None
         except OSError as error:
             raise StartupError(f"cannot read a certificate: {error}") from error
-        return grpc.ssl_server_certificate_configuration(((key, certificate),), authorities)
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], authorities)
 
     def _check(self) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

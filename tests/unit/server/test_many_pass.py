@@ -5,6 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
+from gradcam_server.errors import EngineLostError
 from gradcam_server.many_pass import Maps, Pixels, integrated_gradients, score_cam, smooth_grad
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
@@ -114,3 +115,19 @@ async def test_few_variants_are_in_memory_at_once() -> None:
 
     await integrated_gradients(IMAGE, 200, count)
     assert 1 < most <= 32
+
+
+async def test_one_error_ends_all_passes_and_arrives_as_it_is() -> None:
+    """A lost engine is a lost engine, not a group of errors; what has not begun never does."""
+    begun = 0
+
+    async def fail(pixels: Pixels) -> Maps:
+        nonlocal begun
+        begun += 1
+        await asyncio.sleep(0)
+        raise EngineLostError("lost", 3.0)
+
+    with pytest.raises(EngineLostError) as caught:
+        await integrated_gradients(IMAGE, 256, fail)
+    assert caught.value.retry_after_s == 3.0
+    assert begun < 256

@@ -1,6 +1,7 @@
 """Threads that decode and render."""
 
 import asyncio
+import gc
 import threading
 
 import pytest
@@ -24,6 +25,28 @@ async def test_the_most_urgent_work_goes_first() -> None:
     await asyncio.gather(busy, *tasks, return_exceptions=True)
     await workers.close()
     assert order == ["first", "second", "offline"]
+
+
+async def test_a_failure_that_nobody_waits_for_is_no_fault(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Work that fails after its caller has gone leaves nothing in the log."""
+    workers, gate = Workers(1), threading.Event()
+
+    def fail() -> None:
+        gate.wait(10)
+        raise ZeroDivisionError
+
+    task = asyncio.create_task(workers.timed(1, fail))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    gate.set()
+    await workers.close()
+    await asyncio.sleep(0.01)
+    del task
+    gc.collect()
+    assert caplog.text == ""
 
 
 async def test_a_failure_or_a_cancellation_leaves_no_thread_behind() -> None:

@@ -27,7 +27,7 @@ def rows() -> list[dict[str, str]]:
 
 
 @cache
-def tests_of(path: Path) -> frozenset[str]:
+def names_of_tests(path: Path) -> frozenset[str]:
     """Returns the names of a file's tests."""
     nodes = ast.walk(ast.parse(path.read_text("utf-8")))
     functions = (node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
@@ -46,7 +46,7 @@ def test_every_threat_has_a_test_that_exists(row: dict[str, str]) -> None:
     assert row["mitigation"]
     named = re.fullmatch(r"`(tests/\S+\.py)::(test_\w+)`", row["test"])
     assert named, row["test"]
-    assert named[2] in tests_of(ROOT / named[1])
+    assert named[2] in names_of_tests(ROOT / named[1])
 
 
 def test_every_flag_of_the_page_exists() -> None:

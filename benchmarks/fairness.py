@@ -1,0 +1,163 @@
+"""What interactive requests lose to a saturating offline stream that has a lower priority.
+
+Phases with and without the stream alternate in one run, and each pair gives one ratio, so that
+the machine's moods cancel. Interactive requests arrive at random at a constant mean rate, whether
+or not the last one was answered, and their latency counts from their arrival.
+
+Usage: PYTHONPATH=tests python benchmarks/fairness.py [--rounds N] [--seconds S] [--rate R]
+       [--output FILE]
+"""
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+import platform
+import random
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradcam_client import Client, ImageExplanation
+from support.server import RunningServer
+
+IMAGE = Path(__file__).parents[1] / "examples" / "images" / "cat.jpg"
+SERVER = ("--model", "efficientnet-lite0", "--compiler", "tensorflow", "--batch-sizes", "1,4")
+OFFLINE_PRIORITY = 9
+SETTLE_S = 1.5
+STAGES = ("decode_us", "queue_us", "compute_us", "render_us")
+
+
+def offline(address: str, on: Event, answered: Any, batch_us: Any) -> None:
+    """Streams as fast as the server reads, while ``on`` is set."""
+    image = IMAGE.read_bytes()
+
+    def images() -> Iterator[bytes]:
+        while True:
+            on.wait()
+            yield image
+
+    with Client(address) as client:
+        for outcome in client.explain_stream(images(), priority=OFFLINE_PRIORITY, max_in_flight=48):
+            batch_us.value = outcome.unwrap().stats.compute_us
+            answered.value += 1
+
+
+def interactive(
+    client: Client, pool: ThreadPoolExecutor, seconds: float, rate: float
+) -> list[tuple[float, ImageExplanation]]:
+    """Asks at random times; returns the latencies in milliseconds, and the answers."""
+    image = IMAGE.read_bytes()
+    chance = random.Random(0)  # noqa: S311 - arrival times
+
+    def ask(due: float) -> tuple[float, ImageExplanation]:
+        answer = client.explain(image)
+        return (time.perf_counter() - due) * 1e3, answer
+
+    asked = []
+    due = time.perf_counter()
+    end = due + seconds
+    while (due := due + chance.expovariate(rate)) < end:
+        time.sleep(max(due - time.perf_counter(), 0))
+        asked.append(pool.submit(ask, due))
+    return [one.result() for one in asked]
+
+
+def summary(found: list[tuple[float, ImageExplanation]]) -> dict[str, Any]:
+    """Percentiles of the latency, and where the time of the slowest twentieth went."""
+    latencies = np.array([latency for latency, _ in found])
+    slow = [answer for latency, answer in found if latency >= np.percentile(latencies, 95)]
+    percentiles = zip(("p50", "p95", "p99"), np.percentile(latencies, [50, 95, 99]), strict=True)
+    return {
+        "requests": len(found),
+        "ms": {name: round(float(value), 1) for name, value in percentiles},
+        "slowest_5_percent_ms": {
+            stage: round(float(np.mean([getattr(one.stats, stage) for one in slow])) / 1e3, 1)
+            for stage in STAGES
+        },
+    }
+
+
+def measure(address: str, rounds: int, seconds: float, rate: float) -> dict[str, Any]:
+    """Alternates phases with and without the stream."""
+    spawn = multiprocessing.get_context("spawn")
+    on, answered, batch_us = spawn.Event(), spawn.Value("l", 0), spawn.Value("l", 0)
+    stream = spawn.Process(target=offline, args=(address, on, answered, batch_us), daemon=True)
+    stream.start()
+    phases: dict[bool, list[list[tuple[float, ImageExplanation]]]] = {False: [], True: []}
+    throughput, batches = [], []
+    with Client(address) as client, ThreadPoolExecutor(64) as pool:
+        interactive(client, pool, 2, rate)
+        for number in itertools.count():
+            with_stream = bool(number % 2)
+            on.set() if with_stream else on.clear()
+            time.sleep(SETTLE_S)
+            before, started = answered.value, time.perf_counter()
+            found = interactive(client, pool, seconds, rate)
+            phases[with_stream].append(found)
+            if with_stream:
+                throughput.append((answered.value - before) / (time.perf_counter() - started))
+                batches.append(batch_us.value / 1e3)
+            name = "with   " if with_stream else "without"
+            print(f"{name} the stream: {json.dumps(summary(found))}", flush=True)
+            if number == 2 * rounds - 1:
+                break
+    stream.kill()
+    stream.join()
+    pairs = list(zip(phases[False], phases[True], strict=True))
+    return {
+        "without_stream": summary(list(itertools.chain(*phases[False]))),
+        "with_stream": summary(list(itertools.chain(*phases[True]))),
+        "ratio_quartiles": {name: _ratios(pairs, q) for name, q in (("p50", 50), ("p99", 99))},
+        "offline_images_per_s_median": round(float(np.median(throughput)), 1),
+        "offline_batch_ms_median": round(float(np.median(batches)), 1),
+        "stats_of_one_answer": asdict(phases[True][-1][-1][1].stats),
+    }
+
+
+def _ratios(pairs: list[Any], percentile: int) -> list[float]:
+    ratios = [
+        np.percentile([latency for latency, _ in with_stream], percentile)
+        / np.percentile([latency for latency, _ in without], percentile)
+        for without, with_stream in pairs
+    ]
+    return [round(float(value), 2) for value in np.percentile(ratios, [25, 50, 75])]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=8)
+    parser.add_argument("--rate", type=float, default=6, help="interactive requests in a second")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    server = RunningServer(*SERVER)
+    try:
+        results = measure(
+            server.wait_ready().address, arguments.rounds, arguments.seconds, arguments.rate
+        )
+    finally:
+        server.kill()
+    report = {
+        "server": " ".join(SERVER),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, clients included",
+        "interactive_requests_per_s": arguments.rate,
+        "rounds": arguments.rounds,
+        "seconds_of_each_phase": arguments.seconds,
+        **results,
+    }
+    text = json.dumps(report, indent=2)
+    print(text)
+    if arguments.output:
+        arguments.output.write_text(text + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

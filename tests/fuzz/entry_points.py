@@ -1,0 +1,312 @@
+"""All ways by which bytes of strangers come in, and what must hold whatever they are."""
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import grpc
+import numpy as np
+from google.protobuf.message import DecodeError, Message
+
+from fuzz.mutations import image_files, mutate_image, mutate_message, random_message
+from gradcam.inference import grpc_service_pb2 as inference_pb
+from gradcam.v1 import explanation_service_pb2 as pb
+from gradcam_server.batching import Answer, BatchReport, DispatchReason, Turn, Urgency
+from gradcam_server.calls import Calls
+from gradcam_server.catalog import Catalog, ServedModel
+from gradcam_server.config import ServeConfig
+from gradcam_server.decode import decode_image
+from gradcam_server.errors import (
+    DeadlineError,
+    EngineLostError,
+    InvalidRequestError,
+    QueueFullError,
+)
+from gradcam_server.explainer import Explainer
+from gradcam_server.geometry import fit
+from gradcam_server.graph_io import NO_CLASS, GraphItem, GraphKey, GraphOutput
+from gradcam_server.labels import ClassLabel, ClassLabels
+from gradcam_server.layers import LayerInfo
+from gradcam_server.lifecycle import Lifecycle
+from gradcam_server.metrics import Metrics
+from gradcam_server.models.preprocessing import Preprocessing
+from gradcam_server.open_inference.service import InferenceService
+from gradcam_server.requests import ResizeMode
+from gradcam_server.service import ExplanationService
+from gradcam_server.tracing import Tracer
+
+INPUT_SIZE = (12, 10)
+MAX_PIXELS = 200_000
+# What gRPC lets through as the trailers of a call by default, with room for the rest.
+MAX_STATUS_BYTES = 7000
+# What an engine may fail with.
+_ERRORS = (
+    QueueFullError("full", 0.5),
+    DeadlineError("late"),
+    EngineLostError("lost", 2.0),
+    InvalidRequestError("layers", "not compiled"),
+)
+_CONFIG = ServeConfig(max_image_pixels=MAX_PIXELS, max_passes=6, worker_threads=1)
+
+
+def _model(version: str) -> ServedModel:
+    names = ("cat", "dog", "Cardigan", "cardigan", "", "n02123045", "tabby", "twin", "twin")
+    layers = (
+        LayerInfo("input", "InputLayer", (None, *INPUT_SIZE, 3), False),
+        LayerInfo("early", "Conv2D", (None, 6, 5, 4), True),
+        LayerInfo("block/last", "Conv2D", (None, 3, 2, 8), True),
+        LayerInfo("head", "Dense", (None, len(names)), False),
+    )
+    return ServedModel(
+        name="m",
+        version=version,
+        labels=ClassLabels([ClassLabel(name, (f"the {name}",)) for name in names]),
+        layers=layers,
+        default_layer="block/last",
+        input_size=INPUT_SIZE,
+        preprocessing=Preprocessing.NONE,
+        weights="none",
+    )
+
+
+class FakeComputer:
+    """Answers at once, in the right shapes, or fails; its maps have all that maps can have."""
+
+    catalog = Catalog((_model(""), _model("2")), (), (1, 4), 5)
+    compilation_count = 1
+
+    async def compute(
+        self,
+        key: GraphKey,
+        item: GraphItem,
+        turn: Turn | None = None,
+        urgency: Urgency = Urgency(),  # noqa: B008 - it is frozen
+    ) -> Answer[GraphOutput]:
+        """Computes one image, badly."""
+        assert item.image.shape == (*INPUT_SIZE, 3)
+        if turn is not None:
+            turn.give_back()
+        number = int(np.nan_to_num(item.image).sum(dtype=np.float64) % 2**32)
+        if number % 16 == 0:
+            raise _ERRORS[number // 16 % len(_ERRORS)]
+        rng = np.random.default_rng(number)
+        classes = len(self.catalog.models[0].labels)
+        logits = rng.normal(size=classes).astype(np.float32)
+        exponentials = np.exp(logits)
+        maps = rng.normal(size=(key.channel_count or len(item.targets), 3, 2)).astype(np.float32)
+        maps.flat[::7] = rng.choice([0, -1, np.nan, np.inf, 1e38, 1e-45])
+        best = np.argsort(-logits)
+        chosen = [best[-1 - one.index] if one.index < 0 else one.index for one in item.targets]
+        assert all(one.against == NO_CLASS or 0 <= one.against < classes for one in item.targets)
+        output = GraphOutput(
+            logits,
+            exponentials / exponentials.sum(),
+            np.array(chosen, np.int32),
+            logits[chosen],
+            tuple(maps for _ in key.layers),
+        )
+        return Answer(output, BatchReport(1, 1, DispatchReason.IDLE, 1))
+
+    async def close(self) -> None:
+        """Nothing to stop."""
+
+
+class _Context:
+    """The server's side of a call, with what the client sends and what it was told."""
+
+    def __init__(self, messages: Sequence[Message] = ()) -> None:
+        self._messages = deque(messages)
+        self.answers: list[Any] = []
+        self.code = grpc.StatusCode.OK
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
+    def time_remaining(self) -> float | None:
+        return None
+
+    async def read(self) -> Any:
+        return self._messages.popleft() if self._messages else grpc.aio.EOF
+
+    async def write(self, message: Message) -> None:
+        message.SerializeToString()
+        self.answers.append(message)
+
+    async def abort(
+        self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()
+    ) -> None:
+        self.code = code
+        size = len(details.encode()) + sum(len(value) for _, value in trailing_metadata)
+        assert size < MAX_STATUS_BYTES, f"{size} bytes of status do not fit the trailers"
+        raise grpc.aio.AbortError
+
+
+class _Faults(logging.Handler):
+    """Raises again what the server took for a fault of its own, or lost."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.found: list[BaseException] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        self.found.append(error or AssertionError(record.getMessage()))
+
+    def check(self) -> None:
+        found, self.found = self.found, []
+        if found:
+            raise AssertionError(f"a fault of the server's: {found[0]!r}") from found[0]
+
+
+class Services:
+    """Both services without a network, on an event loop of their own."""
+
+    def __init__(self) -> None:
+        self._faults = _Faults()
+        logging.getLogger().addHandler(self._faults)
+        self._runner = asyncio.Runner()
+        self._runner.run(self._start())
+
+    async def _start(self) -> None:
+        lifecycle, metrics = Lifecycle(), Metrics()
+        calls = Calls(lifecycle, metrics, Tracer())
+        self.explanation = ExplanationService(_CONFIG, calls)
+        self.inference = InferenceService(_CONFIG, calls)
+        explainer = Explainer(_CONFIG, FakeComputer(), metrics)
+        self.explanation.publish(explainer)
+        self.inference.publish(explainer)
+        lifecycle.serve()
+
+    def unary(self, method: Callable[[Any, Any], Awaitable[Message]], message: Message) -> str:
+        """Calls a method; returns its code."""
+        context = _Context()
+        with suppress(grpc.aio.AbortError):
+            self._runner.run(_await(method(message, context))).SerializeToString()
+        self._faults.check()
+        return context.code.name
+
+    def stream(self, method: Callable[[Any, Any], Awaitable[None]], message: Message) -> list[Any]:
+        """Sends a message twice; returns the answers."""
+        context = _Context([message, message])
+        self._runner.run(_await(method(None, context)))
+        self._faults.check()
+        return context.answers
+
+
+async def _await(work: Awaitable[Any]) -> Any:
+    return await work
+
+
+class EntryPoint:
+    """A way in: how its inputs are made, and what must hold of each.
+
+    Args:
+        name: For people.
+        message: The type of the message; None for an image file.
+        check: Raises if an input breaks what must hold; returns what became of it.
+    """
+
+    def __init__(
+        self, name: str, message: type[Message] | None, check: Callable[[Any], str]
+    ) -> None:
+        self.name = name
+        self._message = message
+        self._check = check
+
+    def check(self, data: bytes) -> str:
+        """Lets an input in."""
+        if self._message is None:
+            return self._check(data)
+        try:
+            message = self._message.FromString(data)
+        except DecodeError:
+            return "no message"  # gRPC refuses it before we see it
+        return self._check(message)
+
+    def seeds(self) -> list[bytes]:
+        """Inputs to begin with."""
+        if self._message is None:
+            return list(image_files())
+        return [self._random(random.Random(seed)) for seed in range(30)]
+
+    def mutate(self, data: bytes, rng: random.Random) -> bytes:
+        """Changes an input."""
+        if self._message is None:
+            fresh = not data or rng.random() < 0.4
+            return mutate_image(rng.choice(image_files()) if fresh else data, rng)
+        try:
+            message = self._message.FromString(data)
+        except DecodeError:
+            return self._random(rng)
+        if rng.random() < 0.2:
+            return self._random(rng)
+        if rng.random() < 0.1:
+            return mutate_image(data, rng)  # as bytes
+        mutate_message(message, rng)
+        return message.SerializeToString()
+
+    def _random(self, rng: random.Random) -> bytes:
+        assert self._message is not None
+        message = self._message()
+        random_message(message, rng)
+        return message.SerializeToString()
+
+
+def _image(data: bytes) -> str:
+    try:
+        image = decode_image(data, MAX_PIXELS)
+    except InvalidRequestError:
+        return "refused"
+    assert image.dtype == np.uint8
+    assert image.ndim == 3
+    assert image.shape[2] == 3
+    assert 1 <= image.shape[0] * image.shape[1] <= MAX_PIXELS
+    for mode in ResizeMode:
+        fitted, _ = fit(image, INPUT_SIZE, mode)
+        assert fitted.dtype == np.uint8
+        assert fitted.shape == (*INPUT_SIZE, 3)
+    return "OK"
+
+
+def entry_points(services: Services) -> list[EntryPoint]:
+    """Returns all, the image decoder first."""
+    v1, oip = services.explanation, services.inference
+
+    def explain_stream(message: pb.StreamExplainImagesRequest) -> str:
+        answers = services.stream(v1.StreamExplainImages, message)
+        ends = [one for one in answers if one.WhichOneof("result") in ("response", "error")]
+        assert [one.correlation_id for one in ends] == [message.correlation_id] * 2
+        return "error" if ends[0].HasField("error") else "OK"
+
+    def infer_stream(message: inference_pb.ModelInferRequest) -> str:
+        answers = services.stream(oip.ModelStreamInfer, message)
+        assert [one.infer_response.id for one in answers] == [message.id] * 2
+        return "error" if answers[0].error_message else "OK"
+
+    def unary(method: Callable[[Any, Any], Awaitable[Message]]) -> Callable[[Message], str]:
+        return lambda message: services.unary(method, message)
+
+    methods: Sequence[tuple[type[Message], Callable[[Any, Any], Awaitable[Message]]]] = (
+        (pb.ExplainImageRequest, v1.ExplainImage),
+        (inference_pb.ModelInferRequest, oip.ModelInfer),
+        (pb.GetModelRequest, v1.GetModel),
+        (pb.ListModelsRequest, v1.ListModels),
+        (inference_pb.ServerLiveRequest, oip.ServerLive),
+        (inference_pb.ServerReadyRequest, oip.ServerReady),
+        (inference_pb.ModelReadyRequest, oip.ModelReady),
+        (inference_pb.ServerMetadataRequest, oip.ServerMetadata),
+        (inference_pb.ModelMetadataRequest, oip.ModelMetadata),
+        (inference_pb.ModelConfigRequest, oip.ModelConfig),
+        (inference_pb.ModelStatisticsRequest, oip.ModelStatistics),
+        (inference_pb.RepositoryIndexRequest, oip.RepositoryIndex),
+    )
+    return [
+        EntryPoint("image", None, _image),
+        EntryPoint("StreamExplainImages", pb.StreamExplainImagesRequest, explain_stream),
+        EntryPoint("ModelStreamInfer", inference_pb.ModelInferRequest, infer_stream),
+        *(EntryPoint(method.__name__, message, unary(method)) for message, method in methods),
+    ]

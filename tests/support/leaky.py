@@ -1,0 +1,28 @@
+"""``gradcam`` with a leak: what the soak test must catch. It is never shipped."""
+
+from typing import Any
+
+from gradcam_server.cli import main
+from gradcam_server.pipeline import Pipeline
+from gradcam_server.requests import ExplainedImage, ExplainRequest
+
+LEAKED_BYTES = 20_000
+_explain = Pipeline.explain
+_leaked: list[bytearray] = []
+
+
+async def _explain_and_leak(
+    self: Pipeline, request: ExplainRequest, **options: Any
+) -> ExplainedImage:
+    _leaked.append(bytearray(b"x" * LEAKED_BYTES))
+    return await _explain(self, request, **options)
+
+
+def run() -> None:
+    """Runs ``gradcam``; each request loses some kilobytes of the front end."""
+    setattr(Pipeline, "explain", _explain_and_leak)  # noqa: B010 - mypy
+    main()
+
+
+if __name__ == "__main__":
+    run()

@@ -131,6 +131,9 @@ class Calls:
         try:
             await asyncio.wait({read, draining}, return_when=asyncio.FIRST_COMPLETED)
             item = read.result() if read.done() else grpc.aio.EOF
+        except Exception as error:  # noqa: BLE001 - gRPC's class for it is private
+            logger.debug("The client of a stream is gone: %r", error)
+            return None
         finally:
             read.cancel()
             draining.cancel()

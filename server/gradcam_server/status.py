@@ -1,5 +1,6 @@
 """The one table from domain errors to gRPC codes and error details."""
 
+import asyncio
 import logging
 from typing import Any
 
@@ -58,7 +59,14 @@ def status_code(status: status_pb2.Status) -> grpc.StatusCode:
 async def abort(context: Any, status: status_pb2.Status) -> None:
     """Ends a call with a status and its details."""
     details = ("grpc-status-details-bin", status.SerializeToString())
-    await context.abort(status_code(status), status.message, (details,))
+    try:
+        await context.abort(status_code(status), status.message, (details,))
+    except grpc.aio.AbortError:
+        raise
+    except Exception as error:  # gRPC's class for it is private
+        # The client is gone: that is no fault, and nobody waits for the status.
+        logger.debug("A status could not be sent: %r", error)
+        raise asyncio.CancelledError from error
 
 
 def _clip(message: str) -> str:

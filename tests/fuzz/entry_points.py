@@ -4,8 +4,9 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from copy import copy
 from typing import Any
 
 import grpc
@@ -92,7 +93,7 @@ class FakeComputer:
             turn.give_back()
         number = int(np.nan_to_num(item.image).sum(dtype=np.float64) % 2**32)
         if number % 16 == 0:
-            raise _ERRORS[number // 16 % len(_ERRORS)]
+            raise copy(_ERRORS[number // 16 % len(_ERRORS)])
         rng = np.random.default_rng(number)
         classes = len(self.catalog.models[0].labels)
         logits = rng.normal(size=classes).astype(np.float32)
@@ -146,18 +147,25 @@ class _Context:
 
 
 class _Faults(logging.Handler):
-    """Raises again what the server took for a fault of its own, or lost."""
+    """Raises again what the server took for a fault of its own, or lost, while it listens."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
-        self.found: list[BaseException] = []
+        self._found: list[BaseException] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        self.found.append(error or AssertionError(record.getMessage()))
+        self._found.append(error or AssertionError(record.getMessage()))
 
-    def check(self) -> None:
-        found, self.found = self.found, []
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        # Not longer: what other tests of this process log is not ours.
+        logging.getLogger().addHandler(self)
+        try:
+            yield
+        finally:
+            logging.getLogger().removeHandler(self)
+        found, self._found = self._found, []
         if found:
             raise AssertionError(f"a fault of the server's: {found[0]!r}") from found[0]
 
@@ -167,7 +175,6 @@ class Services:
 
     def __init__(self) -> None:
         self._faults = _Faults()
-        logging.getLogger().addHandler(self._faults)
         self._runner = asyncio.Runner()
         self._runner.run(self._start())
 
@@ -184,16 +191,15 @@ class Services:
     def unary(self, method: Callable[[Any, Any], Awaitable[Message]], message: Message) -> str:
         """Calls a method; returns its code."""
         context = _Context()
-        with suppress(grpc.aio.AbortError):
+        with self._faults.listening(), suppress(grpc.aio.AbortError):
             self._runner.run(_await(method(message, context))).SerializeToString()
-        self._faults.check()
         return context.code.name
 
     def stream(self, method: Callable[[Any, Any], Awaitable[None]], message: Message) -> list[Any]:
         """Sends a message twice; returns the answers."""
         context = _Context([message, message])
-        self._runner.run(_await(method(None, context)))
-        self._faults.check()
+        with self._faults.listening():
+            self._runner.run(_await(method(None, context)))
         return context.answers
 
 

@@ -155,6 +155,8 @@ class RemoteComputer:
             raise
         finally:
             self._waiting.pop(number, None)
+            if future.done() and not future.cancelled():
+                future.exception()  # a caller that was cancelled does not ask for it
 
     def kill(self, reason: str) -> None:
         """Kills the engine."""

@@ -5,40 +5,39 @@ import time
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
-    AsyncIterator,
-    Coroutine,
     Iterable,
-    Iterator,
     Sequence,
 )
-from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, Unpack
 
 import grpc
 from grpc_health.v1 import health_pb2
 
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_client.errors import (
-    CallCancelledError,
     GradCamError,
-    UnavailableError,
     decisive,
-    from_rpc_error,
 )
 from gradcam_client.lines import Call, Lines, Route
 from gradcam_client.requests import ExplainOptions, ImageInput, build_template, with_image
 from gradcam_client.results import ImageExplanation, ModelInfo
 from gradcam_client.retry import RetryPolicy
 from gradcam_client.security import check_token
-from gradcam_client.stream import OnProgress, Outcome, StreamLedger, ended_early
+from gradcam_client.stream import OnProgress, Outcome, StreamLedger
+from gradcam_client.task_stream import (
+    Asynchronous,
+    TaskStream,
+    cancel_tasks,
+    closed_error,
+    is_task_cancelled,
+)
 from gradcam_client.transport import (
     DEFAULT_MAX_IN_FLIGHT,
     DEFAULT_MAX_MESSAGE_BYTES,
     DEFAULT_RETRY,
     DEFAULT_TARGET,
     DEFAULT_TIMEOUT_S,
-    END_S,
     HEALTH_TIMEOUT_S,
     READY_POLL_S,
     SERVING,
@@ -53,11 +52,6 @@ from gradcam_client.transport import (
     split_target,
     still_starting,
 )
-
-_T = TypeVar("_T")
-
-_WRITE_FAILED = "Internal error from Core"
-_STATUS_GRACE_S = 0.1
 
 
 class AsyncClient:
@@ -209,9 +203,9 @@ class AsyncClient:
             report_progress=on_progress is not None,
             request_id=route.request_id,
         )
-        stream = _Stream(route, ledger, build_template(**options), on_progress)
+        stream = TaskStream(route, ledger, build_template(**options), on_progress)
         return stream.outcomes(
-            aiter(images) if isinstance(images, AsyncIterable) else _Asynchronous(iter(images))
+            aiter(images) if isinstance(images, AsyncIterable) else Asynchronous(iter(images))
         )
 
     async def list_models(self) -> tuple[ModelInfo, ...]:
@@ -308,9 +302,9 @@ async def _ask(call: Call, method: str, request: object) -> Any:
         try:
             return await getattr(line.service, method)(request, **call.options())
         except asyncio.CancelledError:
-            if _is_task_cancelled():
+            if is_task_cancelled():
                 raise
-            raise _closed() from None
+            raise closed_error() from None
 
 
 async def _ask_twice(call: Call, method: str, request: object, hedge_after_s: float) -> Any:
@@ -333,224 +327,4 @@ async def _ask_twice(call: Call, method: str, request: object, hedge_after_s: fl
             if error is not None:
                 raise error
     finally:
-        await _cancel(*under_way)
-
-
-class _Asynchronous:
-    """An iterator as an asynchronous one. A generator would have to be closed."""
-
-    def __init__(self, iterator: Iterator[ImageInput]) -> None:
-        self._iterator = iterator
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> ImageInput:
-        try:
-            return next(self._iterator)
-        except StopIteration:
-            raise StopAsyncIteration from None
-
-
-class _Stream:
-    """Drives a ledger with tasks.
-
-    The feeder iterates the caller's images, the runner opens calls and reads their
-    answers, a task of gRPC's sends what ``_requests`` yields, and the caller's own task
-    waits for outcomes.
-    """
-
-    def __init__(
-        self,
-        route: Route,
-        ledger: StreamLedger,
-        template: pb.ExplainImageRequest,
-        on_progress: OnProgress | None,
-    ) -> None:
-        self._route = route
-        self._ledger = ledger
-        self._template = template
-        self._on_progress = on_progress
-        self._changed = asyncio.Event()
-        self._epoch = 0  # grows when a call begins and ends: old ones have no say
-
-    async def outcomes(self, images: AsyncIterator[ImageInput]) -> AsyncGenerator[Outcome]:
-        feeder = asyncio.create_task(self._feed(images))
-        self._start_runner()
-        try:
-            while (outcome := await self._next_outcome()) is not None:
-                yield outcome
-            # Answered, it is about to end; cancelled now, it would look like a failure there.
-            await asyncio.wait({self._runner}, timeout=END_S)
-        finally:
-            await _cancel(feeder, self._runner)
-
-    async def _next_outcome(self) -> Outcome | None:
-        while (outcome := self._ledger.next_outcome()) is None:
-            if self._runner.done():
-                self._runner.result()  # raises its fault, if it had one
-            if self._ledger.all_yielded:
-                if self._ledger.input_error is not None:
-                    raise self._ledger.input_error
-                return None
-            expires_in_s = self._ledger.expires_in_s(time.monotonic())
-            if expires_in_s == 0:
-                self._ledger.expire()
-                await _cancel(self._runner)
-                self._start_runner()
-            else:
-                await self._wait(expires_in_s)
-        self._notify()  # there is room for another image
-        return outcome
-
-    def _start_runner(self) -> None:
-        self._runner = asyncio.create_task(self._run())
-        self._runner.add_done_callback(lambda _: self._notify())
-
-    def _notify(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def _wait(self, timeout_s: float | None = None) -> None:
-        changed = self._changed
-        try:
-            async with asyncio.timeout(timeout_s):
-                await changed.wait()
-        except TimeoutError:
-            pass
-
-    # The feeder.
-
-    async def _feed(self, images: AsyncIterator[ImageInput]) -> None:
-        error: BaseException | None = None
-        try:
-            while True:
-                while not self._ledger.has_room:
-                    await self._wait()
-                await self._take(await anext(images))
-        except StopAsyncIteration:
-            pass
-        except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001 - it is the caller's
-            error = raised
-        self._ledger.end_input(error)
-        self._notify()
-
-    async def _take(self, image: ImageInput) -> None:
-        try:
-            request = await asyncio.to_thread(with_image, self._template, image)
-        except (OSError, TypeError, ValueError) as error:
-            self._ledger.take_failed(image, error)
-        else:
-            self._ledger.take(image, request, time.monotonic())
-        self._notify()
-
-    # The runner.
-
-    async def _run(self) -> None:
-        while await self._wait_until_due():
-            self._epoch += 1
-            metadata, line = self._route.metadata(), self._route.begin()
-            try:
-                requests = self._requests(self._epoch)
-                error = await self._read(
-                    line.service.StreamExplainImages(requests, metadata=metadata)
-                )
-            finally:
-                self._route.end(line)
-            if not self._ledger.all_answered:
-                self._route.failed(line, error)
-            self._ledger.broke(error, time.monotonic(), self._route.rested_in_s)
-            self._notify()
-
-    async def _read(self, call: Any) -> GradCamError:
-        ending = _Ending(call)
-        try:
-            with suppress(grpc.RpcError):
-                async for answer in call:
-                    progress = self._ledger.answered(answer, time.monotonic())
-                    self._notify()
-                    if progress is not None and self._on_progress is not None:
-                        self._on_progress(progress)
-            return await ending.error()
-        except asyncio.CancelledError:
-            if _is_task_cancelled():
-                raise
-            return _closed()
-        finally:
-            call.cancel()
-            self._epoch += 1
-            self._notify()
-
-    async def _wait_until_due(self) -> bool:
-        while not self._ledger.all_answered:
-            due_in_s = self._ledger.due_in_s(time.monotonic())
-            if due_in_s == 0:
-                return True
-            await self._wait(due_in_s)
-        return False
-
-    # The sender.
-
-    async def _requests(self, epoch: int) -> AsyncIterator[pb.StreamExplainImagesRequest]:
-        while self._epoch == epoch and not self._ledger.all_answered:
-            now = time.monotonic()
-            request = self._ledger.next_request(now)
-            if request is not None:
-                yield request
-            else:
-                await self._wait(self._ledger.due_in_s(now))
-
-
-async def _cancel(*tasks: asyncio.Task[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-class _Ending:
-    """Why a call of a stream ended.
-
-    A write that fails because the server has ended the call sets a status of its own,
-    over the server's or shortly before it (github.com/grpc/grpc/issues/36066), so every
-    status is noted as it is set.
-    """
-
-    def __init__(self, call: Any) -> None:
-        self._errors: list[GradCamError] = []
-        call.add_done_callback(self._note)
-
-    async def error(self) -> GradCamError:
-        """Returns the server's error, once the call is done."""
-        if not self._errors:
-            await asyncio.sleep(_STATUS_GRACE_S)
-        broken = UnavailableError(grpc.StatusCode.UNAVAILABLE, "the stream broke during a write")
-        return self._errors[0] if self._errors else broken
-
-    def _note(self, call: Any) -> None:
-        code, message = _without_waiting(call.code()), _without_waiting(call.details())
-        if code is grpc.StatusCode.OK:
-            self._errors.append(ended_early())
-        elif message != _WRITE_FAILED:
-            nothing = grpc.aio.Metadata()
-            trailing = _without_waiting(call.trailing_metadata())
-            status = grpc.aio.AioRpcError(code, nothing, trailing, message)
-            self._errors.append(from_rpc_error(status))
-
-
-def _without_waiting(coroutine: Coroutine[None, None, _T]) -> _T:
-    try:
-        coroutine.send(None)
-    except StopIteration as done:
-        result: _T = done.value
-        return result
-    raise RuntimeError("the call is not done")
-
-
-def _is_task_cancelled() -> bool:
-    # When the channel is closed gRPC raises CancelledError in tasks that nobody cancelled.
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-def _closed() -> CallCancelledError:
-    return CallCancelledError(grpc.StatusCode.CANCELLED, "the client was closed")
+        await cancel_tasks(*under_way)

@@ -1,9 +1,8 @@
 """The synchronous client."""
 
-import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import ExitStack
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -18,19 +17,18 @@ from gradcam_client.requests import ExplainOptions, ImageInput, build_template, 
 from gradcam_client.results import ImageExplanation, ModelInfo
 from gradcam_client.retry import RetryPolicy
 from gradcam_client.security import check_token
-from gradcam_client.stream import OnProgress, Outcome, StreamLedger, ended_early
+from gradcam_client.stream import OnProgress, Outcome, StreamLedger
+from gradcam_client.threaded_stream import ThreadedStream
 from gradcam_client.transport import (
     DEFAULT_MAX_IN_FLIGHT,
     DEFAULT_MAX_MESSAGE_BYTES,
     DEFAULT_RETRY,
     DEFAULT_TARGET,
     DEFAULT_TIMEOUT_S,
-    END_S,
     HEALTH_TIMEOUT_S,
     READY_POLL_S,
     SERVING,
     ChannelOptions,
-    Metadata,
     Token,
     check_images,
     check_timeout,
@@ -197,7 +195,7 @@ class Client:
             report_progress=on_progress is not None,
             request_id=route.request_id,
         )
-        stream = _Stream(route, ledger, build_template(**options), on_progress)
+        stream = ThreadedStream(route, ledger, build_template(**options), on_progress)
         return stream.outcomes(iter(images))
 
     def list_models(self) -> tuple[ModelInfo, ...]:
@@ -323,179 +321,3 @@ def _ask_twice(call: Call, method: str, request: object, hedge_after_s: float) -
             error = decisive(errors, are_all=len(errors) == started)
             if error is not None:
                 raise error
-
-
-class _Stream:
-    """Drives a ledger with threads.
-
-    The feeder iterates the caller's images, the runner opens calls and reads their
-    answers, a thread of gRPC's sends what ``_requests`` yields, and the caller's own
-    thread waits for outcomes. ``_changed`` guards the ledger and all fields.
-    """
-
-    def __init__(
-        self,
-        route: Route,
-        ledger: StreamLedger,
-        template: pb.ExplainImageRequest,
-        on_progress: OnProgress | None,
-    ) -> None:
-        self._route = route
-        self._ledger = ledger
-        self._template = template
-        self._on_progress = on_progress
-        self._changed = threading.Condition()
-        self._call: Any = None
-        self._epoch = 0  # grows when a call begins and ends: old ones have no say
-        self._closed = False
-        self._fault: BaseException | None = None
-
-    def outcomes(self, images: Iterator[ImageInput]) -> Generator[Outcome]:
-        # Daemons: an iterable that never returns must not keep the process alive.
-        feeder = threading.Thread(
-            target=self._feed, args=(images,), name="gradcam-feeder", daemon=True
-        )
-        runner = threading.Thread(target=self._run, name="gradcam-runner", daemon=True)
-        feeder.start()
-        runner.start()
-        try:
-            while (outcome := self._next_outcome()) is not None:
-                yield outcome
-            # Answered, it is about to end; cancelled now, it would look like a failure there.
-            runner.join(END_S)
-        finally:
-            self._close()
-            runner.join(END_S)
-            feeder.join(END_S)  # the caller's iterable may hold it up
-
-    def _next_outcome(self) -> Outcome | None:
-        with self._changed:
-            while (outcome := self._ledger.next_outcome()) is None:
-                if self._fault is not None:
-                    raise self._fault
-                if self._ledger.all_yielded:
-                    if self._ledger.input_error is not None:
-                        raise self._ledger.input_error
-                    return None
-                expires_in_s = self._ledger.expires_in_s(time.monotonic())
-                if expires_in_s == 0:
-                    self._ledger.expire()
-                    self._drop_call()
-                    self._changed.notify_all()
-                else:
-                    self._changed.wait(expires_in_s)
-            self._changed.notify_all()  # there is room for another image
-            return outcome
-
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        with self._changed:
-            yield
-            self._changed.notify_all()
-
-    def _close(self) -> None:
-        with self._changing():
-            self._closed = True
-            self._drop_call()
-
-    def _drop_call(self) -> None:
-        self._epoch += 1
-        if self._call is not None:
-            self._call.cancel()
-            self._call = None
-
-    # The feeder.
-
-    def _feed(self, images: Iterator[ImageInput]) -> None:
-        error: BaseException | None = None
-        try:
-            while self._wait_for_room():
-                try:
-                    image = next(images)
-                except StopIteration:
-                    break
-                self._take(image)
-        except BaseException as raised:  # noqa: BLE001 - the caller's, and raised to the caller
-            error = raised
-        with self._changing():
-            self._ledger.end_input(error)
-
-    def _wait_for_room(self) -> bool:
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._ledger.has_room)
-            return not self._closed
-
-    def _take(self, image: ImageInput) -> None:
-        try:
-            request = with_image(self._template, image)
-        except (OSError, TypeError, ValueError) as error:
-            with self._changing():
-                self._ledger.take_failed(image, error)
-        else:
-            with self._changing():
-                self._ledger.take(image, request, time.monotonic())
-
-    # The runner.
-
-    def _run(self) -> None:
-        try:
-            while self._wait_until_due():
-                self._run_call()
-        except BaseException as fault:  # noqa: BLE001 - raised to the caller
-            with self._changing():
-                self._fault = fault
-
-    def _wait_until_due(self) -> bool:
-        with self._changed:
-            while not self._closed and not self._ledger.all_answered:
-                due_in_s = self._ledger.due_in_s(time.monotonic())
-                if due_in_s == 0:
-                    return True
-                self._changed.wait(due_in_s)
-            return False
-
-    def _run_call(self) -> None:
-        metadata, line = self._route.metadata(), self._route.begin()
-        error: GradCamError = ended_early()
-        try:
-            call, epoch = self._open(line, metadata)
-            for answer in call:
-                progress = None
-                with self._changing():
-                    if self._epoch == epoch:
-                        progress = self._ledger.answered(answer, time.monotonic())
-                if progress is not None and self._on_progress is not None:
-                    self._on_progress(progress)
-        except grpc.RpcError as rpc_error:
-            error = self._route.failed(line, from_rpc_error(rpc_error))
-        finally:
-            self._route.end(line)
-        with self._changing():
-            if self._epoch == epoch:  # else we dropped it: it did not break
-                self._ledger.broke(error, time.monotonic(), self._route.rested_in_s)
-                self._drop_call()
-
-    def _open(self, line: Line, metadata: Metadata) -> tuple[Any, int]:
-        with self._changed:
-            self._epoch += 1
-            requests = self._requests(self._epoch)
-            self._call = line.service.StreamExplainImages(requests, metadata=metadata)
-            if self._closed:
-                self._call.cancel()
-            return self._call, self._epoch
-
-    # The sender.
-
-    def _requests(self, epoch: int) -> Iterator[pb.StreamExplainImagesRequest]:
-        while (request := self._next_request(epoch)) is not None:
-            yield request
-
-    def _next_request(self, epoch: int) -> pb.StreamExplainImagesRequest | None:
-        with self._changed:
-            while self._epoch == epoch and not self._ledger.all_answered:
-                now = time.monotonic()
-                request = self._ledger.next_request(now)
-                if request is not None:
-                    return request
-                self._changed.wait(self._ledger.due_in_s(now))
-            return None

@@ -199,6 +199,11 @@ class ServeConfig:
     )
     max_image_pixels: int = _option(50_000_000, "Most pixels of an image.", _POSITIVE)
     max_message_bytes: int = _option(32 * 1024 * 1024, "Most bytes of a message.", _POSITIVE)
+    max_answer_bytes: int = _option(
+        512 * 1024 * 1024,
+        "Most bytes that the heat maps of one answer may take, counted before they are encoded.",
+        _POSITIVE,
+    )
     worker_threads: int = _option(4, "Threads that decode and render.", _POSITIVE)
     watchdog_s: float = _option(
         30.0,

@@ -29,7 +29,7 @@ from gradcam_server.graph_io import (
 )
 from gradcam_server.labels import ClassLabels
 from gradcam_server.perturbation import Perturbation, count_passes
-from gradcam_server.render import RenderedMap, render
+from gradcam_server.render import RenderedMap, count_bytes, render
 from gradcam_server.requests import (
     MANY_PASS_METHODS,
     ExplainedImage,
@@ -108,7 +108,7 @@ class Pipeline:
         async with _in_time(request.deadline):
             stats = Stats()
             image, fitted, placement, output = await self._first_pass(
-                request, model, targets, stats, wait_for_place
+                request, model, layers, targets, stats, wait_for_place
             )
             progress.completed = 1
             if passes and targets:
@@ -151,18 +151,20 @@ class Pipeline:
         self,
         request: ExplainRequest,
         model: ServedModel,
+        layers: tuple[str, ...],
         targets: Sequence[GraphTarget],
         stats: Stats,
         wait_for_place: bool,
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Placement, GraphOutput]:
         """Returns the image, it fitted to the model's input, where it went, and its output."""
-        key = self._first_key(request, model, len(targets))
+        key = self._first_key(request, model, layers, len(targets))
         max_wait_s = self._config.max_queue_wait_ms / 1e3
         admitted = perf_counter()
         async with self._queues[model.id].admit(wait=wait_for_place) as place:
             (image, fitted, placement), stats.decode_us = await self._workers.timed(
                 request.priority, self._decode, request, model.input_size
             )
+            self._check_bytes(request, image.shape[0] * image.shape[1], len(layers), len(targets))
             start_by = perf_counter() + max_wait_s if max_wait_s else None
             urgency = Urgency(request.priority, request.deadline, start_by)
             answer = await self._computer.compute(key, GraphItem(fitted, targets), place, urgency)
@@ -176,9 +178,11 @@ class Pipeline:
         stats.dispatch_reason = batch.reason
         return image, fitted, placement, answer.output
 
-    def _first_key(self, request: ExplainRequest, model: ServedModel, targets: int) -> GraphKey:
+    def _first_key(
+        self, request: ExplainRequest, model: ServedModel, layers: tuple[str, ...], targets: int
+    ) -> GraphKey:
         """Chooses the graph that predicts; if one pass is enough, it also explains."""
-        layers, method = model.resolve_layers(request.layers), request.method
+        method = request.method
         if method in MANY_PASS_METHODS or request.smooth_grad is not None:
             layers, method = (model.default_layer,), Method.GRAD_CAM
         return self._computer.catalog.graph_key(model, layers, method, request.score_type, targets)
@@ -192,6 +196,23 @@ class Pipeline:
                 raise InvalidRequestError(
                     field, f"{wanted} {field}; a request may have {most} here"
                 )
+
+    def _check_bytes(
+        self, request: ExplainRequest, pixels: int, layer_count: int, target_count: int
+    ) -> None:
+        one_each = (
+            request.method is Method.INTEGRATED_GRADIENTS
+            or request.layer_fusion is not LayerFusion.NONE
+        )
+        maps = target_count * (1 if one_each else layer_count)
+        most = self._config.max_answer_bytes
+        if (wanted := maps * count_bytes(pixels, request.forms)) > most:
+            raise InvalidRequestError(
+                "heatmaps",
+                f"{maps} heat maps of {pixels:,} pixels in {len(request.forms)} forms may take "
+                f"{wanted:,} bytes; an answer may have {most:,} here: ask for fewer classes, layers "
+                "or forms, for maps at the layer's resolution (raw), or send a smaller image",
+            )
 
     def _choose_targets(self, request: ExplainRequest, labels: ClassLabels) -> list[GraphTarget]:
         most = min(self._config.max_targets, len(labels))

@@ -17,6 +17,14 @@ _COLORMAPS = {
     Colormap.INFERNO: cv2.COLORMAP_INFERNO,
 }
 _AT_LAYER = {HeatmapFormat.RAW_FLOAT32}
+# What an encoded image of noise takes at most, and an array always.
+_BYTES_PER_PIXEL = {
+    HeatmapFormat.RAW_FLOAT32: 0,
+    HeatmapFormat.IMAGE_FLOAT32: 4,
+    HeatmapFormat.GRAY_PNG: 1,
+    HeatmapFormat.OVERLAY_JPEG: 3,
+    HeatmapFormat.OVERLAY_PNG: 3,
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,14 @@ class RenderedMap:
     raw_max: float
     degenerate: bool
     heatmaps: tuple[Heatmap, ...]
+
+
+def count_bytes(pixels: int, forms: Sequence[HeatmapForm]) -> int:
+    """Returns the bytes that all forms of one map may take, on an image of so many pixels.
+
+    Maps at the resolution of a layer are too small to count.
+    """
+    return pixels * sum(_BYTES_PER_PIXEL[form.format] for form in forms)
 
 
 def render(

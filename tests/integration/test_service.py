@@ -70,6 +70,16 @@ def test_photographs_are_recognised(client: Client, images: Path, name: str, ind
     assert not explanation.degenerate
 
 
+def test_an_answer_that_may_take_too_much_memory_is_refused(client: Client) -> None:
+    """Five overlays of 40 megapixels as PNG and JPEG: too much, said before anything is computed."""
+    image = cv2.imencode(".png", np.zeros((5000, 8000, 3), np.uint8))[1].tobytes()
+    with pytest.raises(InvalidRequestError, match="1,200,000,000 bytes; .* 536,870,912 here") as got:
+        client.explain(image, top_k=5, heatmaps=[OverlayPng(), OverlayJpeg()])
+    assert got.value.field == "heatmaps"
+    result = client.explain(image, top_k=5, heatmaps=[Raw()])  # small, whatever the image
+    assert len(result.explanations) == 5
+
+
 def test_the_heat_lies_on_the_object(client: Client, images: Path) -> None:
     """The hottest point is on the cat's head and in the cup, not in the background."""
     boxes = {"cat": (40, 20, 360, 270), "espresso": (190, 10, 520, 320)}  # left, top, right, bottom

@@ -60,6 +60,7 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "max_targets": ("3", 3),
     "max_layers": ("3", 3),
     "max_formats": ("3", 3),
+    "max_answer_bytes": ("1000000", 1_000_000),
     "max_extra_graphs": ("0", 0),
     "max_passes": ("10", 10),
     "many_pass_share": ("0.5", 0.5),

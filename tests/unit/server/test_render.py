@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from gradcam_server.geometry import fit
-from gradcam_server.render import RenderedMap, render
+from gradcam_server.render import RenderedMap, count_bytes, render
 from gradcam_server.requests import Colormap, HeatmapForm, HeatmapFormat, ResizeMode
 
 ALL_FORMS = tuple(HeatmapForm(format) for format in HeatmapFormat)
@@ -125,3 +125,17 @@ def test_jpeg_quality_counts() -> None:
         for quality in (10, 95)
     ]
     assert sizes[0] < sizes[1]
+
+
+@pytest.mark.parametrize("format", HeatmapFormat)
+def test_no_form_takes_more_than_was_counted(format: HeatmapFormat) -> None:
+    """Noise is what compresses worst; the counted bytes bound its forms but for headers."""
+    random = np.random.default_rng(0)
+    image = random.integers(0, 256, (600, 800, 3), np.uint8)
+    placement = fit(image, (600, 800), ResizeMode.STRETCH)[1]
+    noise = random.random((600, 800), np.float32)
+    form = HeatmapForm(format, alpha=0.1, jpeg_quality=100)
+    (heatmap,) = render(noise, image, placement, [form]).heatmaps
+    counted = count_bytes(600 * 800, [form])
+    if format is not HeatmapFormat.RAW_FLOAT32:  # which is at the layer's resolution
+        assert counted / 4 < len(heatmap.data) <= 1.01 * counted

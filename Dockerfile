@@ -28,7 +28,9 @@ ENV PATH=/opt/gradcam/bin:${PATH} \
     GRADCAM_ALLOW_INSECURE=true \
     GRADCAM_MODEL=efficientnet-lite0
 EXPOSE 50051
-# Warming up takes a while; until then the server reports NOT_SERVING.
+# Warming up takes a while; until then the server reports NOT_SERVING. With TLS the check needs
+# GRADCAM_CLIENT_TLS_CA and, unless the certificate has 127.0.0.1, GRADCAM_CLIENT_TLS_SERVER_NAME;
+# with mutual TLS GRADCAM_CLIENT_TLS_CERT and GRADCAM_CLIENT_TLS_KEY, too. It needs no token.
 HEALTHCHECK --interval=10s --timeout=6s --start-period=120s --retries=3 \
     CMD ["sh", "-c", "gradcam health 127.0.0.1:${GRADCAM_PORT}"]
 STOPSIGNAL SIGTERM

@@ -11,7 +11,7 @@ from typing import TypeVar
 import grpc
 from google.rpc import status_pb2
 
-from gradcam_server.errors import NotReadyError
+from gradcam_server.errors import LimitError, NotReadyError
 from gradcam_server.lifecycle import Lifecycle, Phase
 from gradcam_server.logs import choose_request_id, logging_for
 from gradcam_server.metrics import Metrics, RejectReason
@@ -88,6 +88,8 @@ class Calls:
                     if (reason := _REFUSALS.get(self.lifecycle.phase)) is not None:
                         self._metrics.rejected(reason)
                     await self.lifecycle.before_refusal()
+                if isinstance(error, LimitError):
+                    self._metrics.rejected("limited")
                 status = to_status(error)
                 counted.code = status_code(status).name
                 await abort(context, status)
@@ -102,7 +104,9 @@ class Calls:
         """
         with working_for(current_call.get().item()), self._counting(rpc) as counted:
             try:
-                async with current_caller.get().image():
+                caller = current_caller.get()
+                async with caller.image():
+                    await self.lifecycle.pause(caller.reserve())
                     self.lifecycle.check_engine()
                     return await work(counted)
             except asyncio.CancelledError:
@@ -112,6 +116,24 @@ class Calls:
                 status = to_status(error)
                 counted.code = status_code(status).name
                 return status
+
+    async def count_images(self, images: int, *, streamed: bool) -> None:
+        """Counts a request that was let in as so many of its token's rate.
+
+        Args:
+            images: How many it has.
+            streamed: Wait for the rate, as all images of streams do, instead of failing.
+
+        Raises:
+            LimitError: These are too many now.
+            NotReadyError: They would have to wait, and the server drains.
+        """
+        if images == 1:
+            return
+        if streamed:
+            await self.lifecycle.pause(current_caller.get().reserve(images - 1))
+        else:
+            current_caller.get().count(images)
 
     @contextmanager
     def _counting(self, rpc: str) -> Iterator[Counted]:

@@ -30,6 +30,7 @@ class ServedModel:
         preprocessing: How pixels become the network's input.
         weights: Where the weights come from, for people.
         random_weights: Whether they are random.
+        compiler: What runs Grad-CAM at its default layer; empty before it is warm.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ServedModel:
     preprocessing: Preprocessing
     weights: str
     random_weights: bool = False
+    compiler: str = ""
 
     @property
     def id(self) -> str:

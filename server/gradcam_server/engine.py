@@ -5,6 +5,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from gradcam_server.catalog import Catalog, ServedModel, graph_keys
 from gradcam_server.config import ServeConfig
@@ -70,6 +71,10 @@ class Engine:
         """
         for key in self._warm_keys():
             self._warm[key] = self._compile(key)
+        compilers: dict[str, str] = {}
+        for key, graph in self._warm.items():  # the default layer's come first
+            compilers.setdefault(key.model, graph.compiler)
+        self._served = [replace(model, compiler=compilers[model.id]) for model in self._served]
 
     async def graph(self, key: GraphKey) -> ExplanationGraph:
         """Finds a compiled graph, and compiles it at its first use.

@@ -96,6 +96,11 @@ class ExplanationGraph:
         return tuple(self._ladder)
 
     @property
+    def compiler(self) -> Compiler:
+        """What runs it: one for all batch sizes."""
+        return self._ladder[self.max_batch_size].compiler
+
+    @property
     def background(self) -> bool:
         """Whether its batches must leave the device to others."""
         return self.key.perturbed

@@ -122,6 +122,21 @@ class Lifecycle:
         if self._release is not None:
             await self._release.wait()
 
+    async def pause(self, seconds: float) -> None:
+        """Waits on behalf of a request; not at all if there is nothing to wait for.
+
+        Raises:
+            NotReadyError: The server drains: who has to wait must do so elsewhere.
+        """
+        if not seconds:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self.draining.wait()
+        except TimeoutError:
+            return
+        self.check()
+
     async def wait_idle(self) -> None:
         """Waits until no request is in work."""
         await self._idle.wait()

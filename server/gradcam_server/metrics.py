@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 DropReason: TypeAlias = Literal["cancelled", "deadline"]
 RejectReason: TypeAlias = Literal[
-    "queue_full", "warming_up", "restarting", "draining", "unauthenticated", "limited"
+    "queue_full", "warming_up", "restarting", "draining", "unauthenticated", "forbidden", "limited"
 ]
 
 
@@ -124,7 +124,7 @@ DEFINITIONS = (
         {
             "reason": (
                 *("queue_full", "warming_up", "restarting", "draining"),
-                *("unauthenticated", "limited"),
+                *("unauthenticated", "forbidden", "limited"),
             )
         },
     ),
@@ -164,7 +164,8 @@ DEFINITIONS = (
     Definition(
         "gradcam_model_info",
         "gauge",
-        "1 for each model that is served; the labels describe it.",
+        "1 for each model that is served; the labels describe it. The compiler is what runs "
+        "Grad-CAM at the layer: where --compiler is auto, the one that was chosen.",
         {"model": (), "weights": (), "layer": (), "compiler": ()},
     ),
     Definition(
@@ -179,7 +180,7 @@ DEFINITIONS = (
 
 
 class ModelInfo(NamedTuple):
-    """A served model: its id, where its weights are from, its default layer, its compiler."""
+    """A served model: its id, where its weights are from, its default layer, what runs that."""
 
     model: str
     weights: str

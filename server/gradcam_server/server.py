@@ -4,7 +4,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, TypeVar
 
 import grpc
@@ -19,7 +19,9 @@ from gradcam_server.errors import ExplanationServerError, NotReadyError, ReloadE
 from gradcam_server.explainer import Explainer
 from gradcam_server.http import HttpServer
 from gradcam_server.lifecycle import Lifecycle, Phase
+from gradcam_server.memory import give_images_back
 from gradcam_server.metrics import Metrics
+from gradcam_server.native_lines import logged_as_json
 from gradcam_server.open_inference import service as open_inference
 from gradcam_server.security.access import Access, AccessInterceptor, read_token_file
 from gradcam_server.security.listening import check_listening, connection_options
@@ -59,7 +61,10 @@ def run(config: ServeConfig, read_again: Callable[[], ServeConfig]) -> int:
     Raises:
         StartupError: The server cannot start as configured.
     """
-    return asyncio.run(_Server(config, read_again).run())
+    give_images_back()
+    json = config.log_format == "json"
+    with logged_as_json(config.log_level) if json else nullcontext():
+        return asyncio.run(_Server(config, read_again).run())
 
 
 class _StoppedError(Exception):

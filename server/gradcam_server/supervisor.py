@@ -129,7 +129,7 @@ class Supervisor:
     def _tell_metrics(self, config: ServeConfig, computer: RemoteComputer) -> None:
         models = computer.catalog.models
         self._metrics.set_models(
-            ModelInfo(model.id, model.weights, model.default_layer, config.compiler)
+            ModelInfo(model.id, model.weights, model.default_layer, model.compiler)
             for model in models
         )
         self._metrics.set_build(__version__, computer.tensorflow_version)

@@ -1,5 +1,6 @@
 """Metrics, probes, logs and traces of a real server."""
 
+import io
 import json
 import time
 import urllib.error
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
+from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from gradcam_client import Client, NotFoundError, SmoothGrad
@@ -25,6 +27,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         *("--model", MODEL, "--compiler", "tensorflow", "--batch-sizes", "1,4"),
         *("--http-port", "0", "--log-format", "json", "--tracing", "console"),
         *("--sample-share", "1"),
+        TF_CPP_MIN_LOG_LEVEL="0",
         stdout=tmp_path_factory.mktemp("traces") / "traces.jsonl",
     )
     try:
@@ -143,11 +146,22 @@ def test_a_lost_engine_shows(server: RunningServer, traffic: Client, cat_jpeg: b
     assert value(server, "gradcam_engine_restarts_total") == before + 1
 
 
+def broken(content: bytes) -> bytes:
+    """Files whose decoder complains on stderr."""
+    middle = len(content) // 2
+    return content[:middle] + b"\x00\xff\x03" * 20 + content[middle + 60 :]
+
+
 @pytest.mark.usefixtures("traffic")
-def test_the_log_is_json_without_image_content(server: RunningServer) -> None:
-    """Every line of ours is one object with time, level, logger and message."""
-    lines = [line for line in server.text.splitlines() if line.startswith("{")]
-    entries: list[dict[str, Any]] = [json.loads(line) for line in lines]
+def test_the_log_is_json_without_image_content(server: RunningServer, cat_jpeg: bytes) -> None:
+    """Every line is one object with time, level, logger and message; those of libraries, too."""
+    png = io.BytesIO()
+    Image.open(io.BytesIO(cat_jpeg)).save(png, "png")
+    with Client(server.address) as client:
+        list(client.explain_stream([broken(cat_jpeg), broken(png.getvalue())]))
+    for library in ("libpng error", "Corrupt JPEG data", "oneDNN"):
+        server.wait_for(library)
+    entries: list[dict[str, Any]] = [json.loads(line) for line in server.text.splitlines()]
     assert all({"time", "level", "logger", "message"} <= entry.keys() for entry in entries)
     assert any("Serving" in entry["message"] for entry in entries)
     assert "\\xff\\xd8" not in server.text

@@ -1,36 +1,36 @@
-"""TLS, tokens, limits and administration of the real server process."""
+"""Tokens, limits and administration of the real server process."""
 
 import re
 import socket
-import ssl
 import struct
 import subprocess
 import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
 from gradcam.admin.v1 import admin_service_pb2 as admin_pb
 from gradcam.admin.v1 import admin_service_pb2_grpc as admin_grpc
+from gradcam.inference import grpc_service_pb2 as inference_pb
+from gradcam.inference import grpc_service_pb2_grpc as inference_grpc
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
 from gradcam_server.security.tokens import Token, hash_token, to_toml
-from support.certificates import Authority, replace
-from support.server import GRADCAM, RunningServer
+from support.calls import TIMEOUT_S, connect, failure, retry_after_s
+from support.certificates import replace
+from support.server import GRADCAM, QUICK, RunningServer
 
-QUICK = ("--model", "efficientnet-lite0", "--compiler", "tensorflow", "--batch-sizes", "1,4")
 CONFIG = """
 model = ["efficientnet-lite0"]
 compiler = "tensorflow"
@@ -51,11 +51,12 @@ TOKENS = (
     Token("root", (hash_token("roots"),), admin=True),
     Token("two", (hash_token("twos"),), max_concurrent=2),
     Token("slow", (hash_token("slows"),), max_requests_per_s=0.001),
+    Token("bulk", (hash_token("bulks"),), max_requests_per_s=0.001),
 )
-ALICE, ROOT, TWO, SLOW = (
-    (("authorization", f"Bearer {secret}"),) for secret in ("alices", "roots", "twos", "slows")
+ALICE, ROOT, TWO, SLOW, BULK = (
+    (("authorization", f"Bearer {secret}"),)
+    for secret in ("alices", "roots", "twos", "slows", "bulks")
 )
-TIMEOUT_S = 30
 GRAY = pb.HeatmapRequest(format=pb.HEATMAP_FORMAT_GRAY_PNG)
 
 
@@ -97,38 +98,10 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
         server.running.kill()
 
 
-@contextmanager
-def connect(address: str, credentials: grpc.ChannelCredentials | None = None) -> Iterator[Any]:
-    """Opens a channel with a connection of its own."""
-    options = (("grpc.use_local_subchannel_pool", 1),)
-    channel = (
-        grpc.secure_channel(address, credentials, options)
-        if credentials
-        else grpc.insecure_channel(address, options)
-    )
-    with channel:
-        yield channel
-
-
 @pytest.fixture
 def stub(guarded: Guarded) -> Iterator[Any]:
     with connect(guarded.address) as channel:
         yield pb_grpc.ExplanationServiceStub(channel)
-
-
-def failure(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Returns the error of a call that must fail."""
-    with pytest.raises(grpc.RpcError) as caught:
-        call(*args, **{"timeout": TIMEOUT_S, **options})
-    return caught.value
-
-
-def retry_after_s(error: Any) -> float:
-    status = rpc_status.from_call(error)
-    assert status
-    retry = error_details_pb2.RetryInfo()
-    assert status.details[0].Unpack(retry)
-    return float(retry.retry_delay.ToMilliseconds() / 1000)
 
 
 class OpenStream:
@@ -255,6 +228,17 @@ def test_the_rate_of_a_token_is_exact(stub: Any, guarded: Guarded) -> None:
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert 900 < retry_after_s(error) <= 1000
     stub.ListModels(pb.ListModelsRequest(), metadata=ALICE)
+
+
+def test_each_image_of_a_call_counts_for_the_rate(guarded: Guarded, cat_jpeg: bytes) -> None:
+    """ModelInfer may have many: three are paid off before the next call is let in."""
+    message = inference_pb.ModelInferRequest(model_name="efficientnet-lite0")
+    message.inputs.add(name="encoded_image", datatype="BYTES", shape=[3])
+    message.raw_input_contents.append((struct.pack("<I", len(cat_jpeg)) + cat_jpeg) * 3)
+    with connect(guarded.address) as channel:
+        stub = inference_grpc.GRPCInferenceServiceStub(channel)
+        assert stub.ModelInfer(message, metadata=BULK, timeout=TIMEOUT_S).outputs
+        assert 2900 < retry_after_s(failure(stub.ModelInfer, message, metadata=BULK)) <= 3000
 
 
 def test_the_calls_of_a_token_at_once_are_exact(guarded: Guarded, stub: Any) -> None:
@@ -462,217 +446,6 @@ def test_a_slow_reader_does_not_block_others(guarded: Guarded, stub: Any, cat_jp
         answers = slow.finish()
     assert len(answers) == 100
     assert all(answer.response.explanations for answer in answers)
-
-
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
-PING = b"\0\0\x08\x06\0\0\0\0\0" + b"pingping"
-GOAWAY, ENHANCE_YOUR_CALM = 7, 11
-
-
-def test_a_flood_of_pings_ends_its_connection(guarded: Guarded, stub: Any) -> None:
-    """GOAWAY with ENHANCE_YOUR_CALM, and nothing else happens."""
-    host, port = guarded.address.split(":")
-    with socket.create_connection((host, int(port)), TIMEOUT_S) as flood:
-        flood.sendall(PREFACE + PING * 20)
-        assert goaway_code(flood) == ENHANCE_YOUR_CALM
-    stub.ListModels(pb.ListModelsRequest(), metadata=ALICE)
-
-
-def goaway_code(connection: socket.socket) -> int:
-    with connection.makefile("rb") as stream:
-        while header := stream.read(9):
-            length, kind = int.from_bytes(header[:3], "big"), header[3]
-            payload = stream.read(length)
-            if kind == GOAWAY:
-                return int(struct.unpack(">I", payload[4:8])[0])
-    raise AssertionError("the connection was closed without GOAWAY")
-
-
-# TLS.
-
-
-class Tls:
-    """A server with TLS that need not be warm, its authority and its files."""
-
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.folder, self.authority = folder, Authority("ours")
-        self.certificate, self.key = self.authority.issue("one").write(folder, "server")
-        files = ("--tls-certificate", str(self.certificate), "--tls-key", str(self.key))
-        self.running = RunningServer(*QUICK, *files, *options)
-
-    @property
-    def address(self) -> str:
-        return self.running.address
-
-    def ask(self, credentials: grpc.ChannelCredentials | None = None) -> str:
-        """Asks for health over a new connection; returns the code's name."""
-        credentials = credentials or trusting(self.authority)
-        with connect(self.address, credentials) as channel:
-            return ask(channel)
-
-
-def ask(channel: Any) -> str:
-    health: Any = health_pb2_grpc.HealthStub(channel)
-    try:
-        health.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
-    except grpc.RpcError as error:
-        return str(error.code().name)
-    return "OK"
-
-
-def trusting(authority: Authority, client: Any = None) -> grpc.ChannelCredentials:
-    """Credentials of a client, with a certificate or without."""
-    if client is None:
-        return grpc.ssl_channel_credentials(authority.certificate)
-    return grpc.ssl_channel_credentials(authority.certificate, client.key, client.certificate)
-
-
-@pytest.fixture(scope="module")
-def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tls]:
-    server = Tls(tmp_path_factory.mktemp("tls"))
-    try:
-        yield server
-        assert "Traceback" not in server.running.text, server.running.text
-        assert server.running.stop() == 0
-    finally:
-        server.running.kill()
-
-
-def test_tls_is_spoken_and_the_authority_checked(tls: Tls) -> None:
-    """A client that trusts ours connects; one that trusts another does not."""
-    assert tls.ask() == "OK"
-    assert tls.ask(trusting(Authority("another"))) == "UNAVAILABLE"
-    assert tls.ask() == "OK"
-
-
-def test_a_plain_client_fails_cleanly(tls: Tls) -> None:
-    """UNAVAILABLE for it; nothing for the others, and no traceback in the log."""
-    with connect(tls.address) as channel:
-        assert ask(channel) == "UNAVAILABLE"
-    assert tls.ask() == "OK"
-
-
-def test_an_image_is_explained_over_tls(tls: Tls, cat_jpeg: bytes) -> None:
-    """All the way, not only health."""
-    tls.running.wait_for("Serving efficientnet-lite0", 180)
-    with connect(tls.address, trusting(tls.authority)) as channel:
-        stub = pb_grpc.ExplanationServiceStub(channel)
-        answer = stub.ExplainImage(pb.ExplainImageRequest(encoded_image=cat_jpeg))
-    assert answer.predictions[0].class_index == 285
-
-
-def served_certificate(address: str) -> str:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    context.set_alpn_protocols(["h2"])
-    host, port = address.split(":")
-    with (
-        socket.create_connection((host, int(port)), TIMEOUT_S) as connection,
-        context.wrap_socket(connection) as secure,
-    ):
-        der = secure.getpeercert(binary_form=True)
-    assert der
-    return ssl.DER_cert_to_PEM_cert(der)
-
-
-def test_certificates_are_replaced_under_load_without_a_failed_request(tls: Tls) -> None:
-    """New connections all the time; each certificate counts as soon as both its files are there.
-
-    A broken one in between changes nothing.
-    """
-    stop, codes = threading.Event(), Counter[str]()
-
-    def hammer() -> None:
-        while not stop.is_set():
-            codes[tls.ask()] += 1
-
-    threads = [threading.Thread(target=hammer) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    try:
-        for count in range(5):
-            pair = tls.authority.issue(f"number {count}")
-            replace(tls.certificate, b"nonsense")
-            time.sleep(0.2)
-            replace(tls.certificate, pair.certificate)
-            time.sleep(0.2)
-            replace(tls.key, pair.key)
-            assert served_certificate(tls.address) == pair.certificate.decode()
-            time.sleep(0.2)
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-    assert set(codes) == {"OK"}, codes
-    assert codes["OK"] > 20
-    assert "The old certificates stay" in tls.running.text
-    assert "PRIVATE KEY" not in tls.running.text
-
-
-@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00\x01\x00\x01"])
-def test_half_open_connections_do_not_block_others(tls: Tls, guarded: Guarded, sent: bytes) -> None:
-    """Silent, or stuck in the TLS greeting: others are served, and the server hangs up on them."""
-    with ExitStack() as half_open:
-        sockets = []
-        for host, port in (address.split(":") for address in (tls.address, guarded.address)):
-            for _ in range(200):
-                connection = socket.create_connection((host, int(port)), TIMEOUT_S)
-                sockets.append(half_open.enter_context(connection))
-                connection.sendall(sent)
-        assert [tls.ask() for _ in range(10)] == ["OK"] * 10
-        assert [plain(guarded) for _ in range(10)] == ["OK"] * 10
-        for one in sockets:
-            with one.makefile("rb") as stream:
-                stream.read()  # ends when the server hangs up, or fails after TIMEOUT_S
-
-
-def plain(guarded: Guarded) -> str:
-    with connect(guarded.address) as channel:
-        return ask(channel)
-
-
-@pytest.fixture(scope="module")
-def mutual(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Tls, Authority, Path]]:
-    folder, clients = tmp_path_factory.mktemp("mutual"), Authority("clients")
-    ca = folder / "clients.pem"
-    ca.write_bytes(clients.certificate)
-    server = Tls(folder, "--tls-client-ca", str(ca), "--max-connection-age-s", "2")
-    try:
-        yield server, clients, ca
-        assert "Traceback" not in server.running.text, server.running.text
-        assert server.running.stop() == 0
-    finally:
-        server.running.kill()
-
-
-def test_mutual_tls_refuses_clients_without_a_known_certificate(
-    mutual: tuple[Tls, Authority, Path],
-) -> None:
-    """None, one of another authority, and one that the server's own authority has signed."""
-    server, clients, _ = mutual
-    assert server.ask(trusting(server.authority, clients.issue("alice"))) == "OK"
-    for client in (None, Authority("eve").issue("alice"), server.authority.issue("alice")):
-        assert server.ask(trusting(server.authority, client)) == "UNAVAILABLE"
-
-
-def test_authorities_of_clients_are_replaced_and_old_connections_end(
-    mutual: tuple[Tls, Authority, Path],
-) -> None:
-    """New connections are checked at once, open ones when they are --max-connection-age-s old."""
-    server, clients, ca = mutual
-    new = Authority("new clients")
-    before = trusting(server.authority, clients.issue("alice"))
-    after = trusting(server.authority, new.issue("alice"))
-    with connect(server.address, before) as channel:
-        assert ask(channel) == "OK"
-        replace(ca, new.certificate)
-        assert (server.ask(before), server.ask(after)) == ("UNAVAILABLE", "OK")
-        deadline = time.monotonic() + 60
-        while (code := ask(channel)) == "OK":
-            assert time.monotonic() < deadline, "the old connection goes on"
-            time.sleep(0.1)
-        assert code == "UNAVAILABLE"
-    replace(ca, clients.certificate)
 
 
 # Starting.

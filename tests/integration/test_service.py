@@ -71,9 +71,10 @@ def test_photographs_are_recognised(client: Client, images: Path, name: str, ind
 
 
 def test_an_answer_that_may_take_too_much_memory_is_refused(client: Client) -> None:
-    """Five overlays of 40 megapixels as PNG and JPEG: too much, said before anything is computed."""
+    """Five overlays of 40 megapixels as PNG and JPEG are too much, and are not computed."""
     image = cv2.imencode(".png", np.zeros((5000, 8000, 3), np.uint8))[1].tobytes()
-    with pytest.raises(InvalidRequestError, match="1,200,000,000 bytes; .* 536,870,912 here") as got:
+    said = "1,200,000,000 bytes; .* 536,870,912 here"
+    with pytest.raises(InvalidRequestError, match=said) as got:
         client.explain(image, top_k=5, heatmaps=[OverlayPng(), OverlayJpeg()])
     assert got.value.field == "heatmaps"
     result = client.explain(image, top_k=5, heatmaps=[Raw()])  # small, whatever the image

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gradcam_client import Client
 
 GRADCAM = str(Path(sys.executable).with_name("gradcam"))
+QUICK = ("--model", "efficientnet-lite0", "--compiler", "tensorflow", "--batch-sizes", "1,4")
 START_TIMEOUT_S = 180
 
 
@@ -73,7 +74,8 @@ class RunningServer:
     def engines(self) -> list[psutil.Process]:
         """Its engines, as the system sees them."""
         children = psutil.Process(self.pid).children()
-        return [one for one in children if one.status() != psutil.STATUS_ZOMBIE]
+        alive = [one for one in children if one.status() != psutil.STATUS_ZOMBIE]
+        return [one for one in alive if "gradcam_server.engine_process.main" in one.cmdline()]
 
     @property
     def text(self) -> str:

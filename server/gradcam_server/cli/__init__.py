@@ -1,21 +1,38 @@
 """The ``gradcam`` command. Importing it imports neither TensorFlow nor OpenCV."""
 
 import os
+from importlib import import_module
 
 import click
 
 from gradcam_server import __version__
-from gradcam_server.cli.compare import compare
-from gradcam_server.cli.evaluate import evaluate
-from gradcam_server.cli.explain import explain
-from gradcam_server.cli.health import health
-from gradcam_server.cli.layers import layers
-from gradcam_server.cli.reload import reload
-from gradcam_server.cli.serve import serve
-from gradcam_server.cli.token import token
+
+_COMMANDS = ("compare", "evaluate", "explain", "health", "layers", "reload", "serve", "token")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    """Imports a command, and gRPC with it, when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(_COMMANDS)
+
+    def get_command(
+        self,
+        ctx: click.Context,  # noqa: ARG002 - click's signature
+        cmd_name: str,
+    ) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        if cmd_name != "serve":
+            # gRPC reads it when it is imported. Its log repeats what errors say, in many lines.
+            os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        return getattr(import_module(f"{__name__}.{cmd_name}"), cmd_name)
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="gradcam")
 def main() -> None:
     """Predict what is in an image, and see where the model looked.
@@ -30,7 +47,3 @@ def main() -> None:
     """  # noqa: D301 - click reads the character \b
     # TensorFlow reads it when it is imported: errors only, unless the user asks for more.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-
-for command in (serve, explain, layers, compare, evaluate, health, reload, token):
-    main.add_command(command)

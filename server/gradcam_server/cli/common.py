@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import click
 
 from gradcam_client import GradCamError
+from gradcam_server.cli.connection import readable
 from gradcam_server.errors import ExplanationServerError
 
 _SERVER_PACKAGES = ("tensorflow", "keras", "cv2", "PIL", "grpc_reflection", "h5py")
@@ -17,7 +18,7 @@ def errors_for_people() -> Iterator[None]:
     try:
         yield
     except (ExplanationServerError, GradCamError) as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(readable(str(error))) from error
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _SERVER_PACKAGES:
             raise

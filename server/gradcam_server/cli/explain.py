@@ -27,6 +27,7 @@ from gradcam_client.requests import (
     Target,
 )
 from gradcam_server.cli.common import errors_for_people
+from gradcam_server.cli.connection import readable
 from gradcam_server.cli.session import Place, class_of, error_as_json, place_options, progress_bar
 
 _OVERLAYS = {".jpg": OverlayJpeg, ".jpeg": OverlayJpeg, ".png": OverlayPng}
@@ -340,4 +341,4 @@ def _print(path: Path, result: ImageExplanation, written: Sequence[Path]) -> Non
 def _report_failure(path: Path, error: Exception | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"path": str(path), "error": error_as_json(error)}))
-    click.echo(f"Error: {path}: {error}", file=sys.stderr)
+    click.echo(f"Error: {path}: {readable(str(error))}", file=sys.stderr)

@@ -2,19 +2,24 @@
 
 import click
 
-from gradcam_client import Client, GradCamError
+from gradcam_client import GradCamError
+from gradcam_server.cli.connection import Connection, connection_options, readable
 
 
 @click.command()
 @click.argument("server", metavar="HOST:PORT")
 @click.option("--service", default="", help="A service's full name; empty is the whole server.")
 @click.option("--timeout", "timeout_s", default=5.0, show_default=True, help="Seconds.")
-def health(server: str, service: str, timeout_s: float) -> None:
-    """Ask a server whether it serves. Exit status 0 if so, 1 if not: for container checks."""
+@connection_options()
+def health(server: str, service: str, timeout_s: float, connection: Connection) -> None:
+    """Ask a server whether it serves. Exit status 0 if so, 1 if not: for container checks.
+
+    It needs no token, but with mutual TLS a certificate.
+    """
     try:
-        with Client(server) as client:
+        with connection.client(server) as client:
             status = client.health(service, timeout_s=timeout_s)
     except GradCamError as error:
-        raise click.ClickException(f"{server}: {error}") from error
+        raise click.ClickException(f"{server}: {readable(str(error))}") from error
     click.echo(status)
     raise SystemExit(0 if status == "SERVING" else 1)

@@ -2,8 +2,9 @@
 
 import click
 
-from gradcam_client import Client, ModelInfo
+from gradcam_client import ModelInfo
 from gradcam_server.cli.common import errors_for_people
+from gradcam_server.cli.connection import Connection, connection_options
 
 _HEADINGS = ("LAYER", "TYPE", "OUTPUT SHAPE", "")
 
@@ -22,7 +23,10 @@ _HEADINGS = ("LAYER", "TYPE", "OUTPUT SHAPE", "")
     help="Python module that registers the own classes of a model from a file.",
 )
 @click.option("--server", metavar="HOST:PORT", help="Ask this server instead.")
-def layers(model: str, custom_objects: tuple[str, ...], server: str | None) -> None:
+@connection_options()
+def layers(
+    model: str, custom_objects: tuple[str, ...], server: str | None, connection: Connection
+) -> None:
     """List a model's layers, and which of them can be explained.
 
     The default is the last one with a (batch, height, width, channels) output before
@@ -30,7 +34,7 @@ def layers(model: str, custom_objects: tuple[str, ...], server: str | None) -> N
     """
     with errors_for_people():
         if server:
-            with Client(server) as client:
+            with connection.client(server) as client:
                 info = client.get_model(model)
         else:
             info = _describe(model, custom_objects)

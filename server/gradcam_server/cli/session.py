@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Self, TypeVar
 
 import click
@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gradcam_client import Client, GradCamError
+from gradcam_client import GradCamError
 from gradcam_client import Progress as ImageProgress
 from gradcam_client.requests import MANY_PASS_METHODS, METHODS
+from gradcam_server.cli.connection import Connection, connection_options, readable
 
 ONE_PASS_METHODS = tuple(name for name in METHODS if name not in MANY_PASS_METHODS)
 
@@ -35,6 +36,7 @@ class Place:
         labels: Its file of class names.
         input_size: HEIGHTxWIDTH, where the file leaves it open.
         custom_objects: Modules that register the file's own classes.
+        connection: How the server is reached.
     """
 
     server: str | None
@@ -45,6 +47,7 @@ class Place:
     labels: str | None = None
     input_size: str | None = None
     custom_objects: tuple[str, ...] = ()
+    connection: Connection = field(default_factory=Connection)
 
     @classmethod
     def take(cls, options: dict[str, Any]) -> Self:
@@ -63,9 +66,12 @@ class Place:
         Args:
             image_count: Number of images that will be asked about; many are batched.
             target_count: Most classes to be explained in one image.
+
+        Raises:
+            click.ClickException: The server cannot be asked like that.
         """
         if self.server:
-            with Client(self.server) as client:
+            with self.connection.client(self.server) as client:
                 yield client
             return
         from gradcam_server.config import ServeConfig
@@ -92,7 +98,7 @@ def _given(value: str | None) -> tuple[str, ...]:
 
 
 def place_options(command: _F) -> _F:
-    """Adds the options of a ``Place``: --server, --model and what its loading needs."""
+    """Adds the options of a ``Place``: --server and its connection, --model and its loading."""
     for option in (
         click.option(
             "--custom-objects",
@@ -122,6 +128,7 @@ def place_options(command: _F) -> _F:
             help="Name of the model, or NAME=PATH of a file in-process; resnet50, or the "
             "server's first, when not given.",
         ),
+        connection_options(),
         click.option(
             "--server", metavar="HOST:PORT", help="Ask this server; else work in-process."
         ),
@@ -138,7 +145,7 @@ def class_of(text: str) -> int | str:
 def error_as_json(error: Exception | None) -> dict[str, str]:
     """Returns what a script sees of an error: a gRPC code or the error's type, and the text."""
     code = error.code.name if isinstance(error, GradCamError) else type(error).__name__
-    return {"code": code, "message": str(error)}
+    return {"code": code, "message": readable(str(error))}
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""The engine's process: python -m gradcam_server.engine_process.main FD.
+"""The engine's process: python -m gradcam_server.engine_process.main FD [STDERR_FD].
 
 Ends when the front end closes its end of the socket, so it never outlives it.
 """
@@ -31,6 +31,7 @@ from gradcam_server.engine_process.messages import (
 )
 from gradcam_server.errors import ExplanationServerError, StartupError
 from gradcam_server.logs import configure
+from gradcam_server.native_lines import write_python_to
 
 logger = logging.getLogger(__name__)
 
@@ -178,8 +179,11 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     threading.current_thread().name = "engine"
+    connection, *stderr = map(int, sys.argv[1:])
+    if stderr:
+        write_python_to(stderr[0])
     with suppress(EOFError):
-        asyncio.run(run(socket.socket(fileno=int(sys.argv[1]))))
+        asyncio.run(run(socket.socket(fileno=connection)))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

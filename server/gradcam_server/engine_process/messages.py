@@ -17,7 +17,6 @@ from gradcam_server.config import ServeConfig
 from gradcam_server.graph_io import GraphItem, GraphKey, GraphOutput
 
 _LENGTH = struct.Struct("<I")
-MAX_FRAME_BYTES = 2**32 - 1
 
 # To the engine.
 

@@ -26,6 +26,7 @@ from gradcam_server.engine_process.messages import (
 )
 from gradcam_server.errors import EngineLostError, StartupError
 from gradcam_server.graph_io import GraphItem, GraphKey, GraphOutput
+from gradcam_server.native_lines import stderr_for_children
 
 _CLOSE_S = 5.0
 
@@ -46,7 +47,7 @@ class RemoteComputer:
     """An engine in another process. ``start`` makes one.
 
     Attributes:
-        lost: Done, with the reason, once the engine is gone.
+        lost: Done, with the reason, once the engine is gone; cancelled by ``close``.
         started_in_s: How long it took to start, in seconds: what a restart will take.
     """
 
@@ -90,11 +91,12 @@ class RemoteComputer:
         """
         began = perf_counter()
         ours, theirs = socket.socketpair()
+        inherited = (theirs.fileno(), *stderr_for_children())
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "gradcam_server.engine_process.main"),
-                str(theirs.fileno()),
-                pass_fds=(theirs.fileno(),),
+                *map(str, inherited),
+                pass_fds=inherited,
             )
         try:
             reader, writer = await asyncio.open_connection(sock=ours)
@@ -158,14 +160,11 @@ class RemoteComputer:
             if future.done() and not future.cancelled():
                 future.exception()  # a caller that was cancelled does not ask for it
 
-    def kill(self, reason: str) -> None:
-        """Kills the engine."""
-        self._lose(reason)
-
     async def close(self) -> None:
         """Stops the engine after the batch that is running."""
         for task in self._tasks:
             task.cancel()
+        self.lost.cancel()  # who watches for it need not wait any more
         self._fail_waiting()
         self._writer.close()
         try:

@@ -184,6 +184,7 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
         counted.model = self._current.model_id(model.name, model.version)
         with self._record(model).request() as costs:
             request = to_request(message, model.name, model.version, deadline)
+            await self._calls.count_images(len(request.images), streamed=wait_for_place)
             explained = await self._explain(request.images, wait_for_place=wait_for_place)
             costs.extend(one.stats for one in explained)
             return to_response(message, request.outputs, explained)

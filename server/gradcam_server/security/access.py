@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 OnTokenRequest: TypeAlias = Callable[[str, str], None]
 """Told of each call's end: the token's name, empty without one, and the gRPC code's name."""
 
-OnRejected: TypeAlias = Callable[[Literal["unauthenticated", "limited"]], None]
+OnRejected: TypeAlias = Callable[[Literal["unauthenticated", "forbidden", "limited"]], None]
 """Told of each call that was not let in."""
 
 _HEALTH = "/grpc.health.v1.Health/"
@@ -71,22 +71,17 @@ class Access:
         self._tokens = tokens
         self._streams.limit = config.max_streams
 
-    def authenticate(self, metadata: _Metadata, *, admin: bool) -> Caller:
+    def authenticate(self, metadata: _Metadata) -> Caller:
         """Finds out who calls.
 
         Raises:
             UnauthenticatedError: Without a token, or with an unknown one.
-            ForbiddenError: With one that may not administer, if that is asked.
         """
         if self._tokens is None:
             return self._everyone
         token = self._tokens.find(_bearer(metadata))
         if token is None:
             raise UnauthenticatedError("the token is not known to this server, or not any more")
-        if admin and not token.admin:
-            raise ForbiddenError(
-                f"the token of {token.name} may not administer; that needs one with admin = true"
-            )
         return self._caller(token)
 
     @contextmanager
@@ -134,17 +129,24 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         if details.method.startswith(_HEALTH):
             return _wrap(await continuation(details), lambda _: nullcontext())
         try:
-            caller = self._access.authenticate(details.invocation_metadata, admin=self._admin)
-        except (UnauthenticatedError, ForbiddenError) as error:
-            return self._refusal(error)
+            caller = self._access.authenticate(details.invocation_metadata)
+        except UnauthenticatedError as error:
+            return self._refusal("", "unauthenticated", error)
+        try:
+            if self._admin:
+                caller.check_admin()
+        except ForbiddenError as error:
+            return self._refusal(caller.name, "forbidden", error)
         handler = await continuation(details)
         streaming = handler is not None and handler.request_streaming
         return _wrap(handler, lambda context: self._admitted(caller, streaming, context))
 
-    def _refusal(self, error: Exception) -> _Handler:
+    def _refusal(
+        self, name: str, reason: Literal["unauthenticated", "forbidden"], error: Exception
+    ) -> _Handler:
         async def refuse(_: Any, context: Any) -> None:
-            with self._reporting("", context):
-                self._access.on_rejected("unauthenticated")
+            with self._reporting(name, context):
+                self._access.on_rejected(reason)
                 await abort(context, to_status(error))
 
         # As a stream, whatever it is: then its message, however large, is never read.

@@ -1,12 +1,11 @@
 """Who calls, and what of their limits is used."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from time import monotonic
 
-from gradcam_server.errors import LimitError
+from gradcam_server.errors import ForbiddenError, LimitError
 from gradcam_server.security.limits import Places, Rate
 from gradcam_server.security.tokens import Token
 
@@ -26,9 +25,11 @@ class Caller:
         self._clock = clock
         self._rate: Rate | None = None
         self._calls, self._images = Places(None), Places(None)
+        self._admin = True
 
     def allow(self, token: Token) -> None:
-        """Limits them as their token says now; what is in work stays counted."""
+        """Allows them what their token says now; what is in work stays counted."""
+        self._admin = token.admin
         rate = token.max_requests_per_s
         if rate is None:
             self._rate = None
@@ -37,6 +38,17 @@ class Caller:
         for places in (self._calls, self._images):
             places.limit = token.max_concurrent
             places.hand_out()
+
+    def check_admin(self) -> None:
+        """Returns if they may administer.
+
+        Raises:
+            ForbiddenError: They may not.
+        """
+        if not self._admin:
+            raise ForbiddenError(
+                f"the token of {self.name} may not administer; that needs one with admin = true"
+            )
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -51,24 +63,44 @@ class Caller:
                 _RETRY_PLACE_S,
             )
         try:
-            if self._rate is not None and (wait_s := self._rate.take()):
-                raise LimitError(
-                    f"{self.name} may make {self._rate.per_s:g} requests per second", wait_s
-                )
+            self._take(1)
             yield
         finally:
             self._calls.release()
 
+    def count(self, images: int) -> None:
+        """Counts a call that was let in as so many requests of their rate.
+
+        Raises:
+            LimitError: These are too many now. Then it counts as none.
+        """
+        if self._rate is not None:
+            self._rate.give_back()
+        self._take(images)
+
     @asynccontextmanager
     async def image(self) -> AsyncIterator[None]:
-        """Waits until an image of a stream is within the limits, and counts it until it is done."""
+        """Waits until an image of a stream has a place, and counts it until it is done."""
         await self._images.wait()
         try:
-            if self._rate is not None and (wait_s := self._rate.reserve()):
-                await asyncio.sleep(wait_s)
             yield
         finally:
             self._images.release()
+
+    def reserve(self, images: int = 1) -> float:
+        """Takes images of a stream from their rate, now or in advance.
+
+        Returns:
+            How long these must wait, in seconds.
+        """
+        return 0.0 if self._rate is None else self._rate.reserve(images)
+
+    def _take(self, requests: int) -> None:
+        if self._rate is not None and (wait_s := self._rate.take(requests)):
+            each = "" if requests == 1 else f"; these {requests} images are one each"
+            raise LimitError(
+                f"{self.name} may make {self._rate.per_s:g} requests per second{each}", wait_s
+            )
 
 
 current_caller: ContextVar[Caller] = ContextVar("current_caller", default=Caller())  # noqa: B039

@@ -20,27 +20,32 @@ class Rate:
         self._clock = clock
         self._level, self._at = self._capacity, clock()
 
-    def take(self) -> float:
-        """Takes a request if there is one.
+    def take(self, count: int = 1) -> float:
+        """Takes requests if there are so many; more than it holds, if it is full: they are owed.
 
         Returns:
-            0, or in how many seconds there will be one.
+            0, or in how many seconds there will be so many.
         """
         self._refill()
-        if self._level < 1:
-            return (1 - self._level) / self.per_s
-        self._level -= 1
+        needed = min(count, self._capacity)
+        if self._level < needed:
+            return (needed - self._level) / self.per_s
+        self._level -= count
         return 0.0
 
-    def reserve(self) -> float:
-        """Takes a request now or in advance.
+    def reserve(self, count: int = 1) -> float:
+        """Takes requests now or in advance.
 
         Returns:
-            After how many seconds it may be used: later the more were reserved.
+            After how many seconds they may be used: later the more were reserved.
         """
         self._refill()
-        self._level -= 1
+        self._level -= count
         return max(-self._level / self.per_s, 0.0)
+
+    def give_back(self) -> None:
+        """Puts back a request that was taken and not used."""
+        self._level += 1
 
     def _refill(self) -> None:
         now = self._clock()

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from gradcam_server import graph
 from gradcam_server.catalog import ServedModel
 from gradcam_server.config import Compiler, ServeConfig
 from gradcam_server.engine import Engine
@@ -14,14 +15,14 @@ from gradcam_server.requests import Method, ScoreType
 DEFAULT, WARM, OTHER, THIRD = "top_activation", "block6a_expand_conv", "top_conv", "top_bn"
 
 
-def make(*warm: str, max_extra_graphs: int = 1) -> Engine:
+def make(*warm: str, max_extra_graphs: int = 1, compiler: Compiler = Compiler.TENSORFLOW) -> Engine:
     return Engine(
         ServeConfig(
             model=("efficientnet-lite0",),
             weights=("random",),
             warm=warm,
             batch_sizes=(1,),
-            compiler=Compiler.TENSORFLOW,
+            compiler=compiler,
             max_targets=3,
             max_extra_graphs=max_extra_graphs,
         )
@@ -55,6 +56,18 @@ async def test_warm_layers_need_no_compiler(warm: Engine) -> None:
     assert (await find(warm, WARM, 2)).key.max_targets == 3
     assert warm.compilation_count == counted
     assert warm.catalog.compiled_layers(warm.catalog.find_model("")) == [DEFAULT, WARM]
+
+
+@pytest.mark.parametrize("chosen", [Compiler.TENSORFLOW, Compiler.XLA])
+def test_the_catalog_says_what_auto_chose(
+    monkeypatch: pytest.MonkeyPatch, chosen: Compiler
+) -> None:
+    """The compiler that was the faster one, not the setting; nothing before it is known."""
+    monkeypatch.setattr(graph, "_CANDIDATES", (chosen,))
+    engine = make(compiler=Compiler.AUTO)
+    assert engine.check().models[0].compiler == ""
+    engine.warm_up()
+    assert engine.catalog.models[0].compiler == chosen.value
 
 
 async def test_many_requests_for_a_cold_layer_compile_it_once() -> None:

@@ -59,6 +59,20 @@ async def test_draining_waits_for_requests_in_work() -> None:
     await asyncio.wait_for(idle, 1)
 
 
+async def test_what_waits_while_the_server_drains_is_refused() -> None:
+    """Also what waits already; what need not wait goes on, and a wait that ends says nothing."""
+    lifecycle = Lifecycle()
+    lifecycle.serve()
+    await asyncio.wait_for(lifecycle.pause(0.01), 10)
+    waiting = asyncio.create_task(lifecycle.pause(3600))
+    await asyncio.sleep(0)
+    lifecycle.drain()
+    for refused in (waiting, lifecycle.pause(3600)):
+        with pytest.raises(NotReadyError, match="shutting down"):
+            await asyncio.wait_for(refused, 10)
+    await asyncio.wait_for(lifecycle.pause(0), 10)
+
+
 async def test_refusals_are_held_until_released() -> None:
     """While gRPC says good-bye, clients that were refused do not come back yet."""
     lifecycle = Lifecycle()

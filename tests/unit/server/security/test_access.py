@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_status import rpc_status
 
 from gradcam_server.config import ServeConfig
+from gradcam_server.errors import LimitError
 from gradcam_server.security.access import Access, AccessInterceptor, read_token_file
 from gradcam_server.security.caller import Caller, current_caller
 from gradcam_server.security.tokens import Token, hash_token, to_toml
@@ -190,13 +191,19 @@ async def test_without_a_token_file_everyone_is_let_in() -> None:
 
 
 async def test_administration_needs_an_admins_token(tokens: Path) -> None:
-    """PERMISSION_DENIED for others, UNAUTHENTICATED without any."""
+    """PERMISSION_DENIED for others, counted by their name; UNAUTHENTICATED without any."""
     world = World(tokens, admin=True)
     world.go.set()
     async with world.serving() as channel:
         codes = [await call(channel, metadata) for metadata in ((), ALICE, ADMIN)]
     assert codes == ["UNAUTHENTICATED", "PERMISSION_DENIED", "OK"]
     assert world.started == 1
+    assert world.codes == {
+        ("", "UNAUTHENTICATED"): 1,
+        ("alice", "PERMISSION_DENIED"): 1,
+        ("root", "OK"): 1,
+    }
+    assert world.rejected == {"unauthenticated": 1, "forbidden": 1}
 
 
 async def test_calls_at_once_are_limited_exactly(tmp_path: Path) -> None:
@@ -320,19 +327,37 @@ async def test_images_of_streams_share_their_callers_places() -> None:
     assert running == 5
 
 
-async def test_images_of_streams_wait_for_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream is slowed down where a unary call is refused."""
-    caller, slept = Caller("a", Clock()), []
+def test_images_of_streams_wait_for_the_rate() -> None:
+    """A stream is slowed down where a unary call is refused; one message may have several."""
+    caller = Caller("a", Clock())
+    assert caller.reserve(5) == 0
     caller.allow(Token("a", (), max_requests_per_s=2))
+    assert [caller.reserve() for _ in range(4)] == pytest.approx([0, 0, 0.5, 1])
+    assert caller.reserve(3) == pytest.approx(2.5)
 
-    async def sleep(seconds: float) -> None:
-        slept.append(seconds)
 
-    monkeypatch.setattr(asyncio, "sleep", sleep)
-    for _ in range(5):
-        async with caller.image():
-            pass
-    assert slept == pytest.approx([0.5, 1, 1.5])
+def test_a_call_of_many_images_counts_as_many() -> None:
+    """Refused it costs nothing; more than a second's need a full second, and are paid off later."""
+    clock = Clock()
+    caller = Caller("a", clock)
+    caller.allow(Token("a", (), max_requests_per_s=4))
+
+    def ask(images: int) -> float:
+        try:
+            with caller.call():
+                caller.count(images)
+        except LimitError as error:
+            return error.retry_after_s
+        return 0
+
+    assert [ask(3), ask(2), ask(2), ask(1)] == [0, 0.25, 0.25, 0]
+    assert [ask(1), ask(10)] == [0.25, 0.25]
+    clock.now += 0.5
+    assert ask(10) == 0.5
+    clock.now += 0.5
+    assert [ask(10), ask(1)] == [0, 1.75]
+    clock.now += 1.75
+    assert [ask(1), ask(1)] == [0, 0.25]
 
 
 async def test_what_is_no_message_is_refused_without_a_traceback(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gradcam_server.cli.health import health
 from gradcam_server.config import ServeConfig, flag
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -52,6 +53,7 @@ def test_every_threat_has_a_test_that_exists(row: dict[str, str]) -> None:
 def test_every_flag_of_the_page_exists() -> None:
     """And so do the keys of tokens, which stand without dashes."""
     known = {flag(field.name) for field in dataclasses.fields(ServeConfig)} | {"--append"}
+    known |= {option for one in health.params for option in one.opts}
     assert set(re.findall(r"--[a-z][a-z0-9-]+", PAGE)) <= known
     settings = [row["setting"] for row in rows()]
     assert {"`max_requests_per_s`", "`max_concurrent`", "`--token-file`"} <= set(settings)

@@ -60,6 +60,18 @@ def test_reservations_queue_up() -> None:
     assert [rate.reserve() for _ in range(5)] == pytest.approx([0, 0, 0.5, 1, 1.5])
 
 
+def test_more_than_a_burst_is_owed() -> None:
+    """It needs a full bucket, and what follows waits until it is paid off."""
+    clock = Clock()
+    rate = Rate(2, clock)
+    assert rate.take() == 0
+    assert rate.take(6) == pytest.approx(0.5)
+    clock.now += 0.5
+    assert rate.take(6) == 0
+    assert rate.take() == pytest.approx(2.5)
+    assert rate.reserve(2) == pytest.approx(3)
+
+
 def test_places_are_counted() -> None:
     """No more than there are; one given back can be taken again."""
     places = Places(2)

@@ -1,11 +1,15 @@
 """Which addresses may be listened on in plain text."""
 
+import asyncio
 import logging
+from collections.abc import Iterable
 
+import grpc
 import pytest
 
 from gradcam_server.config import ServeConfig
 from gradcam_server.errors import StartupError
+from gradcam_server.security import listening
 from gradcam_server.security.listening import check_listening, connection_options, is_loopback
 
 CERTIFICATE = {"tls_certificate": "server.pem", "tls_key": "server.key"}
@@ -51,3 +55,49 @@ def test_connections_have_limits() -> None:
     assert aged["grpc.max_connection_age_ms"] == 1500
     # gradcam_client pings every two minutes at most.
     assert options["grpc.http2.min_ping_interval_without_data_ms"] <= 60_000
+
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+PING = b"\0\0\x08\x06\0\0\0\0\0" + b"pingping"
+PING_KIND, GOAWAY_KIND, ENHANCE_YOUR_CALM = 6, 7, 11
+
+
+async def goaway_code(
+    options: Iterable[tuple[str, int]], pings: int, pause_s: float = 0
+) -> int | None:
+    """Pings a server without a call; returns why it said good-bye, or None if it did not."""
+    server = grpc.aio.server(options=tuple(options))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(PREFACE)
+        for _ in range(pings):
+            writer.write(PING)
+            kind = -1
+            while kind != PING_KIND:  # until it is answered
+                header = await reader.readexactly(9)
+                payload, kind = await reader.readexactly(int.from_bytes(header[:3])), header[3]
+                if kind == GOAWAY_KIND:
+                    return int.from_bytes(payload[4:8])
+            await asyncio.sleep(pause_s)
+        return None
+    finally:
+        writer.close()
+        await server.stop(0)
+
+
+async def test_a_flood_of_pings_ends_its_connection() -> None:
+    """By our limit on strikes: without one, gRPC would answer every ping."""
+    ours = connection_options(ServeConfig())
+    assert await goaway_code(ours, 20) == ENHANCE_YOUR_CALM
+    no_limit = {**dict(ours), "grpc.http2.max_ping_strikes": 0}
+    assert await goaway_code(no_limit.items(), 20) is None
+
+
+async def test_patient_pings_keep_their_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a call, too; gRPC's own limits would end the connection of an idle client."""
+    monkeypatch.setattr(listening, "MIN_PING_INTERVAL_S", 1)
+    ours = connection_options(ServeConfig())
+    code, default = await asyncio.gather(goaway_code(ours, 5, 1.2), goaway_code((), 5, 1.2))
+    assert (code, default) == (None, ENHANCE_YOUR_CALM)

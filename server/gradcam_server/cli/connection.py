@@ -1,0 +1,239 @@
+"""How commands reach a running server: TLS and tokens, by the same options for all of them."""
+
+import functools
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import grpc
+from click.core import ParameterSource
+
+from gradcam_client import Client, tls_credentials
+from gradcam_client.security import check_token
+from gradcam_client.transport import ChannelOptions, Metadata, bearer, split_target
+from gradcam_server.config import flag, variable
+
+TOKEN_VARIABLE = variable("token")
+
+# What gRPC and servers say, and what it means to who types commands.
+_REMEDIES = (
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        "the server's certificate is not trusted; --tls-ca names the authorities to trust",
+    ),
+    (
+        "Hostname Verification Check failed",
+        "the server's certificate is not for this address; --tls-server-name says for which name "
+        "it is",
+    ),
+    ("WRONG_VERSION_NUMBER", "the server speaks plain text, not TLS"),
+    (
+        "Failed to create security handshaker",
+        "the files of --tls-ca, --tls-cert and --tls-key are broken, or do not belong together",
+    ),
+    (
+        "failed to connect.*(Socket closed|Connection reset|Broken pipe)",
+        "the server hung up; it may want TLS (--tls, --tls-ca) or a client's certificate "
+        "(--tls-cert, --tls-key)",
+    ),
+    ("there is no token", "the server wants a token; --token-file names the file that holds it"),
+)
+
+# What the client's library calls the files.
+_FLAGS = {"root": "--tls-ca", "certificate": "--tls-cert", "key": "--tls-key"}
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Where trust in a server comes from, and who asks it. Nothing is read before it is used.
+
+    Attributes:
+        tls: Whether to encrypt; the other settings of TLS imply it.
+        tls_ca: PEM file of the authorities to trust; None is those that gRPC brings.
+        tls_cert: PEM file of this client's certificate, for mutual TLS.
+        tls_key: PEM file of its key.
+        tls_server_name: The name to look for in the server's certificate; None is the address.
+        token_file: File whose first line is a token; None is the variable GRADCAM_TOKEN.
+    """
+
+    tls: bool = False
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_server_name: str | None = None
+    token_file: Path | None = None
+
+    def client(self, server: str) -> Client:
+        """Makes a client for one server, or for several, "a:1,b:2".
+
+        Raises:
+            click.ClickException: A file is of no use, the token would be sent in plain text,
+                or ``server`` names none.
+        """
+        credentials = self._credentials(server)
+        options = self._channel_options
+        return Client(server, credentials=credentials, token=self._token, channel_options=options)
+
+    def channel(self, address: str) -> grpc.Channel:
+        """Makes a channel to one server, for other services than the client's.
+
+        Raises:
+            click.ClickException: As of ``client``.
+        """
+        credentials = self._credentials(address)
+        if credentials is None:
+            return grpc.insecure_channel(address)
+        return grpc.secure_channel(address, credentials, self._channel_options)
+
+    @property
+    def metadata(self) -> Metadata:
+        """What a call over such a channel must carry.
+
+        Raises:
+            click.ClickException: The token's file is of no use.
+        """
+        return () if self._token is None else (("authorization", bearer(self._token)),)
+
+    @property
+    def _channel_options(self) -> ChannelOptions:
+        name = self.tls_server_name
+        return () if name is None else (("grpc.ssl_target_name_override", name),)
+
+    def _credentials(self, server: str) -> grpc.ChannelCredentials | None:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise click.UsageError(
+                "mutual TLS needs both --tls-cert and --tls-key; TLS alone needs neither"
+            )
+        names = (self.tls_ca, self.tls_cert, self.tls_key, self.tls_server_name)
+        credentials = None
+        try:
+            targets = split_target(server)
+            if self.tls or any(name is not None for name in names):
+                credentials = tls_credentials(self.tls_ca, self.tls_cert, self.tls_key)
+        except OSError as error:
+            raise click.ClickException(f"cannot read {error.filename}: {error.strerror}") from error
+        except ValueError as error:
+            name, space, rest = str(error).partition(" ")
+            raise click.ClickException(f"{_FLAGS.get(name, name)}{space}{rest}") from error
+        token, secure = self._token, credentials is not None
+        try:
+            check_token(token, targets, secure=secure, allow_insecure=False)
+        except ValueError as error:
+            raise click.ClickException(
+                f"a token to {server} needs TLS: --tls, or --tls-ca FILE"
+            ) from error
+        return credentials
+
+    # Once: a pipe can be read only once.
+    @cached_property
+    def _token(self) -> str | None:
+        if self.token_file is None:
+            where, text = TOKEN_VARIABLE, _token_variable()
+            if not text:
+                return None
+        else:
+            where = f"--token-file {self.token_file}"
+            try:
+                text = self.token_file.read_text("utf-8")
+            except OSError as error:
+                raise click.ClickException(f"{where}: {error.strerror}") from error
+            except UnicodeDecodeError as error:
+                raise click.ClickException(f"{where}: it is no text") from error
+        token = text.strip().partition("\n")[0].strip()
+        if token.startswith("["):
+            raise click.ClickException(
+                f"{where} is a server's file of hashes; gradcam token prints the token itself"
+            )
+        try:
+            bearer(token)
+        except ValueError as error:
+            raise click.ClickException(f"{where}: {error}") from error
+        return token
+
+
+def readable(text: str) -> str:
+    """Returns an error's text, with the option before it that may help."""
+    for sign, remedy in _REMEDIES:
+        if re.search(sign, text):
+            return f"{remedy} ({text})"
+    return text
+
+
+def connection_options(*, tls_variables: bool = True) -> Callable[[_F], _F]:
+    """Makes a decorator that adds the options of a ``Connection``, the argument ``connection``.
+
+    Args:
+        tls_variables: Whether variables set TLS, too.
+    """
+
+    def decorate(command: _F) -> _F:
+        @functools.wraps(command)
+        def connected(*args: Any, **options: Any) -> Any:
+            taken = {field.name: options.pop(field.name) for field in fields(Connection)}
+            return command(*args, connection=Connection(**taken), **options)
+
+        decorated: Any = connected
+        for name, option in reversed(_OPTIONS.items()):
+            is_variable = tls_variables or not name.startswith("tls")
+            envvar = variable(f"client_{name}") if is_variable else None
+            decorated = click.option(
+                flag(name), show_envvar=True, show_default=False, envvar=envvar, **option
+            )(decorated)
+        return decorated
+
+    return decorate
+
+
+def _unless_token_is_given(
+    ctx: click.Context, param: click.Parameter, value: Path | None
+) -> Path | None:
+    """Prefers GRADCAM_TOKEN, which is set for a call, to a variable that is set for them all."""
+    source = ctx.get_parameter_source(param.name or "")
+    if source is ParameterSource.ENVIRONMENT and _token_variable():
+        return None
+    return value
+
+
+def _token_variable() -> str:
+    return os.environ.get(TOKEN_VARIABLE, "").strip()
+
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "tls": {
+        "is_flag": True,
+        "help": "Ask over TLS, trusting the authorities that gRPC brings along.",
+    },
+    "tls_ca": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "PEM file of the authorities to trust instead; implies --tls.",
+    },
+    "tls_cert": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "PEM file of this client's certificate, for mutual TLS; implies --tls.",
+    },
+    "tls_key": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "PEM file of its private key, not encrypted.",
+    },
+    "tls_server_name": {
+        "metavar": "NAME",
+        "help": "Name in the server's certificate if it is not the address; implies --tls.",
+    },
+    "token_file": {
+        "type": Path,
+        "metavar": "FILE",
+        "callback": _unless_token_is_given,
+        "help": "File whose first line is the token to send; it takes TLS, unless the server is "
+        f"on this machine. Else the variable {TOKEN_VARIABLE} may hold a token.",
+    },
+}

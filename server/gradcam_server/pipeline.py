@@ -211,7 +211,8 @@ class Pipeline:
                 "heatmaps",
                 f"{maps} heat maps of {pixels:,} pixels in {len(request.forms)} forms may take "
                 f"{wanted:,} bytes; an answer may have {most:,} here: ask for fewer classes, "
-                "layers or forms, for maps at the layer's resolution (raw), or send a smaller image",
+                "layers or forms, for maps at the layer's resolution (raw), or send a smaller "
+                "image",
             )
 
     def _choose_targets(self, request: ExplainRequest, labels: ClassLabels) -> list[GraphTarget]:

@@ -208,9 +208,10 @@ class ExplanationGraph:
             channels = (_strongest(one, self.key.channel_count) for one in activations)
             return logits, probabilities, chosen, scores, *channels
         maps: list[list[tf.Tensor]] = [[] for _ in activations]
-        for slot in range(self.key.max_targets):
+        # Not scores[:, slot]: OpenVINO has no gradient of a strided slice.
+        for of_slot in tf.unstack(scores, axis=1):
             # The images are independent, so the sum's gradient is each one's own.
-            gradients = tf.gradients(tf.reduce_sum(scores[:, slot]), activations)
+            gradients = tf.gradients(tf.reduce_sum(of_slot), activations)
             for layer, activation, gradient, of_layer in zip(
                 self.key.layers, activations, gradients, maps, strict=True
             ):

@@ -21,7 +21,10 @@ import numpy as np
 import tensorflow as tf
 from rich.progress import track
 
-from gradcam_server.graph import CompilationCounter, ExplanationGraph
+from gradcam_server.compiled import CompilationCounter
+from gradcam_server.compilers.choice import compile_graph
+from gradcam_server.config import Compiler
+from gradcam_server.graph import ExplanationGraph
 from gradcam_server.graph_io import (
     GraphItem,
     GraphKey,
@@ -55,8 +58,9 @@ def explanation(model: LoadedModel, batch_size: int, targets: int) -> Any:
     """Compiles the server's graph at the default layer."""
     layers = (default_layer(model.network.layers),)
     key = GraphKey(model.name, layers, Method.GRAD_CAM, ScoreType.LOGIT, targets)
-    graph = ExplanationGraph(model, key, CompilationCounter())
-    graph.compile((batch_size,))
+    graph = compile_graph(
+        ExplanationGraph(model, key, CompilationCounter()), (batch_size,), Compiler.XLA
+    )
     classes = [GraphTarget(by_rank(rank)) for rank in range(targets)]
     return lambda images: graph.run([GraphItem(image, classes) for image in images], batch_size)
 

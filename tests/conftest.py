@@ -1,10 +1,19 @@
 """Shared fixtures: the bundled photographs."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 IMAGES = Path(__file__).resolve().parent.parent / "examples" / "images"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What compilers took on other days must not decide; servers of tests inherit it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

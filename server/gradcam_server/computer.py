@@ -11,8 +11,8 @@ from gradcam_server.config import ServeConfig
 from gradcam_server.graph_io import GraphItem, GraphKey, GraphOutput
 
 if TYPE_CHECKING:
+    from gradcam_server.compiled import CompiledGraph
     from gradcam_server.engine import Engine
-    from gradcam_server.graph import ExplanationGraph
 
 OnBatch = Callable[[str, BatchReport], None]
 """Told the id of the model and the batch."""
@@ -110,4 +110,4 @@ class LocalComputer:
 
     def _report(self, runner: BatchRunner[GraphItem, GraphOutput], batch: BatchReport) -> None:
         if self._on_batch is not None:
-            self._on_batch(cast("ExplanationGraph", runner).key.model, batch)
+            self._on_batch(cast("CompiledGraph", runner).key.model, batch)

@@ -24,6 +24,16 @@ class Compiler(StrEnum):
     AUTO = "auto"
     XLA = "xla"
     TENSORFLOW = "tensorflow"
+    OPENVINO = "openvino"
+
+
+class Precision(StrEnum):
+    """What the network is computed in. The maps are computed in float32."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    INT8 = "int8"
 
 
 class _BatchSizes(click.ParamType[tuple[int, ...]]):
@@ -143,9 +153,21 @@ class ServeConfig:
     )
     compiler: Compiler = _option(
         Compiler.AUTO,
-        "What runs the graph: xla, tensorflow (its own executor; for depthwise convolutions on "
-        "a CPU many times faster), or auto: whichever is faster here, measured while warming up.",
+        "What runs the graph: xla (for GPUs), tensorflow (its own executor), openvino (for CPUs; "
+        "pip install 'gradcam-server[openvino]'), or auto: the fastest here, measured while "
+        "warming up.",
         click.Choice([compiler.value for compiler in Compiler]),
+    )
+    precision: Precision = _option(
+        Precision.FLOAT32,
+        "What the network is computed in: float32, bfloat16 or float16, where the device has it; "
+        "the maps are computed in float32. For int8 see gradcam export.",
+        click.Choice([one.value for one in Precision if one is not Precision.INT8]),
+    )
+    cache_dir: str | None = _option(
+        None,
+        "Folder that keeps what --compiler auto has measured. gradcam-server in the user's cache "
+        "folder if it is not set.",
     )
     max_targets: int = _option(5, "Most classes to explain in one request.", _POSITIVE)
     max_layers: int = _option(8, "Most layers of one request.", _POSITIVE)
@@ -376,4 +398,5 @@ def show_default(value: Any) -> str:
 
 def from_options(options: Mapping[str, Any]) -> ServeConfig:
     """Makes the settings from click's parsed options."""
-    return ServeConfig(**{**options, "compiler": Compiler(options["compiler"])})
+    enums = {"compiler": Compiler, "precision": Precision}
+    return ServeConfig(**{**options, **{name: enums[name](options[name]) for name in enums}})

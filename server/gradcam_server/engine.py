@@ -8,14 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from gradcam_server.catalog import Catalog, ServedModel, graph_keys
+from gradcam_server.compiled import CompilationCounter, CompiledGraph
 from gradcam_server.config import ServeConfig
 from gradcam_server.errors import ExplanationServerError, InvalidRequestError, StartupError
-from gradcam_server.graph import CompilationCounter, DisconnectedLayerError, ExplanationGraph
 from gradcam_server.graph_io import GraphKey
-from gradcam_server.layers import default_layer
-from gradcam_server.models import ModelSpec, load
-from gradcam_server.models.loaded import LoadedModel
 from gradcam_server.requests import Method, ScoreType
+from gradcam_server.sources import GraphSource, open_source
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +31,13 @@ class Engine:
     def __init__(self, config: ServeConfig) -> None:
         self._config = config
         self._counter = CompilationCounter()
-        self._warm: dict[GraphKey, ExplanationGraph] = {}
-        self._extra: OrderedDict[GraphKey, asyncio.Task[ExplanationGraph]] = OrderedDict()
+        self._warm: dict[GraphKey, CompiledGraph] = {}
+        self._extra: OrderedDict[GraphKey, asyncio.Task[CompiledGraph]] = OrderedDict()
         self._compiler = ThreadPoolExecutor(1, thread_name_prefix="compiler")
-        self._loaded: dict[str, LoadedModel] = {}
-        self._served: list[ServedModel] = []
+        self._sources: dict[str, GraphSource] = {}
         for spec in config.model_specs():
-            self._load(spec)
+            self._sources[spec.id] = open_source(spec, config, self._counter)
+        self._served = [source.served for source in self._sources.values()]
 
     @property
     def compilation_count(self) -> int:
@@ -70,13 +68,16 @@ class Engine:
             StartupError: What was named to be warm cannot be.
         """
         for key in self._warm_keys():
-            self._warm[key] = self._compile(key)
+            try:
+                self._warm[key] = self._compile(key)
+            except InvalidRequestError as error:
+                raise StartupError(str(error)) from error
         compilers: dict[str, str] = {}
         for key, graph in self._warm.items():  # the default layer's come first
             compilers.setdefault(key.model, graph.compiler)
         self._served = [replace(model, compiler=compilers[model.id]) for model in self._served]
 
-    async def graph(self, key: GraphKey) -> ExplanationGraph:
+    async def graph(self, key: GraphKey) -> CompiledGraph:
         """Finds a compiled graph, and compiles it at its first use.
 
         Compiling takes seconds, on a thread of its own: other requests go on.
@@ -106,29 +107,7 @@ class Engine:
         """Stops compiling."""
         self._compiler.shutdown(cancel_futures=True)
 
-    def _load(self, spec: ModelSpec) -> None:
-        loaded = load(spec)
-        layers = loaded.network.layers
-        try:
-            default = default_layer(layers)
-        except ValueError as error:
-            raise StartupError(f"{spec.name} cannot be explained: {error}") from error
-        self._loaded[spec.id] = loaded
-        self._served.append(
-            ServedModel(
-                spec.name,
-                spec.version,
-                loaded.labels,
-                layers,
-                default,
-                loaded.input_size,
-                loaded.preprocessing,
-                loaded.weights,
-                loaded.random_weights,
-            )
-        )
-
-    async def _compile_off_loop(self, key: GraphKey) -> ExplanationGraph:
+    async def _compile_off_loop(self, key: GraphKey) -> CompiledGraph:
         try:
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._compiler, self._compile, key)
@@ -136,19 +115,10 @@ class Engine:
             self._extra.pop(key, None)
             raise
 
-    def _compile(self, key: GraphKey) -> ExplanationGraph:
-        graph = ExplanationGraph(self._loaded[key.model], key, self._counter)
-        try:
-            # Perturbed images come in numbers: one size is enough, and sooner ready.
-            sizes = self._config.batch_sizes[-1:] if key.perturbed else self._config.batch_sizes
-            graph.compile(sizes, self._config.compiler)
-        except DisconnectedLayerError as error:
-            raise InvalidRequestError(
-                "layers",
-                f"layer {error.layer!r} of {key.model} cannot be explained: the classes do not "
-                "depend on it",
-            ) from error
-        return graph
+    def _compile(self, key: GraphKey) -> CompiledGraph:
+        # Perturbed images come in numbers: one size is enough, and sooner ready.
+        sizes = self._config.batch_sizes[-1:] if key.perturbed else self._config.batch_sizes
+        return self._sources[key.model].compile(key, sizes)
 
     def _warm_keys(self) -> Iterator[GraphKey]:
         most = self._config.max_targets

@@ -90,6 +90,11 @@ class GraphKey:
     perturbed: bool = False
     channel_count: int = 0
 
+    @property
+    def pixel_type(self) -> type[np.uint8] | type[np.float32]:
+        """What the pixels of the images are."""
+        return np.float32 if self.perturbed else np.uint8
+
     def __str__(self) -> str:
         layers = " + ".join(self.layers)
         what = f"{self.channel_count} channels" if self.channel_count else self.method

@@ -7,8 +7,10 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from gradcam_server.compiled import CompilationCounter, CompiledGraph
+from gradcam_server.compilers.choice import compile_graph
 from gradcam_server.config import Compiler
-from gradcam_server.graph import CompilationCounter, ExplanationGraph
+from gradcam_server.graph import ExplanationGraph
 from gradcam_server.graph_io import GraphItem, GraphKey, GraphTarget
 from gradcam_server.labels import ClassLabel, ClassLabels
 from gradcam_server.models.keras_network import KerasNetwork
@@ -52,12 +54,11 @@ def explain(
 @lru_cache(maxsize=4)
 def _graph(
     model: keras.Model, layers: tuple[str, ...], method: Method, targets: int, size: int
-) -> ExplanationGraph:
+) -> CompiledGraph:
     network = KerasNetwork(model)
     labels = ClassLabels([ClassLabel(str(index)) for index in range(network.class_count)])
     loaded = LoadedModel(model.name, network, Preprocessing.NONE, labels, "the oracle's")
     # "Perturbed" images are float32, as these are.
     key = GraphKey(model.name, layers, method, ScoreType.LOGIT, targets, perturbed=True)
     graph = ExplanationGraph(loaded, key, CompilationCounter())
-    graph.compile((size,), Compiler.TENSORFLOW)
-    return graph
+    return compile_graph(graph, (size,), Compiler.TENSORFLOW)

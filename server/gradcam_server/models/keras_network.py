@@ -9,7 +9,7 @@ are written down. ``compute`` repeats them on tensors, and can return any of the
 
 import logging
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,9 +19,12 @@ import keras
 import tensorflow as tf
 from keras.src.models.functional import Functional
 
+from gradcam_server.config import Precision
 from gradcam_server.errors import StartupError
 from gradcam_server.layers import LayerInfo, has_positions
+from gradcam_server.models.batch_norm import Fold, can_fold
 from gradcam_server.models.network import OutputActivation
+from gradcam_server.models.precision import computing_in
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +68,8 @@ class KerasNetwork:
 
     A softmax or sigmoid at the end is taken off, so that the model gives logits. If it is the
     activation of the last dense or convolutional layer, **that layer is changed**: the model
-    given here gives logits from then on.
+    given here gives logits from then on. Batch normalisations are folded into the layers before
+    them (see ``Fold``), which changes these.
 
     Args:
         model: The model; for its exclusive use.
@@ -97,11 +101,15 @@ class KerasNetwork:
         self._logits, self.output_activation = self._without_activation(model, output)
         self.class_count: int = self._logits.shape[-1]
         self._calls = list(_needed(self._calls, self._logits))
+        self._folds = dict(_fold(self._calls, self._logits))
         self._outputs = {call.name: call.outputs[0] for call in self._calls}
         self.layers: tuple[LayerInfo, ...] = self._list_layers(model)
 
     def compute(
-        self, inputs: tf.Tensor, layers: Sequence[str]
+        self,
+        inputs: tf.Tensor,
+        layers: Sequence[str],
+        precision: Precision = Precision.FLOAT32,
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Runs the network in inference mode; see ``Network.compute``."""
         values = {id(self._input): tf.cast(inputs, self._input.dtype)}
@@ -109,11 +117,25 @@ class KerasNetwork:
         def value(leaf: Any) -> Any:
             return values[id(leaf)] if _is_symbol(leaf) else leaf
 
-        for call in self._calls:
-            args, kwargs = keras.tree.map_structure(value, call.arguments)
-            outputs = keras.tree.flatten(call.operation(*args, **kwargs))
-            for symbol, output in zip(call.outputs, outputs, strict=True):
-                values[id(symbol)] = output
+        done: set[str] = set()
+        with computing_in(precision, [call.operation for call in self._calls]):
+            for call in self._calls:
+                if call.name in done:
+                    continue
+                args, kwargs = keras.tree.map_structure(value, call.arguments)
+                outputs = keras.tree.flatten(call.operation(*args, **kwargs))
+                if found := self._folds.get(call.name):
+                    normalization, fold = found
+                    done.add(normalization.name)
+                    (linear,) = outputs
+                    if call.name in layers:
+                        linear, normalized = fold.shown(linear)
+                        outputs = [linear]
+                    else:
+                        normalized = fold.normalized(linear)
+                    values[id(normalization.outputs[0])] = normalized
+                for symbol, output in zip(call.outputs, outputs, strict=True):
+                    values[id(symbol)] = output
         seen = [values[id(self._outputs[name])] for name in layers]
         return seen, tf.cast(values[id(self._logits)], tf.float32)
 
@@ -276,6 +298,24 @@ def _needed(calls: Sequence[_Call], symbol: keras.KerasTensor) -> Iterator[_Call
             needed.update(id(one) for one in call.inputs)
             kept.append(call)
     yield from reversed(kept)
+
+
+def _fold(
+    calls: Sequence[_Call], logits: keras.KerasTensor
+) -> Iterator[tuple[str, tuple[_Call, Fold]]]:
+    """Folds normalisations; yields names of linear layers, each with its normalisation."""
+    users: dict[int, list[_Call]] = defaultdict(list)
+    for call in calls:
+        for symbol in call.inputs:
+            users[id(symbol)].append(call)
+    uses = Counter(id(call.operation) for call in calls)
+    for linear in calls:
+        if len(linear.outputs) != 1 or linear.outputs[0] is logits:
+            continue
+        match users[id(linear.outputs[0])]:
+            case [after] if uses[id(linear.operation)] == uses[id(after.operation)] == 1:
+                if can_fold(linear.operation, after.operation):
+                    yield linear.name, (after, Fold(linear.operation, after.operation))
 
 
 _REARRANGING_LAYERS = (

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import tensorflow as tf
 
+from gradcam_server.config import Precision
 from gradcam_server.layers import LayerInfo
 
 
@@ -40,16 +41,23 @@ class Network(Protocol):
         ...
 
     def compute(
-        self, inputs: tf.Tensor, layers: Sequence[str]
+        self,
+        inputs: tf.Tensor,
+        layers: Sequence[str],
+        precision: Precision = ...,
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Runs the network in inference mode, inside a ``tf.function`` or eagerly.
 
         Args:
             inputs: float32 (B, H, W, 3), preprocessed.
             layers: Names of layers to see.
+            precision: What to compute in; float32 if not said.
 
         Returns:
             The outputs of these layers, in their order, and the logits (B, classes).
             ``tf.gradients`` of the logits by the outputs is defined.
+
+        Raises:
+            CompilerError: It cannot be computed in this precision.
         """
         ...

@@ -18,6 +18,8 @@ from tensorflow.python.framework.convert_to_constants import (
     _run_inline_graph_optimization as inline_calls,
 )
 
+from gradcam_server.compilers import CompilerError
+from gradcam_server.config import Precision
 from gradcam_server.errors import StartupError
 from gradcam_server.layers import LayerInfo, has_positions
 from gradcam_server.models.network import OutputActivation
@@ -74,9 +76,14 @@ class SavedModelNetwork:
         self._tensors, self.layers, self._logits, self.class_count, self.output_activation = found
 
     def compute(
-        self, inputs: tf.Tensor, layers: Sequence[str]
+        self,
+        inputs: tf.Tensor,
+        layers: Sequence[str],
+        precision: Precision = Precision.FLOAT32,
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Runs the network; see ``Network.compute``."""
+        if precision is not Precision.FLOAT32:
+            raise CompilerError("a SavedModel has its own precision; OpenVINO can change it")
         if tf.executing_eagerly():
             return tf.function(self.compute, autograph=False)(inputs, layers)
         *seen, logits = self._import(

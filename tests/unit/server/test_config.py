@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from gradcam_server.cli.serve import serve
-from gradcam_server.config import Compiler, ServeConfig, flag, variable
+from gradcam_server.config import Compiler, Precision, ServeConfig, flag, variable
 from gradcam_server.errors import StartupError
 from gradcam_server.models import ModelSpec
 from gradcam_server.models.preprocessing import Preprocessing
@@ -57,6 +57,8 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "warm": ("layercam@top_conv", ("layercam@top_conv",)),
     "batch_sizes": ("8,1,8", (1, 8)),
     "compiler": ("xla", Compiler.XLA),
+    "precision": ("bfloat16", Precision.BFLOAT16),
+    "cache_dir": ("/tmp/cache", "/tmp/cache"),
     "max_targets": ("3", 3),
     "max_layers": ("3", 3),
     "max_formats": ("3", 3),

@@ -1,21 +1,27 @@
 """Models and graphs: what is warm, what is compiled at first use, what is refused."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
-from gradcam_server import graph
 from gradcam_server.catalog import ServedModel
+from gradcam_server.compiled import CompiledGraph
+from gradcam_server.compilers import choice
 from gradcam_server.config import Compiler, ServeConfig
 from gradcam_server.engine import Engine
 from gradcam_server.errors import InvalidRequestError, NotFoundError, StartupError
-from gradcam_server.graph import ExplanationGraph
 from gradcam_server.requests import Method, ScoreType
 
 DEFAULT, WARM, OTHER, THIRD = "top_activation", "block6a_expand_conv", "top_conv", "top_bn"
 
 
-def make(*warm: str, max_extra_graphs: int = 1, compiler: Compiler = Compiler.TENSORFLOW) -> Engine:
+def make(
+    *warm: str,
+    max_extra_graphs: int = 1,
+    compiler: Compiler = Compiler.TENSORFLOW,
+    cache_dir: str | None = None,
+) -> Engine:
     return Engine(
         ServeConfig(
             model=("efficientnet-lite0",),
@@ -23,6 +29,7 @@ def make(*warm: str, max_extra_graphs: int = 1, compiler: Compiler = Compiler.TE
             warm=warm,
             batch_sizes=(1,),
             compiler=compiler,
+            cache_dir=cache_dir,
             max_targets=3,
             max_extra_graphs=max_extra_graphs,
         )
@@ -39,7 +46,7 @@ def warm() -> Engine:
 
 async def find(
     engine: Engine, layer: str, targets: int = 1, model: ServedModel | None = None
-) -> ExplanationGraph:
+) -> CompiledGraph:
     catalog = engine.catalog
     model = model or catalog.find_model("")
     layers = model.resolve_layers((layer,) if layer else ())
@@ -60,11 +67,11 @@ async def test_warm_layers_need_no_compiler(warm: Engine) -> None:
 
 @pytest.mark.parametrize("chosen", [Compiler.TENSORFLOW, Compiler.XLA])
 def test_the_catalog_says_what_auto_chose(
-    monkeypatch: pytest.MonkeyPatch, chosen: Compiler
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, chosen: Compiler
 ) -> None:
     """The compiler that was the faster one, not the setting; nothing before it is known."""
-    monkeypatch.setattr(graph, "_CANDIDATES", (chosen,))
-    engine = make(compiler=Compiler.AUTO)
+    monkeypatch.setattr(choice, "CANDIDATES", (chosen,))
+    engine = make(compiler=Compiler.AUTO, cache_dir=str(tmp_path))
     assert engine.check().models[0].compiler == ""
     engine.warm_up()
     assert engine.catalog.models[0].compiler == chosen.value

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from gradcam_server.graph import CompilationCounter, ExplanationGraph
+from gradcam_server.compiled import CompilationCounter, CompiledGraph
+from gradcam_server.compilers.choice import compile_graph
+from gradcam_server.config import Compiler
+from gradcam_server.graph import ExplanationGraph
 from gradcam_server.graph_io import (
     PIXELS,
     GraphItem,
@@ -21,48 +24,31 @@ from gradcam_server.models.keras_network import KerasNetwork
 from gradcam_server.models.loaded import LoadedModel
 from gradcam_server.models.preprocessing import Preprocessing, preprocess
 from gradcam_server.requests import Method, ScoreType
+from support.small_model import CLASSES, SIZE, build_network, load_small
 
-SIZE, CLASSES, TARGETS = 32, 6, 3
+TARGETS = 3
 RTOL = 1e-4  # float32, other orders of summation
-
-
-def build_network() -> keras.Model:
-    """A residual CNN with inference-mode BatchNorm: small, and not trivially linear."""
-    keras.utils.set_random_seed(3)
-    inputs = keras.Input((SIZE, SIZE, 3))
-    x = keras.layers.Conv2D(8, 3, strides=2, padding="same", name="conv1")(inputs)
-    x = keras.layers.BatchNormalization(name="bn1")(x)
-    shortcut = keras.layers.ReLU(name="relu1")(x)
-    x = keras.layers.Conv2D(8, 3, padding="same", activation="relu", name="conv2")(shortcut)
-    x = keras.layers.Conv2D(8, 3, padding="same", name="conv3")(x)
-    x = keras.layers.ReLU(name="block")(keras.layers.Add()([x, shortcut]))
-    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
-    x = keras.layers.Dropout(0.5)(x)
-    network = keras.Model(inputs, keras.layers.Dense(CLASSES, name="logits")(x))
-    for layer in network.layers:
-        layer.set_weights([np.abs(w) if w.ndim == 1 else 3 * w for w in layer.get_weights()])
-    return network
 
 
 @pytest.fixture(scope="module")
 def model() -> LoadedModel:
-    labels = ClassLabels([ClassLabel(f"class {index}") for index in range(CLASSES)])
-    return LoadedModel(
-        "small", KerasNetwork(build_network()), Preprocessing.LITE, labels, "random", True
-    )
+    return load_small()
 
 
 @pytest.fixture(scope="module")
-def graph(model: LoadedModel) -> ExplanationGraph:
+def graph(model: LoadedModel) -> CompiledGraph:
     return compiled(model, "block", (1, 2, 4))
 
 
 def compiled(
     model: LoadedModel, layer: str, sizes: tuple[int, ...], *more_layers: str
-) -> ExplanationGraph:
-    graph = ExplanationGraph(model, key(layer, *more_layers), CompilationCounter())
-    graph.compile(sizes)
-    return graph
+) -> CompiledGraph:
+    return compile_key(model, key(layer, *more_layers), sizes)
+
+
+def compile_key(model: LoadedModel, key: GraphKey, sizes: tuple[int, ...]) -> CompiledGraph:
+    graph = ExplanationGraph(model, key, CompilationCounter())
+    return compile_graph(graph, sizes, Compiler.XLA)
 
 
 def key(
@@ -104,7 +90,7 @@ def test_maps_agree_with_an_eager_tape(model: LoadedModel, layer: str) -> None:
             np.testing.assert_allclose(one, expected, rtol=RTOL, atol=tolerance)
 
 
-def test_logits_are_the_networks_own(model: LoadedModel, graph: ExplanationGraph) -> None:
+def test_logits_are_the_networks_own(model: LoadedModel, graph: CompiledGraph) -> None:
     """The graph predicts what the network predicts, and softmax sums to one."""
     images = pictures(4)
     outputs = graph.run([item(image) for image in images], 4)
@@ -115,7 +101,7 @@ def test_logits_are_the_networks_own(model: LoadedModel, graph: ExplanationGraph
     np.testing.assert_allclose(probabilities, tf.nn.softmax(expected).numpy(), rtol=1e-3)
 
 
-def test_the_batch_does_not_matter(graph: ExplanationGraph) -> None:
+def test_the_batch_does_not_matter(graph: CompiledGraph) -> None:
     """Alone, in company and padded, an image has the same logits and maps within rtol 1e-4."""
     images = pictures(4)
     items = [item(image, row, by_rank(0)) for row, image in enumerate(images)]
@@ -130,7 +116,7 @@ def test_the_batch_does_not_matter(graph: ExplanationGraph) -> None:
             assert other.classes.tolist() == together[row].classes.tolist()
 
 
-def test_neighbours_in_a_batch_change_nothing(graph: ExplanationGraph) -> None:
+def test_neighbours_in_a_batch_change_nothing(graph: CompiledGraph) -> None:
     """Other images and other classes beside it leave a map bit-identical."""
     images = pictures(4)
     one = item(images[0], 2)
@@ -139,7 +125,7 @@ def test_neighbours_in_a_batch_change_nothing(graph: ExplanationGraph) -> None:
     np.testing.assert_array_equal(first.maps[0], second.maps[0])
 
 
-def test_ranks_choose_the_best_classes(graph: ExplanationGraph) -> None:
+def test_ranks_choose_the_best_classes(graph: CompiledGraph) -> None:
     """Rank 0 is the top class; ranks and indices may be mixed."""
     image = pictures(1)[0]
     output = graph.run([item(image, by_rank(0), by_rank(1), 3)], 1)[0]
@@ -149,7 +135,7 @@ def test_ranks_choose_the_best_classes(graph: ExplanationGraph) -> None:
     np.testing.assert_array_equal(output.maps[0], by_index.maps[0])
 
 
-def test_a_contrast_is_the_difference(model: LoadedModel, graph: ExplanationGraph) -> None:
+def test_a_contrast_is_the_difference(model: LoadedModel, graph: CompiledGraph) -> None:
     """Why a rather than b: score and map are those of a minus those of b."""
     image = pictures(1)[0]
     contrast = GraphItem(image, [GraphTarget(4, against=1), GraphTarget(4), GraphTarget(1)])
@@ -163,10 +149,7 @@ def test_a_contrast_is_the_difference(model: LoadedModel, graph: ExplanationGrap
 def test_a_probability_has_its_own_gradient(model: LoadedModel) -> None:
     """Its map is p_c (map of z_c - sum_j p_j map of z_j): Grad-CAM is linear in the gradient."""
     image = pictures(1)[0]
-    probability = ExplanationGraph(
-        model, key("block", score_type=ScoreType.PROBABILITY), CompilationCounter()
-    )
-    probability.compile((1,))
+    probability = compile_key(model, key("block", score_type=ScoreType.PROBABILITY), (1,))
     output = probability.run([item(image, 3)], 1)[0]
     logit_maps = np.stack([tape_grad_cam(model, "block", image, index) for index in range(CLASSES)])
     p = output.probabilities.astype(np.float64)
@@ -190,8 +173,7 @@ def test_several_layers_are_explained_in_one_pass(model: LoadedModel) -> None:
 def test_every_method_runs_compiled_as_it_is_defined(model: LoadedModel, method: Method) -> None:
     """The graph gives the method the true activation and gradient, in float32."""
     image = pictures(1)[0]
-    graph = ExplanationGraph(model, key("conv3", method=method), CompilationCounter())
-    graph.compile((1,))
+    graph = compile_key(model, key("conv3", method=method), (1,))
     (actual,) = graph.run([item(image, 2)], 1)[0].maps[0]
     pixels = tf.constant((image[None].astype(np.float32) - 127) / 128)
     with tf.GradientTape() as tape:
@@ -203,22 +185,18 @@ def test_every_method_runs_compiled_as_it_is_defined(model: LoadedModel, method:
 
 
 def test_perturbed_images_are_float_and_in_the_background(
-    model: LoadedModel, graph: ExplanationGraph
+    model: LoadedModel, graph: CompiledGraph
 ) -> None:
     """The same pixels as float32 give the same answer; pixels themselves can be explained."""
     image = pictures(1)[0]
-    perturbed = ExplanationGraph(
-        model, dataclasses.replace(key("block"), perturbed=True), CompilationCounter()
-    )
-    perturbed.compile((1,))
+    perturbed = compile_key(model, dataclasses.replace(key("block"), perturbed=True), (1,))
     assert perturbed.background
     assert not graph.background
     as_float = perturbed.run([item(image.astype(np.float32), 2)], 1)[0]
     as_bytes = graph.run([item(image, 2)], 1)[0]
     np.testing.assert_allclose(as_float.maps[0], as_bytes.maps[0], rtol=RTOL, atol=1e-6)
     pixels = dataclasses.replace(key(PIXELS, method=Method.HIRES_CAM), perturbed=True)
-    by_pixel = ExplanationGraph(model, pixels, CompilationCounter())
-    by_pixel.compile((1,))
+    by_pixel = compile_key(model, pixels, (1,))
     (attribution,) = by_pixel.run([item(image.astype(np.float32), 2)], 1)[0].maps[0]
     assert attribution.shape == (SIZE, SIZE)
     assert np.abs(attribution).max() > 0
@@ -228,8 +206,7 @@ def test_the_strongest_channels_are_those_that_vary(model: LoadedModel) -> None:
     """Score-CAM's channels are the layer's own, by their standard deviation."""
     image = pictures(1)[0]
     strongest = dataclasses.replace(key("block"), channel_count=3)
-    graph = ExplanationGraph(model, strongest, CompilationCounter())
-    graph.compile((1,))
+    graph = compile_key(model, strongest, (1,))
     (channels,) = graph.run([item(image)], 1)[0].maps
     (activation,), _ = model.network.compute(
         tf.constant((image[None].astype(np.float32) - 127) / 128), ["block"]
@@ -239,7 +216,7 @@ def test_the_strongest_channels_are_those_that_vary(model: LoadedModel) -> None:
     np.testing.assert_allclose(channels, by_channel[order], rtol=RTOL, atol=1e-4)
 
 
-def test_no_targets_mean_no_maps(graph: ExplanationGraph) -> None:
+def test_no_targets_mean_no_maps(graph: CompiledGraph) -> None:
     """Prediction alone is possible."""
     output = graph.run([item(pictures(1)[0])], 1)[0]
     assert output.maps[0].shape == (0, SIZE // 2, SIZE // 2)
@@ -249,8 +226,7 @@ def test_no_targets_mean_no_maps(graph: ExplanationGraph) -> None:
 def test_nothing_is_traced_after_the_ladder(model: LoadedModel) -> None:
     """The counter stands still whatever is run."""
     counter = CompilationCounter()
-    graph = ExplanationGraph(model, key("block"), counter)
-    graph.compile((1, 4))
+    graph = compile_graph(ExplanationGraph(model, key("block"), counter), (1, 4), Compiler.XLA)
     assert counter.count == 2
     images = pictures(4)
     for count in (1, 2, 3, 4):

@@ -1,0 +1,125 @@
+"""A compiled graph: what a batch of images runs through. Free of TensorFlow."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradcam_server.config import Compiler
+from gradcam_server.graph_io import NO_CLASS, GraphItem, GraphKey, GraphOutput, by_rank
+from gradcam_server.ladder import plan_batch
+
+Array = NDArray[Any]
+Executable = Callable[[Array, Array, Array], Sequence[Array]]
+"""Runs one batch size: images (B, H, W, 3), classes and what to contrast them with (B, targets).
+
+Returns logits, probabilities, the classes and their scores, and the maps of each layer: new
+arrays, which the next run leaves alone.
+"""
+
+
+class CompilationCounter:
+    """Counts graphs that were traced or read; after the warm-up it must stand still."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+
+    def increment(self) -> None:
+        """Counts one."""
+        with self._lock:
+            self._count += 1
+
+    @property
+    def count(self) -> int:
+        """So far. Each has one input signature, so compiles once."""
+        return self._count
+
+
+class CompiledGraph:
+    """Predicts, and explains up to ``key.max_targets`` classes of each image.
+
+    Compiled for a fixed ladder of batch sizes; a batch is padded to one of them. Each
+    image's answer is the same alone, batched and padded, to float32 rounding.
+
+    Args:
+        key: What it computes.
+        input_size: (height, width) of the images in pixels.
+        compiler: What runs it: one for all batch sizes.
+        executables: By batch size, ascending.
+        cost_s: Seconds that a batch of each size takes, as measured.
+    """
+
+    def __init__(
+        self,
+        key: GraphKey,
+        input_size: tuple[int, int],
+        compiler: Compiler,
+        executables: Mapping[int, Executable],
+        cost_s: Mapping[int, float],
+    ) -> None:
+        self.key, self.compiler = key, compiler
+        self._image_shape = (*input_size, 3)
+        self._executables, self._cost_s = executables, cost_s
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The compiled batch sizes, ascending."""
+        return tuple(self._executables)
+
+    @property
+    def max_batch_size(self) -> int:
+        """The largest compiled batch size."""
+        return max(self._executables)
+
+    @property
+    def background(self) -> bool:
+        """Whether its batches must leave the device to others."""
+        return self.key.perturbed
+
+    @property
+    def cost_s(self) -> Mapping[int, float]:
+        """Seconds that a batch of each size takes, as measured."""
+        return self._cost_s
+
+    @property
+    def least_s(self) -> float:
+        """Seconds that its quickest batch takes, as measured."""
+        return min(self._cost_s.values())
+
+    def plan(self, waiting: int) -> tuple[int, int]:
+        """Chooses how many of ``waiting`` images to take, and the batch size to run."""
+        return plan_batch(waiting, self._cost_s)
+
+    def run(self, items: Sequence[GraphItem], padded_size: int) -> list[GraphOutput]:
+        """Computes a batch.
+
+        Args:
+            items: At most ``padded_size`` images.
+            padded_size: A compiled batch size.
+
+        Returns:
+            One output for each item, in their order.
+        """
+        images = np.zeros((padded_size, *self._image_shape), self.key.pixel_type)
+        classes = np.full((padded_size, self.key.max_targets), by_rank(0), np.int32)
+        against = np.full_like(classes, NO_CLASS)
+        for row, item in enumerate(items):
+            images[row] = item.image
+            for slot, target in enumerate(item.targets):
+                classes[row, slot], against[row, slot] = target.index, target.against
+        logits, probabilities, chosen, scores, *maps = self._executables[padded_size](
+            images, classes, against
+        )
+        return [
+            GraphOutput(
+                logits[row],
+                probabilities[row],
+                chosen[row, :count],
+                scores[row, :count],
+                tuple(of_layer[row, : self.key.channel_count or count] for of_layer in maps),
+            )
+            for row, count in enumerate(len(item.targets) for item in items)
+        ]

@@ -1,0 +1,49 @@
+"""What makes a graph run: XLA, TensorFlow's own executor, OpenVINO.
+
+A compiler is a function from a graph and a precision to something that gives an ``Executable``
+for a batch size. A fourth needs such a function, and a row in ``_COMPILERS``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
+
+from gradcam_server.compiled import Executable
+from gradcam_server.config import Compiler, Precision
+
+if TYPE_CHECKING:
+    from gradcam_server.graph import ExplanationGraph
+
+Prepared = Callable[[int], Executable]
+"""Makes the executable of a batch size. All share one copy of the weights."""
+
+Prepare = Callable[["ExplanationGraph", Precision], Prepared]
+"""Both raise CompilerError, and DisconnectedLayerError."""
+
+
+class CompilerError(Exception):
+    """A compiler cannot compile a graph; the text says why."""
+
+
+_COMPILERS = {
+    Compiler.OPENVINO: "gradcam_server.compilers.openvino",
+    Compiler.TENSORFLOW: "gradcam_server.compilers.tensorflow",
+    Compiler.XLA: "gradcam_server.compilers.xla",
+}
+
+
+def find_compiler(compiler: Compiler) -> Prepare:
+    """Returns a compiler's function.
+
+    Raises:
+        CompilerError: It is not installed.
+    """
+    try:
+        module = importlib.import_module(_COMPILERS[compiler])
+    except ImportError as error:
+        raise CompilerError(
+            f"{compiler} is not installed ({error}): pip install 'gradcam-server[{compiler}]'"
+        ) from error
+    return cast("Prepare", module.prepare)

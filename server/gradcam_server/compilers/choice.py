@@ -1,0 +1,197 @@
+"""Which compiler runs a graph: the one that was asked for, or the fastest here."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from time import perf_counter
+
+import numpy as np
+import tensorflow as tf
+
+from gradcam_server.compiled import Array, CompiledGraph, Executable
+from gradcam_server.compilers import CompilerError, Prepared, find_compiler
+from gradcam_server.compilers.memory import Memory
+from gradcam_server.config import Compiler, Precision
+from gradcam_server.graph import ExplanationGraph
+from gradcam_server.graph_io import NO_CLASS
+
+logger = logging.getLogger(__name__)
+
+CANDIDATES = (Compiler.OPENVINO, Compiler.TENSORFLOW, Compiler.XLA)
+_TIMED_RUNS = 3
+_TURNS = 5
+_HOPELESS = 1.5  # times slower after one turn
+# Of the answers to noise with those of TensorFlow's executor in float32.
+_LEAST_CORRELATION = {
+    Precision.FLOAT32: 0.9999,
+    Precision.BFLOAT16: 0.95,
+    Precision.FLOAT16: 0.99,
+}
+
+
+def compile_graph(
+    graph: ExplanationGraph,
+    batch_sizes: Sequence[int],
+    compiler: Compiler = Compiler.AUTO,
+    precision: Precision = Precision.FLOAT32,
+    memory: Memory | None = None,
+) -> CompiledGraph:
+    """Traces, compiles and times the ladder. Nothing is compiled after this.
+
+    Args:
+        graph: The graph.
+        batch_sizes: The ladder, ascending.
+        compiler: What compiles; where it cannot, TensorFlow's executor does, with a warning.
+            ``AUTO`` tries all at the largest size and keeps the fastest.
+        precision: What the network is computed in.
+        memory: Where the times of earlier trials are kept.
+
+    Raises:
+        CompilerError: No compiler can compile it in this precision.
+        DisconnectedLayerError: The scores don't depend on one of the layers.
+    """
+    return _Trials(graph, batch_sizes, precision).compile(compiler, memory)
+
+
+class _Trials:
+    def __init__(
+        self, graph: ExplanationGraph, batch_sizes: Sequence[int], precision: Precision
+    ) -> None:
+        self._graph, self._sizes, self._precision = graph, batch_sizes, precision
+        self._largest = max(batch_sizes)
+        self._prepared: dict[Compiler, Prepared] = {}
+        self._executables: dict[Compiler, Executable] = {}
+
+    def compile(self, compiler: Compiler, memory: Memory | None) -> CompiledGraph:
+        if compiler is Compiler.AUTO:
+            compiler = self._fastest(memory)
+        elif not self._try(compiler, logging.WARNING):
+            if not self._try(Compiler.TENSORFLOW, logging.WARNING):
+                raise CompilerError(f"{self._graph.key} cannot be compiled in {self._precision}")
+            compiler = Compiler.TENSORFLOW
+        ladder = {
+            size: self._executables[compiler]
+            if size == self._largest
+            else self._prepared[compiler](size)
+            for size in self._sizes
+        }
+        cost_s = {size: self._time(executable, size) for size, executable in ladder.items()}
+        logger.info(
+            "Compiled %s in %s by %s; milliseconds by batch size: %s",
+            *(self._graph.key, self._precision, compiler),
+            ", ".join(f"{size}: {seconds * 1e3:.1f}" for size, seconds in cost_s.items()),
+        )
+        key, input_size = self._graph.key, self._graph.model.input_size
+        return CompiledGraph(key, input_size, compiler, ladder, cost_s)
+
+    def _fastest(self, memory: Memory | None) -> Compiler:
+        question = self._question()
+        seconds = _known(memory.recall(question)) if memory else {}
+        remembered = bool(seconds)
+        if remembered and not self._try(min(seconds, key=seconds.__getitem__), logging.WARNING):
+            seconds = {}
+        if not seconds:
+            candidates = [one for one in self._candidates() if self._try(one, logging.DEBUG)]
+            if not candidates:
+                raise CompilerError(f"{self._graph.key} cannot be compiled in {self._precision}")
+            seconds = {one: self._time(self._executables[one], self._largest) for one in candidates}
+            if memory:
+                memory.remember(question, {one.value: took for one, took in seconds.items()})
+        fastest = min(seconds, key=seconds.__getitem__)
+        logger.info(
+            "%s is the fastest for %s in %s%s; milliseconds at batch size %d: %s",
+            *(fastest, self._graph.key, self._precision),
+            " (measured before)" if remembered else "",
+            self._largest,
+            ", ".join(f"{one}: {took * 1e3:.1f}" for one, took in seconds.items()),
+        )
+        # What lost is not needed any more.
+        self._prepared = {fastest: self._prepared[fastest]}
+        self._executables = {fastest: self._executables[fastest]}
+        return fastest
+
+    def _race(self, candidates: Sequence[Compiler]) -> dict[Compiler, float]:
+        """Times in turns, so that what else the machine does falls on all alike."""
+        arguments = self._noise(self._largest)
+        best = dict.fromkeys(candidates, math.inf)
+        for turn in range(1 + _TURNS):
+            least = min(best.values())
+            for one, seconds in best.items():
+                if turn == 0:
+                    _seconds(self._executables[one], arguments)  # warms up
+                elif turn == 1 or seconds < _HOPELESS * least:
+                    best[one] = min(seconds, _seconds(self._executables[one], arguments))
+        return best
+
+    def _candidates(self) -> Sequence[Compiler]:
+        if tf.config.list_logical_devices("GPU"):
+            return (Compiler.XLA,)
+        return CANDIDATES
+
+    def _question(self) -> str:
+        network = self._graph.model.network
+        layers = [(layer.name, layer.type, layer.output_shape) for layer in network.layers]
+        key = self._graph.key
+        return repr((key, self._graph.model.input_size, self._largest, self._precision, layers))
+
+    def _try(self, compiler: Compiler, level: int) -> bool:
+        """Compiles for the largest batch size; returns whether that can be used."""
+        try:
+            prepared = find_compiler(compiler)(self._graph, self._precision)
+            executable = prepared(self._largest)
+            self._check(compiler, executable)
+        except CompilerError as error:
+            logger.log(level, "%s does not compile %s: %s", compiler, self._graph.key, error)
+            return False
+        self._prepared[compiler], self._executables[compiler] = prepared, executable
+        return True
+
+    def _check(self, compiler: Compiler, executable: Executable) -> None:
+        """Compares answers with those of TensorFlow's executor in float32.
+
+        Raises:
+            CompilerError: They differ.
+        """
+        if compiler is not Compiler.OPENVINO:
+            return  # TensorFlow's own, both of them.
+        size = min(self._largest, 2)
+        reference = find_compiler(Compiler.TENSORFLOW)(self._graph, Precision.FLOAT32)(size)
+        arguments = self._noise(size)
+        for ours, expected in zip(executable(*arguments), reference(*arguments), strict=True):
+            if (found := _correlation(ours, expected)) < _LEAST_CORRELATION[self._precision]:
+                raise CompilerError(f"its answers differ: a correlation of {found:.4f}")
+
+    def _noise(self, batch_size: int) -> list[Array]:
+        images, classes, against = self._graph.signature(batch_size)
+        random = np.random.default_rng(0)
+        count = self._graph.model.network.class_count
+        return [
+            random.integers(0, 256, images.shape).astype(self._graph.key.pixel_type),
+            random.integers(0, count, classes.shape, np.int32),
+            np.full(against.shape, NO_CLASS, np.int32),
+        ]
+
+    def _time(self, executable: Executable, batch_size: int) -> float:
+        """Returns the seconds of the quickest run, after one that warms up."""
+        arguments = self._noise(batch_size)
+        seconds = [_seconds(executable, arguments) for _ in range(1 + _TIMED_RUNS)]
+        return min(seconds[1:])
+
+
+def _seconds(executable: Executable, arguments: Sequence[Array]) -> float:
+    started = perf_counter()
+    executable(*arguments)
+    return perf_counter() - started
+
+
+def _known(remembered: Mapping[str, float] | None) -> dict[Compiler, float]:
+    known = set(Compiler) - {Compiler.AUTO}
+    return {Compiler(one): took for one, took in (remembered or {}).items() if one in known}
+
+
+def _correlation(ours: Array, expected: Array) -> float:
+    """Returns Pearson's correlation; 1 for constants that are alike, as empty maps are."""
+    x, y = (np.asarray(one, np.float64).ravel() for one in (ours, expected))
+    if not (x.std() and y.std()):
+        return float(np.allclose(x, y, rtol=1e-2, atol=1e-6))
+    return float(np.corrcoef(x, y)[0, 1])

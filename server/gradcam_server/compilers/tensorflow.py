@@ -1,0 +1,42 @@
+"""TensorFlow's own executor: one ``tf.function`` for each batch size, oneDNN on CPUs."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import tensorflow as tf
+
+from gradcam_server.compiled import Array, Executable
+from gradcam_server.compilers import Prepared
+from gradcam_server.config import Precision
+from gradcam_server.graph import ExplanationGraph
+
+
+def prepare(
+    graph: ExplanationGraph, precision: Precision, *, jit_compile: bool = False
+) -> Prepared:
+    """Prepares a graph. The weights stay the network's variables, in memory once.
+
+    Args:
+        graph: The graph.
+        precision: Of the network; the maps are computed in float32.
+        jit_compile: Whether XLA compiles it.
+
+    Returns:
+        Makes the executable of a batch size.
+    """
+
+    def executable(batch_size: int) -> Executable:
+        function: Any = tf.function(
+            partial(graph.explain, precision=precision),
+            input_signature=graph.signature(batch_size),
+            jit_compile=jit_compile,
+            autograph=False,
+        ).get_concrete_function()  # which cannot trace again
+
+        def run(*arrays: Array) -> Sequence[Array]:
+            return [tensor.numpy() for tensor in function(*map(tf.constant, arrays))]
+
+        return run
+
+    return executable

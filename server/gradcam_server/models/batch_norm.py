@@ -1,0 +1,111 @@
+"""Batch normalisation, folded into the layer before it: one multiplication less for each value.
+
+Normalising by fixed statistics is y = s x + t for each channel. After a linear layer
+x = W a + b that is (s W) a + (s b + t): the same cost as the layer alone. See Jacob et al.,
+"Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
+CVPR 2018, section 3.2.
+"""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+# Below it a channel is as good as switched off, and dividing by it would lose what it had.
+_LEAST_SCALE = 1e-12
+
+_KERNELS = {
+    keras.layers.Conv2D: "kernel",
+    keras.layers.DepthwiseConv2D: "kernel",
+    keras.layers.SeparableConv2D: "pointwise_kernel",
+    keras.layers.Dense: "kernel",
+}
+
+
+class Fold:
+    """A linear layer that scales by the normalisation after it.
+
+    **Both layers are changed**: together they give what they gave before, but the linear layer
+    alone, without its bias, gives s W a. ``shown`` recovers W a + b from that.
+
+    Args:
+        linear: A layer for which ``can_fold`` holds, with the normalisation behind it.
+        normalization: The normalisation.
+    """
+
+    def __init__(self, linear: keras.Layer, normalization: keras.layers.BatchNormalization) -> None:
+        self._scale, shift = _affine(normalization)
+        offset = linear.bias if linear.use_bias else None
+        self._offset = np.zeros_like(shift) if offset is None else _values(offset)
+        kernel = getattr(linear, _KERNELS[type(linear)])
+        by_channel = self._scale
+        if isinstance(linear, keras.layers.DepthwiseConv2D):
+            by_channel = by_channel.reshape(kernel.shape[-2:])
+        kernel.assign(_values(kernel) * by_channel)
+        linear.use_bias = False
+        if isinstance(linear, keras.layers.Dense):
+            linear.bias = None  # what it asks instead
+        bias = self._scale * self._offset + shift
+        self._bias = tf.Variable(bias, trainable=False, name=f"{linear.name}/folded_bias")
+        _set_identity(normalization, bias)
+
+    def normalized(self, linear_output: tf.Tensor) -> tf.Tensor:
+        """Returns what the normalisation gives, from s W a."""
+        bias = tf.cast(self._bias, linear_output.dtype)
+        if linear_output.shape.rank == 4:
+            return tf.nn.bias_add(linear_output, bias)  # which TensorFlow fuses
+        return linear_output + bias
+
+    def shown(self, linear_output: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns W a + b, from s W a; and from that what the normalisation gives."""
+        wide = tf.cast(linear_output, tf.float32)
+        output = tf.cast(wide / self._scale + self._offset, linear_output.dtype)
+        shift = self._bias - self._scale * self._offset
+        normalized = tf.cast(output, tf.float32) * self._scale + shift
+        return output, tf.cast(normalized, linear_output.dtype)
+
+
+def can_fold(linear: Any, normalization: Any) -> bool:
+    """Returns whether a layer and the one after it are a linear one and its normalisation."""
+    # A class of the user's may do anything else.
+    if type(linear) not in _KERNELS or type(normalization) is not keras.layers.BatchNormalization:
+        return False
+    if linear.activation is not keras.activations.linear or normalization.axis not in {-1, 3}:
+        return False
+    kernel = getattr(linear, _KERNELS[type(linear)])
+    if kernel.dtype != "float32" or getattr(linear, "quantization_mode", None):
+        return False
+    scale, _ = _affine(normalization)
+    return bool(np.all(np.isfinite(scale)) and np.min(np.abs(scale)) > _LEAST_SCALE)
+
+
+def _affine(
+    normalization: keras.layers.BatchNormalization,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Returns s and t, float32, shape (channels,)."""
+    variance = _values(normalization.moving_variance).astype(np.float64)
+    scale = 1 / np.sqrt(variance + normalization.epsilon)
+    if normalization.scale:
+        scale *= _values(normalization.gamma)
+    shift = -_values(normalization.moving_mean) * scale
+    if normalization.center:
+        shift += _values(normalization.beta)
+    return scale.astype(np.float32), shift.astype(np.float32)
+
+
+def _set_identity(
+    normalization: keras.layers.BatchNormalization, bias: NDArray[np.float32]
+) -> None:
+    """Makes a normalisation add a bias and nothing else."""
+    normalization.moving_mean.assign(-bias)
+    normalization.moving_variance.assign(np.full_like(bias, 1 - normalization.epsilon))
+    if normalization.scale:
+        normalization.gamma.assign(np.ones_like(bias))
+    if normalization.center:
+        normalization.beta.assign(np.zeros_like(bias))
+
+
+def _values(variable: Any) -> NDArray[np.float32]:
+    return np.asarray(keras.ops.convert_to_numpy(variable))

@@ -1,0 +1,70 @@
+"""A model as a source of graphs: TensorFlow traces them, and a compiler compiles them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gradcam_server.catalog import ServedModel
+from gradcam_server.compiled import CompilationCounter, CompiledGraph
+from gradcam_server.compilers import CompilerError
+from gradcam_server.compilers.choice import compile_graph
+from gradcam_server.compilers.memory import Memory, default_folder
+from gradcam_server.config import ServeConfig
+from gradcam_server.errors import InvalidRequestError, StartupError
+from gradcam_server.graph import DisconnectedLayerError, ExplanationGraph
+from gradcam_server.graph_io import GraphKey
+from gradcam_server.layers import default_layer
+from gradcam_server.models import ModelSpec, load
+
+_TIMES = "compilers.json"
+
+
+class ModelSource:
+    """Loads a model; makes any graph of it.
+
+    Args:
+        spec: The model.
+        config: The settings.
+        counter: Counts what is traced.
+
+    Raises:
+        StartupError: The model or its weights cannot be had or explained.
+    """
+
+    def __init__(self, spec: ModelSpec, config: ServeConfig, counter: CompilationCounter) -> None:
+        self.loaded = loaded = load(spec)
+        self._config, self._counter = config, counter
+        folder = Path(config.cache_dir) if config.cache_dir else default_folder()
+        self._memory = Memory(folder / _TIMES)
+        layers = loaded.network.layers
+        try:
+            default = default_layer(layers)
+        except ValueError as error:
+            raise StartupError(f"{spec.name} cannot be explained: {error}") from error
+        self.served = ServedModel(
+            spec.name,
+            spec.version,
+            loaded.labels,
+            layers,
+            default,
+            loaded.input_size,
+            loaded.preprocessing,
+            loaded.weights,
+            loaded.random_weights,
+        )
+
+    def compile(self, key: GraphKey, batch_sizes: Sequence[int]) -> CompiledGraph:
+        """Traces, compiles and times a graph."""
+        graph = ExplanationGraph(self.loaded, key, self._counter)
+        config = self._config
+        try:
+            return compile_graph(
+                graph, batch_sizes, config.compiler, config.precision, self._memory
+            )
+        except DisconnectedLayerError as error:
+            raise InvalidRequestError(
+                "layers",
+                f"layer {error.layer!r} of {key.model} cannot be explained: the classes do not "
+                "depend on it",
+            ) from error
+        except CompilerError as error:
+            raise InvalidRequestError("method", str(error)) from error

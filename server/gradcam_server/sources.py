@@ -1,0 +1,47 @@
+"""Where an engine's graphs come from: models, which TensorFlow traces."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from gradcam_server.catalog import ServedModel
+from gradcam_server.compiled import CompilationCounter, CompiledGraph
+from gradcam_server.config import ServeConfig
+from gradcam_server.graph_io import GraphKey
+from gradcam_server.models import ModelSpec
+
+
+class GraphSource(Protocol):
+    """One model, and the graphs that it has or can make."""
+
+    @property
+    def served(self) -> ServedModel:
+        """The model as requests see it."""
+        ...
+
+    def compile(self, key: GraphKey, batch_sizes: Sequence[int]) -> CompiledGraph:
+        """Makes a graph that runs. May take long.
+
+        Args:
+            key: What to compute.
+            batch_sizes: The ladder, ascending.
+
+        Raises:
+            InvalidRequestError: It cannot be computed, or not from this source.
+        """
+        ...
+
+
+def open_source(spec: ModelSpec, config: ServeConfig, counter: CompilationCounter) -> GraphSource:
+    """Opens a model.
+
+    Args:
+        spec: The model.
+        config: The settings.
+        counter: Counts what is compiled.
+
+    Raises:
+        StartupError: It or its weights cannot be had or used.
+    """
+    from gradcam_server.models.source import ModelSource
+
+    return ModelSource(spec, config, counter)

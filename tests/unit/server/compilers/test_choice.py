@@ -1,0 +1,177 @@
+"""Compilers give the same answers, and the fastest that gives them is chosen."""
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gradcam_server.compiled import Array, CompilationCounter, CompiledGraph
+from gradcam_server.compilers import CompilerError, Prepare, Prepared, choice, find_compiler
+from gradcam_server.compilers.choice import compile_graph
+from gradcam_server.compilers.memory import Memory
+from gradcam_server.config import Compiler, Precision
+from gradcam_server.graph import ExplanationGraph
+from gradcam_server.graph_io import GraphItem, GraphKey, GraphOutput, GraphTarget, by_rank
+from gradcam_server.models.loaded import LoadedModel
+from gradcam_server.requests import MANY_PASS_METHODS, Method, ScoreType
+from support.small_model import SIZE, load_small
+
+METHODS = [method for method in Method if method not in MANY_PASS_METHODS]
+
+
+@pytest.fixture(scope="module")
+def model() -> LoadedModel:
+    return load_small()
+
+
+def graph(model: LoadedModel, *layers: str, method: Method = Method.GRAD_CAM) -> ExplanationGraph:
+    key = GraphKey("small", layers or ("block",), method, ScoreType.LOGIT, 3)
+    return ExplanationGraph(model, key, CompilationCounter())
+
+
+def answers(compiled: CompiledGraph, count: int = 2) -> list[GraphOutput]:
+    images = np.random.default_rng(1).integers(0, 256, (count, SIZE, SIZE, 3), np.uint8)
+    targets = [GraphTarget(by_rank(0)), GraphTarget(3, 1), GraphTarget(2)]
+    return compiled.run([GraphItem(image, targets) for image in images], count)
+
+
+def assert_alike(ours: list[GraphOutput], expected: list[GraphOutput], rtol: float) -> None:
+    for one, other in zip(ours, expected, strict=True):
+        assert one.classes.tolist() == other.classes.tolist()
+        for name in ("logits", "scores", "probabilities"):
+            a, b = getattr(one, name), getattr(other, name)
+            np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * np.abs(b).max())
+        for a, b in zip(one.maps, other.maps, strict=True):
+            np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * np.abs(b).max())
+
+
+@pytest.mark.parametrize("compiler", [Compiler.XLA, Compiler.OPENVINO])
+@pytest.mark.parametrize("layers", [("block",), ("conv1",), ("bn1", "conv3")])
+def test_all_compilers_agree(
+    model: LoadedModel, compiler: Compiler, layers: tuple[str, ...]
+) -> None:
+    """Logits, classes, contrasts and maps of each are TensorFlow's, at every batch size."""
+    expected = compile_graph(graph(model, *layers), (1, 2), Compiler.TENSORFLOW)
+    ours = compile_graph(graph(model, *layers), (1, 2), compiler)
+    assert ours.compiler is compiler
+    for count in (1, 2):
+        assert_alike(answers(ours, count), answers(expected, count), rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_openvino_computes_the_methods(model: LoadedModel, method: Method) -> None:
+    """Each agrees with TensorFlow's executor; EigenGrad-CAM, which it does not know, runs there."""
+    expected = compile_graph(graph(model, method=method), (2,), Compiler.TENSORFLOW)
+    ours = compile_graph(graph(model, method=method), (2,), Compiler.OPENVINO)
+    unknown = method is Method.EIGEN_GRAD_CAM
+    assert ours.compiler is (Compiler.TENSORFLOW if unknown else Compiler.OPENVINO)
+    assert_alike(answers(ours), answers(expected), rtol=1e-3)
+
+
+def test_openvino_holds_one_model_for_all_batch_sizes(model: LoadedModel) -> None:
+    """The weights are in memory once, and the graph is traced once beside what checks it."""
+    counter = CompilationCounter()
+    key = graph(model).key
+    compiled = compile_graph(ExplanationGraph(model, key, counter), (1, 2, 4), Compiler.OPENVINO)
+    assert len({id(one) for one in compiled._executables.values()}) == 1
+    assert counter.count == 2
+
+
+def test_what_openvino_cannot_convert_runs_elsewhere(
+    model: LoadedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A log line says why."""
+    with caplog.at_level(logging.WARNING):
+        compile_graph(graph(model, method=Method.EIGEN_GRAD_CAM), (1,), Compiler.OPENVINO)
+    assert "SelfAdjointEigV2" in caplog.text
+
+
+class _Fake:
+    """A compiler that takes its time, and may be wrong."""
+
+    def __init__(self, pause_s: float = 0.0, error: float = 0.0) -> None:
+        self._pause_s, self._error = pause_s, error
+        self.calls = 0
+
+    def prepare(self, graph: ExplanationGraph, precision: Precision) -> Prepared:
+        executable = find_compiler(Compiler.TENSORFLOW)(graph, precision)
+
+        def run(*arrays: Array) -> Sequence[Array]:
+            self.calls += 1
+            time.sleep(self._pause_s)
+            logits, *others = executable(len(arrays[0]))(*arrays)
+            noise = np.random.default_rng(2).standard_normal(logits.shape, np.float32)
+            return logits + np.float32(self._error) * noise, *others
+
+        return lambda _: run
+
+
+def use(patch: pytest.MonkeyPatch, **fakes: _Fake) -> None:
+    """Puts fakes in the places of compilers."""
+
+    def find(compiler: Compiler) -> Prepare:
+        if compiler.value in fakes:
+            return fakes[compiler.value].prepare
+        return find_compiler(compiler)
+
+    patch.setattr(choice, "find_compiler", find)
+
+
+@pytest.mark.parametrize("slow", ["openvino", "xla"])
+def test_auto_keeps_the_fastest_and_remembers(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, slow: str
+) -> None:
+    """The second time nothing else is tried; without a memory all are."""
+    fakes = {"openvino": _Fake(), "xla": _Fake()}
+    fakes[slow] = _Fake(pause_s=0.2)
+    use(monkeypatch, **fakes)
+    monkeypatch.setattr(choice, "CANDIDATES", (Compiler.OPENVINO, Compiler.XLA))
+    memory = Memory(tmp_path / "times.json")
+    first = compile_graph(graph(model), (1,), Compiler.AUTO, memory=memory)
+    assert first.compiler.value != slow
+    tried = fakes[slow].calls
+    assert tried > 0
+    assert compile_graph(graph(model), (1,), memory=memory).compiler is first.compiler
+    assert fakes[slow].calls == tried
+    compile_graph(graph(model), (1,))
+    assert fakes[slow].calls > tried
+
+
+def test_a_compiler_with_other_answers_is_not_used(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However fast it is; and when it was asked for, a warning says so."""
+    use(monkeypatch, openvino=_Fake(error=10.0))
+    monkeypatch.setattr(choice, "CANDIDATES", (Compiler.OPENVINO,))
+    with pytest.raises(CompilerError):
+        compile_graph(graph(model), (1,), Compiler.AUTO)
+    with caplog.at_level(logging.WARNING):
+        compiled = compile_graph(graph(model), (1,), Compiler.OPENVINO)
+    assert compiled.compiler is Compiler.TENSORFLOW
+    assert "its answers differ" in caplog.text
+
+
+def test_a_compiler_that_is_not_installed_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The text names the extra."""
+    monkeypatch.setitem(sys.modules, "gradcam_server.compilers.openvino", None)
+    with pytest.raises(CompilerError, match=r"pip install 'gradcam-server\[openvino\]'"):
+        find_compiler(Compiler.OPENVINO)
+
+
+@pytest.mark.parametrize("compiler", [Compiler.TENSORFLOW, Compiler.XLA])
+def test_bfloat16_is_close_and_its_maps_are_float32(model: LoadedModel, compiler: Compiler) -> None:
+    """The network in bfloat16 gives other bits, and the same picture; float32 comes after."""
+    exact = answers(compile_graph(graph(model, "conv3"), (2,), compiler))
+    rough = answers(compile_graph(graph(model, "conv3"), (2,), compiler, Precision.BFLOAT16))
+    for one, other in zip(rough, exact, strict=True):
+        assert one.logits.dtype == one.maps[0].dtype == np.float32
+        assert not np.array_equal(one.maps[0], other.maps[0])
+        assert np.corrcoef(one.maps[0][1].ravel(), other.maps[0][1].ravel())[0, 1] > 0.99
+    again = answers(compile_graph(graph(model, "conv3"), (2,), compiler))
+    assert_alike(again, exact, rtol=1e-6)

@@ -357,18 +357,34 @@ def _size(value: str | None) -> tuple[int, int] | None:
 
 def serve_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds an option for every setting to a click command, each with its variable."""
-    for setting in reversed(dataclasses.fields(ServeConfig)):
-        command = click.option(
-            flag(setting.name),
-            type=setting.metadata["type"],
-            is_flag=setting.metadata["type"] is bool,
-            multiple=setting.metadata["many"],
-            default=_plain(setting.default),
-            show_default=bool(setting.default) or setting.default == 0,
-            envvar=variable(setting.name),
-            help=setting.metadata["help"],
-        )(command)
-    return command
+    return setting_options(*(setting.name for setting in dataclasses.fields(ServeConfig)))(command)
+
+
+def setting_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Returns a decorator that adds the options of these settings to a click command."""
+    settings = [one for one in dataclasses.fields(ServeConfig) if one.name in names]
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for setting in reversed(settings):
+            command = _add_option(command, setting)
+        return command
+
+    return add
+
+
+def _add_option(
+    command: Callable[..., None], setting: dataclasses.Field[Any]
+) -> Callable[..., None]:
+    return click.option(
+        flag(setting.name),
+        type=setting.metadata["type"],
+        is_flag=setting.metadata["type"] is bool,
+        multiple=setting.metadata["many"],
+        default=_plain(setting.default),
+        show_default=bool(setting.default) or setting.default == 0,
+        envvar=variable(setting.name),
+        help=setting.metadata["help"],
+    )(command)
 
 
 def flag(name: str) -> str:
@@ -399,4 +415,5 @@ def show_default(value: Any) -> str:
 def from_options(options: Mapping[str, Any]) -> ServeConfig:
     """Makes the settings from click's parsed options."""
     enums = {"compiler": Compiler, "precision": Precision}
-    return ServeConfig(**{**options, **{name: enums[name](options[name]) for name in enums}})
+    given = {name: kind(options[name]) for name, kind in enums.items() if name in options}
+    return ServeConfig(**{**options, **given})

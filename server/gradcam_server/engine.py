@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -40,6 +40,11 @@ class Engine:
         self._served = [source.served for source in self._sources.values()]
 
     @property
+    def sources(self) -> Mapping[str, GraphSource]:
+        """The models by their ids, in the order of the settings."""
+        return self._sources
+
+    @property
     def compilation_count(self) -> int:
         """Graphs compiled since the start, warm-up included."""
         return self._counter.count
@@ -58,7 +63,7 @@ class Engine:
         Raises:
             StartupError: What was named to be warm cannot be.
         """
-        list(self._warm_keys())
+        self.warm_keys()
         return self.catalog
 
     def warm_up(self) -> None:
@@ -67,7 +72,7 @@ class Engine:
         Raises:
             StartupError: What was named to be warm cannot be.
         """
-        for key in self._warm_keys():
+        for key in self.warm_keys():
             try:
                 self._warm[key] = self._compile(key)
             except InvalidRequestError as error:
@@ -76,6 +81,14 @@ class Engine:
         for key, graph in self._warm.items():  # the default layer's come first
             compilers.setdefault(key.model, graph.compiler)
         self._served = [replace(model, compiler=compilers[model.id]) for model in self._served]
+
+    def warm_keys(self) -> list[GraphKey]:
+        """Returns what is compiled before serving; the default model's default graph first.
+
+        Raises:
+            StartupError: What was named to be warm cannot be.
+        """
+        return list(dict.fromkeys(self._warm_keys()))
 
     async def graph(self, key: GraphKey) -> CompiledGraph:
         """Finds a compiled graph, and compiles it at its first use.

@@ -1,6 +1,7 @@
-"""Where an engine's graphs come from: models, which TensorFlow traces."""
+"""Where an engine's graphs come from: models, which TensorFlow compiles, or exports."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from gradcam_server.catalog import ServedModel
@@ -32,7 +33,7 @@ class GraphSource(Protocol):
 
 
 def open_source(spec: ModelSpec, config: ServeConfig, counter: CompilationCounter) -> GraphSource:
-    """Opens a model.
+    """Opens a model, or an export of one.
 
     Args:
         spec: The model.
@@ -42,6 +43,12 @@ def open_source(spec: ModelSpec, config: ServeConfig, counter: CompilationCounte
     Raises:
         StartupError: It or its weights cannot be had or used.
     """
+    from gradcam_server.exports.manifest import is_export
+
+    if not spec.built_in and is_export(Path(spec.source)):
+        from gradcam_server.exports.source import ExportedSource
+
+        return ExportedSource(spec, config, counter)
     from gradcam_server.models.source import ModelSource
 
     return ModelSource(spec, config, counter)

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 CANDIDATES = (Compiler.OPENVINO, Compiler.TENSORFLOW, Compiler.XLA)
 _TIMED_RUNS = 3
+_CHECKED = 2  # images
 _TURNS = 5
 _HOPELESS = 1.5  # times slower after one turn
 # Of the answers to noise with those of TensorFlow's executor in float32.
@@ -75,7 +76,7 @@ class _Trials:
             else self._prepared[compiler](size)
             for size in self._sizes
         }
-        cost_s = {size: self._time(executable, size) for size, executable in ladder.items()}
+        cost_s = {size: time_executable(self._graph, one, size) for size, one in ladder.items()}
         logger.info(
             "Compiled %s in %s by %s; milliseconds by batch size: %s",
             *(self._graph.key, self._precision, compiler),
@@ -94,7 +95,7 @@ class _Trials:
             candidates = [one for one in self._candidates() if self._try(one, logging.DEBUG)]
             if not candidates:
                 raise CompilerError(f"{self._graph.key} cannot be compiled in {self._precision}")
-            seconds = {one: self._time(self._executables[one], self._largest) for one in candidates}
+            seconds = self._race(candidates)
             if memory:
                 memory.remember(question, {one.value: took for one, took in seconds.items()})
         fastest = min(seconds, key=seconds.__getitem__)
@@ -112,7 +113,7 @@ class _Trials:
 
     def _race(self, candidates: Sequence[Compiler]) -> dict[Compiler, float]:
         """Times in turns, so that what else the machine does falls on all alike."""
-        arguments = self._noise(self._largest)
+        arguments = _noise(self._graph, self._largest)
         best = dict.fromkeys(candidates, math.inf)
         for turn in range(1 + _TURNS):
             least = min(best.values())
@@ -139,43 +140,43 @@ class _Trials:
         try:
             prepared = find_compiler(compiler)(self._graph, self._precision)
             executable = prepared(self._largest)
-            self._check(compiler, executable)
+            if compiler is Compiler.OPENVINO:  # the others are TensorFlow's own
+                check(self._graph, executable, self._precision)
         except CompilerError as error:
             logger.log(level, "%s does not compile %s: %s", compiler, self._graph.key, error)
             return False
         self._prepared[compiler], self._executables[compiler] = prepared, executable
         return True
 
-    def _check(self, compiler: Compiler, executable: Executable) -> None:
-        """Compares answers with those of TensorFlow's executor in float32.
 
-        Raises:
-            CompilerError: They differ.
-        """
-        if compiler is not Compiler.OPENVINO:
-            return  # TensorFlow's own, both of them.
-        size = min(self._largest, 2)
-        reference = find_compiler(Compiler.TENSORFLOW)(self._graph, Precision.FLOAT32)(size)
-        arguments = self._noise(size)
-        for ours, expected in zip(executable(*arguments), reference(*arguments), strict=True):
-            if (found := _correlation(ours, expected)) < _LEAST_CORRELATION[self._precision]:
-                raise CompilerError(f"its answers differ: a correlation of {found:.4f}")
+def check(graph: ExplanationGraph, executable: Executable, precision: Precision) -> None:
+    """Compares answers to noise with those of TensorFlow's executor in float32.
 
-    def _noise(self, batch_size: int) -> list[Array]:
-        images, classes, against = self._graph.signature(batch_size)
-        random = np.random.default_rng(0)
-        count = self._graph.model.network.class_count
-        return [
-            random.integers(0, 256, images.shape).astype(self._graph.key.pixel_type),
-            random.integers(0, count, classes.shape, np.int32),
-            np.full(against.shape, NO_CLASS, np.int32),
-        ]
+    Raises:
+        CompilerError: They differ.
+    """
+    reference = find_compiler(Compiler.TENSORFLOW)(graph, Precision.FLOAT32)(_CHECKED)
+    arguments = _noise(graph, _CHECKED)
+    for ours, expected in zip(executable(*arguments), reference(*arguments), strict=True):
+        if (found := _correlation(ours, expected)) < _LEAST_CORRELATION[precision]:
+            raise CompilerError(f"its answers differ: a correlation of {found:.4f}")
 
-    def _time(self, executable: Executable, batch_size: int) -> float:
-        """Returns the seconds of the quickest run, after one that warms up."""
-        arguments = self._noise(batch_size)
-        seconds = [_seconds(executable, arguments) for _ in range(1 + _TIMED_RUNS)]
-        return min(seconds[1:])
+
+def time_executable(graph: ExplanationGraph, executable: Executable, batch_size: int) -> float:
+    """Returns the seconds of the quickest run, after one that warms up."""
+    arguments = _noise(graph, batch_size)
+    seconds = [_seconds(executable, arguments) for _ in range(1 + _TIMED_RUNS)]
+    return min(seconds[1:])
+
+
+def _noise(graph: ExplanationGraph, batch_size: int) -> list[Array]:
+    images, classes, against = graph.signature(batch_size)
+    random = np.random.default_rng(0)
+    return [
+        random.integers(0, 256, images.shape).astype(graph.key.pixel_type),
+        random.integers(0, graph.model.network.class_count, classes.shape, np.int32),
+        np.full(against.shape, NO_CLASS, np.int32),
+    ]
 
 
 def _seconds(executable: Executable, arguments: Sequence[Array]) -> float:

@@ -12,7 +12,7 @@ from gradcam_server.config import Precision
 # Importing OpenVINO and converting would be reported to Google Analytics.
 sys.modules.setdefault("openvino_telemetry", cast("ModuleType", None))
 
-import openvino as openvino  # noqa: E402, PLC0414 - for those who must not be the first
+import openvino as openvino  # noqa: E402 - for those who must not be the first
 
 INPUTS = ("images", "classes", "against")
 

@@ -88,17 +88,17 @@ class _Turn:
 
 class _Process:
     def __init__(self, message: Start, engine: Any, writer: asyncio.StreamWriter) -> None:
-        import tensorflow as tf
-
         from gradcam_server.computer import LocalComputer
 
-        self._tf = tf
+        # Exports run without it.
+        self._tf: Any = sys.modules.get("tensorflow")
         self._writer = writer
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._begun: list[int] = []
         self._computer = LocalComputer(message.config, engine, self._batch_ran)
         count = self._computer.compilation_count
-        send(writer, Ready(self._computer.catalog, count, tf.__version__))
+        version = self._tf.__version__ if self._tf else "not loaded"
+        send(writer, Ready(self._computer.catalog, count, version))
 
     async def serve(self, reader: asyncio.StreamReader) -> None:
         beating = asyncio.create_task(self._beat())
@@ -157,7 +157,9 @@ class _Process:
             await asyncio.sleep(HEARTBEAT_S)
 
     def _device_bytes(self) -> dict[str, tuple[int, int]]:
-        found = {}
+        found: dict[str, tuple[int, int]] = {}
+        if self._tf is None:
+            return found
         for device in self._tf.config.list_logical_devices("GPU"):
             info = self._tf.config.experimental.get_memory_info(device.name)
             found[device.name] = (info["current"], info["peak"])

@@ -1,0 +1,135 @@
+"""``gradcam export``."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gradcam_server.cli.common import errors_for_people
+from gradcam_server.config import Precision, ServeConfig, from_options, setting_options
+
+_LEAST_CORRELATION = 0.98
+_SETTINGS = (
+    "model",
+    "weights",
+    "preprocessing",
+    "labels",
+    "input_size",
+    "custom_objects",
+    "seed",
+    "warm",
+    "batch_sizes",
+    "max_targets",
+    "log_level",
+    "log_format",
+)
+
+
+@click.command(context_settings={"show_default": True})
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FOLDER",
+    help="Folder to write; it must not exist.",
+)
+@setting_options(*_SETTINGS)
+@click.option(
+    "--precision",
+    type=click.Choice([one.value for one in Precision]),
+    default=Precision.FLOAT32.value,
+    help="What the network is computed in; int8 needs pip install 'gradcam-server[int8]'.",
+)
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of images like those that will come: to calibrate int8, and to compare a reduced "
+    "precision with float32. The bundled photographs if it is not given.",
+)
+@click.option(
+    "--least-correlation",
+    type=click.FloatRange(0, 1),
+    default=_LEAST_CORRELATION,
+    help="Of the maps with those of float32, in the mean; below it nothing is written.",
+)
+@click.option("--force", is_flag=True, help="Write it however the maps correlate.")
+def export(
+    output: Path,
+    precision: str,
+    images: Path | None,
+    least_correlation: float,
+    force: bool,
+    **options: Any,
+) -> None:
+    """Compile a model into a folder that gradcam serve runs without TensorFlow.
+
+    \b
+    gradcam export --model resnet50 -o resnet50-export
+    gradcam serve --model resnet50=resnet50-export
+
+    The folder holds Grad-CAM at the default layer and what --warm names, for CPUs (OpenVINO);
+    and the same graph as a SavedModel with the signature "explain", for TensorFlow Serving.
+    """  # noqa: D301 - click reads the character \b
+    with errors_for_people():
+        config = from_options(options)
+        from gradcam_server.logs import configure
+
+        configure(config.log_level, config.log_format)
+        manifest = _export(
+            config,
+            output,
+            Precision(precision),
+            images,
+            0.0 if force else least_correlation,
+        )
+    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    click.echo(f"Wrote {output}: {len(manifest.graphs)} graphs in {precision}, {size >> 20} MiB")
+    for graph in manifest.graphs:
+        click.echo(f"  {graph.key}")
+    if agreement := manifest.agreement:
+        click.echo(
+            f"Compared with float32 on {agreement.image_count} samples ({agreement.images}): best "
+            f"class the same for {agreement.top1_percent:g} %; maps correlate by "
+            f"{agreement.correlation_mean:.4f} in the mean, the worst by "
+            f"{agreement.correlation_worst:.4f}"
+        )
+    click.echo(f"Serve it: gradcam serve --model {manifest.name}={output}")
+
+
+def _export(
+    config: ServeConfig,
+    output: Path,
+    precision: Precision,
+    images: Path | None,
+    least_correlation: float,
+) -> Any:
+    from gradcam_server.engine import Engine
+    from gradcam_server.errors import StartupError
+    from gradcam_server.models.source import ModelSource
+
+    try:
+        from gradcam_server.exports.writer import write
+    except ModuleNotFoundError as error:
+        if error.name != "openvino":
+            raise
+        raise StartupError(
+            "exporting needs openvino: pip install 'gradcam-server[openvino]'"
+        ) from error
+    if output.exists():
+        raise StartupError(f"{output} exists already: remove it, or choose another folder")
+    engine = Engine(config)
+    if len(engine.sources) != 1:
+        raise StartupError("one --model can be exported at a time")
+    (source,) = engine.sources.values()
+    if not isinstance(source, ModelSource):
+        raise StartupError(f"{source.served.name} is an export already")
+    return write(
+        source,
+        engine.warm_keys(),
+        config.batch_sizes,
+        output,
+        precision,
+        images,
+        least_correlation,
+    )

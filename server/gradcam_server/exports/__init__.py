@@ -1,0 +1,1 @@
+"""Compiled graphs in a folder: written once with TensorFlow, served without it."""

@@ -1,0 +1,49 @@
+"""int8: post-training quantisation by NNCF, of the graph that explains."""
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradcam_server.compilers.openvino_runtime import INPUTS
+from gradcam_server.errors import StartupError
+from gradcam_server.graph_io import NO_CLASS, by_rank
+
+# What tf.gradients made, and what becomes of it: the tail of the CAM, in float32.
+_TAIL = "gradients/.*"
+
+
+def quantize(model: Any, images: NDArray[np.uint8], targets: int) -> Any:
+    """Returns a model whose convolutions run on 8-bit integers; the gradients stay in float32.
+
+    Args:
+        model: An ``openvino.Model`` that explains.
+        images: To choose the ranges with: uint8, shape (N, H, W, 3).
+        targets: Places for classes.
+
+    Raises:
+        StartupError: NNCF is not installed.
+    """
+    os.environ.setdefault("NNCF_CI", "1")  # or its use would be reported
+    try:
+        import nncf
+    except ImportError as error:
+        raise StartupError("int8 needs nncf: pip install 'gradcam-server[int8]'") from error
+    logging.getLogger("nncf").setLevel(logging.WARNING)
+
+    def arguments(image: NDArray[np.uint8]) -> Mapping[str, NDArray[Any]]:
+        classes = np.full((1, targets), by_rank(0), np.int32)
+        return dict(
+            zip(INPUTS, (image[None], classes, np.full_like(classes, NO_CLASS)), strict=True)
+        )
+
+    return nncf.quantize(
+        model,
+        nncf.Dataset(list(images), arguments),
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(images),
+        ignored_scope=nncf.IgnoredScope(patterns=[_TAIL], validate=False),
+    )

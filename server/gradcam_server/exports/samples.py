@@ -1,0 +1,94 @@
+"""Images to calibrate and to compare with: the user's, or crops of the bundled photographs."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from gradcam_server.decode import decode_image
+from gradcam_server.errors import InvalidRequestError, StartupError
+from gradcam_server.geometry import fit
+from gradcam_server.requests import ResizeMode
+
+BUNDLED = Path(__file__).parents[1] / "data" / "images"
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+_LEAST_FILES = 60  # fewer are cropped
+_CALIBRATION, _COMPARISON = 128, 64
+_MAX_PIXELS = 100_000_000
+_LEAST_SIDE = 0.4  # of a crop, as a share of the image's
+
+
+@dataclass(frozen=True)
+class Samples:
+    """uint8 RGB images of the model's input size, shape (N, H, W, 3).
+
+    Attributes:
+        calibration: To choose the ranges of integers with.
+        comparison: Others, to compare the answers with.
+        origin: Where they come from, for people.
+    """
+
+    calibration: NDArray[np.uint8]
+    comparison: NDArray[np.uint8]
+    origin: str
+
+
+def load_samples(folder: Path | None, input_size: tuple[int, int]) -> Samples:
+    """Reads the images of a folder; two of three calibrate, and the third is compared.
+
+    Of fewer than 60 all do both: cropped and mirrored at random (seeded), to 128 samples that
+    calibrate and 64 others.
+
+    Args:
+        folder: The user's images, also in its folders; None for the bundled photographs.
+        input_size: (height, width) of the model's input.
+
+    Raises:
+        StartupError: There are none, or one cannot be read.
+    """
+    images = list(_read(folder or BUNDLED))
+    if not images:
+        raise StartupError(f"there are no images in {folder}: JPEG, PNG, WebP or BMP are needed")
+    origin = f"{len(images)} {'images of the user' if folder else 'bundled photographs'}"
+    random = np.random.default_rng(0)
+    compared = images[2::3] or images
+    calibrating = [one for index, one in enumerate(images) if index % 3 < 2]
+    if len(images) < _LEAST_FILES:
+        calibration = _crops(calibrating, _CALIBRATION, random)
+        comparison = _crops(compared, _COMPARISON, random)
+        origin += ", cropped and mirrored"
+    else:
+        calibration, comparison = calibrating, compared
+    return Samples(_fitted(calibration, input_size), _fitted(comparison, input_size), origin)
+
+
+def _read(folder: Path) -> Iterator[NDArray[np.uint8]]:
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in _SUFFIXES:
+            try:
+                yield decode_image(path.read_bytes(), _MAX_PIXELS)
+            except (OSError, InvalidRequestError) as error:
+                raise StartupError(f"cannot read {path}: {error}") from error
+
+
+def _crops(
+    images: Sequence[NDArray[np.uint8]], count: int, random: np.random.Generator
+) -> list[NDArray[np.uint8]]:
+    crops = []
+    for number in range(count):
+        image = images[number % len(images)]
+        share = random.uniform(_LEAST_SIDE, 1, 2)
+        height, width = (max(1, round(side)) for side in share * image.shape[:2])
+        top = random.integers(0, image.shape[0] - height + 1)
+        left = random.integers(0, image.shape[1] - width + 1)
+        crop = image[top : top + height, left : left + width]
+        crops.append(cv2.flip(crop, 1) if random.integers(2) else crop)
+    return [np.asarray(crop, np.uint8) for crop in crops]
+
+
+def _fitted(images: Sequence[NDArray[np.uint8]], input_size: tuple[int, int]) -> NDArray[np.uint8]:
+    return np.stack([fit(image, input_size, ResizeMode.STRETCH)[0] for image in images])

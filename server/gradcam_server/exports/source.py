@@ -1,0 +1,113 @@
+"""An export as a source of graphs: OpenVINO runs them, and TensorFlow is never imported."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from gradcam_server.catalog import ServedModel
+from gradcam_server.compiled import CompilationCounter, CompiledGraph, Executable
+from gradcam_server.config import Compiler, ServeConfig
+from gradcam_server.errors import InvalidRequestError, StartupError
+from gradcam_server.exports.manifest import ExportedGraph, read_manifest
+from gradcam_server.graph_io import NO_CLASS, GraphKey, by_rank
+from gradcam_server.models import ModelSpec
+
+logger = logging.getLogger(__name__)
+
+
+class ExportedSource:
+    """Reads an export; has the graphs that were exported, and no others.
+
+    Args:
+        spec: Its ``source`` is the folder.
+        config: The settings.
+        counter: Counts what is read.
+
+    Raises:
+        StartupError: The folder cannot be used; the text says why.
+    """
+
+    def __init__(self, spec: ModelSpec, config: ServeConfig, counter: CompilationCounter) -> None:
+        self._folder = Path(spec.source)
+        self._manifest = manifest = read_manifest(self._folder)
+        self._counter = counter
+        if spec.preprocessing or spec.labels or spec.input_size:
+            raise StartupError(
+                f"{spec.name}: preprocessing, labels and input size are part of the export "
+                f"{self._folder}; give them to gradcam export"
+            )
+        if config.max_targets != manifest.max_targets:
+            raise StartupError(
+                f"{self._folder} was exported for {manifest.max_targets} classes in one request: "
+                f"serve it with --max-targets {manifest.max_targets}, or export it again"
+            )
+        self._graphs = {replace(one.key, model=spec.id): one for one in manifest.graphs}
+        self.served = ServedModel(
+            spec.name,
+            spec.version,
+            manifest.labels,
+            manifest.layers,
+            manifest.default_layer,
+            manifest.input_size,
+            manifest.preprocessing,
+            f"{manifest.weights}, {manifest.precision}, exported {manifest.created}",
+            manifest.random_weights,
+        )
+
+    def compile(self, key: GraphKey, batch_sizes: Sequence[int]) -> CompiledGraph:
+        """Reads a graph and compiles it for this CPU.
+
+        Raises:
+            InvalidRequestError: It was not exported.
+        """
+        if key not in self._graphs:
+            raise InvalidRequestError(
+                "layers",
+                f"{key} is not in the export {self._folder.name}, which has: "
+                f"{'; '.join(dict.fromkeys(map(str, self._graphs)))}. "
+                f"Export it with --warm {key.method}@{'+'.join(key.layers)}",
+            )
+        from gradcam_server.compilers import openvino_runtime
+
+        self._counter.increment()
+        graph, manifest = self._graphs[key], self._manifest
+        began = perf_counter()
+        executable = openvino_runtime.load_model(
+            self._folder / graph.file, graph.outputs, manifest.precision
+        )
+        cost_s = self._costs(executable, graph, batch_sizes)
+        logger.info(
+            "Read %s in %s and compiled it in %.1f s; milliseconds by batch size: %s",
+            *(key, manifest.precision, perf_counter() - began),
+            ", ".join(f"{size}: {seconds * 1e3:.1f}" for size, seconds in cost_s.items()),
+        )
+        executables = dict.fromkeys(batch_sizes, executable)
+        return CompiledGraph(key, manifest.input_size, Compiler.OPENVINO, executables, cost_s)
+
+    def _costs(
+        self, executable: Executable, graph: ExportedGraph, batch_sizes: Sequence[int]
+    ) -> Mapping[int, float]:
+        """Times one size; what the others take beside it was measured at the export."""
+        size, key = min(batch_sizes), graph.key
+        targets = np.full((size, key.max_targets), by_rank(0), np.int32)
+        images = np.zeros((size, *self._manifest.input_size, 3), key.pixel_type)
+        seconds = []
+        for _ in range(3):  # the first warms up
+            began = perf_counter()
+            executable(images, targets, np.full_like(targets, NO_CLASS))
+            seconds.append(perf_counter() - began)
+        there = {one: _interpolate(graph.cost_s, one) for one in batch_sizes}
+        return {one: there[one] * min(seconds) / there[size] for one in batch_sizes}
+
+
+def _interpolate(cost_s: Mapping[int, float], size: int) -> float:
+    """Returns what a batch of a size takes; beyond the largest that was measured, in proportion."""
+    sizes = sorted(cost_s)
+    largest = sizes[-1]
+    if size > largest:
+        return cost_s[largest] * size / largest
+    return float(np.interp(size, sizes, [cost_s[one] for one in sizes]))

@@ -1,0 +1,187 @@
+"""Writes an export: the graphs as OpenVINO IR and as a SavedModel, and the manifest."""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import tensorflow as tf
+
+from gradcam_server import __version__
+from gradcam_server.compiled import CompilationCounter
+from gradcam_server.compilers import CompilerError, openvino_runtime
+from gradcam_server.compilers import openvino as converter
+from gradcam_server.compilers.choice import check, time_executable
+from gradcam_server.compilers.openvino_runtime import INPUTS, openvino
+from gradcam_server.config import Precision
+from gradcam_server.errors import StartupError
+from gradcam_server.exports.agreement import measure
+from gradcam_server.exports.manifest import MANIFEST, Agreement, ExportedGraph, Manifest, hash_file
+from gradcam_server.exports.quantize import quantize
+from gradcam_server.exports.samples import load_samples
+from gradcam_server.graph import DisconnectedLayerError, ExplanationGraph
+from gradcam_server.graph_io import GraphKey
+from gradcam_server.models.source import ModelSource
+
+logger = logging.getLogger(__name__)
+
+_PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "openvino", "nncf")
+SAVED_MODEL, SIGNATURE = "saved_model", "explain"
+
+
+def write(
+    source: ModelSource,
+    keys: Sequence[GraphKey],
+    batch_sizes: Sequence[int],
+    folder: Path,
+    precision: Precision = Precision.FLOAT32,
+    samples: Path | None = None,
+    least_correlation: float = 0.0,
+) -> Manifest:
+    """Exports a model.
+
+    Args:
+        source: The model.
+        keys: The graphs; the first is compared with float32.
+        batch_sizes: Whose times to measure.
+        folder: Appears when all is written; must not exist.
+        precision: What to compute the network in.
+        samples: Folder of images to calibrate and compare with; None for the bundled ones.
+        least_correlation: The mean correlation of the maps with those of float32 below which
+            nothing is written.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        StartupError: A graph cannot be exported, or its answers are too far from float32's.
+    """
+    if folder.exists():
+        raise StartupError(f"{folder} exists already: remove it, or choose another folder")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        writer = _Writer(source, temporary, precision, samples)
+        manifest = writer.write(keys, batch_sizes, least_correlation)
+        temporary.rename(folder)
+    except OSError as error:
+        raise StartupError(f"cannot write the export {folder}: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return manifest
+
+
+class _Writer:
+    def __init__(
+        self, source: ModelSource, folder: Path, precision: Precision, samples: Path | None
+    ) -> None:
+        self._source, self._folder, self._precision = source, folder, precision
+        self._samples = (
+            None
+            if precision is Precision.FLOAT32
+            else load_samples(samples, source.served.input_size)
+        )
+        self._agreement: Agreement | None = None
+
+    def write(
+        self, keys: Sequence[GraphKey], batch_sizes: Sequence[int], least_correlation: float
+    ) -> Manifest:
+        graphs = [
+            self._write_graph(number, key, batch_sizes, least_correlation)
+            for number, key in enumerate(keys)
+        ]
+        self._write_saved_model(keys[0])
+        served, loaded = self._source.served, self._source.loaded
+        files = sorted(path for path in self._folder.rglob("*") if path.is_file())
+        manifest = Manifest(
+            name=served.name,
+            weights=served.weights,
+            random_weights=served.random_weights,
+            input_size=served.input_size,
+            preprocessing=loaded.preprocessing,
+            layers=served.layers,
+            default_layer=served.default_layer,
+            labels=served.labels,
+            precision=self._precision,
+            max_targets=max(key.max_targets for key in keys),
+            graphs=tuple(graphs),
+            agreement=self._agreement,
+            versions=dict(_versions()),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            sha256={path.relative_to(self._folder).as_posix(): hash_file(path) for path in files},
+        )
+        (self._folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        return manifest
+
+    def _write_graph(
+        self, number: int, key: GraphKey, batch_sizes: Sequence[int], least_correlation: float
+    ) -> ExportedGraph:
+        graph = ExplanationGraph(self._source.loaded, key, CompilationCounter())
+        names = converter.output_names(graph)
+        try:
+            model = converter.convert(graph)
+            exact = openvino_runtime.load_model(model, names, Precision.FLOAT32)
+            check(graph, exact, Precision.FLOAT32)
+            if self._precision is Precision.INT8 and self._samples:
+                model = quantize(model, self._samples.calibration, key.max_targets)
+            executable = openvino_runtime.load_model(model, names, self._precision)
+        except (CompilerError, DisconnectedLayerError) as error:
+            raise StartupError(f"{key} cannot be exported: {error}") from error
+        if self._samples and not number:
+            self._agreement = measure(
+                executable,
+                exact,
+                self._samples.comparison,
+                key.max_targets,
+                self._samples.origin,
+            )
+            _refuse(self._agreement, least_correlation)
+        file = f"graph_{number}.xml"
+        openvino.save_model(model, self._folder / file, compress_to_fp16=False)
+        cost_s = {size: time_executable(graph, executable, size) for size in batch_sizes}
+        logger.info("Exported %s in %s", key, self._precision)
+        return ExportedGraph(key, file, names, cost_s)
+
+    def _write_saved_model(self, key: GraphKey) -> None:
+        """Writes the default graph in float32 for TensorFlow Serving."""
+        graph = ExplanationGraph(self._source.loaded, key, CompilationCounter())
+        names = converter.output_names(graph)
+
+        def explain(
+            images: tf.Tensor, classes: tf.Tensor, against: tf.Tensor
+        ) -> dict[str, tf.Tensor]:
+            return dict(zip(names, graph.explain(images, classes, against), strict=True))
+
+        signature = [
+            tf.TensorSpec(spec.shape, spec.dtype, name)
+            for spec, name in zip(graph.signature(None), INPUTS, strict=True)
+        ]
+        module = tf.Module()
+        module.explain = tf.function(explain, input_signature=signature, autograph=False)
+        # What it uses, which a SavedModel must own.
+        module.weights = list(module.explain.get_concrete_function().graph.variables)
+        tf.saved_model.save(
+            module, str(self._folder / SAVED_MODEL), signatures={SIGNATURE: module.explain}
+        )
+
+
+def _refuse(agreement: Agreement, least_correlation: float) -> None:
+    if agreement.correlation_mean < least_correlation:
+        raise StartupError(
+            f"the maps correlate by {agreement.correlation_mean:.4f} with those of float32 (the "
+            f"worst by {agreement.correlation_worst:.4f}, best class the same for "
+            f"{agreement.top1_percent:g} %), and at least {least_correlation:g} is wanted: "
+            "calibrate on images like those that will come (--images), lower "
+            "--least-correlation, or use --force"
+        )
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    yield "gradcam-server", __version__
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            yield package, version(package)

@@ -1,0 +1,254 @@
+"""An export answers as the model does, without TensorFlow, and only as it was written."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from gradcam_server.compiled import CompilationCounter, CompiledGraph
+from gradcam_server.config import Compiler, Precision, ServeConfig
+from gradcam_server.engine import Engine
+from gradcam_server.errors import InvalidRequestError, StartupError
+from gradcam_server.exports.manifest import MANIFEST, hash_file, read_manifest
+from gradcam_server.exports.writer import SAVED_MODEL, SIGNATURE, write
+from gradcam_server.graph_io import NO_CLASS, GraphItem, GraphKey, GraphOutput, GraphTarget, by_rank
+from gradcam_server.models.source import ModelSource
+from gradcam_server.requests import Method, ScoreType
+from support.small_model import CLASSES, SIZE, build_network
+
+TARGETS = 3
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "small.keras"
+    build_network().save(path)
+    return path
+
+
+def settings(source: Path, **more: Any) -> ServeConfig:
+    return ServeConfig(
+        **{
+            "model": (f"small={source}",),
+            "batch_sizes": (1, 4),
+            "compiler": Compiler.TENSORFLOW,
+            "max_targets": TARGETS,
+            **more,
+        }
+    )
+
+
+def export(model: Path, folder: Path, *warm: str, **more: Any) -> Path:
+    engine = Engine(settings(model, warm=warm, preprocessing=("lite",)))
+    source = engine.sources["small"]
+    assert isinstance(source, ModelSource)
+    write(source, engine.warm_keys(), (1, 4), folder, **more)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(model, tmp_path_factory.mktemp("exports") / "small", "layercam@conv3")
+
+
+def graph_of(source: Path, layer: str, method: Method, **more: Any) -> CompiledGraph:
+    engine = Engine(settings(source, **more))
+    key = GraphKey("small", (layer,), method, ScoreType.LOGIT, TARGETS)
+    return engine.sources["small"].compile(key, (1, 4))
+
+
+def answer(graph: CompiledGraph) -> list[GraphOutput]:
+    images = np.random.default_rng(1).integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)
+    targets = [GraphTarget(by_rank(0)), GraphTarget(2, 4)]
+    return graph.run([GraphItem(image, targets) for image in images], 4)
+
+
+@pytest.mark.parametrize(
+    ("layer", "method"), [("block", Method.GRAD_CAM), ("conv3", Method.LAYER_CAM)]
+)
+def test_it_answers_as_the_model(model: Path, exported: Path, layer: str, method: Method) -> None:
+    """The default graph and the one that was named, at any batch size."""
+    expected = answer(graph_of(model, layer, method, preprocessing=("lite",)))
+    graph = graph_of(exported, layer, method)
+    assert graph.batch_sizes == (1, 4)
+    assert graph.cost_s[4] > 0
+    for ours, theirs in zip(answer(graph), expected, strict=True):
+        np.testing.assert_allclose(ours.logits, theirs.logits, rtol=1e-4, atol=1e-4)
+        assert ours.classes.tolist() == theirs.classes.tolist()
+        scale = np.abs(theirs.maps[0]).max()
+        np.testing.assert_allclose(ours.maps[0], theirs.maps[0], rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_the_model_is_described_alike(model: Path, exported: Path) -> None:
+    """Layers, classes, input size and preprocessing are the model's own."""
+    ours = Engine(settings(exported)).catalog.find_model("small")
+    theirs = Engine(settings(model, preprocessing=("lite",))).catalog.find_model("small")
+    for name in ("layers", "default_layer", "input_size", "preprocessing"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    assert ours.labels.labels == theirs.labels.labels
+
+
+def test_tensorflow_is_not_imported(exported: Path) -> None:
+    """An engine of exports warms up and answers without it."""
+    code = f"""
+import sys
+from gradcam_server.config import ServeConfig
+from gradcam_server.engine import Engine
+engine = Engine(ServeConfig(model=("small={exported}",), max_targets={TARGETS}))
+engine.warm_up()
+assert engine.catalog.models[0].compiler == "openvino"
+print(sorted({{"tensorflow", "keras", "openvino_telemetry.main"}} & set(sys.modules)))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"
+
+
+def test_what_was_not_exported_is_refused(exported: Path) -> None:
+    """With what there is, and how to get it."""
+    with pytest.raises(InvalidRequestError, match=r"not in the export.*--warm gradcam\+\+@block"):
+        graph_of(exported, "block", Method.GRAD_CAM_PLUS_PLUS)
+    with pytest.raises(StartupError, match="not in the export"):
+        Engine(settings(exported, warm=("hirescam@block",))).warm_up()
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ({"max_targets": 5}, "--max-targets 3"),
+        ({"preprocessing": ("tf",)}, "part of the export"),
+        ({"input_size": ("64x64",)}, "part of the export"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(
+    exported: Path, more: dict[str, Any], text: str
+) -> None:
+    """What is fixed in the graph cannot be set any more."""
+    with pytest.raises(StartupError, match=text):
+        Engine(settings(exported, **more))
+
+
+def _truncate(folder: Path) -> None:
+    weights = folder / "graph_0.bin"
+    weights.write_bytes(weights.read_bytes()[:-1])
+
+
+def _other_format(folder: Path) -> None:
+    path = folder / MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "text"),
+    [
+        (_truncate, "not the file that was exported"),
+        (lambda folder: (folder / "graph_0.bin").unlink(), "not whole"),
+        (_other_format, "has format 99"),
+        (lambda folder: (folder / MANIFEST).write_text("{}"), "not a manifest"),
+        (lambda folder: (folder / MANIFEST).write_text("{"), "not a manifest"),
+    ],
+    ids=["truncated", "missing", "format", "empty", "not JSON"],
+)
+def test_a_damaged_export_is_refused(
+    model: Path, tmp_path: Path, exported: Path, break_it: Callable[[Path], object], text: str
+) -> None:
+    """Whatever happened to the folder on its way."""
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(exported), str(folder)], check=True)
+    Engine(settings(folder))
+    break_it(folder)
+    with pytest.raises(StartupError, match=text):
+        Engine(settings(folder))
+
+
+def test_every_file_has_its_hash(exported: Path) -> None:
+    """Nothing in the folder is without."""
+    files = {
+        path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()
+    }
+    manifest = read_manifest(exported)
+    assert files == {MANIFEST, *manifest.sha256}
+    assert manifest.sha256["graph_0.bin"] == hash_file(exported / "graph_0.bin")
+    assert manifest.versions["openvino"]
+
+
+def test_the_saved_model_explains(model: Path, exported: Path) -> None:
+    """TensorFlow alone loads it and calls its signature, as TensorFlow Serving does."""
+    signature = tf.saved_model.load(str(exported / SAVED_MODEL)).signatures[SIGNATURE]
+    images = np.random.default_rng(1).integers(0, 256, (2, SIZE, SIZE, 3), np.uint8)
+    classes = np.tile(np.array([by_rank(0), 2, 1], np.int32), (2, 1))
+    found = signature(
+        images=tf.constant(images),
+        classes=tf.constant(classes),
+        against=tf.constant(np.full_like(classes, NO_CLASS)),
+    )
+    graph = graph_of(exported, "block", Method.GRAD_CAM)
+    targets = [GraphTarget(int(one)) for one in classes[0]]
+    expected = graph.run([GraphItem(image, targets) for image in images], 4)
+    for row, one in enumerate(expected):
+        np.testing.assert_allclose(found["logits"][row], one.logits, rtol=1e-4, atol=1e-4)
+        scale = np.abs(one.maps[0]).max()
+        np.testing.assert_allclose(found["maps_0"][row], one.maps[0], atol=1e-4 * scale)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(3)
+    for number in range(3):
+        coarse = random.integers(0, 256, (5, 6, 3), np.uint8)
+        image = cv2.resize(coarse, (60, 50), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(folder / f"{number}.png"), image)
+    return folder
+
+
+def test_int8_says_how_it_agrees(model: Path, tmp_path: Path, pictures: Path) -> None:
+    """Other numbers than float32, near them; and the manifest tells by how much."""
+    folder = export(
+        model, tmp_path / "int8", precision=Precision.INT8, samples=pictures, least_correlation=0.5
+    )
+    agreement = read_manifest(folder).agreement
+    assert agreement is not None
+    assert agreement.image_count == 64
+    assert 0.5 < agreement.correlation_worst <= agreement.correlation_mean < 1
+    assert agreement.largest_logit_difference > 0
+    assert "3 images of the user" in agreement.images
+    graph = graph_of(folder, "block", Method.GRAD_CAM)
+    exact = graph_of(model, "block", Method.GRAD_CAM, preprocessing=("lite",))
+    for ours, theirs in zip(answer(graph), answer(exact), strict=True):
+        assert not np.array_equal(ours.logits, theirs.logits)
+        np.testing.assert_allclose(
+            ours.logits, theirs.logits, atol=0.2 * float(np.ptp(theirs.logits))
+        )
+
+
+def test_a_bad_calibration_is_refused(model: Path, tmp_path: Path, pictures: Path) -> None:
+    """With both figures, and nothing is left in the folder."""
+    folder = tmp_path / "int8"
+    with pytest.raises(StartupError, match="at least 1 is wanted"):
+        export(model, folder, precision=Precision.INT8, samples=pictures, least_correlation=1.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_overwritten(model: Path, exported: Path, tmp_path: Path) -> None:
+    """A folder that exists stays as it is; one without images is refused."""
+    with pytest.raises(StartupError, match="exists already"):
+        export(model, exported)
+    with pytest.raises(StartupError, match="there are no images"):
+        export(model, tmp_path / "x", precision=Precision.INT8, samples=tmp_path)
+
+
+def test_graphs_are_counted(exported: Path) -> None:
+    """compilation_count says how many were read."""
+    counter = CompilationCounter()
+    engine = Engine(settings(exported, warm=("layercam@conv3",)))
+    engine.warm_up()
+    assert counter.count == 0
+    assert engine.compilation_count == len(engine.catalog.warm)
+    assert len(engine.catalog.models[0].labels) == CLASSES

@@ -1,12 +1,14 @@
 # syntax=docker/dockerfile:1
 # docker build -t gradcam-server .                      for CPUs
 # docker build -t gradcam-server --build-arg DEVICE=gpu .  for NVIDIA GPUs
+# docker build -t gradcam-server --build-arg DEVICE=server,openvino .  for exports alone: no TensorFlow
 # docker run -p 127.0.0.1:50051:50051 gradcam-server     serves the embedded model
 ARG PYTHON_VERSION=3.11
 
 FROM python:${PYTHON_VERSION}-slim AS build
 WORKDIR /src
 COPY constraints.txt pyproject.toml README.md LICENSE ./
+COPY examples/images examples/images
 COPY proto proto
 COPY server server
 COPY client client

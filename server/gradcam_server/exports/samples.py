@@ -54,15 +54,14 @@ def load_samples(folder: Path | None, input_size: tuple[int, int]) -> Samples:
     if not images:
         raise StartupError(f"there are no images in {folder}: JPEG, PNG, WebP or BMP are needed")
     origin = f"{len(images)} {'images of the user' if folder else 'bundled photographs'}"
-    random = np.random.default_rng(0)
-    compared = images[2::3] or images
-    calibrating = [one for index, one in enumerate(images) if index % 3 < 2]
     if len(images) < _LEAST_FILES:
-        calibration = _crops(calibrating, _CALIBRATION, random)
-        comparison = _crops(compared, _COMPARISON, random)
+        random = np.random.default_rng(0)
+        calibration = _crops(images, _CALIBRATION, random)
+        comparison = _crops(images, _COMPARISON, random)
         origin += ", cropped and mirrored"
     else:
-        calibration, comparison = calibrating, compared
+        calibration = [one for index, one in enumerate(images) if index % 3 < 2]
+        comparison = images[2::3]
     return Samples(_fitted(calibration, input_size), _fitted(comparison, input_size), origin)
 
 

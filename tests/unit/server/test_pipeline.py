@@ -82,8 +82,9 @@ async def test_only_what_is_drawn_needs_the_whole_image(
     calls: list[str] = []
 
     for name in ("decode_image", "decode_reduced"):
+        work = getattr(module, name)
 
-        def spy(*args: Any, name: str = name, work: Any = getattr(module, name)) -> Any:
+        def spy(*args: Any, name: str = name, work: Any = work) -> Any:
             calls.append(name)
             return work(*args)
 

@@ -1,7 +1,8 @@
 """What the front end and the engine tell each other, and how it goes over a socket.
 
-Images are in the messages only where they are not in shared memory (``slots``). Frames are pickles with their length before them. Both ends are processes of one server,
-and the socket is a pair that only they hold: nobody else can send a pickle.
+Frames are pickles with their length before them. Both ends are processes of one server,
+and the socket is a pair that only they hold: nobody else can send a pickle. Images are in
+them only where they are not in shared memory (``slots``).
 """
 
 import asyncio

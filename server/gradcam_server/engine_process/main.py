@@ -5,6 +5,7 @@ Ends when the front end closes its end of the socket, so it never outlives it.
 
 import asyncio
 import logging
+import math
 import os
 import resource
 import signal
@@ -106,10 +107,8 @@ class _Process:
         self._begun: list[int] = []
         self._latest = -1
         self._computer = LocalComputer(message.config, engine, self._batch_ran)
-        sizes = [model.input_size for model in self._computer.catalog.models]
-        self._slots = SlotReader(
-            memory, max((3 * height * width for height, width in sizes), default=1)
-        )
+        sizes = [math.prod(model.input_size) for model in self._computer.catalog.models]
+        self._slots = SlotReader(memory, 3 * max(sizes, default=1))
         count = self._computer.compilation_count
         version = self._tf.__version__ if self._tf else "not loaded"
         send(writer, Ready(self._computer.catalog, count, version))

@@ -133,8 +133,7 @@ async def test_a_slot_is_free_when_the_engine_has_read_it_and_not_before(engine:
     """Cancelled or not, and whether the engine tells by what it begins or by its beat."""
 
     async def ask(count: int) -> list[Compute]:
-        for _ in range(count):
-            asking.append(asyncio.create_task(engine.computer.compute(KEY, ITEM)))
+        asking.extend(asyncio.create_task(engine.computer.compute(KEY, ITEM)) for _ in range(count))
         return [await receive(engine.reader) for _ in range(count)]
 
     asking: list[asyncio.Task[Answer[GraphOutput]]] = []

@@ -1,5 +1,6 @@
 """Image to model input, and heat map back onto the whole image."""
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -138,6 +139,7 @@ def _resize(
     return np.asarray(resized)
 
 
+@functools.lru_cache(maxsize=1024)
 def _place(image_size: tuple[int, ...], input_size: tuple[int, int], mode: ResizeMode) -> Placement:
     height, width = image_size
     input_height, input_width = input_size

@@ -1,10 +1,11 @@
 """One image from bytes to answer: decode -> queue and batch -> compiled graph -> render."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import perf_counter
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +50,10 @@ from gradcam_server.workers import Workers
 
 # The factor p (1 - p) of a probability's gradient: below it, float32 has lost the rest.
 _SATURATED = 1e-5
+# So many are rendered at the layer's resolution in less time than going to a thread takes.
+_FEW_VALUES = 4096
+
+_T = TypeVar("_T")
 
 
 class Pipeline:
@@ -122,8 +127,10 @@ class Pipeline:
             if request.method is Method.INTEGRATED_GRADIENTS:
                 layers = (PIXELS,)
             maps = list(_maps(output, layers, request.layer_fusion))
-            rendered, stats.render_us = await self._workers.timed(
+            rendered, stats.render_us = await self._run(
                 request.priority,
+                not needs_image(request.forms)
+                and sum(one.values.size for one in maps) <= _FEW_VALUES,
                 lambda: [render(one.values, image, placement, request.forms) for one in maps],
             )
         return ExplainedImage(
@@ -164,8 +171,11 @@ class Pipeline:
         max_wait_s = self._config.max_queue_wait_ms / 1e3
         admitted = perf_counter()
         async with self._queues[model.id].admit(wait=wait_for_place) as place:
-            (image, fitted, placement), stats.decode_us = await self._workers.timed(
-                request.priority, self._decode, request, model.input_size, len(targets)
+            (image, fitted, placement), stats.decode_us = await self._run(
+                request.priority,
+                isinstance(request.image, RawImage)
+                and (request.image.height, request.image.width) == model.input_size,
+                lambda: self._decode(request, model.input_size, len(targets)),
             )
             pixels = placement.vertical.image_size * placement.horizontal.image_size
             self._check_bytes(request, pixels, len(layers), len(targets))
@@ -181,6 +191,12 @@ class Pipeline:
         stats.batch_size, stats.padded_batch_size = batch.size, batch.padded_size
         stats.dispatch_reason = batch.reason
         return image, fitted, placement, answer.output
+
+    async def _run(self, priority: int, is_quick: bool, work: Callable[[], _T]) -> tuple[_T, int]:
+        """Works here if that is quicker than going to a thread and back."""
+        if is_quick:
+            return self._workers.timed_here(work)
+        return await self._workers.timed(priority, work)
 
     def _first_key(
         self, request: ExplainRequest, model: ServedModel, layers: tuple[str, ...], targets: int
@@ -257,16 +273,18 @@ class Pipeline:
 @asynccontextmanager
 async def _in_time(deadline: float | None) -> AsyncIterator[None]:
     """Gives up when a time of ``perf_counter`` has come: the caller has gone, or will have."""
+    if deadline is None:
+        yield
+        return
     try:
-        async with asyncio.timeout(None if deadline is None else deadline - perf_counter()):
+        async with asyncio.timeout(deadline - perf_counter()):
             yield
     except TimeoutError:
         raise DeadlineError("the deadline came before the answer") from None
 
 
 def _predictions(output: GraphOutput, labels: ClassLabels, count: int) -> tuple[Prediction, ...]:
-    # Stable, so that equal scores come in the order of the classes, as in the graph.
-    best = np.argsort(-output.logits, kind="stable")[:count]
+    best = _best(output.logits, count)
     return tuple(
         Prediction(
             int(index),
@@ -276,6 +294,17 @@ def _predictions(output: GraphOutput, labels: ClassLabels, count: int) -> tuple[
         )
         for index in best
     )
+
+
+def _best(logits: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """Returns the classes of the highest logits; equal ones in their order, as in the graph."""
+    falling = -logits
+    if 0 < count < len(logits):
+        # Sorting few is quicker than sorting all. NaN, which is last, is no bound.
+        candidates = np.flatnonzero(falling <= np.partition(falling, count - 1)[count - 1])
+        if len(candidates) >= count:
+            return candidates[np.argsort(falling[candidates], kind="stable")[:count]]
+    return np.argsort(falling, kind="stable")[:count]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Low-resolution maps to arrays, grey images and overlays."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,8 +71,11 @@ def render(
     Returns:
         The range of ``signed_map`` and one heat map for each form.
     """
-    degenerate = not (np.isfinite(signed_map).all() and signed_map.max() > 0)
-    raw_min, raw_max = (float(np.nan_to_num(edge(signed_map))) for edge in (np.min, np.max))
+    raw_min, raw_max = float(signed_map.min()), float(signed_map.max())
+    finite = math.isfinite(raw_min) and math.isfinite(raw_max)  # NaN is both, if there is one
+    degenerate = not (finite and raw_max > 0)
+    if not finite:
+        raw_min, raw_max = (float(np.nan_to_num(np.float32(edge))) for edge in (raw_min, raw_max))
     raw = np.zeros_like(signed_map) if degenerate else np.maximum(signed_map, np.float32(0))
     on_image = np.zeros((0, 0), np.float32)
     if needs_image(forms):

@@ -37,6 +37,8 @@ _RETRY_STREAM_S = 1.0
 
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 _Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
+_Admitted: TypeAlias = Callable[[bool, Any], AbstractContextManager[None]]
+"""Given whether a call's requests are a stream, and its context."""
 
 
 class Access:
@@ -119,6 +121,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, access: Access, *, admin: bool = False) -> None:
         self._access, self._admin = access, admin
+        self._handlers: dict[str, _Handler] = {}
 
     async def intercept_service(
         self,
@@ -127,7 +130,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
     ) -> _Handler:
         """Wraps the handler of a call."""
         if details.method.startswith(_HEALTH):
-            return _wrap(await continuation(details), lambda _: nullcontext())
+            return await self._wrapped(continuation, details, lambda *_: nullcontext())
         try:
             caller = self._access.authenticate(details.invocation_metadata)
         except UnauthenticatedError as error:
@@ -137,9 +140,21 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
                 caller.check_admin()
         except ForbiddenError as error:
             return self._refusal(caller.name, "forbidden", error)
-        handler = await continuation(details)
-        streaming = handler is not None and handler.request_streaming
-        return _wrap(handler, lambda context: self._admitted(caller, streaming, context))
+        current_caller.set(caller)
+        return await self._wrapped(continuation, details, self._admitted)
+
+    async def _wrapped(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
+        details: grpc.HandlerCallDetails,
+        admitted: _Admitted,
+    ) -> _Handler:
+        """Wraps a handler, each method's once."""
+        if (wrapped := self._handlers.get(details.method)) is None:
+            wrapped = _wrap(await continuation(details), admitted)
+            if wrapped is not None:  # names that there are not would be kept for ever
+                self._handlers[details.method] = wrapped
+        return wrapped
 
     def _refusal(
         self, name: str, reason: Literal["unauthenticated", "forbidden"], error: Exception
@@ -153,8 +168,8 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         return grpc.stream_stream_rpc_method_handler(refuse)
 
     @contextmanager
-    def _admitted(self, caller: Caller, streaming: bool, context: Any) -> Iterator[None]:
-        current_caller.set(caller)
+    def _admitted(self, streaming: bool, context: Any) -> Iterator[None]:
+        caller = current_caller.get()  # gRPC runs interceptor and handler in one task
         with (
             self._reporting(caller.name, context),
             caller.call(),
@@ -182,26 +197,27 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             self._access.on_token_request(name, code)
 
 
-def _wrap(handler: Any, admitted: Callable[[Any], AbstractContextManager[None]]) -> _Handler:
+def _wrap(handler: Any, admitted: _Admitted) -> _Handler:
     """Returns a handler that answers within a context, and refuses what is no message."""
     if handler is None:
         return None
-    kind = f"{_arity(handler.request_streaming)}_{_arity(handler.response_streaming)}"
+    streaming = handler.request_streaming
+    kind = f"{_arity(streaming)}_{_arity(handler.response_streaming)}"
     behaviour = getattr(handler, kind)
     parse = _parser(handler.request_deserializer)
     # gRPC would log a traceback and answer UNKNOWN if a unary message could not be parsed.
-    read = (lambda messages: messages) if handler.request_streaming else parse
+    read = (lambda messages: messages) if streaming else parse
 
     async def answer(request: Any, context: Any) -> Any:
         try:
-            with admitted(context):
+            with admitted(streaming, context):
                 return await behaviour(read(request), context)
         except (LimitError, InvalidRequestError) as error:
             await abort(context, to_status(error))
 
     async def answer_each(request: Any, context: Any) -> AsyncIterator[Any]:
         try:
-            with admitted(context):
+            with admitted(streaming, context):
                 async for message in behaviour(read(request), context):
                     yield message
         except (LimitError, InvalidRequestError) as error:
@@ -210,7 +226,7 @@ def _wrap(handler: Any, admitted: Callable[[Any], AbstractContextManager[None]])
     make = getattr(grpc, f"{kind}_rpc_method_handler")
     return make(
         answer_each if inspect.isasyncgenfunction(behaviour) else answer,
-        request_deserializer=parse if handler.request_streaming else None,
+        request_deserializer=parse if streaming else None,
         response_serializer=handler.response_serializer,
     )
 

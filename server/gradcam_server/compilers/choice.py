@@ -83,7 +83,7 @@ class _Trials:
             ", ".join(f"{size}: {seconds * 1e3:.1f}" for size, seconds in cost_s.items()),
         )
         key, input_size = self._graph.key, self._graph.model.input_size
-        return CompiledGraph(key, input_size, compiler, ladder, cost_s)
+        return CompiledGraph(key, input_size, compiler, [ladder], cost_s)
 
     def _fastest(self, memory: Memory | None) -> Compiler:
         question = self._question()

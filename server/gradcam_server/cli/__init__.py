@@ -7,7 +7,9 @@ import click
 
 from gradcam_server import __version__
 
-_COMMANDS = ("compare", "evaluate", "explain", "health", "layers", "reload", "serve", "token")
+_COMMANDS = (
+    *("bench", "compare", "evaluate", "explain", "health", "layers", "reload", "serve", "token"),
+)
 
 
 class _Commands(click.Group):
@@ -44,6 +46,7 @@ def main() -> None:
     gradcam layers                           find the layer to explain
     gradcam compare cat.jpg -o picture.png   methods or layers side by side
     gradcam evaluate *.jpg                   measure which method is faithful
+    gradcam bench serving                    measure this machine, or a server
     """  # noqa: D301 - click reads the character \b
     # TensorFlow reads it when it is imported: errors only, unless the user asks for more.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

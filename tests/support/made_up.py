@@ -1,0 +1,55 @@
+"""What tests of the benchmarks run in other processes, which must find it by import."""
+
+import asyncio
+import itertools
+import os
+from dataclasses import dataclass
+
+from gradcam_server.bench.load import Told
+
+
+@dataclass(frozen=True)
+class MadeUp:
+    """Answers one after the other, each after ``service_s``; every ``fails``th one fails."""
+
+    service_s: float
+    fails: int = 0
+
+    def __call__(self) -> "Asker":
+        return Asker(self)
+
+
+class Asker:
+    def __init__(self, how: MadeUp) -> None:
+        self._how, self._numbers = how, itertools.count()
+
+    async def open(self) -> None:
+        self._one = asyncio.Lock()
+
+    async def ask(self) -> Told:
+        async with self._one:
+            await asyncio.sleep(self._how.service_s)
+        if self._how.fails and next(self._numbers) % self._how.fails == 1:
+            raise ValueError("as asked")
+        return Told({"compute_us": 7}, 2, 4)
+
+    async def close(self) -> None:
+        pass
+
+
+class Counter:
+    def __init__(self, start: int) -> None:
+        self.count = start
+
+    def add(self, number: int) -> tuple[int, int]:
+        self.count += number
+        return self.count, os.getpid()
+
+    def variable(self, name: str) -> str:
+        return os.environ[name]
+
+    def fail(self) -> None:
+        raise ValueError("as asked")
+
+    def die(self) -> None:
+        os._exit(3)

@@ -5,6 +5,10 @@ import itertools
 import os
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from gradcam_server.bench.graph import Answer, Run
 from gradcam_server.bench.load import Told
 
 
@@ -53,3 +57,22 @@ class Counter:
 
     def die(self) -> None:
         os._exit(3)
+
+
+class Ways:
+    """A way to logits and maps that is made up: ``error`` is added to its maps."""
+
+    def __init__(self, error: float, fails: str = "") -> None:
+        self._error, self._fails = error, fails
+
+    def build(self, batch_size: int) -> Run:
+        if self._fails:
+            raise ValueError(self._fails)
+
+        def run(images: NDArray[np.uint8]) -> Answer:
+            grey = images.mean(axis=3).astype(np.float32)
+            logits = grey[:, :3, 0]
+            maps = grey[:, :4, :4]
+            return Answer(logits, maps + np.float32(self._error * maps.max()))
+
+        return run

@@ -1,5 +1,6 @@
 """``gradcam bench``."""
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -111,6 +112,62 @@ def serving(
             with progress() as bar:
                 results = run(ours, bar, **arguments)
     save(results, output)
+
+
+@bench.command(context_settings={"show_default": True})
+@click.option("--model", default="resnet50", help="A built-in model.")
+@click.option("--weights", type=click.Choice(["imagenet", "random"]), default="random")
+@click.option(
+    *("--compiler", "compilers"),
+    multiple=True,
+    help="Of ours. Repeat for several.  [default: all]",
+)
+@click.option(
+    *("--device", "devices"),
+    multiple=True,
+    type=click.Choice(["cpu", "gpu"]),
+    default=("cpu",),
+    help="Repeat for both.",
+)
+@click.option("--batch-sizes", type=INTEGERS, default="1,2,4,8,16,32,64")
+@click.option("--rounds", type=click.IntRange(min=1), default=10)
+@click.option(
+    *("--price-per-hour", "prices"),
+    multiple=True,
+    metavar="DEVICE=PRICE",
+    callback=lambda _ctx, _param, given: _prices(given),
+    help="What an hour of a machine costs, for the cost of a million images.",
+)
+@click.option("--tutorials/--no-tutorials", default=True, help="Time the tutorials' ways, too.")
+@click.option("--trial", is_flag=True, help="Say in the results that they are not to be quoted.")
+@click.option("-o", "--output", type=Path, default=Path("graph.json"))
+def graph(output: Path, compilers: tuple[str, ...], **arguments: Any) -> None:
+    """Measure the compiled graph against other ways to the same answer.
+
+    Every answer is checked against Keras' own layers under an eager tape; one that is wrong is
+    reported and not timed.
+
+    \b
+    gradcam bench graph --model resnet50 --batch-sizes 1,8
+    gradcam bench graph --device cpu --device gpu --price-per-hour cpu=0.10 --price-per-hour gpu=3
+    """  # noqa: D301 - click reads the character \b
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with _bench_errors():
+        from gradcam_server.bench.graph_run import run
+        from gradcam_server.config import Compiler
+
+        ours = compilers or tuple(one for one in Compiler if one is not Compiler.AUTO)
+        with progress() as bar:
+            results = run(bar, compilers=ours, **arguments)
+    save(results, output)
+
+
+def _prices(given: tuple[str, ...]) -> dict[str, float]:
+    try:
+        pairs = (one.split("=") for one in given)
+        return {device: float(price) for device, price in pairs}
+    except ValueError as error:
+        raise click.BadParameter("give DEVICE=PRICE, as in cpu=0.10") from error
 
 
 @contextmanager

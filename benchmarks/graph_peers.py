@@ -31,18 +31,47 @@ from gradcam_server.models import ModelSpec
 MEAN_BGR = (103.939, 116.779, 123.68)
 INPUT_SIZE = (224, 224)
 CALIBRATION_IMAGES = 64
+WEIGHTS, ONNX = "twin.pt", "model.onnx"
+OPENVINO = {"float32": "openvino", "bfloat16": "openvino", "int8": "nncf"}
 
 
 class Export:
-    """Writes the weights of Keras' ResNet50 for the twin, in a process that is gone afterwards."""
+    """Writes what the peers load, in a process that is gone before they are measured."""
 
-    def write(self, spec: ModelSpec, path: str) -> None:
+    def write(self, spec: ModelSpec, folder: str) -> None:
+        """Writes Keras' weights for the twin, and the closed form for those who are installed."""
         import torch
 
         from gradcam_server.bench.own import keras_model
         from oracles.torch_resnet50 import twin_of
 
-        torch.save(twin_of(keras_model(spec)).state_dict(), path)
+        torch.save(twin_of(keras_model(spec)).state_dict(), f"{folder}/{WEIGHTS}")
+        module = closed_form(f"{folder}/{WEIGHTS}")
+        example = torch.zeros((2, *INPUT_SIZE, 3), dtype=torch.uint8)
+        if is_installed("onnxruntime"):
+            batch = {0: torch.export.Dim("batch")}
+            path = f"{folder}/{ONNX}"
+            torch.onnx.export(
+                module, (example,), path, dynamo=True, dynamic_shapes=[batch], verbose=False
+            )
+        if is_installed("openvino"):
+            import openvino
+
+            shape = (-1, *INPUT_SIZE, 3)
+            converted = openvino.convert_model(module, example_input=example, input=[shape])
+            openvino.save_model(converted, f"{folder}/float32.xml", compress_to_fp16=False)
+            if is_installed("nncf"):
+                import nncf
+
+                images = pictures(CALIBRATION_IMAGES, INPUT_SIZE)
+                calibration = nncf.Dataset([image[None] for image in images])
+                quantised = nncf.quantize(converted, calibration, subset_size=len(images))
+                openvino.save_model(quantised, f"{folder}/int8.xml", compress_to_fp16=False)
+
+
+def is_installed(name: str) -> bool:
+    """Whether a package can be imported."""
+    return importlib.util.find_spec(name) is not None
 
 
 def twin(weights: str) -> Any:
@@ -139,22 +168,17 @@ class Torch:
 class OnnxRuntime:
     """ONNX Runtime with torch's export of the closed form."""
 
-    def __init__(self, weights: str, device: str) -> None:
-        self._weights = weights
+    def __init__(self, folder: str, device: str) -> None:
+        self._path = f"{folder}/{ONNX}"
         self._provider = "CUDAExecutionProvider" if device == "gpu" else "CPUExecutionProvider"
 
     def build(self, batch_size: int) -> Run:
-        """Exports and optimises."""
+        """Optimises for the batch size."""
         import onnxruntime
-        import torch
 
-        example = torch.zeros((batch_size, *INPUT_SIZE, 3), dtype=torch.uint8)
-        with tempfile.TemporaryDirectory() as folder:
-            path = f"{folder}/model.onnx"
-            torch.onnx.export(
-                closed_form(self._weights), (example,), path, dynamo=True, verbose=False
-            )
-            session = onnxruntime.InferenceSession(path, providers=[self._provider])
+        options = onnxruntime.SessionOptions()
+        options.add_free_dimension_override_by_name("batch", batch_size)
+        session = onnxruntime.InferenceSession(self._path, options, providers=[self._provider])
         if session.get_providers()[0] != self._provider:
             raise RuntimeError(f"ONNX Runtime runs on {session.get_providers()[0]} instead")
         name = session.get_inputs()[0].name
@@ -169,26 +193,19 @@ class OnnxRuntime:
 class OpenVino:
     """OpenVINO with the closed form, traced from torch; in float32, bfloat16 or int8 (NNCF)."""
 
-    def __init__(self, weights: str, precision: str) -> None:
-        self._weights, self._precision = weights, precision
+    def __init__(self, folder: str, precision: str) -> None:
+        self._path = f"{folder}/{'int8' if precision == 'int8' else 'float32'}.xml"
+        # Where the processor has bfloat16, OpenVINO uses it unless it is told not to.
+        self._hint = "bf16" if precision == "bfloat16" else "f32"
 
     def build(self, batch_size: int) -> Run:
-        """Converts, quantises and compiles."""
+        """Compiles for the batch size."""
         import openvino
-        import torch
 
-        shape = (batch_size, *INPUT_SIZE, 3)
-        example = torch.zeros(shape, dtype=torch.uint8)
-        converted = openvino.convert_model(
-            closed_form(self._weights), example_input=example, input=[shape]
-        )
-        if self._precision == "int8":
-            converted = self._quantised(converted, batch_size)
-        # Where the processor has bfloat16, OpenVINO uses it unless it is told not to.
-        hint = "bf16" if self._precision == "bfloat16" else "f32"
-        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
-        compiled = openvino.compile_model(converted, "CPU", settings)
-        request = compiled.create_infer_request()
+        model = openvino.Core().read_model(self._path)
+        model.reshape([batch_size, *INPUT_SIZE, 3])
+        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": self._hint}
+        request = openvino.compile_model(model, "CPU", settings).create_infer_request()
 
         def run(images: NDArray[np.uint8]) -> Answer:
             found = request.infer([images], share_inputs=True)
@@ -196,36 +213,30 @@ class OpenVino:
 
         return run
 
-    def _quantised(self, model: Any, batch_size: int) -> Any:
-        import nncf
 
-        images = pictures(max(CALIBRATION_IMAGES, batch_size), INPUT_SIZE)
-        whole = len(images) // batch_size * batch_size
-        batches = images[:whole].reshape(-1, batch_size, *images.shape[1:])
-        return nncf.quantize(model, nncf.Dataset(list(batches)), subset_size=len(batches))
-
-
-def candidates(weights: str, device: str) -> tuple[list[Candidate], list[str]]:
+def candidates(folder: str, device: str) -> tuple[list[Candidate], list[str]]:
     """Returns the peers that are installed, and sentences about those that are not."""
+    weights = f"{folder}/{WEIGHTS}"
     hidden = {"CUDA_VISIBLE_DEVICES": "-1"} if device == "cpu" else {}
     rest: dict[str, Any] = {"device": device, "environment": hidden}
     found = [
         Candidate("torch, autograd", Torch, (weights, "autograd", device), **rest),
         Candidate("torch, closed form", Torch, (weights, "eager", device), **rest),
         Candidate("torch.compile, closed form", Torch, (weights, "compiled", device), **rest),
-        Candidate("ONNX Runtime, closed form", OnnxRuntime, (weights, device), **rest),
     ]
-    if device == "cpu":
-        for precision in ("float32", "bfloat16", "int8"):
-            name = f"OpenVINO, closed form, {precision}"
+    missing = []
+    if is_installed("onnxruntime"):
+        found.append(Candidate("ONNX Runtime, closed form", OnnxRuntime, (folder, device), **rest))
+    else:
+        missing.append("ONNX Runtime is not installed, so it was left out.")
+    for precision, package in OPENVINO.items() if device == "cpu" else ():
+        name = f"OpenVINO, closed form, {precision}"
+        if is_installed("openvino") and is_installed(package):
             exact = precision == "float32"
-            found.append(Candidate(name, OpenVino, (weights, precision), exact=exact, **rest))
-    needs = {"torch": "torch", "ONNX": "onnxruntime", "OpenVINO": "openvino", "int8": "nncf"}
-    missing = {word: name for word, name in needs.items() if not importlib.util.find_spec(name)}
-    return (
-        [one for one in found if not any(word in one.name for word in missing)],
-        [f"{name} is not installed, so its subjects were left out." for name in missing.values()],
-    )
+            found.append(Candidate(name, OpenVino, (folder, precision), exact=exact, **rest))
+        else:
+            missing.append(f"{package} is not installed, so {name} was left out.")
+    return found, missing
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -242,11 +253,11 @@ def main(given: Sequence[str] | None = None) -> None:
     spec = ModelSpec("resnet50", "resnet50", weights=arguments.weights)
     prices = (one.split("=") for one in arguments.price_per_hour)
     with tempfile.TemporaryDirectory() as folder, progress() as bar:
-        weights = f"{folder}/twin.pt"
+        bar.console.print("Exporting for the peers")
         with Worker(Export, environment={"CUDA_VISIBLE_DEVICES": "-1"}) as worker:
-            worker.call("write", spec, weights)
+            worker.call("write", spec, folder)
         devices = arguments.device or ["cpu"]
-        peers = {device: candidates(weights, device) for device in devices}
+        peers = {device: candidates(folder, device) for device in devices}
         results = run(
             bar,
             model="resnet50",

@@ -49,6 +49,11 @@ class Speed:
     bytes_per_s: float
 
 
+def fastest(*found: Speed) -> Speed:
+    """Returns the best of several measurements, each of which others may have disturbed."""
+    return Speed(max(one.flop_per_s for one in found), max(one.bytes_per_s for one in found))
+
+
 def floor_ms(work: Work, speed: Speed, batch_size: int) -> dict[str, float]:
     """Returns the least milliseconds of an image, by arithmetic and by bytes.
 

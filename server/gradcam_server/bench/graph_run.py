@@ -7,7 +7,7 @@ from typing import Any
 from rich.progress import Progress
 
 from gradcam_server.bench import graph, results
-from gradcam_server.bench.floor import Floor, floor_ms
+from gradcam_server.bench.floor import Floor, Speed, Work, fastest, floor_ms
 from gradcam_server.bench.own import own_subjects, reference_subject, tutorial_subjects
 from gradcam_server.bench.worker import Worker
 from gradcam_server.config import Compiler
@@ -63,8 +63,7 @@ def run(
 
     for device in devices:
         on_step(f"measuring the floor of the {device}")
-        hidden = {"CUDA_VISIBLE_DEVICES": "-1"} if device == "cpu" else {}
-        with Worker(Floor, spec, environment=hidden) as worker:
+        with _floor(spec, device) as worker:
             work, input_size = worker.call("describe")
             floors[device] = worker.call("speed")
         candidates += own_subjects(spec, [Compiler(name) for name in compilers], device)
@@ -78,6 +77,11 @@ def run(
         rounds=rounds,
         on_step=on_step,
     )
+    for device in devices:
+        on_step(f"measuring the floor of the {device} again")
+        with _floor(spec, device) as worker:
+            floors[device] = fastest(floors[device], worker.call("speed"))
+    outrun = _outrun(rows, work, floors)
     for row in rows:
         least = floor_ms(work, floors[row["device"]], row["batch_size"])
         row["floor_ms"] = least
@@ -93,8 +97,32 @@ def run(
         "speed": {device: asdict(speed) for device, speed in floors.items()},
         "price_per_hour": dict(prices or {}),
     }
-    notes = [*_notes(rows), *skipped]
+    notes = [*_notes(rows), *outrun, *skipped]
     return results.finish("graph", settings, rows, machine=machine, notes=notes, trial=trial)
+
+
+def _floor(spec: ModelSpec, device: str) -> Worker:
+    hidden = {"CUDA_VISIBLE_DEVICES": "-1"} if device == "cpu" else {}
+    return Worker(Floor, spec, environment=hidden)
+
+
+def _outrun(rows: Sequence[Mapping[str, Any]], work: Work, floors: dict[str, Speed]) -> list[str]:
+    """Raises the speed of a device to that of the fastest float32 subject, and says so.
+
+    Others may have had the cores while the matrix product was measured.
+    """
+    notes = []
+    for row in rows:
+        if not row["exact"] or "ms_per_image" not in row:
+            continue
+        reached = Speed(work.flop / row["ms_per_image"]["low"] * 1e3, 0.0)
+        if reached.flop_per_s > floors[row["device"]].flop_per_s:
+            floors[row["device"]] = fastest(floors[row["device"]], reached)
+            notes.append(
+                f"{row['subject']} outran the matrix product that the floor of the "
+                f"{row['device']} came from; now the floor is what it reached."
+            )
+    return notes[-1:]
 
 
 def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -162,6 +162,33 @@ def graph(output: Path, compilers: tuple[str, ...], **arguments: Any) -> None:
     save(results, output)
 
 
+@bench.command(context_settings={"show_default": True})
+@click.argument("files", nargs=-1, required=True, metavar="RESULTS.json...", type=Path)
+@click.option(
+    *("-o", "--output"),
+    type=Path,
+    default=Path("benchmarks.md"),
+    help="The page. Only what is between its markers is replaced.",
+)
+def report(files: tuple[Path, ...], output: Path) -> None:
+    """Turn results into tables and plots.
+
+    \b
+    gradcam bench report graph.json serving.json -o benchmarks.md
+    """  # noqa: D301 - click reads the character \b
+    with _bench_errors():
+        from gradcam_server.bench.report import write
+        from gradcam_server.bench.results import ResultsError
+
+        try:
+            written = write(output, files)
+        except ResultsError as error:
+            raise click.ClickException(str(error)) from error
+        except OSError as error:
+            raise click.ClickException(f"{error.filename}: {error.strerror}") from error
+    click.echo("\n".join(map(str, written)))
+
+
 def _prices(given: tuple[str, ...]) -> dict[str, float]:
     try:
         pairs = (one.split("=") for one in given)

@@ -1,0 +1,53 @@
+"""mosec: bytes in and out; a process that decodes, and one that computes batches."""
+
+import math
+import sys
+from typing import Any
+
+import mosec
+import numpy as np
+from numpy.typing import NDArray
+
+from peers.work import Decoder, Graph, Options
+
+
+class Decode(mosec.Worker):
+    """The first stage."""
+
+    def __init__(self) -> None:
+        self._decode = Decoder(OPTIONS)
+
+    def deserialize(self, data: bytes) -> bytes:
+        return data
+
+    def forward(self, data: Any) -> NDArray[np.uint8]:
+        return self._decode(data)
+
+
+class Compute(mosec.Worker):
+    """The second stage."""
+
+    def __init__(self) -> None:
+        self._graph = Graph(OPTIONS)
+
+    def forward(self, data: Any) -> list[bytes]:
+        return self._graph(data)
+
+    def serialize(self, data: bytes) -> bytes:
+        return data
+
+
+OPTIONS = Options.read()
+
+if __name__ == "__main__":
+    # mosec reads the command line itself, and its workers read it as we do.
+    server = mosec.Server()
+    server.append_worker(Decode)
+    server.append_worker(
+        Compute,
+        max_batch_size=OPTIONS.largest_batch,
+        max_wait_time=max(math.ceil(OPTIONS.delay_ms), 1),
+    )
+    sys.argv = [sys.argv[0], "--port", str(OPTIONS.port), "--address", "127.0.0.1"]
+    sys.argv += ["--timeout", "60000", "--log-level", "warning"]
+    server.run()

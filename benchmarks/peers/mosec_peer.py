@@ -1,7 +1,7 @@
 """mosec: bytes in and out; a process that decodes, and one that computes batches."""
 
 import math
-import sys
+import os
 from typing import Any
 
 import mosec
@@ -40,7 +40,8 @@ class Compute(mosec.Worker):
 OPTIONS = Options.read()
 
 if __name__ == "__main__":
-    # mosec reads the command line itself, and its workers read it as we do.
+    # mosec reads --port from our command line; its workers read that line, too.
+    os.environ.update(MOSEC_ADDRESS="127.0.0.1", MOSEC_TIMEOUT="60000", MOSEC_LOG_LEVEL="warning")
     server = mosec.Server()
     server.append_worker(Decode)
     server.append_worker(
@@ -48,6 +49,4 @@ if __name__ == "__main__":
         max_batch_size=OPTIONS.largest_batch,
         max_wait_time=max(math.ceil(OPTIONS.delay_ms), 1),
     )
-    sys.argv = [sys.argv[0], "--port", str(OPTIONS.port), "--address", "127.0.0.1"]
-    sys.argv += ["--timeout", "60000", "--log-level", "warning"]
     server.run()

@@ -187,7 +187,7 @@ def main() -> None:
             payloads="jpeg",
             calls="unary",
             users=tuple(int(users) for users in arguments.users.split(",")),
-            load=tuple(float(load) for load in arguments.load.split(",")),
+            load=tuple(float(load) for load in arguments.load.split(",") if load),
             seconds=arguments.seconds,
             rounds=arguments.rounds,
             generators=arguments.generators,

@@ -14,7 +14,7 @@ from gradcam_server.graph_io import GraphItem, GraphTarget, by_rank
 if TYPE_CHECKING:
     from gradcam_server.config import ServeConfig
 
-_CALIBRATION_S = 1.0
+_CALIBRATION_S = 2.0
 
 
 @dataclass(frozen=True)

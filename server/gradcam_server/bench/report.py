@@ -8,6 +8,7 @@ from gradcam_server.bench.results import Results
 
 BEGIN = "<!-- bench: written by gradcam bench report -->\n"
 END = "<!-- end of bench -->"
+_CPU = ("server", "front_end", "outside_graph")
 _Row = Mapping[str, Any]
 
 
@@ -195,7 +196,8 @@ def _load_table(heading: str, rows: Sequence[_Row]) -> str:
         return ""
     headings = [
         *("server", "payload", "call", heading, "images/s", "efficiency"),
-        *("p50, ms", "p90", "p99", "p99.9", "failed", "batch", "CPU outside the graph, ms"),
+        *("p50, ms", "p90", "p99", "p99.9", "failed", "batch"),
+        *("CPU of the server, ms", "of its front end", "outside the graph"),
     ]
     lines = []
     for row in rows:
@@ -210,7 +212,7 @@ def _load_table(heading: str, rows: Sequence[_Row]) -> str:
                 *latency,
                 f"{failed} of {row['requests']}" if failed else "0",
                 _number(row["mean_batch_size"], 1),
-                _number(row["cpu"]["outside_graph_ms"], 1),
+                *(_number(row["cpu"][f"{part}_ms"], 1) for part in _CPU),
             ]
         )
     return table(headings, lines)

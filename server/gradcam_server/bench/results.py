@@ -21,6 +21,8 @@ _PACKAGES = (
     *("litserve", "mosec", "ray", "nvidia-pytriton"),
 )
 
+_ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:[^/\s=,]+/)+")
+
 
 class ResultsError(ValueError):
     """A file that is no results of ours."""
@@ -156,7 +158,9 @@ def finish(
 def _command() -> str:
     program = Path(sys.argv[0])
     name = program.name if program.suffix != ".py" else f"python benchmarks/{program.name}"
-    return shlex.join([*name.split(), *sys.argv[1:]])
+    # Results are shared; where files lay on one machine is of no use to others.
+    arguments = [_ABSOLUTE.sub("", argument) for argument in sys.argv[1:]]
+    return shlex.join([*name.split(), *arguments])
 
 
 def _versions() -> dict[str, str]:

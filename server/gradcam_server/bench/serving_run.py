@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from gradcam_server.config import ServeConfig
 
 NAME = "gradcam-server"
+# More than this, all idle servers together, shows in the figures of the others.
+_IDLE_CORES = 0.05
 _CALLS = {"unary": Unary, "stream": Stream}
 
 
@@ -153,6 +155,10 @@ def _notes(rows: Sequence[dict[str, Any]], calibration: Calibration | None) -> l
     notes = ["Servers, load generators and the bare graph share the same cores."]
     if calibration is None:
         notes.append("No bare graph was measured, so there is no efficiency.")
+    idle = {row["server"]: row["idle_cores"] or 0.0 for row in rows if row["kind"] == "server"}
+    if sum(idle.values()) > _IDLE_CORES:
+        used = ", ".join(f"{name} {cores:.2f}" for name, cores in idle.items())
+        notes.append(f"Servers use cores while nobody asks them, which all others lack: {used}.")
     for row in rows:
         if row["kind"] == "load" and row["generator"]["bottleneck"]:
             shape = f"{row['users']} users" if row["users"] else f"{row['asked_per_s']}/s"

@@ -35,7 +35,7 @@ def load_row(rate: float | None) -> dict[str, Any]:
         "requests": 100,
         "failures": {"RESOURCE_EXHAUSTED": 3},
         "mean_batch_size": 3.5,
-        "cpu": {"outside_graph_ms": 1.5},
+        "cpu": {"server_ms": 20.0, "front_end_ms": 1.2, "outside_graph_ms": 1.5},
         "generator": {"bottleneck": ""},
     }
 
@@ -84,4 +84,6 @@ def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
     page = tmp_path / "new.md"
     write(page, [save(tmp_path, "serving", [load_row(None)])])
     row = "| gradcam-server | jpeg | unary | 8 | 10.0 (9.0 to 12.0) | 0.93 | 20.0"
-    assert f"{row} | 30.0 | 40.0 |  | 3 of 100 | 3.5 | 1.5 |" in page.read_text("utf-8")
+    assert f"{row} | 30.0 | 40.0 |  | 3 of 100 | 3.5 | 20.0 | 1.2 | 1.5 |" in page.read_text(
+        "utf-8"
+    )

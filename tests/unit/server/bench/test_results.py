@@ -19,6 +19,22 @@ def test_results_come_back_as_they_were(tmp_path: Path) -> None:
     assert "numpy" in read.versions
 
 
+def test_the_command_names_no_folders_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the names of files are of use to others; addresses and relative paths stay."""
+    given = [
+        "/opt/bin/gradcam",
+        "bench",
+        "-o",
+        "/home/me/a.json",
+        "x=/usr/bin/python",
+        "a/b",
+        "h:1",
+    ]
+    monkeypatch.setattr("sys.argv", given)
+    command = finish("graph", {}, [], machine=Machine.here()).command
+    assert command == "gradcam bench -o a.json x=python a/b h:1"
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"schema": 1}', '{"schema": 0}'])
 def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
     """With an error that names the file."""

@@ -14,10 +14,14 @@ from gradcam_server.bench.load import Told
 
 @dataclass(frozen=True)
 class MadeUp:
-    """Answers one after the other, each after ``service_s``; every ``fails``th one fails."""
+    """Answers one after the other, each after ``service_s``; every ``fails``th one fails.
+
+    If it is ``gone``, it cannot be asked at all.
+    """
 
     service_s: float
     fails: int = 0
+    gone: bool = False
 
     def __call__(self) -> "Asker":
         return Asker(self)
@@ -28,6 +32,8 @@ class Asker:
         self._how, self._numbers = how, itertools.count()
 
     async def open(self) -> None:
+        if self._how.gone:
+            raise ConnectionError("as asked")
         self._one = asyncio.Lock()
 
     async def ask(self) -> Told:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradcam_server.bench.own import keras_model
+from gradcam_server.errors import StartupError
 from gradcam_server.models import ModelSpec
 
 _SIDE = 3072
@@ -71,9 +72,17 @@ class Floor:
 
     Args:
         spec: A built-in model.
+        device: ``cpu`` or ``gpu``.
+
+    Raises:
+        StartupError: TensorFlow sees no GPU, and would take the CPU for one.
     """
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, device: str) -> None:
+        import tensorflow as tf
+
+        if device == "gpu" and not tf.config.list_physical_devices("GPU"):
+            raise StartupError("TensorFlow sees no GPU: pip install 'gradcam-server[gpu]'")
         self._model = keras_model(spec)
 
     @property

@@ -49,7 +49,7 @@ def run(
         skipped: What could not take part, in sentences.
 
     Raises:
-        WorkerError: The reference failed.
+        WorkerError: The reference failed, or there is no such device.
     """
     machine = results.Machine.here()
     spec = ModelSpec(model, model, weights=weights)
@@ -103,7 +103,7 @@ def run(
 
 def _floor(spec: ModelSpec, device: str) -> Worker:
     hidden = {"CUDA_VISIBLE_DEVICES": "-1"} if device == "cpu" else {}
-    return Worker(Floor, spec, environment=hidden)
+    return Worker(Floor, spec, device, environment=hidden)
 
 
 def _outrun(rows: Sequence[Mapping[str, Any]], work: Work, floors: dict[str, Speed]) -> list[str]:

@@ -19,7 +19,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from gradcam_server.bench.worker import Worker, cpu_s
+from gradcam_server.bench.worker import Worker, WorkerError, cpu_s
 
 # Above this share of one core a generator's own queueing shows in what it measures.
 _BUSY = 0.8
@@ -211,11 +211,10 @@ class Generators:
         ]
         for worker in busy:
             worker.send("connect", make)
-        for worker in busy:
-            worker.receive()
+        _receive(busy)
         for worker, share in zip(busy, shares, strict=False):
             worker.send("run", share, settle_s)
-        return merge([worker.receive() for worker in busy])
+        return merge(_receive(busy))
 
     def close(self) -> None:
         """Ends the processes."""
@@ -232,6 +231,20 @@ class Generators:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _receive(workers: Sequence[Worker]) -> list[Records]:
+    """Takes what each has to say, before the first error is raised: none is left for later."""
+    found: list[Records] = []
+    errors = []
+    for worker in workers:
+        try:
+            found.append(worker.receive())
+        except WorkerError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    return found
 
 
 class _Generator:

@@ -12,7 +12,6 @@ from gradcam_client import build_request
 # About what a thumbnail of a photograph has; encoded about 30 kB, as one has.
 _SIZE = (300, 450)
 _QUALITY = 90
-PAYLOADS = ("jpeg", "raw")
 
 
 def photograph(seed: int = 0, size: tuple[int, int] = _SIZE) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ is measured, and the efficiency of a phase is its throughput over that of its ow
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ from gradcam_server.bench.load import (
 )
 from gradcam_server.bench.running import cpu_by_part, memory_mib
 from gradcam_server.bench.statistics import Spread, latency_ms
+from gradcam_server.bench.worker import WorkerError
 
 BARE = "bare graph"
 
@@ -90,7 +92,10 @@ class _Phase:
         if isinstance(self.load, Open):  # other times in every round
             self.load = Open(self.load.rate, self.load.seconds, self.load.seed + 1)
         before = self._cpu()
-        record = generators.run(self.make, self.load, settle_s)
+        try:
+            record = generators.run(self.make, self.load, settle_s)
+        except WorkerError:  # it is gone; what others did is not lost
+            record = Records(self.load.seconds - settle_s, asked=1, failures=Counter(unreachable=1))
         after = self._cpu()
         self.cpu.append({part: after[part] - before[part] for part in before})
         self.records.append(record)

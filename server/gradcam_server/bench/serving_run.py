@@ -70,8 +70,8 @@ def run(
     *,
     model: str = "",
     image: Path | None = None,
-    payloads: str = "jpeg,raw",
-    calls: str = "unary,stream",
+    payloads: Sequence[str] = ("jpeg", "raw"),
+    calls: Sequence[str] = ("unary", "stream"),
     users: tuple[int, ...] = (1, 4, 16),
     load: tuple[float, ...] = (0.5, 0.8),
     rates: tuple[float, ...] | None = None,
@@ -89,8 +89,8 @@ def run(
         bar: Shows how far it is.
         model: Model to ask for; empty is the first.
         image: What is sent; None makes a picture.
-        payloads: ``jpeg`` and ``raw``, separated by commas.
-        calls: ``unary`` and ``stream``, likewise.
+        payloads: ``jpeg`` and ``raw``.
+        calls: ``unary`` and ``stream``.
         users: Of the closed loops.
         load: Rates of the open loops, over the bare graph's.
         rates: Rates of the open loops in requests in a second, instead.
@@ -108,7 +108,7 @@ def run(
     machine = results.Machine.here()
     settle_s = min(seconds / 5, 1.0)
     with ExitStack() as stack:
-        subject = ours.subject(payloads.split(","), calls.split(","), image, model)
+        subject = ours.subject(payloads, calls, image, model)
         making = stack.enter_context(Generators(generators))
         bare: Callable[[], float] | None = None
         calibration = None

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from gradcam_server.bench.results import Results
 
 _BENCH_PACKAGES = ("psutil", "matplotlib", "PIL")
-_CALLS = ("unary", "stream")
-_TRIAL_LOAD = 0.5
 
 
 class _Numbers(click.ParamType[tuple[float, ...]]):
@@ -64,9 +62,25 @@ def bench() -> None:
 )
 @click.option("--model", default="", help="Model to ask for; empty is the server's first.")
 @click.option("--pid", type=int, help="The server's process, for its CPU time, if it is local.")
-@click.option("--image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--payloads", default="jpeg,raw", help="What is sent: an image file, raw pixels.")
-@click.option("--calls", default="unary,stream", help="How it is sent.")
+@click.option(
+    "--image",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The image file that is sent; else one is made.",
+)
+@click.option(
+    *("--payload", "payloads"),
+    multiple=True,
+    type=click.Choice(["jpeg", "raw"]),
+    default=("jpeg", "raw"),
+    help="What is sent: an image file, or pixels of the model's input size. Repeat for both.",
+)
+@click.option(
+    *("--call", "calls"),
+    multiple=True,
+    type=click.Choice(["unary", "stream"]),
+    default=("unary", "stream"),
+    help="How it is sent. Repeat for both.",
+)
 @click.option("--users", type=INTEGERS, default="1,2,4,8,16,32", help="Of the closed loops.")
 @click.option(
     "--load",
@@ -229,5 +243,5 @@ def _bench_errors() -> Iterator[None]:
         raise click.ClickException(
             f"this needs {error.name}: pip install 'gradcam-server[bench]'"
         ) from error
-    except WorkerError as error:
-        raise click.ClickException(str(error)) from error
+    except WorkerError as error:  # the end of its traceback says what it was
+        raise click.ClickException(str(error).strip().splitlines()[-1]) from error

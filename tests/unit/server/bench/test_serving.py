@@ -32,3 +32,17 @@ def test_efficiency_is_over_the_bare_graph_of_the_same_round() -> None:
     assert closed["failures"] == opened["failures"] == {}
     # Nothing is known of a server that is elsewhere.
     assert server["memory_mib"] is server["idle_cores"] is closed["cpu"]["server_ms"] is None
+
+
+def test_a_server_that_is_gone_does_not_end_the_run() -> None:
+    """It is reported as unreachable, and the others are measured."""
+    gone = Subject("gone", {("jpeg", "unary"): MadeUp(0.01, gone=True)})
+    alive = Subject("alive", {("jpeg", "unary"): MadeUp(0.01)})
+    plan = Plan(concurrency=(2,), rates=(), seconds=0.2, settle_s=0.0, rounds=2)
+    with Generators(2) as generators:
+        rows = measure([gone, alive], plan, generators)
+    loads = {row["server"]: row for row in rows if row["kind"] == "load"}
+    assert loads["gone"]["failures"] == {"unreachable": 2}
+    assert loads["gone"]["images_per_s"]["median"] == 0
+    assert loads["alive"]["failures"] == {}
+    assert loads["alive"]["images_per_s"]["median"] > 0

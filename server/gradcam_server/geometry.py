@@ -1,5 +1,6 @@
 """Image to model input, and heat map back onto the whole image."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,26 +75,37 @@ class Placement:
         return np.asarray(rows @ heatmap @ columns.T, np.float32)
 
 
+def shrinkage(image_size: tuple[int, int], input_size: tuple[int, int], mode: ResizeMode) -> float:
+    """Returns how many pixels of an image ``fit`` makes one, along the axis with fewer."""
+    placement = _place(image_size, input_size, mode)
+    return min(
+        span.image_length / span.input_length for span in (placement.vertical, placement.horizontal)
+    )
+
+
 def fit(
-    image: NDArray[np.uint8], input_size: tuple[int, int], mode: ResizeMode
+    image: NDArray[np.uint8],
+    input_size: tuple[int, int],
+    mode: ResizeMode,
+    image_size: tuple[int, int] | None = None,
 ) -> tuple[NDArray[np.uint8], Placement]:
     """Brings an image to the model's input size: bilinear, antialiased where it shrinks.
 
     Args:
-        image: uint8 RGB, shape (H, W, 3).
+        image: uint8 RGB, shape (H, W, 3); the original, or a reduced one.
         input_size: (height, width) of the model's input.
         mode: Stretch, centre crop or letterbox.
+        image_size: (height, width) of the original; those of ``image`` if None.
 
     Returns:
-        uint8 RGB of the input size, and how the image lies on it.
+        uint8 RGB of the input size, and how the original lies on it.
     """
-    placement = _place(image.shape[:2], input_size, mode)
+    placement = _place(image_size or image.shape[:2], input_size, mode)
     v, h = placement.vertical, placement.horizontal
-    part = image[
-        v.image_start : v.image_start + v.image_length,
-        h.image_start : h.image_start + h.image_length,
-    ]
-    resized = _resize(part, v.input_length, h.input_length)
+    rows, top, bottom = _part(v, image.shape[0])
+    columns, left, right = _part(h, image.shape[1])
+    box = (left, top, right, bottom)
+    resized = _resize(image[rows, columns], box, v.input_length, h.input_length)
     if (v.input_length, h.input_length) == input_size:
         return resized, placement
     canvas = np.full((*input_size, 3), LETTERBOX_COLOR, np.uint8)
@@ -104,11 +116,25 @@ def fit(
     return canvas, placement
 
 
-def _resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    if image.shape[:2] == (height, width):
+def _part(span: Span, length: int) -> tuple[slice, float, float]:
+    """Finds the part that a span wants in an axis of another length than the original's.
+
+    Returns:
+        The pixels that hold it, and where it begins and ends in them.
+    """
+    start = span.image_start * length / span.image_size
+    end = (span.image_start + span.image_length) * length / span.image_size
+    first = math.floor(start)
+    return slice(first, math.ceil(end)), start - first, end - first
+
+
+def _resize(
+    image: NDArray[np.uint8], box: tuple[float, float, float, float], height: int, width: int
+) -> NDArray[np.uint8]:
+    if image.shape[:2] == (height, width) and box == (0, 0, width, height):
         return np.ascontiguousarray(image)
     # Pillow widens the triangle filter as it shrinks; OpenCV's bilinear would alias.
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, box)
     return np.asarray(resized)
 
 

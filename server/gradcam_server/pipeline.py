@@ -14,10 +14,10 @@ from gradcam_server.batching import Urgency
 from gradcam_server.catalog import ServedModel
 from gradcam_server.computer import Computer
 from gradcam_server.config import ServeConfig
-from gradcam_server.decode import decode_image, view_raw
+from gradcam_server.decode import decode_image, decode_reduced, view_raw
 from gradcam_server.errors import DeadlineError, InvalidRequestError
 from gradcam_server.fusion import fuse_layer_cam
-from gradcam_server.geometry import Placement, fit
+from gradcam_server.geometry import Placement, fit, shrinkage
 from gradcam_server.graph_io import (
     NO_CLASS,
     PIXELS,
@@ -29,7 +29,7 @@ from gradcam_server.graph_io import (
 )
 from gradcam_server.labels import ClassLabels
 from gradcam_server.perturbation import Perturbation, count_passes
-from gradcam_server.render import RenderedMap, count_bytes, render
+from gradcam_server.render import RenderedMap, count_bytes, needs_image, render
 from gradcam_server.requests import (
     MANY_PASS_METHODS,
     ExplainedImage,
@@ -129,8 +129,8 @@ class Pipeline:
         return ExplainedImage(
             model=model.name,
             model_version=model.version,
-            image_height=image.shape[0],
-            image_width=image.shape[1],
+            image_height=placement.vertical.image_size,
+            image_width=placement.horizontal.image_size,
             predictions=_predictions(output, model.labels, request.prediction_count),
             explanations=tuple(
                 _explanation(request, model, targets, output, one, its_rendering)
@@ -156,15 +156,19 @@ class Pipeline:
         stats: Stats,
         wait_for_place: bool,
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Placement, GraphOutput]:
-        """Returns the image, it fitted to the model's input, where it went, and its output."""
+        """Returns the image, it fitted to the model's input, where it went, and its output.
+
+        The image is a reduced one if nothing asks for all of it.
+        """
         key = self._first_key(request, model, layers, len(targets))
         max_wait_s = self._config.max_queue_wait_ms / 1e3
         admitted = perf_counter()
         async with self._queues[model.id].admit(wait=wait_for_place) as place:
             (image, fitted, placement), stats.decode_us = await self._workers.timed(
-                request.priority, self._decode, request, model.input_size
+                request.priority, self._decode, request, model.input_size, len(targets)
             )
-            self._check_bytes(request, image.shape[0] * image.shape[1], len(layers), len(targets))
+            pixels = placement.vertical.image_size * placement.horizontal.image_size
+            self._check_bytes(request, pixels, len(layers), len(targets))
             start_by = perf_counter() + max_wait_s if max_wait_s else None
             urgency = Urgency(request.priority, request.deadline, start_by)
             answer = await self._computer.compute(key, GraphItem(fitted, targets), place, urgency)
@@ -236,13 +240,18 @@ class Pipeline:
         ]
 
     def _decode(
-        self, request: ExplainRequest, input_size: tuple[int, int]
+        self, request: ExplainRequest, input_size: tuple[int, int], target_count: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Placement]:
+        max_pixels, mode, size = self._config.max_image_pixels, request.resize_mode, None
         if isinstance(request.image, RawImage):
-            image = view_raw(request.image, self._config.max_image_pixels)
+            image = view_raw(request.image, max_pixels)
+        elif not self._config.reduced_decode or (target_count and needs_image(request.forms)):
+            image = decode_image(request.image, max_pixels)
         else:
-            image = decode_image(request.image, self._config.max_image_pixels)
-        return image, *fit(image, input_size, request.resize_mode)
+            image, size = decode_reduced(
+                request.image, max_pixels, lambda size: shrinkage(size, input_size, mode)
+            )
+        return image, *fit(image, input_size, mode, size)
 
 
 @asynccontextmanager

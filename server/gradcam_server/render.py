@@ -45,6 +45,11 @@ def count_bytes(pixels: int, forms: Sequence[HeatmapForm]) -> int:
     return pixels * sum(_BYTES_PER_PIXEL[form.format] for form in forms)
 
 
+def needs_image(forms: Sequence[HeatmapForm]) -> bool:
+    """Returns whether any form is as large as the image."""
+    return any(form.format not in _AT_LAYER for form in forms)
+
+
 def render(
     signed_map: NDArray[np.float32],
     image: NDArray[np.uint8],
@@ -58,7 +63,7 @@ def render(
 
     Args:
         signed_map: float32, shape (h, w), before the method's final ReLU.
-        image: The decoded original, uint8 RGB, shape (H, W, 3).
+        image: The decoded original, uint8 RGB, shape (H, W, 3); unused unless ``needs_image``.
         placement: How the image lay on the model's input.
         forms: The wanted forms.
 
@@ -69,7 +74,7 @@ def render(
     raw_min, raw_max = (float(np.nan_to_num(edge(signed_map))) for edge in (np.min, np.max))
     raw = np.zeros_like(signed_map) if degenerate else np.maximum(signed_map, np.float32(0))
     on_image = np.zeros((0, 0), np.float32)
-    if any(form.format not in _AT_LAYER for form in forms):
+    if needs_image(forms):
         scale = np.float32(1) if degenerate else np.float32(raw_max)
         on_image = placement.map_to_image((raw / scale).astype(np.float32))
     return RenderedMap(

@@ -37,6 +37,12 @@ def server() -> Iterator[RunningServer]:
         running.kill()
 
 
+def shared_memories(server: RunningServer) -> int:
+    """How many mappings of memory the front end shares with engines, as the system sees it."""
+    maps = Path(f"/proc/{server.pid}/maps").read_text("ascii")
+    return maps.count("/memfd:gradcam-images")
+
+
 def test_an_engine_that_is_killed_loses_no_request_that_is_retried(
     server: RunningServer, images: Path
 ) -> None:
@@ -62,6 +68,7 @@ def test_an_engine_that_is_killed_loses_no_request_that_is_retried(
     assert "The engine is back" in server.text
     (new,) = server.engines()
     assert new.pid != old.pid
+    assert shared_memories(server) == 1  # the old engine's has gone with it
     print(f"{len(answers)} answers, all right, over one kill -9")
 
 
@@ -139,6 +146,7 @@ def test_a_reload_under_load_drops_no_request(server: RunningServer, cat_jpeg: b
         for one in asking:
             one.result()
     assert is_replaced()
+    assert shared_memories(server) == 1
     assert set(outcomes) == {"285"}
     assert len(server.engines()) == 1
     print(f"{outcomes.total()} answers during a reload, all right")

@@ -3,5 +3,5 @@
     front end: RemoteComputer  <-- messages over a socket -->  engine: main
 
 The front end decodes, renders and talks gRPC; the engine holds TensorFlow and the device,
-and makes the batches. ``messages`` is all that they share.
+and makes the batches. ``messages``, and the images in ``slots``, are all that they share.
 """

@@ -1,10 +1,11 @@
-"""The engine's process: python -m gradcam_server.engine_process.main FD [STDERR_FD].
+"""The engine's process: python -m gradcam_server.engine_process.main FD MEMORY_FD [STDERR_FD].
 
 Ends when the front end closes its end of the socket, so it never outlives it.
 """
 
 import asyncio
 import logging
+import math
 import os
 import resource
 import signal
@@ -15,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from gradcam_server.batching import BatchReport
+from gradcam_server.batching import BatchReport, Urgency
 from gradcam_server.engine_process.messages import (
     BatchRan,
     Begun,
@@ -29,7 +30,9 @@ from gradcam_server.engine_process.messages import (
     receive,
     send,
 )
+from gradcam_server.engine_process.slots import SlotReader
 from gradcam_server.errors import ExplanationServerError, StartupError
+from gradcam_server.graph_io import GraphItem, GraphKey
 from gradcam_server.logs import configure
 from gradcam_server.native_lines import write_python_to
 
@@ -38,15 +41,20 @@ logger = logging.getLogger(__name__)
 HEARTBEAT_S = 0.25
 
 
-async def run(connection: socket.socket) -> None:
-    """Answers the front end until it closes the connection."""
+async def run(connection: socket.socket, memory: int) -> None:
+    """Answers the front end until it closes the connection.
+
+    Args:
+        connection: To the front end.
+        memory: File descriptor of memory to be shared with it.
+    """
     reader, writer = await asyncio.open_connection(sock=connection)
     message = await receive(reader)
     assert isinstance(message, Start)
     configure(message.config.log_level, message.config.log_format)
     front_end_gone = asyncio.ensure_future(_watch(reader))
     try:
-        process = await _start(message, writer)
+        process = await _start(message, writer, memory)
     except StartupError as error:
         send(writer, Refused(str(error)))
         await writer.drain()
@@ -63,9 +71,9 @@ async def _watch(reader: asyncio.StreamReader) -> None:
         os._exit(0)
 
 
-async def _start(message: Start, writer: asyncio.StreamWriter) -> "_Process":
+async def _start(message: Start, writer: asyncio.StreamWriter, memory: int) -> "_Process":
     engine = await asyncio.to_thread(_warm_engine, message)
-    return _Process(message, engine, writer)
+    return _Process(message, engine, writer, memory)
 
 
 def _warm_engine(message: Start) -> Any:
@@ -87,7 +95,9 @@ class _Turn:
 
 
 class _Process:
-    def __init__(self, message: Start, engine: Any, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, message: Start, engine: Any, writer: asyncio.StreamWriter, memory: int
+    ) -> None:
         from gradcam_server.computer import LocalComputer
 
         # Exports run without it.
@@ -95,7 +105,10 @@ class _Process:
         self._writer = writer
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._begun: list[int] = []
+        self._latest = -1
         self._computer = LocalComputer(message.config, engine, self._batch_ran)
+        sizes = [math.prod(model.input_size) for model in self._computer.catalog.models]
+        self._slots = SlotReader(memory, 3 * max(sizes, default=1))
         count = self._computer.compilation_count
         version = self._tf.__version__ if self._tf else "not loaded"
         send(writer, Ready(self._computer.catalog, count, version))
@@ -105,9 +118,11 @@ class _Process:
         try:
             while True:
                 match await receive(reader):
-                    case Compute() as compute:
-                        task = asyncio.create_task(self._compute(compute))
-                        self._tasks[compute.number] = task
+                    case Compute(number, key, image, targets, urgency):
+                        item = GraphItem(self._slots.take(image), targets)
+                        self._latest = number  # from here on its slot may be used again
+                        work = self._compute(number, key, item, urgency)
+                        self._tasks[number] = asyncio.create_task(work)
                     case Cancel(number) if number in self._tasks:
                         self._tasks[number].cancel()
         except EOFError:
@@ -119,18 +134,16 @@ class _Process:
         self._begun.append(number)
 
     def _tell_begun(self) -> None:
-        send(self._writer, Begun(tuple(self._begun)))
+        send(self._writer, Begun(tuple(self._begun), self._latest))
         self._begun.clear()
 
     def _batch_ran(self, model: str, batch: BatchReport) -> None:
         send(self._writer, BatchRan(model, batch))
 
-    async def _compute(self, compute: Compute) -> None:
+    async def _compute(self, number: int, key: GraphKey, item: GraphItem, urgency: Urgency) -> None:
         answer, error = None, cast("Exception | None", None)
         try:
-            answer = await self._computer.compute(
-                compute.key, compute.item, _Turn(self, compute.number), compute.urgency
-            )
+            answer = await self._computer.compute(key, item, _Turn(self, number), urgency)
         except ExplanationServerError as expected:
             error = expected
         except Exception as fault:
@@ -138,9 +151,9 @@ class _Process:
             # Whatever it is, it may not be known, or not be a pickle, over there.
             error = RuntimeError(f"the engine failed: {type(fault).__name__}")
         finally:
-            del self._tasks[compute.number]
+            del self._tasks[number]
         count = self._computer.compilation_count
-        send(self._writer, Done(compute.number, answer, error, count))
+        send(self._writer, Done(number, answer, error, count))
 
     async def _beat(self) -> None:
         while True:
@@ -152,6 +165,7 @@ class _Process:
                     self._computer.failed_batch_count,
                     resident_bytes(),
                     self._device_bytes(),
+                    self._latest,
                 ),
             )
             await asyncio.sleep(HEARTBEAT_S)
@@ -181,11 +195,11 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     threading.current_thread().name = "engine"
-    connection, *stderr = map(int, sys.argv[1:])
+    connection, memory, *stderr = map(int, sys.argv[1:])
     if stderr:
         write_python_to(stderr[0])
     with suppress(EOFError):
-        asyncio.run(run(socket.socket(fileno=connection)))
+        asyncio.run(run(socket.socket(fileno=connection), memory))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

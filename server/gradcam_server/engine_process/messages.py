@@ -1,7 +1,8 @@
 """What the front end and the engine tell each other, and how it goes over a socket.
 
 Frames are pickles with their length before them. Both ends are processes of one server,
-and the socket is a pair that only they hold: nobody else can send a pickle.
+and the socket is a pair that only they hold: nobody else can send a pickle. Images are in
+them only where they are not in shared memory (``slots``).
 """
 
 import asyncio
@@ -14,7 +15,8 @@ from typing import Any
 from gradcam_server.batching import Answer, BatchReport, Urgency
 from gradcam_server.catalog import Catalog
 from gradcam_server.config import ServeConfig
-from gradcam_server.graph_io import GraphItem, GraphKey, GraphOutput
+from gradcam_server.engine_process.slots import Pixels, Slot
+from gradcam_server.graph_io import GraphKey, GraphOutput, GraphTarget
 
 _LENGTH = struct.Struct("<I")
 
@@ -30,11 +32,12 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Compute an image; ``number`` is echoed."""
+    """Compute an image; ``number``, one after the other, is echoed."""
 
     number: int
     key: GraphKey
-    item: GraphItem
+    image: Pixels | Slot
+    targets: Sequence[GraphTarget]
     urgency: Urgency
 
 
@@ -66,9 +69,15 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """These images are on their way to the device."""
+    """These images are on their way to the device.
+
+    Attributes:
+        numbers: Theirs.
+        latest: The greatest number that was read.
+    """
 
     numbers: Sequence[int]
+    latest: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +108,7 @@ class Heartbeat:
         failed_batch_count: Batches so far that failed and were run again one by one.
         resident_bytes: Memory of the process.
         device_bytes: Memory in use and its peak for each device that tells, in bytes.
+        latest: The greatest number that was read.
     """
 
     running_s: float
@@ -106,6 +116,7 @@ class Heartbeat:
     failed_batch_count: int
     resident_bytes: int
     device_bytes: dict[str, tuple[int, int]]
+    latest: int
 
 
 async def receive(reader: asyncio.StreamReader) -> Any:

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 import signal
 import socket
 import sys
@@ -24,6 +25,7 @@ from gradcam_server.engine_process.messages import (
     receive,
     send,
 )
+from gradcam_server.engine_process.slots import SlotWriter, create_memory
 from gradcam_server.errors import EngineLostError, StartupError
 from gradcam_server.graph_io import GraphItem, GraphKey, GraphOutput
 from gradcam_server.native_lines import stderr_for_children
@@ -56,19 +58,21 @@ class RemoteComputer:
         process: asyncio.subprocess.Process,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        memory: int,
         ready: Ready,
         started_in_s: float,
         watchdog_s: float,
         observer: EngineObserver,
     ) -> None:
         self._process, self._reader, self._writer = process, reader, writer
+        self._slots = SlotWriter(memory)
         self._catalog, self._compilation_count = ready.catalog, ready.compilation_count
         self.tensorflow_version = ready.tensorflow_version
         self.started_in_s = started_in_s
         self._watchdog_s = watchdog_s
         self._observer = observer
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.heartbeat = Heartbeat(0.0, ready.compilation_count, 0, 0, {})
+        self.heartbeat = Heartbeat(0.0, ready.compilation_count, 0, 0, {}, -1)
         self._heard_at = perf_counter()
         self._numbers = itertools.count()
         self._waiting: dict[int, tuple[asyncio.Future[Answer[GraphOutput]], Turn | None]] = {}
@@ -89,9 +93,17 @@ class RemoteComputer:
             StartupError: It cannot start as configured.
             EngineLostError: It died while starting.
         """
+        memory = create_memory()
+        try:
+            return await cls._start(config, observer, memory)
+        finally:
+            os.close(memory)  # what is mapped stays
+
+    @classmethod
+    async def _start(cls, config: ServeConfig, observer: EngineObserver, memory: int) -> Self:
         began = perf_counter()
         ours, theirs = socket.socketpair()
-        inherited = (theirs.fileno(), *stderr_for_children())
+        inherited = (theirs.fileno(), memory, *stderr_for_children())
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "gradcam_server.engine_process.main"),
@@ -115,7 +127,8 @@ class RemoteComputer:
             raise StartupError(message.message)
         assert isinstance(message, Ready)
         started_in_s = perf_counter() - began
-        return cls(process, reader, writer, message, started_in_s, config.watchdog_s, observer)
+        watchdog_s = config.watchdog_s
+        return cls(process, reader, writer, memory, message, started_in_s, watchdog_s, observer)
 
     @property
     def catalog(self) -> Catalog:
@@ -146,7 +159,9 @@ class RemoteComputer:
         future: asyncio.Future[Answer[GraphOutput]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = (future, turn)
         try:
-            send(self._writer, Compute(number, key, item, urgency))
+            # Nothing may come between number, slot and message: they are in one order.
+            image = self._slots.put(number, item.image)
+            send(self._writer, Compute(number, key, image, item.targets, urgency))
             await self._writer.drain()
             return await future
         except ConnectionError:
@@ -167,6 +182,7 @@ class RemoteComputer:
         self.lost.cancel()  # who watches for it need not wait any more
         self._fail_waiting()
         self._writer.close()
+        self._slots.close()
         try:
             async with asyncio.timeout(_CLOSE_S):
                 await self._process.wait()
@@ -199,7 +215,8 @@ class RemoteComputer:
                     future.set_result(answer)
                 else:
                     future.set_exception(error or RuntimeError("the engine gave no answer"))
-            case Begun(numbers):
+            case Begun(numbers, latest):
+                self._slots.free(latest)
                 for number in numbers:
                     _, turn = self._waiting.get(number, (None, None))
                     if turn is not None:
@@ -208,6 +225,7 @@ class RemoteComputer:
                 self._observer.batch_ran(model, batch)
             case Heartbeat() as heartbeat:
                 self.heartbeat = heartbeat
+                self._slots.free(heartbeat.latest)
                 self._compilation_count = heartbeat.compilation_count
                 self._observer.beat(self._process.pid, heartbeat)
 
@@ -233,6 +251,7 @@ class RemoteComputer:
         if self._process.returncode is None:
             self._process.kill()
         self._writer.close()
+        self._slots.close()
         self._fail_waiting()
         current = asyncio.current_task()
         for task in self._tasks:

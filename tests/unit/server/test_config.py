@@ -77,6 +77,7 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "max_connection_streams": ("3", 3),
     "max_connection_age_s": ("60", 60.0),
     "max_image_pixels": ("1000", 1000),
+    "reduced_decode": ("", True),
     "max_message_bytes": ("4096", 4096),
     "worker_threads": ("2", 2),
     "watchdog_s": ("5", 5.0),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gradcam_server.decode import decode_image, view_raw
+from gradcam_server.decode import decode_image, decode_reduced, view_raw
 from gradcam_server.errors import InvalidRequestError
 from gradcam_server.requests import RawImage
 
@@ -80,6 +80,63 @@ def test_exif_orientation_is_applied(photo: Image.Image, format: str, orientatio
     actual = decode_image(data, LIMIT)
     assert actual.shape == expected.shape
     assert np.abs(actual.astype(int) - expected).mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("shrinkage", "size"),
+    [(1, (480, 641)), (3.9, (480, 641)), (4, (240, 321)), (8, (120, 161)), (99, (60, 81))],
+)
+def test_a_jpeg_is_reduced_as_far_as_leaves_twice_what_is_needed(
+    photo: Image.Image, shrinkage: float, size: tuple[int, int]
+) -> None:
+    """By 2, 4 or 8; it is the same picture, and its original's size is told."""
+    large = photo.resize((641, 480))
+    image, original = decode_reduced(encoded(large, "JPEG", quality=95), LIMIT, lambda _: shrinkage)
+    assert (image.shape[:2], original) == (size, (480, 641))
+    expected = np.asarray(large.resize(size[::-1], Image.Resampling.BOX)).astype(int)
+    assert np.abs(image - expected).mean() < 6  # of 255
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(400, 300), (400, 400), (400, 397)])
+def test_a_reduced_jpeg_is_upright(
+    photo: Image.Image, orientation: int, size: tuple[int, int]
+) -> None:
+    """Image and size are those of the upright original, also where it is nearly square."""
+    from PIL import ImageOps
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photo.resize(size), "JPEG", exif=exif, quality=95)
+    image, original = decode_reduced(data, LIMIT, lambda _: 16)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert original == upright.size[::-1]
+    assert image.shape[0] < 0.6 * upright.height
+    expected = np.asarray(upright.resize(image.shape[1::-1], Image.Resampling.BOX)).astype(int)
+    assert np.abs(image - expected).mean() < 4
+
+
+def test_the_axis_with_fewer_pixels_decides_before_and_after_turning(photo: Image.Image) -> None:
+    """EXIF may turn a wide image into a tall one: it must be large enough as either."""
+    data = encoded(photo.resize((800, 400)), "JPEG")
+    wide_only = {(400, 800): 16.0, (800, 400): 4.0}
+    assert decode_reduced(data, LIMIT, wide_only.__getitem__)[0].shape == (200, 400, 3)
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "BMP"])
+def test_only_jpegs_are_reduced(photo: Image.Image, format: str) -> None:
+    """Other formats would be decoded whole and then scaled by another filter than ours."""
+    data = encoded(photo, format)
+    image, size = decode_reduced(data, LIMIT, lambda _: 99)
+    assert size == image.shape[:2] == (photo.height, photo.width)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.99])
+def test_truncated_jpegs_are_refused_at_any_scale(photo: Image.Image, share: float) -> None:
+    """A reduced image needs all the bytes, too."""
+    data = encoded(photo, "JPEG")
+    with pytest.raises(InvalidRequestError, match="451 x 300 pixels but is truncated"):
+        decode_reduced(data[: int(len(data) * share)], LIMIT, lambda _: 99)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA"])

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gradcam_server.geometry import LETTERBOX_COLOR, fit
+from gradcam_server.geometry import LETTERBOX_COLOR, fit, shrinkage
 from gradcam_server.requests import ResizeMode
 
 INPUT = (224, 224)
@@ -31,6 +31,32 @@ def test_stretching_agrees_with_tensorflow() -> None:
     expected = tf.image.resize(image, INPUT, method="bilinear", antialias=True).numpy()
     actual = fit(image, INPUT, ResizeMode.STRETCH)[0]
     assert np.abs(actual - expected).max() <= 1.5
+
+
+@pytest.mark.parametrize("mode", list(ResizeMode))
+@pytest.mark.parametrize(("height", "width"), [(900, 1353), (1200, 1000), (2999, 1502)])
+def test_a_reduced_image_lies_where_the_whole_one_does(
+    mode: ResizeMode, height: int, width: int
+) -> None:
+    """The model sees the same picture, and the placement is the original's."""
+    smooth = np.asarray(
+        Image.fromarray(noise(9, 7)).resize((width, height), Image.Resampling.BICUBIC)
+    )
+    whole, placement = fit(smooth, INPUT, mode)
+    factor = 2 if shrinkage((height, width), INPUT, mode) >= 2 else 1
+    half = Image.fromarray(smooth).resize((-(-width // factor), -(-height // factor)))
+    fitted, reduced_placement = fit(np.asarray(half), INPUT, mode, (height, width))
+    assert reduced_placement == placement
+    assert np.abs(fitted.astype(int) - whole).mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [(ResizeMode.STRETCH, 2), (ResizeMode.CENTER_CROP, 2), (ResizeMode.LETTERBOX, 4)],
+)
+def test_shrinkage_is_that_of_the_axis_with_fewer_pixels(mode: ResizeMode, expected: int) -> None:
+    """A letterboxed image shrinks by its longer side; the others by their shorter one."""
+    assert shrinkage((448, 896), INPUT, mode) == expected
 
 
 def test_an_image_of_the_input_size_is_untouched() -> None:

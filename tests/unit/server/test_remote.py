@@ -1,6 +1,7 @@
 """The front end's view of an engine, with an engine that is scripted here."""
 
 import asyncio
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -23,6 +24,7 @@ from gradcam_server.engine_process.messages import (
     send,
 )
 from gradcam_server.engine_process.remote import RemoteComputer
+from gradcam_server.engine_process.slots import SLOTS, Slot, SlotReader, create_memory
 from gradcam_server.errors import EngineLostError, InvalidRequestError
 from gradcam_server.graph_io import GraphItem, GraphKey, GraphOutput
 from gradcam_server.requests import Method, ScoreType
@@ -68,10 +70,11 @@ class Scripted:
     process: asyncio.subprocess.Process
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+    slots: SlotReader
     observer: Observer
 
-    def beat(self, running_s: float = 0.0) -> None:
-        send(self.writer, Heartbeat(running_s, 3, 0, 1000, {}))
+    def beat(self, running_s: float = 0.0, latest: int = -1) -> None:
+        send(self.writer, Heartbeat(running_s, 3, 0, 1000, {}, latest))
 
 
 @pytest.fixture
@@ -82,8 +85,12 @@ async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Scripted]:
     observer = Observer()
     watchdog_s = getattr(request, "param", 60.0)
     reader, writer = await asyncio.open_connection(sock=ours)
-    computer = RemoteComputer(process, reader, writer, READY, 7.0, watchdog_s, observer)
-    scripted = Scripted(computer, process, *await asyncio.open_connection(sock=theirs), observer)
+    memory = create_memory()
+    slots = SlotReader(memory, ITEM.image.nbytes)
+    computer = RemoteComputer(process, reader, writer, memory, READY, 7.0, watchdog_s, observer)
+    os.close(memory)
+    theirs_reader, theirs_writer = await asyncio.open_connection(sock=theirs)
+    scripted = Scripted(computer, process, theirs_reader, theirs_writer, slots, observer)
     yield scripted
     scripted.writer.close()
     if process.returncode is None:
@@ -100,7 +107,7 @@ async def test_answers_find_their_requests(engine: Scripted) -> None:
     assert [one.urgency for one in asked] == [Urgency(), Urgency(9, 5.0)]
     assert all(isinstance(one, Compute) and one.key == KEY for one in asked)
     engine.beat()
-    send(engine.writer, Begun([one.number for one in asked]))
+    send(engine.writer, Begun([one.number for one in asked], asked[-1].number))
     send(engine.writer, BatchRan("m", REPORT))
     for one, value in reversed(list(zip(asked, (1.0, 2.0), strict=True))):
         send(engine.writer, Done(one.number, Answer(output(value), REPORT), None, 5))
@@ -110,6 +117,42 @@ async def test_answers_find_their_requests(engine: Scripted) -> None:
     assert engine.observer.batches == [("m", REPORT)]
     assert [one.resident_bytes for one in engine.observer.beats] == [1000]
     assert engine.computer.compilation_count == 5
+
+
+async def test_pixels_are_not_in_the_messages(engine: Scripted) -> None:
+    """They are in the memory that both share; the message says where."""
+    image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    task = asyncio.create_task(engine.computer.compute(KEY, GraphItem(image, ITEM.targets)))
+    asked = await receive(engine.reader)
+    assert asked.image == Slot(0, (2, 2, 3))
+    np.testing.assert_array_equal(engine.slots.take(asked.image), image)
+    task.cancel()
+
+
+async def test_a_slot_is_free_when_the_engine_has_read_it_and_not_before(engine: Scripted) -> None:
+    """Cancelled or not, and whether the engine tells by what it begins or by its beat."""
+
+    async def ask(count: int) -> list[Compute]:
+        asking.extend(asyncio.create_task(engine.computer.compute(KEY, ITEM)) for _ in range(count))
+        return [await receive(engine.reader) for _ in range(count)]
+
+    asking: list[asyncio.Task[Answer[GraphOutput]]] = []
+    asked = await ask(SLOTS)
+    assert [one.image for one in asked] == [Slot(index, (2, 2, 3)) for index in range(SLOTS)]
+    asking[0].cancel()
+    assert await receive(engine.reader) == Cancel(asked[0].number)
+    (beyond,) = await ask(1)
+    assert isinstance(beyond.image, np.ndarray)
+    engine.beat(latest=asked[1].number)
+    send(engine.writer, Begun([asked[5].number], asked[2].number))
+    while not engine.computer.heartbeat.resident_bytes:  # noqa: ASYNC110 - it comes at once
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.01)
+    again = await ask(4)
+    assert [one.image for one in again[:3]] == [Slot(index, (2, 2, 3)) for index in range(3)]
+    assert isinstance(again[3].image, np.ndarray)
+    for one in asking:
+        one.cancel()
 
 
 async def test_errors_arrive_whole(engine: Scripted) -> None:

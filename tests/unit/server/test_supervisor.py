@@ -1,6 +1,7 @@
 """What keeps an engine running, with engines that only sleep."""
 
 import asyncio
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -11,6 +12,7 @@ from gradcam_server.catalog import Catalog, ServedModel
 from gradcam_server.config import Compiler, ServeConfig
 from gradcam_server.engine_process.messages import Ready
 from gradcam_server.engine_process.remote import RemoteComputer
+from gradcam_server.engine_process.slots import SlotReader, create_memory
 from gradcam_server.labels import ClassLabel, ClassLabels
 from gradcam_server.metrics import Metrics
 from gradcam_server.models.preprocessing import Preprocessing
@@ -39,7 +41,12 @@ async def start(config: ServeConfig, observer: Supervisor) -> RemoteComputer:
         )
     reader, writer = await asyncio.open_connection(sock=ours)
     ready = Ready(Catalog((MODEL,), (), (1,), 5), 3, "2.21.0")
-    return RemoteComputer(process, reader, writer, ready, 7.0, config.watchdog_s, observer)
+    memory = create_memory()
+    SlotReader(memory, 1)
+    watchdog_s = config.watchdog_s
+    computer = RemoteComputer(process, reader, writer, memory, ready, 7.0, watchdog_s, observer)
+    os.close(memory)
+    return computer
 
 
 @pytest.fixture

@@ -1,0 +1,296 @@
+"""What the front end costs: the real service with an engine that answers at once.
+
+    raw images   against a bare grpc.aio server that takes and answers the same bytes
+    JPEGs        against the same with nothing but OpenCV's decoder, on as many threads
+
+The servers are processes, all up during the run, and are asked in turns by one client that knows
+only bytes: each round gives one ratio of rates, and one of the CPU time of the servers.
+
+Usage: PYTHONPATH=tests python benchmarks/overhead.py [--rounds N] [--output FILE]
+"""
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import platform
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import cv2
+import grpc
+import numpy as np
+import psutil
+from rich.progress import track
+
+from gradcam.v1 import explanation_service_pb2 as pb
+from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
+from gradcam_server.calls import Calls
+from gradcam_server.config import ServeConfig
+from gradcam_server.explainer import Explainer
+from gradcam_server.lifecycle import Lifecycle
+from gradcam_server.memory import give_images_back
+from gradcam_server.metrics import Metrics
+from gradcam_server.security.access import Access, AccessInterceptor
+from gradcam_server.service import SERVICE_NAME, ExplanationService
+from gradcam_server.tracing import NO_TRACER
+from support.instant import InstantComputer
+
+PHOTO = Path(__file__).resolve().parent.parent / "examples" / "images" / "cat.jpg"
+SIDE = 224
+SECONDS = 0.7
+UNARY_AT_ONCE = 64
+STREAMS, STREAM_AT_ONCE = 2, 32
+THREADS = ServeConfig().worker_threads
+OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+UNARY = f"/{SERVICE_NAME}/ExplainImage"
+STREAM = f"/{SERVICE_NAME}/StreamExplainImages"
+
+
+def raw_request() -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    image = pb.RawImage(data=pixels.tobytes(), height_px=SIDE, width_px=SIDE)
+    return pb.ExplainImageRequest(raw_image=image).SerializeToString()
+
+
+def jpeg_request() -> bytes:
+    return pb.ExplainImageRequest(encoded_image=PHOTO.read_bytes()).SerializeToString()
+
+
+async def serve_real(server: grpc.aio.Server) -> None:
+    """Adds the service as the server has it, but for the engine."""
+    config, metrics, lifecycle = ServeConfig(), Metrics(), Lifecycle()
+    service = ExplanationService(config, Calls(lifecycle, metrics, NO_TRACER))
+    service.publish(Explainer(config, InstantComputer(), metrics))
+    lifecycle.serve()
+    pb_grpc.add_ExplanationServiceServicer_to_server(service, server)
+
+
+async def serve_bytes(
+    server: grpc.aio.Server, work: Callable[[], Awaitable[object]] | None
+) -> None:
+    """Adds the same methods for bytes: they answer what the real service answers.
+
+    Args:
+        server: The server.
+        work: What to do with each request before; None for an echo.
+    """
+    explainer = Explainer(ServeConfig(), InstantComputer(), Metrics())
+    message = pb.ExplainImageRequest.FromString(raw_request())
+    answer = await explainer.explain(message)
+    unary_answer = answer.SerializeToString()
+    stream_answer = pb.StreamExplainImagesResponse(response=answer).SerializeToString()
+
+    async def unary(_: bytes, __: Any) -> bytes:
+        if work is not None:
+            await work()
+        return unary_answer
+
+    async def stream(requests: AsyncIterator[bytes], context: Any) -> None:
+        writing = asyncio.Lock()
+
+        async def one(work: Callable[[], Awaitable[object]]) -> None:
+            await work()
+            async with writing:
+                await context.write(stream_answer)
+
+        async with asyncio.TaskGroup() as group:
+            async for _ in requests:
+                if work is None:
+                    await context.write(stream_answer)
+                else:
+                    group.create_task(one(work))
+
+    server.add_generic_rpc_handlers(
+        [
+            grpc.method_handlers_generic_handler(
+                SERVICE_NAME,
+                {
+                    "ExplainImage": grpc.unary_unary_rpc_method_handler(unary),
+                    "StreamExplainImages": grpc.stream_stream_rpc_method_handler(stream),
+                },
+            )
+        ]
+    )
+
+
+def decode_on(threads: ThreadPoolExecutor) -> Callable[[], Awaitable[object]]:
+    """Returns work that only decodes."""
+    photo = np.frombuffer(PHOTO.read_bytes(), np.uint8)
+
+    def decode() -> Awaitable[object]:
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(threads, cv2.imdecode, photo, cv2.IMREAD_COLOR_RGB)
+
+    return decode
+
+
+async def serve(kind: str, tell: Connection) -> None:
+    """Serves until it is killed."""
+    give_images_back()
+    cv2.setNumThreads(1)
+    access = AccessInterceptor(Access(ServeConfig()))
+    server = grpc.aio.server(interceptors=(access,) if kind == "real" else (), options=OPTIONS)
+    if kind == "real":
+        await serve_real(server)
+    elif kind == "echo":
+        await serve_bytes(server, None)
+    else:
+        await serve_bytes(server, decode_on(ThreadPoolExecutor(THREADS)))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    tell.send(port)
+    await server.wait_for_termination()
+
+
+def run_server(kind: str, tell: Connection) -> None:
+    asyncio.run(serve(kind, tell))
+
+
+@dataclass
+class Server:
+    """A server's process, and a connection to it."""
+
+    process: psutil.Process
+    channel: grpc.aio.Channel
+
+    def cpu_s(self) -> float:
+        times = self.process.cpu_times()
+        return float(times.user + times.system)
+
+
+async def ask_unary(channel: grpc.aio.Channel, request: bytes, end: float) -> int:
+    """Asks until a time of ``perf_counter``; returns how many answers came."""
+    call = channel.unary_unary(UNARY)
+
+    async def ask() -> int:
+        count = 0
+        while perf_counter() < end:
+            await call(request)
+            count += 1
+        return count
+
+    return sum(await asyncio.gather(*(ask() for _ in range(UNARY_AT_ONCE))))
+
+
+async def ask_streams(channel: grpc.aio.Channel, request: bytes, end: float) -> int:
+    """As ``ask_unary``, over streams."""
+    item = pb.StreamExplainImagesRequest(
+        request=pb.ExplainImageRequest.FromString(request)
+    ).SerializeToString()
+
+    async def ask() -> int:
+        call, places, count = channel.stream_stream(STREAM)(), STREAM_AT_ONCE, 0
+        for _ in range(places):
+            await call.write(item)
+        while perf_counter() < end:
+            await call.read()
+            count += 1
+            await call.write(item)
+        await call.done_writing()
+        while await call.read() is not grpc.aio.EOF:
+            count += 1
+        return count
+
+    return sum(await asyncio.gather(*(ask() for _ in range(STREAMS))))
+
+
+Ask = Callable[[grpc.aio.Channel, bytes, float], Awaitable[int]]
+
+
+async def measure(server: Server, ask: Ask, request: bytes) -> tuple[float, float]:
+    """Returns answers per second, and the server's CPU seconds for each."""
+    cpu_s, began = server.cpu_s(), perf_counter()
+    count = await ask(server.channel, request, began + SECONDS)
+    return count / (perf_counter() - began), (server.cpu_s() - cpu_s) / count
+
+
+async def compare(
+    real: Server, base: Server, ask: Ask, request: bytes, rounds: int
+) -> dict[str, Any]:
+    """Asks both in turns."""
+    ours, theirs = [], []
+    for number in track(range(rounds + 1)):
+        pair = [(real, ours), (base, theirs)]
+        for server, found in pair if number % 2 else reversed(pair):
+            measured = await measure(server, ask, request)
+            if number:  # the first warms up
+                found.append(measured)
+    one, other = np.array(ours), np.array(theirs)
+    return {
+        "per_s_median": np.median(one[:, 0]).round().tolist(),
+        "baseline_per_s_median": np.median(other[:, 0]).round().tolist(),
+        "rate_ratio_quartiles": _quartiles(one[:, 0] / other[:, 0]),
+        "cpu_us_median": np.median(one[:, 1] * 1e6).round().tolist(),
+        "baseline_cpu_us_median": np.median(other[:, 1] * 1e6).round().tolist(),
+        "cpu_ratio_quartiles": _quartiles(one[:, 1] / other[:, 1]),
+    }
+
+
+def _quartiles(ratios: Any) -> list[float]:
+    return [round(float(one), 3) for one in np.percentile(ratios, [25, 50, 75])]
+
+
+async def compare_all(ports: dict[str, tuple[int, int]], rounds: int) -> dict[str, Any]:
+    servers = {
+        kind: Server(
+            psutil.Process(pid), grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=OPTIONS)
+        )
+        for kind, (pid, port) in ports.items()
+    }
+    results = {}
+    for name, base, request in (
+        ("raw", "echo", raw_request()),
+        ("jpeg", "decode", jpeg_request()),
+    ):
+        for way, ask in (("unary", ask_unary), ("streams", ask_streams)):
+            pair = servers["real"], servers[base]
+            results[f"{name}, {way}"] = await compare(*pair, ask, request, rounds)
+    for server in servers.values():
+        await server.channel.close()
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    ports, processes = {}, []
+    try:
+        for kind in ("real", "echo", "decode"):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=run_server, args=(kind, theirs), daemon=True)
+            process.start()
+            processes.append(process)
+            assert process.pid
+            ports[kind] = process.pid, int(ours.recv())
+        results = asyncio.run(compare_all(ports, arguments.rounds))
+    finally:
+        for process in processes:
+            process.kill()
+    report = {
+        "baselines": {
+            "raw": "a grpc.aio server that takes and answers the same bytes",
+            "jpeg": f"the same, and cv2.imdecode on {THREADS} threads",
+        },
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, clients included",
+        "versions": {"grpc": grpc.__version__, "opencv": cv2.__version__},
+        "rounds": arguments.rounds,
+        "results": results,
+    }
+    text = json.dumps(report, indent=2)
+    print(text)
+    if arguments.output:
+        arguments.output.write_text(text + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The way of one image, with an engine that answers at once."""
+
+import io
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gradcam_server import pipeline as module
+from gradcam_server.config import ServeConfig
+from gradcam_server.pipeline import Pipeline
+from gradcam_server.requests import ExplainRequest, HeatmapForm, HeatmapFormat, ResizeMode, TopK
+from support.instant import InstantComputer
+
+RAW, GRAY = HeatmapForm(), HeatmapForm(HeatmapFormat.GRAY_PNG)
+
+
+@pytest.fixture
+async def computer() -> InstantComputer:
+    """Keeps what it is given."""
+    return InstantComputer(keep=True)
+
+
+@pytest.fixture
+async def pipeline(computer: InstantComputer) -> AsyncIterator[Pipeline]:
+    """Decodes at reduced scales."""
+    pipeline = Pipeline(ServeConfig(reduced_decode=True), computer, lambda *_: None)
+    yield pipeline
+    await pipeline.close()
+
+
+def jpeg(images: object, size: tuple[int, int], orientation: int = 1) -> bytes:
+    photo = Image.open(f"{images}/cat.jpg").convert("RGB").resize(size)
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    photo.save(buffer, "JPEG", exif=exif, quality=95)
+    return buffer.getvalue()
+
+
+def asked(data: bytes, forms: Sequence[HeatmapForm], k: int = 1, **options: object):  # type: ignore[no-untyped-def]
+    return ExplainRequest(data, targets=TopK(k), forms=tuple(forms), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", list(ResizeMode))
+@pytest.mark.parametrize("orientation", [1, 6])
+async def test_a_reduced_decode_shows_in_no_field(
+    pipeline: Pipeline,
+    computer: InstantComputer,
+    images: object,
+    mode: ResizeMode,
+    orientation: int,
+) -> None:
+    """The size that is reported is the original's, and the model sees nearly the same pixels."""
+    data = jpeg(images, (1602, 1201), orientation)
+    raw = await pipeline.explain(asked(data, [RAW], resize_mode=mode))
+    gray = await pipeline.explain(asked(data, [RAW, GRAY], resize_mode=mode))
+    size = (1201, 1602) if orientation == 1 else (1602, 1201)
+    for answer in (raw, gray):
+        assert (answer.image_height, answer.image_width) == size
+    (heatmap,) = raw.explanations[0].heatmaps
+    assert heatmap == gray.explanations[0].heatmaps[0]
+    reduced, whole = (item.image.astype(int) for item in computer.items)
+    assert 0 < np.abs(reduced - whole).mean() < 3
+
+
+@pytest.mark.parametrize(
+    ("forms", "k", "reduced"),
+    [([RAW], 1, True), ([GRAY], 1, False), ([RAW, GRAY], 2, False), ([GRAY], 0, True)],
+)
+async def test_only_what_is_drawn_needs_the_whole_image(
+    pipeline: Pipeline,
+    computer: InstantComputer,
+    images: object,
+    monkeypatch: pytest.MonkeyPatch,
+    forms: list[HeatmapForm],
+    k: int,
+    reduced: bool,
+) -> None:
+    """A map of the image's size is made of the image's pixels; without a target there is none."""
+    calls: list[str] = []
+
+    for name in ("decode_image", "decode_reduced"):
+        work = getattr(module, name)
+
+        def spy(*args: Any, name: str = name, work: Any = work) -> Any:
+            calls.append(name)
+            return work(*args)
+
+        monkeypatch.setattr(module, name, spy)
+    await pipeline.explain(asked(jpeg(images, (1600, 1200)), forms, k))
+    assert calls == ["decode_reduced" if reduced else "decode_image"]
+
+
+async def test_images_are_decoded_whole_unless_asked_otherwise(
+    computer: InstantComputer, images: object
+) -> None:
+    """By default an answer does not depend on the forms that are asked for."""
+    pipeline = Pipeline(ServeConfig(), computer, lambda *_: None)
+    data = jpeg(images, (1600, 1200))
+    for forms in ([RAW], [GRAY]):
+        await pipeline.explain(asked(data, forms))
+    await pipeline.close()
+    np.testing.assert_array_equal(computer.items[0].image, computer.items[1].image)

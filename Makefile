@@ -10,7 +10,7 @@ INPUTS := pyproject.toml constraints.txt
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check stubs readme format faults fuzz soak fairness clean
+.PHONY: help demo test check stubs readme format faults fuzz soak fairness bench-peers bench-graph bench-serving bench-report clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -3
@@ -22,6 +22,9 @@ help:
 	@echo 'make fuzz FUZZ_INPUTS=200000  the image decoder and all messages, with atheris'
 	@echo 'make soak MINUTES=10          memory, descriptors and threads at saturation'
 	@echo 'make fairness                 interactive latency beside an offline stream'
+	@echo 'make bench-graph              ways to the same answer: ours, torch, ONNX Runtime, OpenVINO'
+	@echo 'make bench-serving            our server beside LitServe, mosec, Ray Serve and Triton'
+	@echo 'make bench-report             the tables and plots of benchmarks/README.md'
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python scripts/demo.py
@@ -65,6 +68,24 @@ soak: $(VENV)/dev.stamp
 
 fairness: $(VENV)/dev.stamp
 	PYTHONPATH=tests $(BIN)/python benchmarks/fairness.py
+
+RESULTS := benchmarks/results
+SERVE   ?= --model resnet50 --weights random
+BENCH   := PYTHONPATH=tests:benchmarks $(BIN)/python benchmarks
+
+bench-peers: $(VENV)/dev.stamp
+	$(PIP) install -c constraints.txt -e '.[bench-peers]'
+
+bench-graph: bench-peers
+	$(BENCH)/graph_peers.py --output $(RESULTS)/graph.json
+
+bench-serving: bench-peers
+	$(BENCH)/serving_peers.py $(if $(TRITON_PYTHON),--python triton=$(TRITON_PYTHON)) \
+		--output $(RESULTS)/serving_peers.json -- $(SERVE)
+
+bench-report:
+	$(BIN)/gradcam bench report $(RESULTS)/graph.json $(RESULTS)/serving_peers.json \
+		-o benchmarks/README.md
 
 clean:
 	rm -rf $(VENV) .cache build dist out.jpg

@@ -167,7 +167,7 @@ class Server:
 
 async def ask_unary(channel: grpc.aio.Channel, request: bytes, end: float) -> int:
     """Asks until a time of ``perf_counter``; returns how many answers came."""
-    call = channel.unary_unary(UNARY)
+    call: Any = channel.unary_unary(UNARY)
 
     async def ask() -> int:
         count = 0
@@ -186,8 +186,9 @@ async def ask_streams(channel: grpc.aio.Channel, request: bytes, end: float) -> 
     ).SerializeToString()
 
     async def ask() -> int:
-        call, places, count = channel.stream_stream(STREAM)(), STREAM_AT_ONCE, 0
-        for _ in range(places):
+        call: Any = channel.stream_stream(STREAM)()
+        count = 0
+        for _ in range(STREAM_AT_ONCE):
             await call.write(item)
         while perf_counter() < end:
             await call.read()
@@ -215,7 +216,8 @@ async def compare(
     real: Server, base: Server, ask: Ask, request: bytes, rounds: int
 ) -> dict[str, Any]:
     """Asks both in turns."""
-    ours, theirs = [], []
+    ours: list[tuple[float, float]] = []
+    theirs: list[tuple[float, float]] = []
     for number in track(range(rounds + 1)):
         pair = [(real, ours), (base, theirs)]
         for server, found in pair if number % 2 else reversed(pair):

@@ -1,4 +1,4 @@
-"""Concurrent requests into batches for one device.
+"""Concurrent requests into batches, for one device or several.
 
     submit -> lane (one for each compiled graph and priority) -> batch -> run -> answers
 
@@ -7,8 +7,9 @@ A lane is ready when it holds a full batch or its oldest item has waited
 with the oldest item. So an item waits for at most one batch of less urgent ones.
 Background lanes (methods of many passes) run when no other is ready, and otherwise for their
 share of the device's time, so that they neither starve nor are starved.
-While the device is busy, items gather; that alone makes batches under load, so the
-delay may be zero. Nothing here knows TensorFlow: a lane's runner runs its own batches.
+A batch goes to the device that is free first. While all are busy, items gather; that alone
+makes batches under load, so the delay may be zero. Nothing here knows TensorFlow: a lane's
+runner runs its own batches.
 """
 
 import asyncio
@@ -56,8 +57,13 @@ class BatchRunner(Hashable, Protocol[ItemIn, OutputOut]):
         """Seconds that its quickest batch takes."""
         ...
 
-    def run(self, items: Sequence[ItemIn], padded_size: int, /) -> Sequence[OutputOut]:
-        """Computes one output for each item, on the device's thread."""
+    @property
+    def device_count(self) -> int:
+        """On how many devices it can run, the first of all."""
+        ...
+
+    def run(self, items: Sequence[ItemIn], padded_size: int, device: int, /) -> Sequence[OutputOut]:
+        """Computes one output for each item on a device, on that device's thread."""
         ...
 
 
@@ -101,12 +107,14 @@ class BatchReport:
         padded_size: The size that ran.
         reason: Why it went when it did.
         compute_us: Time it took, in microseconds.
+        device: Where it ran; 0 is the first.
     """
 
     size: int
     padded_size: int
     reason: DispatchReason
     compute_us: int
+    device: int = 0
 
 
 @dataclass(frozen=True)
@@ -151,8 +159,17 @@ class _Lane(Generic[Item, Output]):
     priority: int
 
 
+class _Device:
+    """A thread that runs one batch at a time."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix=f"device-{index}")
+        self.running_since: float | None = None
+
+
 class Batcher(Generic[Item, Output]):
-    """Runs submitted items in batches, one batch at a time, on a thread of its own.
+    """Runs submitted items in batches, one at a time on each device.
 
     Args:
         max_queue_delay_s: How long a batch that is not full may wait for more, in
@@ -160,6 +177,7 @@ class Batcher(Generic[Item, Output]):
         background_share: The part of the device's time that background batches get
             while others wait, 0 to 1.
         on_batch: Told of every batch that ran.
+        device_count: Devices.
     """
 
     def __init__(
@@ -167,23 +185,25 @@ class Batcher(Generic[Item, Output]):
         max_queue_delay_s: float = 0.0,
         background_share: float = 0.25,
         on_batch: Callable[[BatchRunner[Item, Output], BatchReport], None] | None = None,
+        device_count: int = 1,
     ) -> None:
         self._max_queue_delay_s = max_queue_delay_s
         self._background_share = background_share
         self._background_credit_s = 0.0
         self._on_batch = on_batch
         self._lanes: dict[_Lane[Item, Output], deque[_Waiting[Item, Output]]] = {}
-        self._arrival = asyncio.Event()
-        self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
-        self._running_since: float | None = None
+        self._change = asyncio.Event()
+        self._devices = [_Device(index) for index in range(device_count)]
+        self._running: set[asyncio.Task[None]] = set()
         self.failed_batch_count = 0
         """Batches that failed and were run again one by one."""
         self._task = asyncio.create_task(self._dispatch(), name="batcher")
 
     @property
     def running_s(self) -> float:
-        """How long the batch on the device has been running, in seconds; 0 if there is none."""
-        return 0.0 if self._running_since is None else perf_counter() - self._running_since
+        """How long the longest running batch has been running, in seconds; 0 if there is none."""
+        since = [one.running_since for one in self._devices if one.running_since is not None]
+        return perf_counter() - min(since) if since else 0.0
 
     async def submit(
         self,
@@ -205,31 +225,63 @@ class Batcher(Generic[Item, Output]):
         future: asyncio.Future[Answer[Output]] = asyncio.get_running_loop().create_future()
         waiting = _Waiting(item, turn, urgency, perf_counter(), future)
         self._lanes.setdefault(_Lane(runner, urgency.priority), deque()).append(waiting)
-        self._arrival.set()
+        self._change.set()
         return await future
 
     async def close(self) -> None:
         """Stops after the batch that is running. Items still waiting are cancelled."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [self._task, *self._running]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for lane in self._lanes.values():
             for waiting in lane:
                 waiting.future.cancel()
         self._lanes.clear()
-        await asyncio.to_thread(self._device.shutdown)
+        for device in self._devices:
+            await asyncio.to_thread(device.thread.shutdown)
 
     async def _dispatch(self) -> None:
         while True:
+            self._change.clear()
             self._drop_hopeless()
-            lane = self._ready_lane()
-            if lane is None:
-                await self._wait_for_arrival()
+            found = self._next()
+            if found is None:
+                await self._wait_for_change()
                 continue
+            lane, device = found
             queue = self._lanes[lane]
             take, padded_size = lane.runner.plan(len(queue))
             reason = self._reason(lane)
             batch = [queue.popleft() for _ in range(take)]
-            await self._run(lane.runner, batch, padded_size, reason)
+            device.running_since = perf_counter()
+            task = asyncio.create_task(
+                self._occupy(device, lane.runner, batch, padded_size, reason)
+            )
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    def _next(self) -> tuple[_Lane[Item, Output], _Device] | None:
+        """Chooses the lane whose turn it is, and a device that is free."""
+        free = [device for device in self._devices if device.running_since is None]
+        if not free:
+            return None
+        lane = self._ready_lane(free[0].index)
+        return None if lane is None else (lane, free[0])
+
+    async def _occupy(
+        self,
+        device: _Device,
+        runner: BatchRunner[Item, Output],
+        batch: Sequence[_Waiting[Item, Output]],
+        padded_size: int,
+        reason: DispatchReason,
+    ) -> None:
+        try:
+            await self._run(device, runner, batch, padded_size, reason)
+        finally:
+            device.running_since = None
+            self._change.set()
 
     def _drop_hopeless(self) -> None:
         """Drops items that nobody waits for, or that would come too late."""
@@ -245,12 +297,13 @@ class Batcher(Generic[Item, Output]):
             else:
                 del self._lanes[lane]
 
-    def _ready_lane(self) -> _Lane[Item, Output] | None:
+    def _ready_lane(self, device: int) -> _Lane[Item, Output] | None:
         latest_start = perf_counter() - self._max_queue_delay_s
         ready = [
             lane
             for lane, queue in self._lanes.items()
-            if self._is_full(lane) or queue[0].since <= latest_start
+            if device < lane.runner.device_count
+            and (self._is_full(lane) or queue[0].since <= latest_start)
         ]
         background = [lane for lane in ready if lane.runner.background]
         foreground = [lane for lane in ready if not lane.runner.background]
@@ -278,20 +331,26 @@ class Batcher(Generic[Item, Output]):
             earned = seconds * self._background_share / max(1 - self._background_share, 1e-9)
             self._background_credit_s = min(self._background_credit_s + earned, _MAX_CREDIT_S)
 
-    async def _wait_for_arrival(self) -> None:
-        self._arrival.clear()
+    async def _wait_for_change(self) -> None:
+        """Waits for an item, for a device, or until a batch has waited long enough."""
         timeout = None
-        if self._lanes:
-            oldest = min(queue[0].since for queue in self._lanes.values())
-            timeout = max(oldest + self._max_queue_delay_s - perf_counter(), 0)
+        free = [device.index for device in self._devices if device.running_since is None]
+        since = [
+            queue[0].since
+            for lane, queue in self._lanes.items()
+            if free and free[0] < lane.runner.device_count
+        ]
+        if since:
+            timeout = max(min(since) + self._max_queue_delay_s - perf_counter(), 0)
         try:
             async with asyncio.timeout(timeout):
-                await self._arrival.wait()
+                await self._change.wait()
         except TimeoutError:
             pass
 
     async def _run(
         self,
+        device: _Device,
         runner: BatchRunner[Item, Output],
         batch: Sequence[_Waiting[Item, Output]],
         padded_size: int,
@@ -299,23 +358,23 @@ class Batcher(Generic[Item, Output]):
     ) -> None:
         for waiting in batch:
             waiting.begin()
-        self._running_since = started = perf_counter()
+        device.running_since = started = perf_counter()
         try:
             outputs = await asyncio.get_running_loop().run_in_executor(
-                self._device, _run_and_count, runner, [one.item for one in batch], padded_size
+                device.thread,
+                _run_and_count,
+                *(runner, [one.item for one in batch], padded_size, device.index),
             )
         except asyncio.CancelledError:
             for waiting in batch:
                 waiting.future.cancel()
             raise
         except Exception as error:  # noqa: BLE001 - handed to the caller
-            await self._run_again(runner, batch, error)
+            await self._run_again(device, runner, batch, error)
             return
-        finally:
-            self._running_since = None
         elapsed_s = perf_counter() - started
         self._account(runner, elapsed_s)
-        report = BatchReport(len(batch), padded_size, reason, round(elapsed_s * 1e6))
+        report = BatchReport(len(batch), padded_size, reason, round(elapsed_s * 1e6), device.index)
         if self._on_batch is not None:
             self._on_batch(runner, report)
         for waiting, output in zip(batch, outputs, strict=True):
@@ -324,6 +383,7 @@ class Batcher(Generic[Item, Output]):
 
     async def _run_again(
         self,
+        device: _Device,
         runner: BatchRunner[Item, Output],
         batch: Sequence[_Waiting[Item, Output]],
         error: Exception,
@@ -339,13 +399,13 @@ class Batcher(Generic[Item, Output]):
         for waiting in batch:
             if not waiting.future.done():
                 _, padded_size = runner.plan(1)
-                await self._run(runner, [waiting], padded_size, DispatchReason.IDLE)
+                await self._run(device, runner, [waiting], padded_size, DispatchReason.IDLE)
 
 
 def _run_and_count(
-    runner: BatchRunner[Item, Output], items: Sequence[Item], padded_size: int
+    runner: BatchRunner[Item, Output], items: Sequence[Item], padded_size: int, device: int
 ) -> Sequence[Output]:
-    outputs = runner.run(items, padded_size)
+    outputs = runner.run(items, padded_size, device)
     if len(outputs) != len(items):
         raise RuntimeError(f"{len(items)} items gave {len(outputs)} outputs")
     return outputs

@@ -48,7 +48,7 @@ class CompiledGraph:
         key: What it computes.
         input_size: (height, width) of the images in pixels.
         compiler: What runs it: one for all batch sizes.
-        executables: By batch size, ascending.
+        executables: By batch size, ascending; for each device.
         cost_s: Seconds that a batch of each size takes, as measured.
     """
 
@@ -57,27 +57,39 @@ class CompiledGraph:
         key: GraphKey,
         input_size: tuple[int, int],
         compiler: Compiler,
-        executables: Mapping[int, Executable],
+        executables: Sequence[Mapping[int, Executable]],
         cost_s: Mapping[int, float],
     ) -> None:
         self.key, self.compiler = key, compiler
-        self._image_shape = (*input_size, 3)
+        self._image_shape = (input_size[0], input_size[1], 3)
         self._executables, self._cost_s = executables, cost_s
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
         """The compiled batch sizes, ascending."""
-        return tuple(self._executables)
+        return tuple(self._cost_s)
 
     @property
     def max_batch_size(self) -> int:
         """The largest compiled batch size."""
-        return max(self._executables)
+        return max(self._cost_s)
+
+    @property
+    def device_count(self) -> int:
+        """On how many devices it can run, the first of all."""
+        return len(self._executables)
 
     @property
     def background(self) -> bool:
         """Whether its batches must leave the device to others."""
         return self.key.perturbed
+
+    def beside(self, others: Sequence["CompiledGraph"]) -> "CompiledGraph":
+        """Returns the graph that runs on the devices of this one and of others like it."""
+        executables = [one for graph in (self, *others) for one in graph._executables]
+        return CompiledGraph(
+            self.key, self._image_shape[:2], self.compiler, executables, self._cost_s
+        )
 
     @property
     def cost_s(self) -> Mapping[int, float]:
@@ -93,12 +105,15 @@ class CompiledGraph:
         """Chooses how many of ``waiting`` images to take, and the batch size to run."""
         return plan_batch(waiting, self._cost_s)
 
-    def run(self, items: Sequence[GraphItem], padded_size: int) -> list[GraphOutput]:
+    def run(
+        self, items: Sequence[GraphItem], padded_size: int, device: int = 0
+    ) -> list[GraphOutput]:
         """Computes a batch.
 
         Args:
             items: At most ``padded_size`` images.
             padded_size: A compiled batch size.
+            device: Where; a device runs one batch at a time.
 
         Returns:
             One output for each item, in their order.
@@ -110,7 +125,7 @@ class CompiledGraph:
             images[row] = item.image
             for slot, target in enumerate(item.targets):
                 classes[row, slot], against[row, slot] = target.index, target.against
-        logits, probabilities, chosen, scores, *maps = self._executables[padded_size](
+        logits, probabilities, chosen, scores, *maps = self._executables[device][padded_size](
             images, classes, against
         )
         return [

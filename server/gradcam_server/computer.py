@@ -69,7 +69,10 @@ class LocalComputer:
         self._engine = engine
         self._on_batch = on_batch
         self._batcher: Batcher[GraphItem, GraphOutput] = Batcher(
-            config.max_queue_delay_us / 1e6, config.many_pass_share, self._report
+            config.max_queue_delay_us / 1e6,
+            config.many_pass_share,
+            self._report,
+            engine.device_count,
         )
 
     @property

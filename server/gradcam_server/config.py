@@ -164,6 +164,24 @@ class ServeConfig:
         "the maps are computed in float32. For int8 see gradcam export.",
         click.Choice([one.value for one in Precision if one is not Precision.INT8]),
     )
+    device: tuple[str, ...] = _option(
+        (),
+        "Device that computes: GPU:0, CPU:0. Repeat for several: each holds the models, and a "
+        "batch goes to the one that is free first. All GPUs, or else the CPU, if it is not set.",
+        str,
+        multiple=True,
+    )
+    device_memory_mib: int | None = _option(
+        None,
+        "Most memory to take on each GPU. Without a limit it is taken as needed, and kept.",
+        _POSITIVE,
+    )
+    compute_threads: int | None = _option(
+        None,
+        "Threads that compute, of TensorFlow or OpenVINO. As many as there are cores, if it is "
+        "not set.",
+        _POSITIVE,
+    )
     cache_dir: str | None = _option(
         None,
         "Folder that keeps what --compiler auto has measured. gradcam-server in the user's cache "

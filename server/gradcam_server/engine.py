@@ -14,6 +14,7 @@ from gradcam_server.errors import ExplanationServerError, InvalidRequestError, S
 from gradcam_server.graph_io import GraphKey
 from gradcam_server.requests import Method, ScoreType
 from gradcam_server.sources import GraphSource, open_source
+from gradcam_server.threads import set_compute_threads
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class Engine:
         self._warm: dict[GraphKey, CompiledGraph] = {}
         self._extra: OrderedDict[GraphKey, asyncio.Task[CompiledGraph]] = OrderedDict()
         self._compiler = ThreadPoolExecutor(1, thread_name_prefix="compiler")
+        set_compute_threads(config.compute_threads)
         self._sources: dict[str, GraphSource] = {}
         for spec in config.model_specs():
             self._sources[spec.id] = open_source(spec, config, self._counter)
@@ -43,6 +45,11 @@ class Engine:
     def sources(self) -> Mapping[str, GraphSource]:
         """The models by their ids, in the order of the settings."""
         return self._sources
+
+    @property
+    def device_count(self) -> int:
+        """On how many devices the graphs run."""
+        return max(source.device_count for source in self._sources.values())
 
     @property
     def compilation_count(self) -> int:

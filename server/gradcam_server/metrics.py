@@ -86,6 +86,12 @@ DEFINITIONS = (
         {"model": (), "reason": ("full", "delay", "idle")},
     ),
     Definition(
+        "gradcam_device_busy_seconds_total",
+        "counter",
+        "Seconds that batches ran on each device of the engine, counted from 0.",
+        {"device": ()},
+    ),
+    Definition(
         "gradcam_batch_size", "histogram", "Images in a batch.", {"model": ()}, _BATCH_SIZES
     ),
     Definition(
@@ -283,6 +289,10 @@ class Metrics:
         self._counter("gradcam_batched_images_total", model).inc(size)
         self._counter("gradcam_padding_total", model).inc(padded_size - size)
         self._histogram("gradcam_batch_size", model).observe(size)
+
+    def device_ran(self, device: int, seconds: float) -> None:
+        """A batch ran on a device for so long."""
+        self._counter("gradcam_device_busy_seconds_total", str(device)).inc(seconds)
 
     def retried_as_singles(self, count: int = 1) -> None:
         """Batches failed and are run again image by image."""

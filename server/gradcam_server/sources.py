@@ -19,6 +19,11 @@ class GraphSource(Protocol):
         """The model as requests see it."""
         ...
 
+    @property
+    def device_count(self) -> int:
+        """On how many devices its graphs run."""
+        ...
+
     def compile(self, key: GraphKey, batch_sizes: Sequence[int]) -> CompiledGraph:
         """Makes a graph that runs. May take long.
 

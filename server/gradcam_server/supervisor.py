@@ -53,6 +53,7 @@ class Supervisor:
     def batch_ran(self, model: str, batch: BatchReport) -> None:
         """Counts a batch."""
         self._metrics.batch_done(model, batch.size, batch.padded_size, batch.reason)
+        self._metrics.device_ran(batch.device, batch.compute_us / 1e6)
 
     def beat(self, pid: int, heartbeat: Heartbeat) -> None:
         """Measures the engine; one that was replaced counts no more."""

@@ -56,6 +56,8 @@ def test_a_server_runs_an_export_without_tensorflow(
         finally:
             server.kill()
     ours, theirs = found
+    assert ours.logits is not None
+    assert theirs.logits is not None
     np.testing.assert_allclose(ours.logits, theirs.logits, rtol=1e-4, atol=1e-4)
     for one, other in zip(ours.explanations, theirs.explanations, strict=True):
         assert one.index == other.index

@@ -4,12 +4,16 @@ The stride is in a block's first 1x1 convolution, convolutions have biases, Batc
 epsilon is 1.001e-5, and the padding is explicit. Modules bear the names of Keras' layers.
 """
 
-from typing import Any
+from __future__ import annotations
 
-import keras
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import nn
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    import keras
 
 _STAGES = ((2, 3, 64, 1), (3, 4, 128, 2), (4, 6, 256, 2), (5, 3, 512, 2))
 _EPSILON = 1.001e-5
@@ -61,6 +65,10 @@ class ResNet50(nn.Module):
         self.predictions = nn.Linear(channels, classes)
 
     def forward(self, x: Any) -> Any:
+        return self.predictions(self.features(x).mean(dim=(2, 3)))
+
+    def features(self, x: Any) -> Any:
+        """The activations (B, 2048, 7, 7) before the head."""
         x = functional.relu(
             self.get_submodule("conv1_bn")(
                 self.get_submodule("conv1_conv")(functional.pad(x, [3] * 4))
@@ -69,7 +77,7 @@ class ResNet50(nn.Module):
         x = functional.max_pool2d(functional.pad(x, [1] * 4), 3, 2)
         for name in self.blocks:
             x = self.get_submodule(name)(x)
-        return self.predictions(x.mean(dim=(2, 3)))
+        return x
 
 
 def module(twin: ResNet50, layer: str) -> nn.Module:

@@ -60,15 +60,15 @@ class RunningServer:
         assert match, self.text
         return match[1]
 
-    def metric(self, name: str) -> float:
-        """The sum of a metric's samples over all labels."""
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples over all labels but these."""
         with urllib.request.urlopen(f"{self.http_address}/metrics", timeout=10) as answer:
             text = answer.read().decode()
         return sum(
             sample.value
             for family in text_string_to_metric_families(text)
             for sample in family.samples
-            if sample.name == name
+            if sample.name == name and labels.items() <= sample.labels.items()
         )
 
     def engines(self) -> list[psutil.Process]:

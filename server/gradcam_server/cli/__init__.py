@@ -8,6 +8,7 @@ import click
 from gradcam_server import __version__
 
 _COMMANDS = (
+    "bench",
     "compare",
     "evaluate",
     "explain",
@@ -55,6 +56,7 @@ def main() -> None:
     gradcam compare cat.jpg -o picture.png   methods or layers side by side
     gradcam evaluate *.jpg                   measure which method is faithful
     gradcam export -o FOLDER                 compile once, serve without TensorFlow
+    gradcam bench serving                    measure this machine, or a server
     """  # noqa: D301 - click reads the character \b
     # TensorFlow reads it when it is imported: errors only, unless the user asks for more.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -92,6 +92,18 @@ class Connection:
             return grpc.insecure_channel(address)
         return grpc.secure_channel(address, credentials, self._channel_options)
 
+    def aio_channel(self, address: str, options: ChannelOptions = ()) -> grpc.aio.Channel:
+        """Makes a channel to one server for the running event loop.
+
+        Raises:
+            click.ClickException: As of ``client``.
+        """
+        credentials = self._credentials(address)
+        options = (*self._channel_options, *options)
+        if credentials is None:
+            return grpc.aio.insecure_channel(address, options)
+        return grpc.aio.secure_channel(address, credentials, options)
+
     @property
     def metadata(self) -> Metadata:
         """What a call over such a channel must carry.

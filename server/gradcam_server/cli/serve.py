@@ -1,6 +1,6 @@
 """``gradcam serve``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def serve(ctx: click.Context, /, check: bool, **options: Any) -> None:
             return
         from gradcam_server.server import run
 
-        raise SystemExit(run(config, lambda: _read_again(ctx.meta[_ARGUMENTS])))
+        raise SystemExit(run(config, lambda: read_arguments(ctx.meta[_ARGUMENTS])))
 
 
 def _config(options: Mapping[str, Any]) -> ServeConfig:
@@ -71,7 +71,12 @@ def _config(options: Mapping[str, Any]) -> ServeConfig:
     return config
 
 
-def _read_again(arguments: tuple[str, ...]) -> ServeConfig:
+def read_arguments(arguments: Sequence[str]) -> ServeConfig:
+    """Returns the settings that ``gradcam serve`` has with these arguments.
+
+    Raises:
+        StartupError: They are wrong.
+    """
     try:
         params = serve.make_context("serve", list(arguments)).params
     except click.ClickException as error:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from time import perf_counter
 
 import numpy as np
-import tensorflow as tf
 
 from gradcam_server.compiled import Array, CompiledGraph, Executable
 from gradcam_server.compilers import CompilerError, Prepared, find_compiler
@@ -83,7 +82,7 @@ class _Trials:
             ", ".join(f"{size}: {seconds * 1e3:.1f}" for size, seconds in cost_s.items()),
         )
         key, input_size = self._graph.key, self._graph.model.input_size
-        return CompiledGraph(key, input_size, compiler, ladder, cost_s)
+        return CompiledGraph(key, input_size, compiler, [ladder], cost_s)
 
     def _fastest(self, memory: Memory | None) -> Compiler:
         question = self._question()
@@ -125,9 +124,8 @@ class _Trials:
         return best
 
     def _candidates(self) -> Sequence[Compiler]:
-        if tf.config.list_logical_devices("GPU"):
-            return (Compiler.XLA,)
-        return CANDIDATES
+        on_gpu = (self._graph.model.device or "").startswith("GPU")
+        return (Compiler.XLA,) if on_gpu else CANDIDATES
 
     def _question(self) -> str:
         network = self._graph.model.network

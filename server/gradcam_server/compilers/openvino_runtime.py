@@ -1,6 +1,5 @@
 """OpenVINO's runtime on CPUs: runs a model that came from a graph. Free of TensorFlow."""
 
-import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -8,6 +7,7 @@ from typing import Any, cast
 
 from gradcam_server.compiled import Array, Executable
 from gradcam_server.config import Precision
+from gradcam_server.threads import compute_threads
 
 # Importing OpenVINO and converting would be reported to Google Analytics.
 sys.modules.setdefault("openvino_telemetry", cast("ModuleType", None))
@@ -40,7 +40,7 @@ def load_model(model: Any, output_names: Sequence[str], precision: Precision) ->
     core = openvino.Core()
     properties = {
         "INFERENCE_PRECISION_HINT": _HINTS[precision],
-        "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0)),
+        "INFERENCE_NUM_THREADS": compute_threads(),
         "PERFORMANCE_HINT": "LATENCY",  # one batch at a time
     }
     request = core.compile_model(model, "CPU", properties).create_infer_request()

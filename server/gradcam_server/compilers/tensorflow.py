@@ -32,10 +32,15 @@ def prepare(
             input_signature=graph.signature(batch_size),
             jit_compile=jit_compile,
             autograph=False,
-        ).get_concrete_function()  # which cannot trace again
+        )
+        device = graph.model.device
+        with tf.device(device):
+            concrete = function.get_concrete_function()  # which cannot trace again
 
         def run(*arrays: Array) -> Sequence[Array]:
-            return [tensor.numpy() for tensor in function(*map(tf.constant, arrays))]
+            with tf.device(device):
+                outputs = concrete(*map(tf.constant, arrays))
+            return [tensor.numpy() for tensor in outputs]
 
         return run
 

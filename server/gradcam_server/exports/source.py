@@ -58,6 +58,8 @@ class ExportedSource:
             manifest.random_weights,
         )
 
+    device_count = 1
+
     def compile(self, key: GraphKey, batch_sizes: Sequence[int]) -> CompiledGraph:
         """Reads a graph and compiles it for this CPU.
 
@@ -86,7 +88,7 @@ class ExportedSource:
             ", ".join(f"{size}: {seconds * 1e3:.1f}" for size, seconds in cost_s.items()),
         )
         executables = dict.fromkeys(batch_sizes, executable)
-        return CompiledGraph(key, manifest.input_size, Compiler.OPENVINO, executables, cost_s)
+        return CompiledGraph(key, manifest.input_size, Compiler.OPENVINO, [executables], cost_s)
 
     def _costs(
         self, executable: Executable, graph: ExportedGraph, batch_sizes: Sequence[int]

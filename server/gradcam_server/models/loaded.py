@@ -18,6 +18,7 @@ class LoadedModel:
         labels: The classes.
         weights: Where the weights come from, for people.
         random_weights: Whether they are random.
+        device: Where the weights are, by TensorFlow's name; None is its default.
     """
 
     name: str
@@ -26,6 +27,7 @@ class LoadedModel:
     labels: ClassLabels
     weights: str
     random_weights: bool = False
+    device: str | None = None
 
     @property
     def input_size(self) -> tuple[int, int]:

@@ -1,19 +1,24 @@
 """A model as a source of graphs: TensorFlow traces them, and a compiler compiles them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import tensorflow as tf
 
 from gradcam_server.catalog import ServedModel
 from gradcam_server.compiled import CompilationCounter, CompiledGraph
 from gradcam_server.compilers import CompilerError
 from gradcam_server.compilers.choice import compile_graph
 from gradcam_server.compilers.memory import Memory, default_folder
-from gradcam_server.config import ServeConfig
+from gradcam_server.config import Compiler, ServeConfig
+from gradcam_server.devices import set_up_devices
 from gradcam_server.errors import InvalidRequestError, StartupError
 from gradcam_server.graph import DisconnectedLayerError, ExplanationGraph
 from gradcam_server.graph_io import GraphKey
 from gradcam_server.layers import default_layer
 from gradcam_server.models import ModelSpec, load
+from gradcam_server.models.loaded import LoadedModel
 
 _TIMES = "compilers.json"
 
@@ -31,7 +36,10 @@ class ModelSource:
     """
 
     def __init__(self, spec: ModelSpec, config: ServeConfig, counter: CompilationCounter) -> None:
-        self.loaded = loaded = load(spec)
+        devices = set_up_devices(config)
+        with tf.device(devices[0]):
+            self.loaded = loaded = replace(load(spec), device=devices[0])
+        self._others = [_load_on(device, spec) for device in devices[1:]]
         self._config, self._counter = config, counter
         folder = Path(config.cache_dir) if config.cache_dir else default_folder()
         self._memory = Memory(folder / _TIMES)
@@ -52,14 +60,22 @@ class ModelSource:
             loaded.random_weights,
         )
 
+    @property
+    def device_count(self) -> int:
+        """On how many devices its graphs run."""
+        return 1 + len(self._others)
+
     def compile(self, key: GraphKey, batch_sizes: Sequence[int]) -> CompiledGraph:
         """Traces, compiles and times a graph."""
-        graph = ExplanationGraph(self.loaded, key, self._counter)
         config = self._config
+
+        def on(loaded: LoadedModel, compiler: Compiler) -> CompiledGraph:
+            graph = ExplanationGraph(loaded, key, self._counter)
+            return compile_graph(graph, batch_sizes, compiler, config.precision, self._memory)
+
         try:
-            return compile_graph(
-                graph, batch_sizes, config.compiler, config.precision, self._memory
-            )
+            first = on(self.loaded, config.compiler)
+            return first.beside([on(loaded, first.compiler) for loaded in self._others])
         except DisconnectedLayerError as error:
             raise InvalidRequestError(
                 "layers",
@@ -68,3 +84,8 @@ class ModelSource:
             ) from error
         except CompilerError as error:
             raise InvalidRequestError("method", str(error)) from error
+
+
+def _load_on(device: str, spec: ModelSpec) -> LoadedModel:
+    with tf.device(device):
+        return replace(load(spec), device=device)

@@ -18,11 +18,17 @@ class Doubler:
     """Doubles numbers; waits for ``gate`` before each batch, and keeps a record."""
 
     def __init__(
-        self, max_batch_size: int = 4, *, open_gate: bool = True, background: bool = False
+        self,
+        max_batch_size: int = 4,
+        *,
+        open_gate: bool = True,
+        background: bool = False,
+        device_count: int = 1,
     ) -> None:
         self.max_batch_size = max_batch_size
         self.least_s = 0.0
         self.background = background
+        self.device_count = device_count
         self.batches: list[list[int]] = []
         self.started = threading.Event()
         self.gate = threading.Event()
@@ -32,7 +38,7 @@ class Doubler:
     def plan(self, waiting: int) -> tuple[int, int]:
         return min(waiting, self.max_batch_size), self.max_batch_size
 
-    def run(self, items: Sequence[int], padded_size: int) -> list[int]:
+    def run(self, items: Sequence[int], padded_size: int, device: int = 0) -> list[int]:
         self.started.set()
         assert self.gate.wait(10)
         self.batches.append(list(items))
@@ -47,8 +53,8 @@ async def make() -> AsyncIterator[Make]:
     """Makes batchers and closes them."""
     made = []
 
-    def make(max_queue_delay_s: float = 0.0) -> Batcher[int, int]:
-        made.append(Batcher[int, int](max_queue_delay_s))
+    def make(max_queue_delay_s: float = 0.0, device_count: int = 1) -> Batcher[int, int]:
+        made.append(Batcher[int, int](max_queue_delay_s, device_count=device_count))
         return made[-1]
 
     yield make
@@ -139,7 +145,7 @@ async def test_background_batches_get_their_share_and_no_more(make: Make) -> Non
     """Neither kind starves: with both always waiting, a quarter of the time is background's."""
 
     class Slow(Doubler):
-        def run(self, items: Sequence[int], padded_size: int) -> list[int]:
+        def run(self, items: Sequence[int], padded_size: int, device: int = 0) -> list[int]:
             time.sleep(0.004)
             return super().run(items, padded_size)
 
@@ -276,7 +282,7 @@ async def test_a_failed_batch_fails_its_items_and_nothing_else(make: Make) -> No
     """The batcher survives an exception of the device."""
 
     class Broken(Doubler):
-        def run(self, items: Sequence[int], padded_size: int) -> list[int]:
+        def run(self, items: Sequence[int], padded_size: int, device: int = 0) -> list[int]:
             raise ZeroDivisionError
 
     batcher = make()
@@ -289,7 +295,7 @@ async def test_a_poisoned_item_fails_alone(make: Make) -> None:
     """The items of a failed batch are run again one by one."""
 
     class Picky(Doubler):
-        def run(self, items: Sequence[int], padded_size: int) -> list[int]:
+        def run(self, items: Sequence[int], padded_size: int, device: int = 0) -> list[int]:
             if 13 in items:
                 raise ZeroDivisionError
             return super().run(items, padded_size)
@@ -311,7 +317,7 @@ async def test_outputs_are_counted_against_inputs(make: Make) -> None:
     """A runner that loses an output is an error, never a wrong answer."""
 
     class Losing(Doubler):
-        def run(self, items: Sequence[int], padded_size: int) -> list[int]:
+        def run(self, items: Sequence[int], padded_size: int, device: int = 0) -> list[int]:
             return super().run(items, padded_size)[1:]
 
     with pytest.raises(RuntimeError, match="1 items gave 0 outputs"):
@@ -326,3 +332,65 @@ async def test_closing_cancels_what_waits(make: Make) -> None:
     await batcher.close()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+class _Recorder(Doubler):
+    """Says which devices ran, and how many at once."""
+
+    def __init__(self, device_count: int) -> None:
+        super().__init__(1, device_count=device_count)
+        self.devices: list[int] = []
+        self.at_once = self.most_at_once = 0
+        self._lock = threading.Lock()
+        self._on: dict[int, int] = {}
+
+    def run(self, items: Sequence[int], padded_size: int, device: int = 0) -> list[int]:
+        with self._lock:
+            self.devices.append(device)
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+            self._on[device] = self._on.get(device, 0) + 1
+            assert self._on[device] == 1, "two batches on one device"
+        time.sleep(0.02 if device else 0.002)
+        with self._lock:
+            self.at_once -= 1
+            self._on[device] -= 1
+        return [2 * item for item in items]
+
+
+async def test_a_batch_goes_to_the_device_that_is_free_first(make: Make) -> None:
+    """All devices work at once, a quick one takes more, and no device runs two batches."""
+    batcher, runner = make(device_count=3), _Recorder(device_count=3)
+    answers = await asyncio.gather(*(ask(batcher, runner, item) for item in range(60)))
+    assert [one.output for one in answers] == [2 * item for item in range(60)]
+    assert runner.most_at_once == 3
+    counts = [runner.devices.count(device) for device in range(3)]
+    assert counts[0] > 2 * counts[1] > 0 < counts[2]
+    assert {one.batch.device for one in answers} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.01])
+async def test_a_graph_runs_on_its_own_devices_only(make: Make, delay_s: float) -> None:
+    """One that is compiled for the first device leaves the others to others, and waits for it."""
+    batcher = make(delay_s, device_count=2)
+    single, both = _Recorder(device_count=1), _Recorder(device_count=2)
+    asked = [ask(batcher, runner, item) for item in range(20) for runner in (single, both)]
+    await asyncio.gather(*asked)
+    assert set(single.devices) == {0}
+    assert set(both.devices) == {0, 1}
+
+
+async def test_closing_waits_for_all_devices(make: Make) -> None:
+    """Batches that run end; their callers and those who wait are cancelled."""
+    batcher = make(device_count=2)
+    runner = Doubler(1, open_gate=False, device_count=2)
+    asked = [asyncio.create_task(ask(batcher, runner, item)) for item in range(4)]
+    await asyncio.sleep(0.05)
+    closing = asyncio.create_task(batcher.close())
+    await asyncio.sleep(0.05)
+    assert not closing.done()
+    runner.gate.set()
+    await closing
+    assert sorted(runner.batches) == [[0], [1]]
+    results = await asyncio.gather(*asked, return_exceptions=True)
+    assert all(isinstance(one, asyncio.CancelledError) for one in results)

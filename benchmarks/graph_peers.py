@@ -1,0 +1,279 @@
+"""The graph suite with peers: torch, ONNX Runtime and OpenVINO beside our own graphs.
+
+The peers get the same ResNet50 with the same weights, as a PyTorch twin: with autograd, as
+libraries of explanations do it; and exported by hand in closed form. At the last layer before the
+global pooling the gradient of a logit is the dense layer's row over the number of positions, so
+no backward pass is needed. That holds there only; our graph derives it at any layer.
+
+Usage: PYTHONPATH=tests python benchmarks/graph_peers.py [--batch-sizes 1,8] [--output FILE]
+"""
+
+import argparse
+import importlib.util
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradcam_server.bench.graph import Answer, Candidate, Run, pictures
+from gradcam_server.bench.graph_run import run
+from gradcam_server.bench.worker import Worker
+from gradcam_server.cli.bench import progress
+from gradcam_server.config import Compiler
+from gradcam_server.models import ModelSpec
+
+MEAN_BGR = (103.939, 116.779, 123.68)
+INPUT_SIZE = (224, 224)
+CALIBRATION_IMAGES = 64
+WEIGHTS, ONNX = "twin.pt", "model.onnx"
+OPENVINO = {"float32": "openvino", "bfloat16": "openvino", "int8": "nncf"}
+
+
+class Export:
+    """Writes what the peers load, in a process that is gone before they are measured."""
+
+    def write(self, spec: ModelSpec, folder: str) -> None:
+        """Writes Keras' weights for the twin, and the closed form for those who are installed."""
+        import torch
+
+        from gradcam_server.bench.own import keras_model
+        from oracles.torch_resnet50 import twin_of
+
+        torch.save(twin_of(keras_model(spec)).state_dict(), f"{folder}/{WEIGHTS}")
+        module = closed_form(f"{folder}/{WEIGHTS}")
+        example = torch.zeros((2, *INPUT_SIZE, 3), dtype=torch.uint8)
+        if is_installed("onnxruntime"):
+            batch = {0: torch.export.Dim("batch")}
+            path = f"{folder}/{ONNX}"
+            torch.onnx.export(
+                module, (example,), path, dynamo=True, dynamic_shapes=[batch], verbose=False
+            )
+        if is_installed("openvino"):
+            import openvino
+
+            shape = (-1, *INPUT_SIZE, 3)
+            converted = openvino.convert_model(module, example_input=example, input=[shape])
+            openvino.save_model(converted, f"{folder}/float32.xml", compress_to_fp16=False)
+            if is_installed("nncf"):
+                import nncf
+
+                images = pictures(CALIBRATION_IMAGES, INPUT_SIZE)
+                calibration = nncf.Dataset([image[None] for image in images])
+                quantised = nncf.quantize(converted, calibration, subset_size=len(images))
+                openvino.save_model(quantised, f"{folder}/int8.xml", compress_to_fp16=False)
+
+
+def is_installed(name: str) -> bool:
+    """Whether a package can be imported."""
+    return importlib.util.find_spec(name) is not None
+
+
+def twin(weights: str) -> Any:
+    """Reads the twin."""
+    import torch
+
+    from oracles.torch_resnet50 import ResNet50
+
+    state = torch.load(weights, weights_only=True)
+    model = ResNet50(len(state["predictions.bias"])).eval()
+    model.load_state_dict(state)
+    return model.requires_grad_(False)
+
+
+def prepared(images: Any) -> Any:
+    """uint8 RGB (B, H, W, 3) to what the twin takes, a part of each graph."""
+    import torch
+
+    pixels = images.flip(-1).permute(0, 3, 1, 2).to(torch.float32)
+    return pixels - torch.tensor(MEAN_BGR, device=images.device)[:, None, None]
+
+
+def closed_form(weights: str) -> Any:
+    """Returns a module from images to logits, probabilities and maps, without a backward pass."""
+    import torch
+
+    model = twin(weights)
+
+    class ClosedForm(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, images: Any) -> Any:
+            activation = self.model.features(prepared(images))
+            logits = self.model.predictions(activation.mean(dim=(2, 3)))
+            row = self.model.predictions.weight[logits.argmax(dim=1)]
+            maps = torch.einsum("bk,bkhw->bhw", row, activation) / activation[0, 0].numel()
+            return logits, torch.softmax(logits, dim=1), maps
+
+    return ClosedForm().eval()
+
+
+class Torch:
+    """torch: autograd by a hook-free split, or the closed form, eager or compiled."""
+
+    def __init__(self, weights: str, how: str, device: str) -> None:
+        import torch
+
+        self._device = torch.device("cuda" if device == "gpu" else "cpu")
+        self._how = how
+        made = twin(weights) if how == "autograd" else closed_form(weights)
+        self._model = made.to(self._device).to(memory_format=torch.channels_last)
+
+    def build(self, batch_size: int) -> Run:  # noqa: ARG002 - torch sees it in the images
+        """Compiles, if that is asked for."""
+        import torch
+
+        function: Callable[[Any], Any] = self._model
+        if self._how == "autograd":
+            function = self._by_autograd
+        elif self._how == "compiled":
+            import torch._inductor.config as settings
+
+            settings.freezing = True
+            torch._dynamo.reset()
+            function = torch.compile(self._model, dynamic=False)
+
+        def run(images: NDArray[np.uint8]) -> Answer:
+            given = torch.from_numpy(images).to(self._device)
+            with torch.set_grad_enabled(self._how == "autograd"):
+                logits, _, maps = (one.detach().cpu().numpy() for one in function(given))
+            return Answer(logits, maps)
+
+        return run
+
+    def _by_autograd(self, images: Any) -> Any:
+        import torch
+
+        # Only from the explained layer on: kinder than a backward pass through the network.
+        activation = self._model.features(prepared(images)).requires_grad_()
+        logits = self._model.predictions(activation.mean(dim=(2, 3)))
+        (gradient,) = torch.autograd.grad(logits.max(dim=1).values.sum(), activation)
+        maps = (gradient.mean(dim=(2, 3), keepdim=True) * activation).sum(dim=1)
+        return logits, torch.softmax(logits, dim=1), maps
+
+    def device_bytes(self) -> int:
+        """Returns the most memory of the GPU."""
+        import torch
+
+        return int(torch.cuda.max_memory_allocated()) if self._device.type == "cuda" else 0
+
+
+class OnnxRuntime:
+    """ONNX Runtime with torch's export of the closed form."""
+
+    def __init__(self, folder: str, device: str) -> None:
+        self._path = f"{folder}/{ONNX}"
+        self._provider = "CUDAExecutionProvider" if device == "gpu" else "CPUExecutionProvider"
+
+    def build(self, batch_size: int) -> Run:
+        """Optimises for the batch size."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.add_free_dimension_override_by_name("batch", batch_size)
+        session = onnxruntime.InferenceSession(self._path, options, providers=[self._provider])
+        if session.get_providers()[0] != self._provider:
+            raise RuntimeError(f"ONNX Runtime runs on {session.get_providers()[0]} instead")
+        name = session.get_inputs()[0].name
+
+        def run(images: NDArray[np.uint8]) -> Answer:
+            logits, _, maps = session.run(None, {name: images})
+            return Answer(logits, maps)
+
+        return run
+
+
+class OpenVino:
+    """OpenVINO with the closed form, traced from torch; in float32, bfloat16 or int8 (NNCF)."""
+
+    def __init__(self, folder: str, precision: str) -> None:
+        self._path = f"{folder}/{'int8' if precision == 'int8' else 'float32'}.xml"
+        # Where the processor has bfloat16, OpenVINO uses it unless it is told not to.
+        self._hint = "bf16" if precision == "bfloat16" else "f32"
+
+    def build(self, batch_size: int) -> Run:
+        """Compiles for the batch size."""
+        import openvino
+
+        model = openvino.Core().read_model(self._path)
+        model.reshape([batch_size, *INPUT_SIZE, 3])
+        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": self._hint}
+        request = openvino.compile_model(model, "CPU", settings).create_infer_request()
+
+        def run(images: NDArray[np.uint8]) -> Answer:
+            found = request.infer([images], share_inputs=True)
+            return Answer(found[0].copy(), found[2].copy())
+
+        return run
+
+
+def candidates(folder: str, device: str) -> tuple[list[Candidate], list[str]]:
+    """Returns the peers that are installed, and sentences about those that are not."""
+    weights = f"{folder}/{WEIGHTS}"
+    hidden = {"CUDA_VISIBLE_DEVICES": "-1"} if device == "cpu" else {}
+    rest: dict[str, Any] = {"device": device, "environment": hidden}
+    found = [
+        Candidate("torch, autograd", Torch, (weights, "autograd", device), **rest),
+        Candidate("torch, closed form", Torch, (weights, "eager", device), **rest),
+        Candidate("torch.compile, closed form", Torch, (weights, "compiled", device), **rest),
+    ]
+    missing = []
+    if is_installed("onnxruntime"):
+        found.append(Candidate("ONNX Runtime, closed form", OnnxRuntime, (folder, device), **rest))
+    else:
+        missing.append("ONNX Runtime is not installed, so it was left out.")
+    for precision, package in OPENVINO.items() if device == "cpu" else ():
+        name = f"OpenVINO, closed form, {precision}"
+        if is_installed("openvino") and is_installed(package):
+            exact = precision == "float32"
+            found.append(Candidate(name, OpenVino, (folder, precision), exact=exact, **rest))
+        else:
+            missing.append(f"{package} is not installed, so {name} was left out.")
+    return found, missing
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weights", default="random", choices=["imagenet", "random"])
+    parser.add_argument("--compiler", action="append", help="of ours; all by default")
+    parser.add_argument("--device", action="append", choices=["cpu", "gpu"])
+    parser.add_argument("--batch-sizes", default="1,2,4,8,16,32,64")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--price-per-hour", action="append", default=[], metavar="DEVICE=PRICE")
+    parser.add_argument("--trial", action="store_true")
+    parser.add_argument("--output", type=Path, default=Path("graph.json"))
+    arguments = parser.parse_args(given)
+    spec = ModelSpec("resnet50", "resnet50", weights=arguments.weights)
+    prices = (one.split("=") for one in arguments.price_per_hour)
+    with tempfile.TemporaryDirectory() as folder, progress() as bar:
+        bar.console.print("Exporting for the peers")
+        with Worker(Export, environment={"CUDA_VISIBLE_DEVICES": "-1"}) as worker:
+            worker.call("write", spec, folder)
+        devices = arguments.device or ["cpu"]
+        peers = {device: candidates(folder, device) for device in devices}
+        results = run(
+            bar,
+            model="resnet50",
+            weights=arguments.weights,
+            compilers=arguments.compiler or [one for one in Compiler if one is not Compiler.AUTO],
+            devices=devices,
+            batch_sizes=[int(size) for size in arguments.batch_sizes.split(",")],
+            rounds=arguments.rounds,
+            prices={device: float(price) for device, price in prices},
+            trial=arguments.trial,
+            more=lambda device: peers[device][0],
+            skipped=sorted({sentence for _, missing in peers.values() for sentence in missing}),
+        )
+    results.save(arguments.output)
+    print(*results.notes, arguments.output, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""What asks the peers, as ``gradcam_server.bench.askers`` asks us."""
+
+import base64
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import grpc
+
+from gradcam.inference import grpc_service_pb2 as pb
+from gradcam_server.bench.askers import WrongAnswerError
+from gradcam_server.bench.load import Asker
+from peers.work import MODEL, decode
+
+
+@dataclass(frozen=True)
+class Http:
+    """Makes askers by POST.
+
+    Attributes:
+        url: Where.
+        body: What is posted.
+        content_type: What that is.
+        timeout_s: The deadline of each request.
+    """
+
+    url: str
+    body: bytes
+    content_type: str = "application/octet-stream"
+    timeout_s: float = 30.0
+
+    def __call__(self) -> Asker:
+        """Makes one."""
+        return _HttpAsker(self)
+
+
+@dataclass(frozen=True)
+class Triton:
+    """Makes askers by the Open Inference Protocol over gRPC.
+
+    Attributes:
+        address: HOST:PORT.
+        request: A serialised ``ModelInferRequest``.
+        timeout_s: The deadline of each request.
+    """
+
+    address: str
+    request: bytes
+    timeout_s: float = 30.0
+
+    def __call__(self) -> Asker:
+        """Makes one."""
+        return _TritonAsker(self)
+
+
+def plain(address: str, image: bytes) -> Http:
+    """Posts the file as it is."""
+    return Http(f"http://{address}/", image)
+
+
+def mosec(address: str, image: bytes) -> Http:
+    """Posts the file as it is, to mosec's route."""
+    return Http(f"http://{address}/inference", image)
+
+
+def litserve(address: str, image: bytes) -> Http:
+    """Posts JSON with base64."""
+    body = json.dumps({"image": base64.b64encode(image).decode()}).encode()
+    return Http(f"http://{address}/predict", body, "application/json")
+
+
+def triton(address: str, image: bytes) -> Triton:
+    """Asks with the file as a tensor of bytes."""
+    tensor = pb.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=[1, 1])
+    content = len(image).to_bytes(4, "little") + image
+    request = pb.ModelInferRequest(model_name=MODEL, inputs=[tensor], raw_input_contents=[content])
+    return Triton(address, request.SerializeToString())
+
+
+class _HttpAsker:
+    def __init__(self, how: Http) -> None:
+        self._how = how
+        self.answer = b""
+
+    async def open(self) -> None:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(total=self._how.timeout_s),
+            headers={"Content-Type": self._how.content_type},
+        )
+
+    async def ask(self) -> None:
+        async with self._session.post(self._how.url, data=self._how.body) as answer:
+            if answer.status != 200:
+                raise WrongAnswerError(f"status {answer.status}")
+            self.answer = await answer.read()
+        decode(self.answer)
+
+    async def close(self) -> None:
+        await self._session.close()
+
+
+class _TritonAsker:
+    def __init__(self, how: Triton) -> None:
+        self._how = how
+        self.answer = b""
+
+    async def open(self) -> None:
+        options = (("grpc.use_local_subchannel_pool", 1),)
+        self._channel = grpc.aio.insecure_channel(self._how.address, options)
+        path = "/inference.GRPCInferenceService/ModelInfer"
+        self._call: Any = self._channel.unary_unary(path)
+
+    async def ask(self) -> None:
+        found = await self._call(self._how.request, timeout=self._how.timeout_s)
+        answer = pb.ModelInferResponse.FromString(found)
+        self.answer = answer.raw_output_contents[0][4:]
+        decode(self.answer)
+
+    async def close(self) -> None:
+        await self._channel.close()

@@ -1,0 +1,41 @@
+"""Triton by pytriton: encoded images in by its gRPC, Triton's own dynamic batching."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from pytriton.decorators import batch
+from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
+from pytriton.triton import Triton, TritonConfig
+
+from peers.work import MODEL, Decoder, Graph, Options
+
+if __name__ == "__main__":
+    options = Options.read()
+    decode, graph = Decoder(options), Graph(options)
+    threads = ThreadPoolExecutor(4)
+
+    @batch
+    def explain(image: Any) -> dict[str, Any]:
+        """Decodes and computes what Triton batched."""
+        images = list(threads.map(decode, (bytes(one[0]) for one in image)))
+        return {"answer": np.array([[one] for one in graph(images)], dtype=object)}
+
+    config = TritonConfig(
+        http_port=options.port + 1,
+        grpc_port=options.port,
+        metrics_port=options.port + 2,
+        http_address="127.0.0.1",
+        grpc_address="127.0.0.1",
+        allow_metrics=False,
+    )
+    batcher = DynamicBatcher(max_queue_delay_microseconds=round(options.delay_ms * 1e3))
+    with Triton(config=config) as triton:
+        triton.bind(
+            MODEL,
+            explain,
+            inputs=[Tensor(name="image", dtype=np.bytes_, shape=(1,))],
+            outputs=[Tensor(name="answer", dtype=np.bytes_, shape=(1,))],
+            config=ModelConfig(max_batch_size=options.largest_batch, batcher=batcher),
+        )
+        triton.serve()

@@ -1,0 +1,107 @@
+"""The work that every peer does, by our own functions: decode, resize, compute, answer."""
+
+import argparse
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradcam_server.cli.serve import read_arguments
+from gradcam_server.decode import decode_image
+from gradcam_server.geometry import fit
+from gradcam_server.graph_io import GraphItem, GraphTarget, by_rank
+from gradcam_server.requests import ResizeMode
+
+TOP = 5
+MODEL = "gradcam"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a peer's script is given.
+
+    Attributes:
+        port: Where to listen, on 127.0.0.1.
+        delay_ms: How long a batch may wait to fill.
+        serve: Options of ``gradcam serve``.
+    """
+
+    port: int
+    delay_ms: float
+    serve: tuple[str, ...]
+
+    @classmethod
+    def read(cls) -> "Options":
+        """Reads the command line."""
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--port", type=int, required=True)
+        parser.add_argument("--delay-ms", type=float, default=2.0)
+        parser.add_argument("serve", nargs="*")
+        found = parser.parse_args()
+        return cls(found.port, found.delay_ms, tuple(found.serve))
+
+    @property
+    def largest_batch(self) -> int:
+        """The largest compiled batch size."""
+        return max(read_arguments(self.serve).batch_sizes)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the input of all models that are measured here."""
+        return (224, 224)
+
+
+class Decoder:
+    """From the bytes of a file to the model's input."""
+
+    def __init__(self, options: Options) -> None:
+        self._size = options.input_size
+        self._most = read_arguments(options.serve).max_image_pixels
+
+    def __call__(self, data: bytes) -> NDArray[np.uint8]:
+        """Decodes and resizes: uint8 RGB, shape (H, W, 3)."""
+        image, _ = fit(decode_image(data, self._most), self._size, ResizeMode.STRETCH)
+        return image
+
+
+class Graph:
+    """The server's default graph, warm."""
+
+    def __init__(self, options: Options) -> None:
+        from gradcam_server.engine import Engine
+
+        engine = Engine(read_arguments(options.serve))
+        engine.warm_up()
+        catalog = engine.catalog
+        assert catalog.models[0].input_size == options.input_size
+        key = next(key for key in catalog.warm if key.model == catalog.models[0].id)
+        self._graph: Any = asyncio.run(engine.graph(key))
+
+    def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[bytes]:
+        """Computes images in batches of the sizes that the server itself would choose."""
+        targets = [GraphTarget(by_rank(0))]
+        items = [GraphItem(image, targets) for image in images]
+        answers: list[bytes] = []
+        while items:
+            take, padded = self._graph.plan(len(items))
+            outputs = self._graph.run(items[:take], padded)
+            answers += [encode(one.probabilities, one.maps[0][0]) for one in outputs]
+            items = items[take:]
+        return answers
+
+
+def encode(probabilities: NDArray[np.float32], signed_map: NDArray[np.float32]) -> bytes:
+    """Writes the best classes, their probabilities and the map: less than we answer ourselves."""
+    best = np.argsort(-probabilities)[:TOP]
+    heatmap = np.maximum(signed_map, 0)
+    parts = (best.astype("<i4"), probabilities[best].astype("<f4"), heatmap.astype("<f4"))
+    return b"".join(part.tobytes() for part in parts)
+
+
+def decode(answer: bytes) -> tuple[int, NDArray[np.float32]]:
+    """Reads the best class and the map, flat."""
+    best = int(np.frombuffer(answer, "<i4", 1)[0])
+    return best, np.frombuffer(answer, "<f4", offset=8 * TOP)

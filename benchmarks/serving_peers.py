@@ -1,0 +1,203 @@
+"""The serving suite with peers: LitServe, mosec, Ray Serve and Triton around the same graph.
+
+All servers are up during the whole run; their phases take turns with ours. A peer gets the same
+JPEG, and decodes, resizes and computes by our own functions; its answer is compared with ours
+before anything is timed. Peers that are not installed are skipped, and the results say so.
+
+Usage: PYTHONPATH=tests:benchmarks python benchmarks/serving_peers.py [OPTIONS] -- SERVE OPTIONS
+"""
+
+import argparse
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+import numpy as np
+from rich.progress import Progress
+
+from gradcam_client import Client
+from gradcam_server.bench.load import MakeAsker
+from gradcam_server.bench.payload import jpeg
+from gradcam_server.bench.running import RunningServer, StartError, gradcam_serve
+from gradcam_server.bench.serving import Subject
+from gradcam_server.bench.serving_run import Ours, run
+from gradcam_server.cli.bench import progress
+from gradcam_server.cli.serve import read_arguments
+from peers import askers
+from peers.work import decode
+
+FOLDER = Path(__file__).parent
+TRY_S = 10.0
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A server to compare with.
+
+    Attributes:
+        name: Its name.
+        module: Its script.
+        package: What must be installed.
+        ask: Makes what asks it, from address and image.
+    """
+
+    name: str
+    module: str
+    package: str
+    ask: Callable[[str, bytes], MakeAsker]
+
+
+PEERS = {
+    "litserve": Peer("LitServe", "peers.litserve_peer", "litserve", askers.litserve),
+    "mosec": Peer("mosec", "peers.mosec_peer", "mosec", askers.mosec),
+    "ray": Peer("Ray Serve", "peers.ray_peer", "ray.serve", askers.plain),
+    "triton": Peer("Triton (pytriton)", "peers.triton_peer", "pytriton", askers.triton),
+}
+
+
+async def ask_once(make: MakeAsker) -> bytes:
+    """Returns a peer's answer."""
+    asker = make()
+    await asker.open()
+    try:
+        async with asyncio.timeout(TRY_S):
+            await asker.ask()
+        answer: bytes = getattr(asker, "answer")  # noqa: B009 - ours all have it
+        return answer
+    finally:
+        await asker.close()
+
+
+def start(
+    peer: Peer, python: str, image: bytes, delay_ms: float, serve: list[str]
+) -> RunningServer:
+    """Starts a peer; returns when it has answered.
+
+    Raises:
+        StartError: It does not answer.
+    """
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+
+    def is_ready(_: str) -> str | None:
+        try:
+            asyncio.run(ask_once(peer.ask(address, image)))
+        except Exception:  # noqa: BLE001 - whatever it is that is not there yet
+            return None
+        return address
+
+    command = [python, "-m", peer.module, "--port", str(port), "--delay-ms", str(delay_ms)]
+    paths = [str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {"PYTHONPATH": os.pathsep.join(paths)}
+    return RunningServer([*command, "--", *serve], is_ready, environment)
+
+
+def free_port() -> int:
+    """Finds a port; the two after it are likely to be free as well."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+    return port
+
+
+def is_installed(package: str, python: str) -> bool:
+    """Whether a Python can import a package."""
+    command = [python, "-c", f"import {package}"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def agrees(answer: bytes, address: str, image: bytes) -> bool:
+    """Whether a peer finds the class and the map that we find."""
+    with Client(address) as client:
+        explanation = client.explain(image).explanations[0]
+    best, heatmap = decode(answer)
+    ours = np.asarray(explanation.heatmap, np.float32).ravel()
+    return best == explanation.index and np.allclose(
+        heatmap, ours, rtol=1e-3, atol=1e-3 * float(ours.max())
+    )
+
+
+def start_peers(
+    stack: ExitStack, arguments: argparse.Namespace, image: bytes, ours: str, bar: Progress
+) -> tuple[list[Subject], list[str]]:
+    """Starts the peers that can be; returns them, and sentences about the others."""
+    pythons = dict(one.split("=", 1) for one in arguments.python)
+    subjects, skipped = [], []
+    for key in arguments.peer or PEERS:
+        peer, python = PEERS[key], pythons.get(key, sys.executable)
+        if not is_installed(peer.package, python):
+            skipped.append(f"{peer.name} is not installed, so it was left out.")
+            continue
+        bar.console.print(f"Starting {peer.name}")
+        try:
+            server = start(peer, python, image, arguments.delay_ms, arguments.serve)
+        except StartError as error:
+            bar.console.print(error)
+            skipped.append(f"{peer.name} did not start, so it was left out.")
+            continue
+        stack.enter_context(server)
+        make = peer.ask(server.address, image)
+        if not agrees(asyncio.run(ask_once(make)), ours, image):
+            server.close()
+            skipped.append(f"{peer.name} gave another answer than ours, so it was not timed.")
+            continue
+        subjects.append(Subject(peer.name, {("jpeg", "unary"): make}, server.pid, server.ready_s))
+    return subjects, skipped
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peer", action="append", choices=PEERS, help="all by default")
+    parser.add_argument(
+        *("--python", "-p"),
+        action="append",
+        default=[],
+        metavar="PEER=PATH",
+        help="the interpreter that has the peer, if it is not this one",
+    )
+    parser.add_argument("--delay-ms", type=float, default=2.0, help="of the peers' batches")
+    parser.add_argument("--image", type=Path)
+    parser.add_argument("--users", default="1,8,32")
+    parser.add_argument("--load", default="0.5,0.7,0.9")
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--generators", type=int, default=1)
+    parser.add_argument("--trial", action="store_true")
+    parser.add_argument("--output", type=Path, default=Path("serving_peers.json"))
+    parser.add_argument("serve", nargs="*", help="after --: options of gradcam serve")
+    arguments = parser.parse_args()
+    image = jpeg(arguments.image)
+    with ExitStack() as stack, progress() as bar:
+        running = stack.enter_context(gradcam_serve(arguments.serve))
+        peers, skipped = start_peers(stack, arguments, image, running.address, bar)
+        config = read_arguments(arguments.serve)
+        results = run(
+            Ours(running.address, pid=running.pid, ready_s=running.ready_s, config=config),
+            bar,
+            image=arguments.image,
+            payloads=("jpeg",),
+            calls=("unary",),
+            users=tuple(int(users) for users in arguments.users.split(",")),
+            load=tuple(float(load) for load in arguments.load.split(",") if load),
+            seconds=arguments.seconds,
+            rounds=arguments.rounds,
+            generators=arguments.generators,
+            trial=arguments.trial,
+            others=peers,
+            skipped=skipped,
+        )
+    results.save(arguments.output)
+    print(*results.notes, arguments.output, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

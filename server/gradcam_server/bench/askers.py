@@ -1,0 +1,139 @@
+"""What asks a gradcam server: unary calls, or one stream.
+
+Requests are serialised once and sent as bytes, so that the generator costs little.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from gradcam.v1 import explanation_service_pb2 as pb
+from gradcam_server.bench.load import Asker, Told
+from gradcam_server.cli.connection import Connection
+
+_SERVICE = "/gradcam.v1.ExplanationService"
+_OPTIONS = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # Else channels of one process to one server share a connection.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+_STAGES = ("decode_us", "queue_us", "compute_us", "render_us")
+
+
+class WrongAnswerError(Exception):
+    """The server answered, but not what was asked."""
+
+
+@dataclass(frozen=True)
+class Unary:
+    """Makes askers by ``ExplainImage``.
+
+    Attributes:
+        address: HOST:PORT.
+        request: A serialised ``ExplainImageRequest``.
+        timeout_s: The deadline of each request.
+        connection: TLS and token.
+    """
+
+    address: str
+    request: bytes
+    timeout_s: float = 30.0
+    connection: Connection = field(default_factory=Connection)
+
+    def __call__(self) -> Asker:
+        """Makes one."""
+        return _UnaryAsker(self)
+
+
+@dataclass(frozen=True)
+class Stream(Unary):
+    """Makes askers by one ``StreamExplainImages`` call, whose answers come in any order."""
+
+    def __call__(self) -> Asker:
+        """Makes one."""
+        return _StreamAsker(self)
+
+
+class _UnaryAsker:
+    def __init__(self, how: Unary) -> None:
+        self._how = how
+
+    async def open(self) -> None:
+        self._channel = self._how.connection.aio_channel(self._how.address, _OPTIONS)
+        self._call: Any = self._channel.unary_unary(f"{_SERVICE}/ExplainImage")
+        self._metadata = self._how.connection.metadata
+
+    async def ask(self) -> Told:
+        answer = await self._call(
+            self._how.request, timeout=self._how.timeout_s, metadata=self._metadata
+        )
+        return told(pb.ExplainImageResponse.FromString(answer))
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+
+class _StreamAsker:
+    def __init__(self, how: Stream) -> None:
+        self._how = how
+        self._request = pb.ExplainImageRequest.FromString(how.request)
+        self._waiting: dict[str, asyncio.Future[Told]] = {}
+        self._count = 0
+
+    async def open(self) -> None:
+        self._channel = self._how.connection.aio_channel(self._how.address, _OPTIONS)
+        method: Any = self._channel.stream_stream(f"{_SERVICE}/StreamExplainImages")
+        self._stream = method(metadata=self._how.connection.metadata)
+        self._writing = asyncio.Lock()  # gRPC takes one message after the other
+        self._reader = asyncio.create_task(self._read())
+
+    async def ask(self) -> Told:
+        self._count += 1
+        key = str(self._count)
+        answer = self._waiting[key] = asyncio.get_running_loop().create_future()
+        message = pb.StreamExplainImagesRequest(correlation_id=key, request=self._request)
+        try:
+            async with asyncio.timeout(self._how.timeout_s):
+                async with self._writing:
+                    await self._stream.write(message.SerializeToString())
+                return await answer
+        finally:
+            self._waiting.pop(key, None)
+
+    async def close(self) -> None:
+        self._stream.cancel()
+        self._reader.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
+        await self._channel.close()
+
+    async def _read(self) -> None:
+        try:
+            while (message := await self._stream.read()) is not grpc.aio.EOF:
+                answer = pb.StreamExplainImagesResponse.FromString(message)
+                waiting = self._waiting.get(answer.correlation_id)
+                if waiting is None or waiting.done():
+                    continue
+                if answer.HasField("error"):
+                    waiting.set_exception(WrongAnswerError(answer.error.message))
+                else:
+                    waiting.set_result(told(answer.response))
+        except grpc.RpcError as error:
+            for waiting in self._waiting.values():
+                if not waiting.done():
+                    waiting.set_exception(error)
+
+
+def told(answer: pb.ExplainImageResponse) -> Told:
+    """Returns what an answer says about itself.
+
+    Raises:
+        WrongAnswerError: There is no prediction or no heat map in it.
+    """
+    if not answer.predictions or not all(one.heatmaps for one in answer.explanations):
+        raise WrongAnswerError("an answer without a prediction or a heat map")
+    stats = answer.stats
+    stages = {name: getattr(stats, name) for name in _STAGES}
+    return Told(stages, stats.batch_size, stats.padded_batch_size)

@@ -1,0 +1,212 @@
+"""Our graphs, and the ways of tutorials, as candidates of the graph suite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradcam_server.bench.graph import Answer, Candidate, Run
+from gradcam_server.compiled import CompilationCounter, CompiledGraph
+from gradcam_server.config import Compiler, Precision
+from gradcam_server.graph_io import GraphItem, GraphKey, GraphTarget, by_rank
+from gradcam_server.layers import default_layer
+from gradcam_server.models import BUILT_IN, EMBEDDED, ModelSpec, load
+from gradcam_server.requests import Method, ScoreType
+
+if TYPE_CHECKING:
+    import keras
+
+    from gradcam_server.graph import ExplanationGraph
+
+# Their time is a matter of seconds for an image.
+_MOST_EAGER = 8
+_NO_GPU = {"CUDA_VISIBLE_DEVICES": "-1"}
+TARGETS = 1
+
+
+def own_subjects(spec: ModelSpec, compilers: Sequence[Compiler], device: str) -> list[Candidate]:
+    """Returns what the server can compile; by OpenVINO also in fewer bits.
+
+    Args:
+        spec: The model.
+        compilers: Which compilers.
+        device: ``cpu`` or ``gpu``.
+    """
+    found = [(compiler, Precision.FLOAT32) for compiler in compilers]
+    if Compiler.OPENVINO in compilers and device == "cpu":
+        found += [(Compiler.OPENVINO, one) for one in (Precision.BFLOAT16, Precision.INT8)]
+    return [
+        Candidate(
+            f"ours, {compiler}"
+            + ("" if precision is Precision.FLOAT32 else f", {precision.value}"),
+            OurGraph,
+            (spec, compiler, precision),
+            device,
+            exact=precision is Precision.FLOAT32,
+            environment=_on(device),
+        )
+        for compiler, precision in found
+    ]
+
+
+def tutorial_subjects(spec: ModelSpec, device: str) -> list[Candidate]:
+    """Returns the two ways that tutorials show."""
+    rest: Any = {"device": device, "most": _MOST_EAGER, "environment": _on(device)}
+    return [
+        Candidate("tutorial: predict, then a tape", Tutorial, (spec, True), **rest),
+        Candidate("eager tape", Tutorial, (spec, False), **rest),
+    ]
+
+
+def reference_subject(spec: ModelSpec) -> Candidate:
+    """Returns what says which answers are right: Keras' own layers under an eager tape."""
+    return Candidate("reference", Tutorial, (spec, False), environment=_NO_GPU)
+
+
+def _on(device: str) -> dict[str, str]:
+    return _NO_GPU if device == "cpu" else {}
+
+
+class OurGraph:
+    """The server's graph, as the server calls it: from images to arrays.
+
+    Args:
+        spec: The model.
+        compiler: What runs it.
+        precision: What the network is computed in; int8 is calibrated on the bundled photographs.
+    """
+
+    def __init__(self, spec: ModelSpec, compiler: Compiler, precision: Precision) -> None:
+        self._model = load(spec)
+        self._compiler, self._precision = compiler, precision
+
+    def build(self, batch_size: int) -> Run:
+        """Compiles for one batch size."""
+        from gradcam_server.graph import ExplanationGraph
+
+        layers = (default_layer(self._model.network.layers),)
+        key = GraphKey(self._model.name, layers, Method.GRAD_CAM, ScoreType.LOGIT, TARGETS)
+        graph = ExplanationGraph(self._model, key, CompilationCounter())
+        compiled = self._compile(graph, batch_size)
+        if compiled.compiler is not self._compiler:
+            raise RuntimeError(f"{self._compiler} cannot compile it in {self._precision}")
+        targets = [GraphTarget(by_rank(0))]
+
+        def run(images: NDArray[np.uint8]) -> Answer:
+            outputs = compiled.run([GraphItem(image, targets) for image in images], batch_size)
+            return Answer(
+                np.stack([one.logits for one in outputs]),
+                np.stack([one.maps[0][0] for one in outputs]),
+            )
+
+        return run
+
+    def _compile(self, graph: ExplanationGraph, batch_size: int) -> CompiledGraph:
+        if self._precision is not Precision.INT8:
+            from gradcam_server.compilers.choice import compile_graph
+
+            return compile_graph(graph, (batch_size,), self._compiler, self._precision)
+        from gradcam_server.compilers import openvino, openvino_runtime
+        from gradcam_server.exports.quantize import quantize
+        from gradcam_server.exports.samples import load_samples
+
+        samples = load_samples(None, self._model.input_size).calibration
+        model = quantize(openvino.convert(graph), samples, TARGETS)
+        names = openvino.output_names(graph)
+        executable = openvino_runtime.load_model(model, names, self._precision)
+        size = self._model.input_size
+        return CompiledGraph(
+            graph.key, size, self._compiler, [{batch_size: executable}], {batch_size: 0.0}
+        )
+
+    def device_bytes(self) -> int:
+        """Returns the most memory of the first GPU; 0 if there is none."""
+        return _gpu_bytes()
+
+
+class Tutorial:
+    """Grad-CAM as tutorials write it, for a batch: eager, with Keras' own layers.
+
+    Args:
+        spec: A built-in model.
+        predicts: Whether ``model.predict`` is asked before, as most of them do.
+    """
+
+    def __init__(self, spec: ModelSpec, predicts: bool) -> None:
+        import keras
+
+        from gradcam_server.models.keras_network import KerasNetwork
+
+        self._model = keras_model(spec)
+        # Of another instance: ours folds normalisations into that.
+        layer = default_layer(KerasNetwork(keras.models.clone_model(self._model)).layers)
+        outputs = [self._model.get_layer(layer).output, self._model.output]
+        self._both = keras.Model(self._model.inputs, outputs)
+        self._how = spec.preprocessing or load_preprocessing(spec)
+        self._predicts = predicts
+
+    def build(self, batch_size: int) -> Run:  # noqa: ARG002 - eager code needs no preparation
+        """Returns the function: there is nothing to compile."""
+        import tensorflow as tf
+
+        from gradcam_server.models.preprocessing import preprocess
+
+        def run(images: NDArray[np.uint8]) -> Answer:
+            inputs = preprocess(tf.constant(images), self._how)
+            if self._predicts:
+                best = self._model.predict(inputs, verbose=0, batch_size=len(images)).argmax(axis=1)
+            with tf.GradientTape() as tape:
+                activation, logits = self._both(inputs, training=False)
+                chosen = best if self._predicts else tf.argmax(logits, axis=1)
+                score = tf.gather(logits, chosen, batch_dims=1)
+            gradient = tape.gradient(score, activation)
+            weights = tf.reduce_mean(gradient, axis=(1, 2), keepdims=True)
+            return Answer(logits.numpy(), tf.reduce_sum(weights * activation, axis=-1).numpy())
+
+        return run
+
+    def device_bytes(self) -> int:
+        """Returns the most memory of the first GPU; 0 if there is none."""
+        return _gpu_bytes()
+
+
+def keras_model(spec: ModelSpec) -> keras.Model:
+    """Builds a built-in model as Keras has it, to logits.
+
+    Raises:
+        StartupError: Its weights cannot be had.
+    """
+    if spec.source == EMBEDDED:
+        from gradcam_server.models import efficientnet_lite0
+        from gradcam_server.models.torch_checkpoint import read_torch_checkpoint
+
+        if spec.weights == "random":
+            return efficientnet_lite0.build(None, spec.seed)
+        return efficientnet_lite0.build(
+            read_torch_checkpoint(efficientnet_lite0.default_checkpoint())
+        )
+    from gradcam_server.models import applications
+
+    assert spec.source in BUILT_IN
+    return applications.build(spec.source, spec.weights, spec.seed)[0]
+
+
+def load_preprocessing(spec: ModelSpec) -> Any:
+    """Returns how a built-in model's pixels are scaled."""
+    from gradcam_server.models.applications import APPLICATIONS
+    from gradcam_server.models.preprocessing import Preprocessing
+
+    return (
+        Preprocessing.LITE if spec.source == EMBEDDED else APPLICATIONS[spec.source].preprocessing
+    )
+
+
+def _gpu_bytes() -> int:
+    import tensorflow as tf
+
+    if not tf.config.list_physical_devices("GPU"):
+        return 0
+    return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])

@@ -1,0 +1,249 @@
+"""Results to a page: tables between two markers, and plots beside it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gradcam_server.bench.results import Results
+
+BEGIN = "<!-- bench: written by gradcam bench report -->\n"
+END = "<!-- end of bench -->"
+_CPU = ("server", "front_end", "outside_graph")
+_Row = Mapping[str, Any]
+
+
+def write(page: Path, files: Sequence[Path]) -> list[Path]:
+    """Writes the tables of results into a page, and their plots beside it.
+
+    Args:
+        page: A Markdown file. What stands between the markers is replaced; without markers
+            it goes to the end. A file that is not there is made.
+        files: Files of results, in the order of their sections.
+
+    Returns:
+        The files that were written, the page first.
+
+    Raises:
+        OSError: A file cannot be read or written.
+        ResultsError: A file holds no results.
+    """
+    sections, plots = [], []
+    for file in files:
+        results = Results.load(file)
+        plot = page.parent / "plots" / f"{file.stem}.svg"
+        if draw(results, plot):
+            plots.append(plot)
+        link = f"![{file.stem}](plots/{plot.name})\n\n" if plot in plots else ""
+        sections.append(section(results) + link)
+    old = page.read_text("utf-8") if page.exists() else "# Benchmarks\n"
+    before, _, rest = old.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    if before == old:
+        before = old.rstrip("\n") + "\n\n"
+    page.write_text(before + BEGIN + "\n" + "".join(sections) + END + (after or "\n"), "utf-8")
+    return [page, *plots]
+
+
+def section(results: Results) -> str:
+    """Returns a section of Markdown: what was measured, the tables, and how."""
+    tables = {"graph": _graph_tables, "serving": _serving_tables}[results.suite]
+    title = f"## {results.suite.capitalize()}: {results.settings['model']}\n\n"
+    trial = "**Trial figures, not to be quoted.** " * results.trial
+    notes = "".join(f"- {note}\n" for note in results.notes)
+    return f"{title}{trial}{_circumstances(results)}\n\n{tables(results)}{notes}\n"
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a table of Markdown."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + "\n"
+
+
+def draw(results: Results, path: Path) -> bool:
+    """Draws throughput over batch size, or latency over load.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    curves = (_graph_curves if results.suite == "graph" else _serving_curves)(results.rows)
+    if not any(len(points) > 1 for points in curves.values()):
+        return False
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.subplots()
+    for name, points in curves.items():
+        xs, ys = zip(*sorted(points), strict=True)
+        axes.plot(xs, ys, marker="o", markersize=3, label=name)
+    axes.set_yscale("log")
+    if results.suite == "graph":
+        axes.set(xscale="log", xlabel="batch size", ylabel="images/s")
+        ticks = sorted({row["batch_size"] for row in results.rows})
+        axes.set_xticks(ticks, [str(size) for size in ticks])
+    else:
+        axes.set(xlabel="requests/s (Poisson)", ylabel="latency in ms: p50, p99 dashed")
+        for line in axes.lines:
+            line.set_linestyle("--" if str(line.get_label()).endswith("p99") else "-")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="x-small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context({"svg.hashsalt": "gradcam"}):  # the same plot is the same file
+        figure.savefig(path, metadata={"Date": None})
+    return True
+
+
+def _circumstances(results: Results) -> str:
+    machine = results.machine
+    gpus = "".join(f", {gpu}" for gpu in machine.gpus)
+    versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
+    return (
+        f"{machine.processor}, {machine.cores} cores, {machine.memory_gib:.0f} GiB{gpus}; "
+        f"load before the run {machine.load_before}; Python {results.python}, {versions}; "
+        f"{results.date[:10]}; `{results.command}`"
+    )
+
+
+def _graph_tables(results: Results) -> str:
+    found = ""
+    for device in dict.fromkeys(row["device"] for row in results.rows):
+        rows = [row for row in results.rows if row["device"] == device]
+        found += _graph_table(device, rows)
+    return found
+
+
+def _graph_table(device: str, rows: Sequence[_Row]) -> str:
+    sizes = sorted({row["batch_size"] for row in rows})
+    cells: dict[str, dict[int, str]] = {}
+    for row in rows:
+        cells.setdefault(row["subject"], {})[row["batch_size"]] = _ms_per_image(row)
+    by_size = {row["batch_size"]: row["floor_ms"] for row in rows}
+    lines = [
+        [name, *(of_size.get(size, "") for size in sizes), *_last(rows, name)]
+        for name, of_size in cells.items()
+    ]
+    floors = [f"{max(by_size[size].values()):.1f} ({_bound(by_size[size])})" for size in sizes]
+    lines.append(["*floor in float32*", *floors, "", "", ""])
+    headings = [
+        f"milliseconds per image on the {device.upper()}: median (quartiles) at batch size",
+        *map(str, sizes),
+        "peak memory, MiB",
+        "largest error of logits, maps",
+        "cost of a million images",
+    ]
+    return table(headings, lines)
+
+
+def _ms_per_image(row: _Row) -> str:
+    if row["failure"]:
+        return "failed"
+    if "ms_per_image" not in row:
+        return "wrong"
+    found = row["ms_per_image"]
+    return f"{found['median']:.1f} ({found['low']:.1f} to {found['high']:.1f})"
+
+
+def _last(rows: Sequence[_Row], name: str) -> list[str]:
+    mine = [row for row in rows if row["subject"] == name]
+    timed = [row for row in mine if "ms_per_image" in row]
+    checks = [row["check"] for row in mine if "check" in row]
+    costs = [row["cost_per_million"] for row in timed if "cost_per_million" in row]
+    error = (
+        f"{max(one['logits_error'] for one in checks):.0e}, "
+        f"{max(one['map_error'] for one in checks):.0e}"
+        if checks
+        else ""
+    )
+    memory = f"{max(row['peak_mib'] for row in timed):.0f}" if timed else ""
+    return [memory, error, f"{min(costs):.2f}" if costs else ""]
+
+
+def _bound(floor: Mapping[str, float]) -> str:
+    return max(floor, key=lambda name: floor[name])
+
+
+def _serving_tables(results: Results) -> str:
+    loads = [row for row in results.rows if row["kind"] == "load"]
+    bare = [row for row in results.rows if row["kind"] == "bare"]
+    text = "".join(
+        f"The bare graph ({row['compiler']}, batches of {row['batch_size']}): "
+        f"{_spread(row['images_per_s'])} images/s.\n\n"
+        for row in bare
+    )
+    headings = ["server", "start to ready, s", "memory, MiB", "cores used when idle"]
+    servers = [row for row in results.rows if row["kind"] == "server"]
+    text += table(
+        headings,
+        [
+            [
+                row["server"],
+                _number(row["ready_s"], 1),
+                _number(row["memory_mib"], 0),
+                _number(row["idle_cores"], 3),
+            ]
+            for row in servers
+        ],
+    )
+    for loop, heading in (("closed", "users"), ("open", "asked/s")):
+        text += _load_table(heading, [row for row in loads if row["loop"] == loop])
+    return text
+
+
+def _load_table(heading: str, rows: Sequence[_Row]) -> str:
+    if not rows:
+        return ""
+    headings = [
+        *("server", "payload", "call", heading, "images/s", "efficiency"),
+        *("p50, ms", "p90", "p99", "p99.9", "failed", "batch"),
+        *("CPU of the server, ms", "of its front end", "outside the graph"),
+    ]
+    lines = []
+    for row in rows:
+        latency = [_number(row["latency_ms"][name], 1) for name in ("p50", "p90", "p99", "p99.9")]
+        failed = sum(row["failures"].values())
+        lines.append(
+            [
+                *(row["server"], row["payload"], row["call"]),
+                str(row["users"] or round(row["asked_per_s"], 1)),
+                _spread(row["images_per_s"]),
+                _number(row["efficiency"] and row["efficiency"]["median"], 2),
+                *latency,
+                f"{failed} of {row['requests']}" if failed else "0",
+                _number(row["mean_batch_size"], 1),
+                *(_number(row["cpu"][f"{part}_ms"], 1) for part in _CPU),
+            ]
+        )
+    return table(headings, lines)
+
+
+def _spread(found: Mapping[str, float]) -> str:
+    return f"{found['median']:.1f} ({found['low']:.1f} to {found['high']:.1f})"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _graph_curves(rows: Sequence[_Row]) -> dict[str, list[tuple[float, float]]]:
+    curves: dict[str, list[tuple[float, float]]] = {}
+    several = len({row["device"] for row in rows}) > 1
+    for row in rows:
+        if "ms_per_image" in row:
+            name = row["subject"] + f" ({row['device']})" * several
+            point = (row["batch_size"], 1e3 / row["ms_per_image"]["median"])
+            curves.setdefault(name, []).append(point)
+    return curves
+
+
+def _serving_curves(rows: Sequence[_Row]) -> dict[str, list[tuple[float, float]]]:
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["kind"] != "load" or row["loop"] != "open":
+            continue
+        for name in ("p50", "p99"):
+            if row["latency_ms"][name] is not None:
+                point = (row["asked_per_s"], row["latency_ms"][name])
+                curves.setdefault(f"{row['server']} {name}", []).append(point)
+    return curves

@@ -1,0 +1,248 @@
+"""The serving suite: servers under closed and open load, beside the bare graph.
+
+Phases of all servers and loads and of the bare graph take turns. In each round the bare graph
+is measured, and the efficiency of a phase is its throughput over that of its own round.
+"""
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from gradcam_server.bench.bare import Calibration
+from gradcam_server.bench.interleave import interleave
+from gradcam_server.bench.load import (
+    Closed,
+    Generators,
+    Load,
+    MakeAsker,
+    Open,
+    Records,
+    concatenate,
+)
+from gradcam_server.bench.running import cpu_by_part, memory_mib
+from gradcam_server.bench.statistics import Spread, latency_ms
+from gradcam_server.bench.worker import WorkerError
+
+BARE = "bare graph"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A server under test.
+
+    Attributes:
+        name: Its name.
+        askers: What asks it, by (payload, call).
+        pid: Its first process, if it is on this machine.
+        ready_s: From its start until it was ready, if we started it.
+    """
+
+    name: str
+    askers: Mapping[tuple[str, str], MakeAsker]
+    pid: int | None = None
+    ready_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which loads are made.
+
+    Attributes:
+        concurrency: Users of the closed loops, over every payload and call.
+        rates: Requests in a second of the open loops, over the first payload and call only.
+        seconds: How long a phase is.
+        settle_s: How much of its beginning is not counted.
+        rounds: How often each phase is run.
+        seed: Of orders and arrival times.
+    """
+
+    concurrency: tuple[int, ...]
+    rates: tuple[float, ...]
+    seconds: float
+    settle_s: float
+    rounds: int
+    seed: int = 0
+
+
+@dataclass
+class _Phase:
+    """One load on one subject, in all rounds."""
+
+    subject: Subject
+    payload: str
+    call: str
+    load: Load
+    make: MakeAsker
+    records: list[Records] = field(default_factory=list)
+    cpu: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        shape = (
+            f"closed, {self.load.concurrency} users"
+            if isinstance(self.load, Closed)
+            else f"open, {self.load.rate:.0f}/s"
+        )
+        return f"{self.subject.name}: {self.payload}, {self.call}, {shape}"
+
+    def run(self, generators: Generators, settle_s: float) -> None:
+        if isinstance(self.load, Open):  # other times in every round
+            self.load = Open(self.load.rate, self.load.seconds, self.load.seed + 1)
+        before = self._cpu()
+        try:
+            record = generators.run(self.make, self.load, settle_s)
+        except WorkerError:  # it is gone; what others did is not lost
+            record = Records(self.load.seconds - settle_s, asked=1, failures=Counter(unreachable=1))
+        after = self._cpu()
+        self.cpu.append({part: after[part] - before[part] for part in before})
+        self.records.append(record)
+
+    def _cpu(self) -> dict[str, float]:
+        return cpu_by_part(self.subject.pid) if self.subject.pid else {}
+
+
+def measure(
+    subjects: Sequence[Subject],
+    plan: Plan,
+    generators: Generators,
+    bare: Callable[[], float] | None = None,
+    calibration: Calibration | None = None,
+    on_turn: Callable[[str], object] = lambda _: None,
+) -> list[dict[str, Any]]:
+    """Runs all phases, interleaved.
+
+    Args:
+        subjects: The servers; all are up during the whole run.
+        plan: The loads.
+        generators: What makes them.
+        bare: Measures the bare graph, in images in a second.
+        calibration: What its batches cost.
+        on_turn: Told which phase comes.
+
+    Returns:
+        One row for each phase, and one for the bare graph.
+    """
+    phases = {phase.name: phase for phase in _phases(subjects, plan)}
+    turns: dict[str, Callable[[], float]] = {
+        name: _runner(phase, generators, plan.settle_s) for name, phase in phases.items()
+    }
+    if bare is not None:
+        turns[BARE] = bare
+    idle = {subject.name: _idle_cores(subject) for subject in subjects}
+    found = interleave(turns, plan.rounds, plan.seed, on_turn)
+    bases = found.pop(BARE, None)
+    rows = [_row(phase, found[name], bases, calibration) for name, phase in phases.items()]
+    rows += [
+        {
+            "kind": "server",
+            "server": subject.name,
+            "ready_s": subject.ready_s,
+            "memory_mib": memory_mib(subject.pid) if subject.pid else None,
+            "idle_cores": idle[subject.name],
+        }
+        for subject in subjects
+    ]
+    if bases and calibration:
+        row = {"kind": "bare", "images_per_s": asdict(Spread.of(bases))}
+        rows.append({**row, "batch_size": calibration.fastest, "compiler": calibration.compiler})
+    return rows
+
+
+def count_turns(subjects: Sequence[Subject], plan: Plan, with_bare: bool) -> int:
+    """Returns how often ``measure`` calls ``on_turn``."""
+    return (len(list(_phases(subjects, plan))) + with_bare) * plan.rounds
+
+
+def _phases(subjects: Sequence[Subject], plan: Plan) -> list[_Phase]:
+    found = []
+    for subject in subjects:
+        for number, ((payload, call), make) in enumerate(subject.askers.items()):
+            rates = plan.rates if number == 0 else ()
+            loads: itertools.chain[Load] = itertools.chain(
+                (Closed(users, plan.seconds) for users in plan.concurrency),
+                (Open(rate, plan.seconds, plan.seed) for rate in rates),
+            )
+            found += [_Phase(subject, payload, call, load, make) for load in loads]
+    return found
+
+
+def _runner(phase: _Phase, generators: Generators, settle_s: float) -> Callable[[], float]:
+    def run() -> float:
+        phase.run(generators, settle_s)
+        return phase.records[-1].images_per_s
+
+    return run
+
+
+def _idle_cores(subject: Subject, seconds: float = 1.0) -> float | None:
+    """What a server burns while nobody asks it, in cores: the others pay for it."""
+    if not subject.pid:
+        return None
+    before = sum(cpu_by_part(subject.pid).values())
+    time.sleep(seconds)
+    return (sum(cpu_by_part(subject.pid).values()) - before) / seconds
+
+
+def _row(
+    phase: _Phase, rates: list[float], bases: list[float] | None, calibration: Calibration | None
+) -> dict[str, Any]:
+    records = concatenate(phase.records)
+    answers = max(len(records.latencies_s), 1)
+    closed = isinstance(phase.load, Closed)
+    batches = records.batches.total()
+    return {
+        "kind": "load",
+        "server": phase.subject.name,
+        "payload": phase.payload,
+        "call": phase.call,
+        "loop": "closed" if closed else "open",
+        "users": phase.load.concurrency if isinstance(phase.load, Closed) else None,
+        "asked_per_s": phase.load.rate if isinstance(phase.load, Open) else None,
+        "images_per_s": asdict(Spread.of(rates)),
+        "efficiency": asdict(Spread.of_ratios(rates, bases)) if bases else None,
+        "latency_ms": latency_ms(records.latencies_s),
+        "requests": records.asked,
+        "failures": dict(records.failures),
+        "stages_ms": {
+            name.removesuffix("_us"): total / answers / 1e3
+            for name, total in records.stages_us.items()
+        },
+        "mean_batch_size": (
+            sum(size * count for (size, _), count in records.batches.items()) / batches
+            if batches
+            else None
+        ),
+        "cpu": _cpu(phase, records, calibration),
+        "generator": {
+            "cores": max(records.cpu_shares, default=0.0),
+            "lag_p99_ms": latency_ms(records.lags_s)["p99"],
+            "bottleneck": records.bottleneck,
+        },
+    }
+
+
+def _cpu(
+    phase: _Phase, records: Records, calibration: Calibration | None
+) -> dict[str, float | None]:
+    """CPU milliseconds of the server for each request, and how many of them no batch needed."""
+    requests = records.all_answered  # the whole of a phase was metered
+    if not requests or not phase.subject.pid:
+        return {"server_ms": None, "front_end_ms": None, "outside_graph_ms": None}
+    spent = {part: sum(one[part] for one in phase.cpu) for part in phase.cpu[0]}
+    total = sum(spent.values()) / requests * 1e3
+    outside = None
+    if calibration and records.batches:
+        graph_s = sum(
+            count * calibration.cpu_s[padded] / size
+            for (size, padded), count in records.batches.items()
+            if padded in calibration.cpu_s
+        )
+        outside = total - graph_s / records.batches.total() * 1e3
+    return {
+        "server_ms": total,
+        "front_end_ms": spent["front_end"] / requests * 1e3,
+        "outside_graph_ms": outside,
+    }

@@ -1,0 +1,167 @@
+"""One run of the serving suite: askers, rates and notes for ``serving.measure``."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import Progress
+
+from gradcam_server.bench import results, serving
+from gradcam_server.bench.askers import Stream, Unary
+from gradcam_server.bench.bare import BareGraph, Calibration
+from gradcam_server.bench.load import Closed, Generators, MakeAsker
+from gradcam_server.bench.payload import request
+from gradcam_server.bench.worker import Worker
+from gradcam_server.cli.connection import Connection
+
+if TYPE_CHECKING:
+    from gradcam_server.config import ServeConfig
+
+NAME = "gradcam-server"
+# More than this, all idle servers together, shows in the figures of the others.
+_IDLE_CORES = 0.05
+_CALLS = {"unary": Unary, "stream": Stream}
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A gradcam server to measure.
+
+    Attributes:
+        address: HOST:PORT.
+        connection: TLS and token.
+        pid: Its first process, if it is on this machine.
+        ready_s: From its start until SERVING, if we started it.
+        config: Its settings, if we started it: then the bare graph is measured beside it.
+    """
+
+    address: str
+    connection: Connection = field(default_factory=Connection)
+    pid: int | None = None
+    ready_s: float | None = None
+    config: "ServeConfig | None" = None
+
+    def subject(
+        self, payloads: Sequence[str], calls: Sequence[str], image: Path | None, model: str
+    ) -> serving.Subject:
+        """Returns the server and what asks it.
+
+        Raises:
+            GradCamError: It does not answer.
+            OSError: The image cannot be read.
+        """
+        with self.connection.client(self.address) as client:
+            info = client.get_model(model)
+        size = info.input_height, info.input_width
+        askers: dict[tuple[str, str], MakeAsker] = {}
+        for payload, call in itertools.product(payloads, calls):
+            message = request(payload, image, size, model)
+            askers[payload, call] = _CALLS[call](self.address, message, 30.0, self.connection)
+        return serving.Subject(NAME, askers, self.pid, self.ready_s)
+
+
+def run(
+    ours: Ours,
+    bar: Progress,
+    *,
+    model: str = "",
+    image: Path | None = None,
+    payloads: Sequence[str] = ("jpeg", "raw"),
+    calls: Sequence[str] = ("unary", "stream"),
+    users: tuple[int, ...] = (1, 4, 16),
+    load: tuple[float, ...] = (0.5, 0.8),
+    rates: tuple[float, ...] | None = None,
+    seconds: float = 10.0,
+    rounds: int = 3,
+    generators: int = 1,
+    trial: bool = False,
+    others: Sequence[serving.Subject] = (),
+    skipped: Sequence[str] = (),
+) -> results.Results:
+    """Measures a server, and others beside it.
+
+    Args:
+        ours: The server.
+        bar: Shows how far it is.
+        model: Model to ask for; empty is the first.
+        image: What is sent; None makes a picture.
+        payloads: ``jpeg`` and ``raw``.
+        calls: ``unary`` and ``stream``.
+        users: Of the closed loops.
+        load: Rates of the open loops, over the bare graph's.
+        rates: Rates of the open loops in requests in a second, instead.
+        seconds: Of each phase.
+        rounds: How often each phase is run.
+        generators: Processes that ask.
+        trial: Whether the figures are not meant to be quoted.
+        others: Other servers, measured in the same run.
+        skipped: What could not take part, in sentences.
+
+    Raises:
+        GradCamError: The server does not answer.
+        WorkerError: A generator or the bare graph failed.
+    """
+    machine = results.Machine.here()
+    settle_s = min(seconds / 5, 1.0)
+    with ExitStack() as stack:
+        subject = ours.subject(payloads, calls, image, model)
+        making = stack.enter_context(Generators(generators))
+        bare: Callable[[], float] | None = None
+        calibration = None
+        if ours.config:
+            bar.console.print("Compiling and calibrating the bare graph")
+            worker = stack.enter_context(Worker(BareGraph, ours.config))
+            calibration = worker.call("calibrate")
+            bare = partial(worker.call, "images_per_s", calibration.fastest, seconds)
+        if rates is None:
+            most = bare() if bare else _saturation(making, subject, max(users), seconds)
+            rates = tuple(round(share * most, 2) for share in load)
+        plan = serving.Plan(users, rates, seconds, settle_s, rounds)
+        subjects = [subject, *others]
+        count = serving.count_turns(subjects, plan, bare is not None)
+        task = bar.add_task("", total=count)
+
+        def on_turn(name: str) -> None:
+            bar.update(task, description=name)
+            bar.advance(task)
+
+        rows = serving.measure(subjects, plan, making, bare, calibration, on_turn)
+    settings = {
+        "model": ours.config.model[0] if ours.config else model,
+        "users": users,
+        "rates": rates,
+        "seconds": seconds,
+        "settle_s": settle_s,
+        "rounds": rounds,
+        "generators": generators,
+        "image": image.name if image else "made",
+    }
+    notes = [*_notes(rows, calibration), *skipped]
+    return results.finish("serving", settings, rows, machine=machine, notes=notes, trial=trial)
+
+
+def _saturation(
+    generators: Generators, subject: serving.Subject, users: int, seconds: float
+) -> float:
+    make = next(iter(subject.askers.values()))
+    return generators.run(make, Closed(users, seconds), seconds / 5).images_per_s
+
+
+def _notes(rows: Sequence[dict[str, Any]], calibration: Calibration | None) -> list[str]:
+    notes = ["Servers, load generators and the bare graph share the same cores."]
+    if calibration is None:
+        notes.append("No bare graph was measured, so there is no efficiency.")
+    idle = {row["server"]: row["idle_cores"] or 0.0 for row in rows if row["kind"] == "server"}
+    if sum(idle.values()) > _IDLE_CORES:
+        used = ", ".join(f"{name} {cores:.2f}" for name, cores in idle.items())
+        notes.append(f"Servers use cores while nobody asks them, which all others lack: {used}.")
+    for row in rows:
+        if row["kind"] == "load" and row["generator"]["bottleneck"]:
+            shape = f"{row['users']} users" if row["users"] else f"{row['asked_per_s']}/s"
+            where = f"{row['server']}, {row['payload']}, {row['call']}, {shape}"
+            notes.append(f"{where}: {row['generator']['bottleneck']}, which the latencies include.")
+    return notes

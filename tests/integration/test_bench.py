@@ -1,0 +1,55 @@
+"""``gradcam bench`` against a real server."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from gradcam_server.bench.results import Results
+from support.server import GRADCAM, RunningServer
+
+
+def bench(*arguments: str | Path) -> None:
+    command = [GRADCAM, "bench", *map(str, arguments)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_a_running_server_is_measured(server: RunningServer, images: Path, tmp_path: Path) -> None:
+    """Every payload and call in a closed loop, the first in open ones; nothing fails."""
+    output = tmp_path / "serving.json"
+    bench(
+        *("serving", "--server", server.address, "--pid", str(server.pid)),
+        *("--image", images / "cat.jpg", "--users", "1,2", "--rates", "5,20"),
+        *("--seconds", "0.5", "--rounds", "2", "--trial", "-o", output),
+    )
+    results = Results.load(output)
+    loads = [row for row in results.rows if row["kind"] == "load"]
+    seen = {(row["payload"], row["call"], row["loop"]) for row in loads}
+    closed = {(p, c, "closed") for p in ("jpeg", "raw") for c in ("unary", "stream")}
+    assert seen == closed | {("jpeg", "unary", "open")}
+    for row in loads:
+        assert row["failures"] == {}
+        assert row["latency_ms"]["mean"] > row["stages_ms"]["compute"] > 0
+        assert row["cpu"]["server_ms"] > row["cpu"]["front_end_ms"] >= 0
+    assert results.trial
+    assert results.command.startswith("gradcam bench serving")
+
+
+def test_our_graph_is_measured_and_reported(tmp_path: Path) -> None:
+    """Checked against the eager tape, timed, above its floor; the page has it."""
+    output, page = tmp_path / "graph.json", tmp_path / "page.md"
+    bench(
+        *("graph", "--model", "efficientnet-lite0", "--weights", "imagenet", "--no-tutorials"),
+        *("--compiler", "tensorflow", "--batch-sizes", "1,2", "--rounds", "2", "-o", output),
+        *("--price-per-hour", "cpu=0.36"),
+    )
+    rows = Results.load(output).rows
+    assert [row["batch_size"] for row in rows] == [1, 2]
+    for row in rows:
+        assert row["check"]["passed"]
+        assert row["ms_per_image"]["median"] > row["floor_ms"]["arithmetic"] > 0
+        assert row["cost_per_million"] == pytest.approx(0.1 * row["ms_per_image"]["median"])
+    bench("report", output, "-o", page)
+    assert "| ours, tensorflow |" in page.read_text("utf-8")
+    assert (tmp_path / "plots" / "graph.svg").exists()

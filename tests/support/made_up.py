@@ -1,0 +1,84 @@
+"""What tests of the benchmarks run in other processes, which must find it by import."""
+
+import asyncio
+import itertools
+import os
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradcam_server.bench.graph import Answer, Run
+from gradcam_server.bench.load import Told
+
+
+@dataclass(frozen=True)
+class MadeUp:
+    """Answers one after the other, each after ``service_s``; every ``fails``th one fails.
+
+    If it is ``gone``, it cannot be asked at all.
+    """
+
+    service_s: float
+    fails: int = 0
+    gone: bool = False
+
+    def __call__(self) -> "Asker":
+        return Asker(self)
+
+
+class Asker:
+    def __init__(self, how: MadeUp) -> None:
+        self._how, self._numbers = how, itertools.count()
+
+    async def open(self) -> None:
+        if self._how.gone:
+            raise ConnectionError("as asked")
+        self._one = asyncio.Lock()
+
+    async def ask(self) -> Told:
+        async with self._one:
+            await asyncio.sleep(self._how.service_s)
+        if self._how.fails and next(self._numbers) % self._how.fails == 1:
+            raise ValueError("as asked")
+        return Told({"compute_us": 7}, 2, 4)
+
+    async def close(self) -> None:
+        pass
+
+
+class Counter:
+    def __init__(self, start: int) -> None:
+        self.count = start
+
+    def add(self, number: int) -> tuple[int, int]:
+        self.count += number
+        return self.count, os.getpid()
+
+    def variable(self, name: str) -> str:
+        return os.environ[name]
+
+    def fail(self) -> None:
+        raise ValueError("as asked")
+
+    def die(self) -> None:
+        os._exit(3)
+
+
+class Ways:
+    """A way to logits and maps that is made up: ``error`` is added to its maps."""
+
+    def __init__(self, error: float, fails: str = "") -> None:
+        self._error, self._fails = error, fails
+
+    def build(self, batch_size: int) -> Run:
+        if self._fails:
+            raise ValueError(self._fails)
+
+        def run(images: NDArray[np.uint8]) -> Answer:
+            grey = images.mean(axis=3).astype(np.float32)
+            logits = grey[:, :3, 0]
+            maps = grey[:, :4, :4]
+            return Answer(logits, maps + np.float32(self._error * maps.max()))
+
+        return run

@@ -1,0 +1,18 @@
+"""Subjects take turns."""
+
+from gradcam_server.bench.interleave import interleave, turns
+
+
+def test_each_subject_has_one_turn_in_each_round() -> None:
+    """And the orders differ, so that none always follows the same other one."""
+    order = list(turns("abcd", 20))
+    rounds = [[name for number, name in order if number == one] for one in range(20)]
+    assert all(sorted(names) == list("abcd") for names in rounds)
+    assert len({tuple(names) for names in rounds}) > 10
+
+
+def test_measurements_of_one_round_are_at_one_place() -> None:
+    """The nth values of all subjects are of the nth round."""
+    clock = iter(range(100))
+    found = interleave({name: lambda: next(clock) for name in "ab"}, 3)
+    assert [{found["a"][n], found["b"][n]} for n in range(3)] == [{0, 1}, {2, 3}, {4, 5}]

@@ -1,0 +1,56 @@
+"""Closed and open loops, against servers that are made up."""
+
+import re
+
+import numpy as np
+import pytest
+
+from gradcam_server.bench.load import Closed, Generators, Open, Records, merge
+from support.made_up import MadeUp
+
+
+def test_an_open_loop_counts_the_wait_that_a_closed_one_hides() -> None:
+    """Asked for twice what it can do, a server lets requests wait ever longer, and it shows."""
+    with Generators() as generators:
+        closed = generators.run(MadeUp(0.02), Closed(1, 1.0))
+        opened = generators.run(MadeUp(0.02), Open(100, 1.0))
+    assert np.median(opened.latencies_s) > 5 * np.median(closed.latencies_s)
+    assert opened.asked == opened.latencies_s.size
+    assert opened.images_per_s == pytest.approx(closed.images_per_s, rel=0.5)
+
+
+def test_generators_share_a_load() -> None:
+    """Two of them make one load together; all that was asked is answered or has failed."""
+    with Generators(2) as generators:
+        records = generators.run(MadeUp(0.01, fails=5), Closed(3, 0.5), settle_s=0.1)
+    assert len(records.cpu_shares) == 2
+    assert records.seconds == pytest.approx(0.4)
+    assert records.failures["ValueError"] > 0
+    assert records.latencies_s.size + records.failures.total() == records.asked
+    assert records.batches[2, 4] == records.latencies_s.size
+    assert records.stages_us["compute_us"] == 7 * records.latencies_s.size
+
+
+def test_arrival_times_are_random_and_repeatable() -> None:
+    """A Poisson process: as many as asked for, gaps that vary as much as they are long."""
+    times = np.array(list(Open(1000, 10, seed=3).times()))
+    assert times.size == pytest.approx(10_000, rel=0.05)
+    gaps = np.diff(times)
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.1)
+    assert list(Open(1000, 10, seed=3).times()) == times.tolist()
+    shares = [Open(1000, 10).share(number, 2) for number in range(2)]
+    assert shares[0].seed != shares[1].seed
+    assert sum(share.rate for share in shares) == 1000
+
+
+@pytest.mark.parametrize(
+    ("records", "says"),
+    [
+        (Records(1, cpu_shares=[0.3, 0.95]), "95%"),
+        (Records(1, latencies_s=np.array([0.01]), lags_s=np.array([0.005])), "late"),
+        (Records(1, latencies_s=np.array([0.01]), lags_s=np.array([0.0001])), "^$"),
+    ],
+)
+def test_a_generator_that_is_too_slow_says_so(records: Records, says: str) -> None:
+    """By its share of a core, or by requests that were sent late."""
+    assert re.search(says, merge([records]).bottleneck)

@@ -1,0 +1,48 @@
+"""Servers under load, beside the bare graph; the servers are made up."""
+
+import pytest
+
+from gradcam_server.bench.bare import Calibration
+from gradcam_server.bench.load import Generators
+from gradcam_server.bench.serving import Plan, Subject, count_turns, measure
+from support.made_up import MadeUp
+
+
+def test_efficiency_is_over_the_bare_graph_of_the_same_round() -> None:
+    """A machine that slows down between rounds changes neither it nor its spread."""
+    speeds = iter([100.0, 50.0, 25.0])
+    subject = Subject("one", {("jpeg", "unary"): MadeUp(0.02)})
+    plan = Plan(concurrency=(1,), rates=(20.0,), seconds=0.4, settle_s=0.1, rounds=3)
+    turns: list[str] = []
+    with Generators() as generators:
+        rows = measure(
+            *([subject], plan, generators),
+            bare=lambda: next(speeds),
+            calibration=Calibration({4: 0.01}, {4: 0.02}, 4, "xla", (224, 224)),
+            on_turn=turns.append,
+        )
+    closed, opened, server, bare = rows
+    assert len(turns) == count_turns([subject], plan, with_bare=True) == 9
+    assert (closed["users"], opened["asked_per_s"]) == (1, 20.0)
+    assert closed["efficiency"]["count"] == 3
+    expected = closed["images_per_s"]["median"] / 50
+    assert closed["efficiency"]["median"] == pytest.approx(expected, rel=0.5)
+    assert bare["images_per_s"]["median"] == 50.0
+    assert closed["mean_batch_size"] == 2
+    assert closed["failures"] == opened["failures"] == {}
+    # Nothing is known of a server that is elsewhere.
+    assert server["memory_mib"] is server["idle_cores"] is closed["cpu"]["server_ms"] is None
+
+
+def test_a_server_that_is_gone_does_not_end_the_run() -> None:
+    """It is reported as unreachable, and the others are measured."""
+    gone = Subject("gone", {("jpeg", "unary"): MadeUp(0.01, gone=True)})
+    alive = Subject("alive", {("jpeg", "unary"): MadeUp(0.01)})
+    plan = Plan(concurrency=(2,), rates=(), seconds=0.2, settle_s=0.0, rounds=2)
+    with Generators(2) as generators:
+        rows = measure([gone, alive], plan, generators)
+    loads = {row["server"]: row for row in rows if row["kind"] == "load"}
+    assert loads["gone"]["failures"] == {"unreachable": 2}
+    assert loads["gone"]["images_per_s"]["median"] == 0
+    assert loads["alive"]["failures"] == {}
+    assert loads["alive"]["images_per_s"]["median"] > 0

@@ -148,17 +148,11 @@ class Calls:
 
     async def read_unless_draining(self, context: Context, message: type[_M]) -> _M | None:
         """Reads a stream's next message of a type; None at its end, or when the server drains."""
-        read = asyncio.ensure_future(context.read())
-        draining = asyncio.ensure_future(self.lifecycle.draining.wait())
         try:
-            await asyncio.wait({read, draining}, return_when=asyncio.FIRST_COMPLETED)
-            item = read.result() if read.done() else grpc.aio.EOF
+            item = await self.lifecycle.unless_draining(asyncio.ensure_future(context.read()))
         except Exception as error:  # noqa: BLE001 - gRPC's class for it is private
             logger.debug("The client of a stream is gone: %r", error)
             return None
-        finally:
-            read.cancel()
-            draining.cancel()
         return item if isinstance(item, message) else None
 
 

@@ -5,8 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from time import perf_counter
+from typing import Any, TypeVar
 
 from gradcam_server.errors import NotReadyError
+
+_T = TypeVar("_T")
 
 _RETRY_AFTER_WARM_UP_S = 2.0
 _RETRY_AFTER_DRAIN_S = 1.0
@@ -30,6 +33,7 @@ class Lifecycle:
     def __init__(self) -> None:
         self.phase = Phase.WARMING_UP
         self.draining = asyncio.Event()
+        self._until_drain: set[asyncio.Future[Any]] = set()
         self._in_work = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -96,6 +100,23 @@ class Lifecycle:
         """Lets no more requests in."""
         self.phase = Phase.DRAINING
         self.draining.set()
+        for work in list(self._until_drain):
+            work.cancel()
+
+    async def unless_draining(self, work: asyncio.Future[_T]) -> _T | None:
+        """Waits for work; gives it up, and returns None, once the server drains."""
+        self._until_drain.add(work)
+        try:
+            if self.draining.is_set():
+                work.cancel()
+            return await work
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self.draining.is_set() or (task is not None and task.cancelling()):
+                raise  # it is we who were cancelled
+            return None
+        finally:
+            self._until_drain.discard(work)
 
     async def hold_refusals(self) -> None:
         """From here on, refusals wait for ``release_refusals``; returns once none come in.

@@ -75,7 +75,7 @@ def choose_request_id(given: str | bytes | None) -> str:
     """Returns the id that a client gave, or a new one if it gave none that is fit to be logged."""
     if isinstance(given, str) and _GIVEN_ID.fullmatch(given):
         return given
-    return f"{random.getrandbits(64):016x}"  # noqa: S311 - it is no secret
+    return f"{random.getrandbits(64):016x}"
 
 
 class _Formatter(logging.Formatter):

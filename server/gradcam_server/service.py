@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeAlias
 
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
@@ -14,6 +16,8 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExplanationService"].full_name
 _UNARY = f"{SERVICE_NAME}/ExplainImage"
 _STREAM = f"{SERVICE_NAME}/StreamExplainImages"
 _IMAGE = f"{_STREAM}.image"
+
+_Write: TypeAlias = Callable[[pb.StreamExplainImagesResponse], Awaitable[None]]
 
 
 class ExplanationService(pb_grpc.ExplanationServiceServicer):
@@ -80,13 +84,11 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
 
         async def answer(item: pb.StreamExplainImagesRequest) -> None:
             progress = Progress()
-            reports = asyncio.ensure_future(_report(item, progress, write_one))
             try:
-                response = await self._answer_item(item, progress, call_deadline(context))
-                await _cancel(reports)
+                async with _reporting(item, progress, write_one):
+                    response = await self._answer_item(item, progress, call_deadline(context))
                 await write_one(response)
             finally:
-                reports.cancel()
                 places.release()
 
         async with asyncio.TaskGroup() as answers:
@@ -114,21 +116,30 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             )
 
         outcome = await self._calls.item(_IMAGE, work)
-        answer = pb.StreamExplainImagesResponse(correlation_id=item.correlation_id)
         if isinstance(outcome, pb.ExplainImageResponse):
-            answer.response.CopyFrom(outcome)
-        else:
-            answer.error.CopyFrom(outcome)
-        return answer
+            return pb.StreamExplainImagesResponse(
+                correlation_id=item.correlation_id, response=outcome
+            )
+        return pb.StreamExplainImagesResponse(correlation_id=item.correlation_id, error=outcome)
 
 
-async def _report(
-    item: pb.StreamExplainImagesRequest,
-    progress: Progress,
-    write: Callable[[pb.StreamExplainImagesResponse], Awaitable[None]],
-) -> None:
+@asynccontextmanager
+async def _reporting(
+    item: pb.StreamExplainImagesRequest, progress: Progress, write: _Write
+) -> AsyncIterator[None]:
+    """Reports progress meanwhile, if that is asked for."""
     if not item.report_progress:
+        yield
         return
+    reports = asyncio.ensure_future(_report(item, progress, write))
+    try:
+        yield
+        await _cancel(reports)
+    finally:
+        reports.cancel()
+
+
+async def _report(item: pb.StreamExplainImagesRequest, progress: Progress, write: _Write) -> None:
     async for _ in watch(progress):
         message = pb.StreamExplainImagesResponse(correlation_id=item.correlation_id)
         message.progress.completed_pass_count = progress.completed

@@ -44,7 +44,6 @@ class Workers:
         Returns:
             The result, and the time that it took without waiting, in microseconds.
         """
-
         run = partial(self.timed_here, work, *args, **kwargs)
         await self._take_turn(priority)
         try:

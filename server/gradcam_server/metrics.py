@@ -11,7 +11,7 @@ import math
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Literal, NamedTuple, TypeAlias
 
 from prometheus_client import (
     CollectorRegistry,
@@ -24,8 +24,6 @@ from prometheus_client import (
 from prometheus_client.exposition import choose_encoder
 
 logger = logging.getLogger(__name__)
-
-_M = TypeVar("_M", Counter, Histogram)
 
 DropReason: TypeAlias = Literal["cancelled", "deadline"]
 RejectReason: TypeAlias = Literal[
@@ -211,9 +209,6 @@ class Metrics:
         self._counters: dict[str, Counter] = {}
         self._gauges: dict[str, Gauge] = {}
         self._histograms: dict[str, Histogram] = {}
-        # Series once made stay, so these are theirs for ever.
-        self._counter_children: dict[tuple[str, ...], Counter] = {}
-        self._histogram_children: dict[tuple[str, ...], Histogram] = {}
         for definition in DEFINITIONS:
             self._make(definition)
         self._stages = [self._histogram("gradcam_stage_seconds", stage) for stage in _STAGES]
@@ -406,23 +401,16 @@ class Metrics:
                 metric.labels(*values)
 
     def _counter(self, name: str, *labels: str) -> Counter:
-        return _child(self._counter_children, self._counters[name], name, labels)
+        metric = self._counters[name]
+        return metric.labels(*labels) if labels else metric
 
     def _gauge(self, name: str, *labels: str) -> Gauge:
         metric = self._gauges[name]
         return metric.labels(*labels) if labels else metric
 
     def _histogram(self, name: str, *labels: str) -> Histogram:
-        return _child(self._histogram_children, self._histograms[name], name, labels)
-
-
-def _child(
-    children: dict[tuple[str, ...], _M], metric: _M, name: str, labels: tuple[str, ...]
-) -> _M:
-    """Finds the series of a metric by its labels, quicker than the library does."""
-    if (child := children.get((name, *labels))) is None:
-        child = children[name, *labels] = metric.labels(*labels) if labels else metric
-    return child
+        metric = self._histograms[name]
+        return metric.labels(*labels) if labels else metric
 
 
 def _reading(read: Callable[[], float]) -> Callable[[], float]:

@@ -284,7 +284,8 @@ async def _in_time(deadline: float | None) -> AsyncIterator[None]:
 
 
 def _predictions(output: GraphOutput, labels: ClassLabels, count: int) -> tuple[Prediction, ...]:
-    best = _best(output.logits, count)
+    # Stable, so that equal scores come in the order of the classes, as in the graph.
+    best = np.argsort(-output.logits, kind="stable")[:count]
     return tuple(
         Prediction(
             int(index),
@@ -294,17 +295,6 @@ def _predictions(output: GraphOutput, labels: ClassLabels, count: int) -> tuple[
         )
         for index in best
     )
-
-
-def _best(logits: NDArray[np.float32], count: int) -> NDArray[np.intp]:
-    """Returns the classes of the highest logits; equal ones in their order, as in the graph."""
-    falling = -logits
-    if 0 < count < len(logits):
-        # Sorting few is quicker than sorting all. NaN, which is last, is no bound.
-        candidates = np.flatnonzero(falling <= np.partition(falling, count - 1)[count - 1])
-        if len(candidates) >= count:
-            return candidates[np.argsort(falling[candidates], kind="stable")[:count]]
-    return np.argsort(falling, kind="stable")[:count]
 
 
 @dataclass(frozen=True)

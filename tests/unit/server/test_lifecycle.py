@@ -83,3 +83,32 @@ async def test_refusals_are_held_until_released() -> None:
     assert not any(refusal.done() for refusal in refusals)
     lifecycle.release_refusals()
     await asyncio.wait_for(asyncio.gather(*refusals), 1)
+
+
+async def test_a_drain_ends_what_waits_for_clients() -> None:
+    """Reading from a stream is given up, now or as soon as it begins; what was read is not lost."""
+    lifecycle = Lifecycle()
+    loop = asyncio.get_running_loop()
+    waiting = asyncio.create_task(lifecycle.unless_draining(loop.create_future()))
+    done = loop.create_future()
+    read = asyncio.create_task(lifecycle.unless_draining(done))
+    await asyncio.sleep(0)
+    done.set_result("message")
+    lifecycle.drain()
+    assert (await waiting, await read) == (None, "message")
+    assert await lifecycle.unless_draining(loop.create_future()) is None
+
+
+@pytest.mark.parametrize("draining", [False, True])
+async def test_who_is_cancelled_while_it_reads_is_cancelled(draining: bool) -> None:
+    """Whether or not the server drains at the same time; the read ends with it."""
+    lifecycle = Lifecycle()
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    reading = asyncio.create_task(lifecycle.unless_draining(future))
+    await asyncio.sleep(0)
+    reading.cancel()
+    if draining:
+        lifecycle.drain()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert future.cancelled()

@@ -1,6 +1,8 @@
 """The way of one image, with an engine that answers at once."""
 
+import asyncio
 import io
+import threading
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -11,8 +13,15 @@ from PIL import Image
 from gradcam_server import pipeline as module
 from gradcam_server.config import ServeConfig
 from gradcam_server.pipeline import Pipeline
-from gradcam_server.requests import ExplainRequest, HeatmapForm, HeatmapFormat, ResizeMode, TopK
-from support.instant import InstantComputer
+from gradcam_server.requests import (
+    ExplainRequest,
+    HeatmapForm,
+    HeatmapFormat,
+    RawImage,
+    ResizeMode,
+    TopK,
+)
+from support.instant import INPUT_SIZE, InstantComputer
 
 RAW, GRAY = HeatmapForm(), HeatmapForm(HeatmapFormat.GRAY_PNG)
 
@@ -103,3 +112,24 @@ async def test_images_are_decoded_whole_unless_asked_otherwise(
         await pipeline.explain(asked(data, forms))
     await pipeline.close()
     np.testing.assert_array_equal(computer.items[0].image, computer.items[1].image)
+
+
+@pytest.mark.parametrize(
+    ("size", "form", "is_quick"),
+    [(INPUT_SIZE, RAW, True), ((300, 400), RAW, False), (INPUT_SIZE, GRAY, False)],
+)
+async def test_quick_work_waits_for_no_thread(
+    pipeline: Pipeline, size: tuple[int, int], form: HeatmapForm, is_quick: bool
+) -> None:
+    """Pixels that fit and raw maps go on while all threads are busy; what takes time waits."""
+    gate, threads = threading.Event(), ServeConfig().worker_threads
+    busy = [asyncio.create_task(pipeline._workers.timed(1, gate.wait, 30)) for _ in range(threads)]
+    await asyncio.sleep(0.01)
+    image = RawImage(bytes(3 * size[0] * size[1]), *size)
+    asked = ExplainRequest(image, forms=(form,))
+    answer = asyncio.create_task(pipeline.explain(asked))
+    await asyncio.sleep(0.1)
+    assert answer.done() == is_quick
+    gate.set()
+    assert (await answer).image_height == size[0]
+    await asyncio.gather(*busy)

@@ -3,7 +3,7 @@
 Alternatives are interleaved in one run, and each round gives one ratio, so that the
 machine's moods cancel; the figures are the median ratio and its quartiles.
 
-Usage: python benchmarks/explanation_cost.py [--model M] [--rounds N] [--output FILE]
+Usage: python benchmarks/explanation_cost.py [--model M] [--compiler C] [--rounds N] [--output FILE]
 """
 
 import argparse
@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 from rich.progress import track
 
 from gradcam_server.compiled import CompilationCounter
 from gradcam_server.compilers.choice import compile_graph
-from gradcam_server.config import Compiler
+from gradcam_server.config import Compiler, Precision
 from gradcam_server.graph import ExplanationGraph
 from gradcam_server.graph_io import (
     GraphItem,
     GraphKey,
+    GraphOutput,
     GraphTarget,
     by_rank,
 )
@@ -41,41 +44,49 @@ BATCH_SIZES = (1, 8)
 TARGETS = (1, 5)
 
 
-def prediction_alone(model: LoadedModel, batch_size: int) -> Any:
-    """Compiles preprocessing, network and softmax, without gradient or map."""
+class PredictionGraph(ExplanationGraph):
+    """Preprocessing, network and softmax, without gradient or map."""
 
-    def predict(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        _, logits = model.network.compute(preprocess(images, model.preprocessing), ())
-        return logits, tf.nn.softmax(logits)
+    def explain(
+        self,
+        images: tf.Tensor,
+        classes: tf.Tensor,
+        against: tf.Tensor,
+        precision: Precision = Precision.FLOAT32,
+    ) -> tuple[tf.Tensor, ...]:
+        """Returns the logits, the probabilities, and what it was given."""
+        inputs = preprocess(images, self.model.preprocessing)
+        _, logits = self.model.network.compute(inputs, (), precision)
+        return logits, tf.nn.softmax(logits), classes + 0, tf.cast(against, tf.float32)
 
-    signature = (tf.TensorSpec((batch_size, *model.input_size, 3), tf.uint8),)
-    function = tf.function(predict, input_signature=signature, jit_compile=True, autograph=False)
-    concrete = function.get_concrete_function()
-    return lambda images: [tensor.numpy() for tensor in concrete(tf.constant(images))]
 
-
-def explanation(model: LoadedModel, batch_size: int, targets: int) -> Any:
-    """Compiles the server's graph at the default layer."""
-    layers = (default_layer(model.network.layers),)
-    key = GraphKey(model.name, layers, Method.GRAD_CAM, ScoreType.LOGIT, targets)
-    graph = compile_graph(
-        ExplanationGraph(model, key, CompilationCounter()), (batch_size,), Compiler.XLA
-    )
-    classes = [GraphTarget(by_rank(rank)) for rank in range(targets)]
+def compiled(
+    model: LoadedModel, batch_size: int, compiler: Compiler, targets: int | None
+) -> Callable[[NDArray[np.uint8]], list[GraphOutput]]:
+    """Compiles the server's graph at the default layer; without targets the prediction alone."""
+    layers = () if targets is None else (default_layer(model.network.layers),)
+    make = PredictionGraph if targets is None else ExplanationGraph
+    key = GraphKey(model.name, layers, Method.GRAD_CAM, ScoreType.LOGIT, targets or 1)
+    graph = compile_graph(make(model, key, CompilationCounter()), (batch_size,), compiler)
+    if graph.compiler is not compiler:
+        raise SystemExit(f"{compiler} cannot compile {key}")
+    classes = [GraphTarget(by_rank(rank)) for rank in range(targets or 0)]
     return lambda images: graph.run([GraphItem(image, classes) for image in images], batch_size)
 
 
-def measure(model: LoadedModel, batch_size: int, rounds: int) -> dict[str, Any]:
+def measure(model: LoadedModel, batch_size: int, compiler: Compiler, rounds: int) -> dict[str, Any]:
     """Times all alternatives, interleaved; checks first that they predict alike."""
     shape = (batch_size, *model.input_size, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    alternatives = {"prediction": prediction_alone(model, batch_size)}
+    alternatives = {"prediction": compiled(model, batch_size, compiler, None)}
     for targets in TARGETS:
-        alternatives[f"explanation of {targets}"] = explanation(model, batch_size, targets)
-    expected = alternatives["prediction"](images)[0]
-    for name, run in list(alternatives.items())[1:]:
-        logits = np.stack([output.logits for output in run(images)])
-        np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3, err_msg=name)
+        alternatives[f"explanation of {targets}"] = compiled(model, batch_size, compiler, targets)
+    found = {
+        name: np.stack([output.logits for output in run(images)])
+        for name, run in alternatives.items()
+    }
+    for name, logits in found.items():
+        np.testing.assert_allclose(logits, found["prediction"], rtol=1e-3, atol=1e-3, err_msg=name)
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
     for _ in track(range(rounds), description=f"batch size {batch_size}"):
         for name, run in alternatives.items():
@@ -101,16 +112,19 @@ def measure(model: LoadedModel, batch_size: int, rounds: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="resnet50")
+    parser.add_argument("--compiler", type=Compiler, default=Compiler.OPENVINO)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     model = load(ModelSpec(arguments.model, arguments.model, weights="random"))
     report = {
         "model": arguments.model,
-        "compiler": "xla",
+        "compiler": arguments.compiler,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
-        "results": [measure(model, size, arguments.rounds) for size in BATCH_SIZES],
+        "results": [
+            measure(model, size, arguments.compiler, arguments.rounds) for size in BATCH_SIZES
+        ],
     }
     text = json.dumps(report, indent=2)
     print(text)

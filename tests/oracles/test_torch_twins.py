@@ -8,6 +8,7 @@ and 7e-4 by XLA.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -147,23 +148,37 @@ def efficientnet(pixels: Array) -> Pair:
     return EfficientNetPair(model, twin.double(), (pixels - 127) / 128)
 
 
-@pytest.fixture
-def precise() -> Iterator[keras.Model]:
-    """EfficientNet with the trained weights, computing in float64."""
+@contextmanager
+def in_float64() -> Iterator[None]:
     policy, floatx = keras.config.dtype_policy(), keras.config.floatx()
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
     try:
-        path = efficientnet_lite0.default_checkpoint()
-        yield efficientnet_lite0.build(read_torch_checkpoint(path))
+        yield
     finally:
         keras.config.set_floatx(floatx)
         keras.config.set_dtype_policy(policy)
 
 
+@pytest.fixture
+def precise() -> Iterator[keras.Model]:
+    """EfficientNet with the trained weights, computing in float64."""
+    with in_float64():
+        path = efficientnet_lite0.default_checkpoint()
+        yield efficientnet_lite0.build(read_torch_checkpoint(path))
+
+
 @pytest.fixture(scope="module")
-def resnet(pixels: Array) -> Pair:
-    """Random weights, with BatchNorm statistics as a training might leave them."""
+def resnet(pixels: Array) -> Iterator[Pair]:
+    """Random weights, with BatchNorm statistics as a training might leave them; in float64.
+
+    In float32 the order of operations decides which way some of its ReLUs fall.
+    """
+    with in_float64():
+        yield build_resnet(pixels)
+
+
+def build_resnet(pixels: Array) -> Pair:
     keras.utils.set_random_seed(11)
     model = keras.applications.ResNet50(weights=None, classifier_activation=None)
     generator = np.random.default_rng(11)
@@ -184,7 +199,7 @@ def resnet(pixels: Array) -> Pair:
             kernel, bias = layer.get_weights()
             layer.set_weights([kernel, generator.normal(0, 0.1, bias.shape)])
     inputs = pixels[..., ::-1] - np.array([103.939, 116.779, 123.68], np.float32)
-    return ResNetPair(model, torch_resnet50.twin_of(model), inputs.copy())
+    return ResNetPair(model, torch_resnet50.twin_of(model).double(), inputs.copy())
 
 
 def assert_agrees(ours: Array, theirs: Array) -> None:

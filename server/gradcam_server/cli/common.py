@@ -9,7 +9,9 @@ from gradcam_client import GradCamError
 from gradcam_server.cli.connection import readable
 from gradcam_server.errors import ExplanationServerError
 
-_SERVER_PACKAGES = ("tensorflow", "keras", "cv2", "PIL", "grpc_reflection", "h5py")
+_SERVER_PACKAGES = (
+    *("tensorflow", "keras", "cv2", "PIL", "grpc_reflection", "h5py", "prometheus_client"),
+)
 
 
 @contextmanager

@@ -13,6 +13,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+Floats = NDArray[np.floating[Any]]
+
 # Below it a channel is as good as switched off, and dividing by it would lose what it had.
 _LEAST_SCALE = 1e-12
 
@@ -48,7 +50,9 @@ class Fold:
         if isinstance(linear, keras.layers.Dense):
             linear.bias = None  # what it asks instead
         bias = self._scale * self._offset + shift
-        self._bias = tf.Variable(bias, trainable=False, name=f"{linear.name}/folded_bias")
+        self._bias = tf.Variable(
+            bias, trainable=False, dtype=kernel.dtype, name=f"{linear.name}/folded_bias"
+        )
         _set_identity(normalization, bias)
 
     def normalized(self, linear_output: tf.Tensor) -> tf.Tensor:
@@ -60,10 +64,10 @@ class Fold:
 
     def shown(self, linear_output: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns W a + b, from s W a; and from that what the normalisation gives."""
-        wide = tf.cast(linear_output, tf.float32)
+        wide = tf.cast(linear_output, self._bias.dtype)
         output = tf.cast(wide / self._scale + self._offset, linear_output.dtype)
         shift = self._bias - self._scale * self._offset
-        normalized = tf.cast(output, tf.float32) * self._scale + shift
+        normalized = tf.cast(output, self._bias.dtype) * self._scale + shift
         return output, tf.cast(normalized, linear_output.dtype)
 
 
@@ -75,7 +79,7 @@ def can_fold(linear: Any, normalization: Any) -> bool:
     if linear.activation is not keras.activations.linear or normalization.axis not in {-1, 3}:
         return False
     kernel = getattr(linear, _KERNELS[type(linear)])
-    if kernel.dtype != "float32" or getattr(linear, "quantization_mode", None):
+    if kernel.dtype not in {"float32", "float64"} or getattr(linear, "quantization_mode", None):
         return False
     scale, _ = _affine(normalization)
     return bool(np.all(np.isfinite(scale)) and np.min(np.abs(scale)) > _LEAST_SCALE)
@@ -83,8 +87,8 @@ def can_fold(linear: Any, normalization: Any) -> bool:
 
 def _affine(
     normalization: keras.layers.BatchNormalization,
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Returns s and t, float32, shape (channels,)."""
+) -> tuple[Floats, Floats]:
+    """Returns s and t, shape (channels,), of the type of its statistics."""
     variance = _values(normalization.moving_variance).astype(np.float64)
     scale = 1 / np.sqrt(variance + normalization.epsilon)
     if normalization.scale:
@@ -92,12 +96,11 @@ def _affine(
     shift = -_values(normalization.moving_mean) * scale
     if normalization.center:
         shift += _values(normalization.beta)
-    return scale.astype(np.float32), shift.astype(np.float32)
+    dtype = normalization.moving_variance.dtype
+    return scale.astype(dtype), shift.astype(dtype)
 
 
-def _set_identity(
-    normalization: keras.layers.BatchNormalization, bias: NDArray[np.float32]
-) -> None:
+def _set_identity(normalization: keras.layers.BatchNormalization, bias: Floats) -> None:
     """Makes a normalisation add a bias and nothing else."""
     normalization.moving_mean.assign(-bias)
     normalization.moving_variance.assign(np.full_like(bias, 1 - normalization.epsilon))
@@ -107,5 +110,5 @@ def _set_identity(
         normalization.beta.assign(np.zeros_like(bias))
 
 
-def _values(variable: Any) -> NDArray[np.float32]:
+def _values(variable: Any) -> Floats:
     return np.asarray(keras.ops.convert_to_numpy(variable))

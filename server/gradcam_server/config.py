@@ -73,6 +73,13 @@ class ServeConfig:
 
     host: str = _option("127.0.0.1", "Address to listen on.")
     port: int = _option(50051, "Port to listen on; 0 picks a free one.", click.IntRange(0, 65535))
+    frontends: int = _option(
+        1,
+        "Processes that speak gRPC on the port, decode and render for one engine. One is enough "
+        "until the device is faster than it: several pay on a machine with a fast device and many "
+        "cores, for callers with several connections.",
+        _POSITIVE,
+    )
     tls_certificate: str | None = _option(
         None, "PEM file of the server's certificate and its chain. Read again when it changes."
     )
@@ -250,7 +257,9 @@ class ServeConfig:
         "Most bytes that the heat maps of one answer may take, counted before they are encoded.",
         _POSITIVE,
     )
-    worker_threads: int = _option(4, "Threads that decode and render.", _POSITIVE)
+    worker_threads: int = _option(
+        4, "Threads that decode and render, of each front end.", _POSITIVE
+    )
     watchdog_s: float = _option(
         30.0,
         "How long one batch may run, or the engine be silent, before the engine is killed and "

@@ -1,7 +1,9 @@
-"""What the C library's allocator keeps for itself."""
+"""The memory of a process: how much it is, and what the C library's allocator keeps of it."""
 
 import ctypes
+import resource
 import sys
+from pathlib import Path
 
 # Of <malloc.h>.
 _M_TRIM_THRESHOLD = -1
@@ -30,3 +32,12 @@ def give_images_back() -> None:
         mallopt(_M_MMAP_THRESHOLD, _IMAGE_BYTES)
         # Having set the other, it would stay at its default, less than one raw image.
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def resident_bytes() -> int:
+    """Returns the memory that this process has in use; its peak where the system tells no more."""
+    try:
+        pages = Path("/proc/self/statm").read_text("ascii").split()[1]
+        return int(pages) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -9,7 +9,7 @@ import itertools
 import logging
 import math
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -22,6 +22,9 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.samples import Sample
 
 logger = logging.getLogger(__name__)
 
@@ -161,6 +164,18 @@ DEFINITIONS = (
         "Memory of a device that TensorFlow has in use, and its peak.",
         {"device": (), "kind": ("current", "peak")},
     ),
+    Definition("gradcam_front_ends", "gauge", "Processes that listen on the port (--frontends)."),
+    Definition(
+        "gradcam_front_end_restarts_total",
+        "counter",
+        "Front ends beside the first that were lost and started again.",
+    ),
+    Definition(
+        "gradcam_front_end_resident_bytes",
+        "gauge",
+        "Memory in use of each front end beside the first; 0 while it is being started again.",
+        {"front_end": ()},
+    ),
     Definition(
         "gradcam_build_info",
         "gauge",
@@ -215,6 +230,7 @@ class Metrics:
         self._models: set[str] = set()
         self._model_infos: set[ModelInfo] = set()
         self._engine, self._compilation_count = 0, 0
+        self._processes: MultiProcessCollector | None = None
 
     def exposition(self, accept: str = "") -> tuple[bytes, str]:
         """Writes all metrics.
@@ -227,7 +243,9 @@ class Metrics:
             The text and its content type.
         """
         encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+        if self._processes is None:
+            return encode(self.registry), content_type
+        return encode(_Sum(self.registry, self._processes)), content_type
 
     # Requests.
 
@@ -346,6 +364,28 @@ class Metrics:
         for device, (current, peak) in device_bytes.items():
             self.set_device_memory(device, current, peak)
 
+    # The other front ends.
+
+    def set_front_ends(self, count: int) -> None:
+        """How many listen, with this one."""
+        self._gauge("gradcam_front_ends").set(count)
+
+    def front_end_restarted(self) -> None:
+        """One was lost, and is being started again."""
+        self._counter("gradcam_front_end_restarts_total").inc()
+
+    def set_front_end_resident(self, number: int, resident_bytes: int) -> None:
+        """The memory that another one has in use, in bytes."""
+        self._gauge("gradcam_front_end_resident_bytes", str(number)).set(resident_bytes)
+
+    def add_processes(self, folder: str) -> None:
+        """Adds the counters and histograms of other processes to those here.
+
+        Args:
+            folder: Where ``prometheus_client`` keeps them in files (its PROMETHEUS_MULTIPROC_DIR).
+        """
+        self._processes = MultiProcessCollector(None, folder)
+
     # What is read when Prometheus asks.
 
     def watch_queue(self, length: Callable[[], int], limit: int) -> None:
@@ -372,13 +412,17 @@ class Metrics:
     def set_models(self, models: Iterable[ModelInfo]) -> None:
         """The models that are served now. Only their ids become values of the label model."""
         infos, gauge = set(models), self._gauges["gradcam_model_info"]
-        # Those of an old engine still finish batches.
-        self._models |= {info.model for info in infos}
+        self.know_models(info.model for info in infos)
         for info in infos:
             gauge.labels(*info).set(1)
         for info in self._model_infos - infos:
             gauge.remove(*info)
         self._model_infos = infos
+
+    def know_models(self, models: Iterable[str]) -> None:
+        """The ids of models that may be values of the label model, beside those before."""
+        # Those of an old engine still finish batches.
+        self._models.update(models)
 
     def _known(self, model: str) -> str:
         return model if model in self._models else ""
@@ -411,6 +455,36 @@ class Metrics:
     def _histogram(self, name: str, *labels: str) -> Histogram:
         metric = self._histograms[name]
         return metric.labels(*labels) if labels else metric
+
+
+class _Sum:
+    """A registry, with the counters and histograms of others added to its own. To be encoded."""
+
+    def __init__(self, registry: CollectorRegistry, others: MultiProcessCollector) -> None:
+        self._registry, self._others = registry, others
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields each metric of the registry."""
+        collected = self._others.collect()
+        added = {metric.name: metric for metric in collected if metric.type != "gauge"}
+        for metric in self._registry.collect():
+            if (other := added.get(metric.name)) is not None:
+                _add(metric, other)
+            yield metric
+
+
+def _add(metric: Metric, other: Metric) -> None:
+    """Adds the values of another metric of the same kind, series by series."""
+    sums = {_series(sample): sample for sample in metric.samples}
+    for sample in other.samples:
+        mine = sums.get(_series(sample))
+        value = sample.value + (mine.value if mine is not None else 0)
+        sums[_series(sample)] = sample._replace(value=value)
+    metric.samples = list(sums.values())
+
+
+def _series(sample: Sample) -> tuple[str, frozenset[tuple[str, str]]]:
+    return sample.name, frozenset(sample.labels.items())
 
 
 def _reading(read: Callable[[], float]) -> Callable[[], float]:

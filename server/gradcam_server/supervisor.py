@@ -11,6 +11,8 @@ from gradcam_server.engine_process.messages import Heartbeat
 from gradcam_server.engine_process.remote import RemoteComputer
 from gradcam_server.errors import EngineLostError, StartupError
 from gradcam_server.explainer import Explainer
+from gradcam_server.front_ends.others import OtherFrontEnds
+from gradcam_server.front_ends.shares import share
 from gradcam_server.metrics import Metrics, ModelInfo
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,7 @@ class Supervisor:
         publish: Told which explainer answers from now on.
         withdraw: Told that none does, and for about how many seconds.
         metrics: Told what engines do, and how faithful sampled answers are.
+        others: The other front ends; they ask each new engine before ``publish`` is told.
     """
 
     def __init__(
@@ -35,8 +38,9 @@ class Supervisor:
         publish: Callable[[Explainer], None],
         withdraw: Callable[[float], None],
         metrics: Metrics,
+        others: OtherFrontEnds,
     ) -> None:
-        self._config = config
+        self._config, self._others = config, others
         self._publish, self._withdraw = publish, withdraw
         self._metrics = metrics
         self._failed_batch_count = 0
@@ -47,8 +51,9 @@ class Supervisor:
 
     @property
     def queue_length(self) -> int:
-        """Requests admitted and not yet on the device."""
-        return self._explainer.queue_length if self._explainer is not None else 0
+        """Requests admitted and not yet on the device, of all front ends."""
+        ours = self._explainer.queue_length if self._explainer is not None else 0
+        return ours + self._others.queue_length
 
     def batch_ran(self, model: str, batch: BatchReport) -> None:
         """Counts a batch."""
@@ -98,14 +103,20 @@ class Supervisor:
 
     async def _replace(self, config: ServeConfig) -> None:
         computer = await RemoteComputer.start(config, self)
-        old, self._computer = self._explainer, computer
-        self._explainer = Explainer(config, computer, self._metrics)
+        try:
+            await self._others.share(config, computer)
+        except BaseException:
+            await computer.close()
+            raise
+        old, old_computer = self._explainer, self._computer
+        self._computer = computer
+        self._explainer = Explainer(share(config), computer, self._metrics)
         self._failed_batch_count = 0
         self._tell_metrics(config, computer)
         self._publish(self._explainer)
         self._spawn(self._guard(computer))
-        if old is not None:
-            self._spawn(old.retire())
+        if old is not None and old_computer is not None:
+            self._spawn(self._retire(old, old_computer))
 
     async def _guard(self, computer: RemoteComputer) -> None:
         reason = await asyncio.shield(computer.lost)
@@ -126,6 +137,10 @@ class Supervisor:
                     await asyncio.sleep(pause_s)
                     pause_s = min(2 * pause_s, _MAX_PAUSE_S)
         logger.info("The engine is back")
+
+    async def _retire(self, explainer: Explainer, computer: RemoteComputer) -> None:
+        await computer.wait_alone()
+        await explainer.retire()
 
     def _tell_metrics(self, config: ServeConfig, computer: RemoteComputer) -> None:
         models = computer.catalog.models

@@ -10,6 +10,7 @@ from gradcam_server.cli.common import errors_for_people
 from gradcam_server.config import ENV_PREFIX, ServeConfig, from_options, serve_options
 from gradcam_server.config_file import read_config_file
 from gradcam_server.errors import StartupError
+from gradcam_server.front_ends.shares import share
 
 _ARGUMENTS = "gradcam_server.serve.arguments"
 
@@ -68,6 +69,7 @@ def serve(ctx: click.Context, /, check: bool, **options: Any) -> None:
 def _config(options: Mapping[str, Any]) -> ServeConfig:
     config = from_options(options)
     config.model_specs()  # raises what is wrong before anything starts
+    share(config)
     return config
 
 

@@ -3,5 +3,7 @@
     front end: RemoteComputer  <-- messages over a socket -->  engine: main
 
 The front end decodes, renders and talks gRPC; the engine holds TensorFlow and the device,
-and makes the batches. ``messages``, and the images in ``slots``, are all that they share.
+and makes the batches. ``messages``, and the images in ``slots``, are all that they share. Other
+front ends join the same engine by an ``EngineConnection``, which the first one hands them
+(``door``).
 """

@@ -2,7 +2,9 @@
 
 Frames are pickles with their length before them. Both ends are processes of one server,
 and the socket is a pair that only they hold: nobody else can send a pickle. Images are in
-them only where they are not in shared memory (``slots``).
+them only where they are not in shared memory (``slots``). The first front end starts the engine
+and says who else may join; to those it sends Ready, Begun, Done and heartbeats, and batches to
+the first alone.
 """
 
 import asyncio
@@ -46,6 +48,11 @@ class Cancel:
     """Nobody waits for this image any more."""
 
     number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """Another front end's connection and memory are at the door (``door``)."""
 
 
 # To the front end.
@@ -109,6 +116,7 @@ class Heartbeat:
         resident_bytes: Memory of the process.
         device_bytes: Memory in use and its peak for each device that tells, in bytes.
         latest: The greatest number that was read.
+        left_count: Front ends that have joined and left again.
     """
 
     running_s: float
@@ -117,6 +125,7 @@ class Heartbeat:
     resident_bytes: int
     device_bytes: dict[str, tuple[int, int]]
     latest: int
+    left_count: int = 0
 
 
 async def receive(reader: asyncio.StreamReader) -> Any:

@@ -1,7 +1,6 @@
-"""The front end's side: starts an engine, asks it, and knows when it is lost."""
+"""The side of the front end that has the engine: starts it, watches it, lets others join."""
 
 import asyncio
-import itertools
 import os
 import signal
 import socket
@@ -9,25 +8,22 @@ import sys
 from time import perf_counter
 from typing import Protocol, Self
 
-from gradcam_server.batching import Answer, BatchReport, Turn, Urgency
-from gradcam_server.catalog import Catalog
+from gradcam_server.batching import BatchReport
 from gradcam_server.config import ServeConfig
+from gradcam_server.engine_process.connection import EngineConnection
+from gradcam_server.engine_process.door import hand_over, make_door
 from gradcam_server.engine_process.messages import (
     BatchRan,
-    Begun,
-    Cancel,
-    Compute,
-    Done,
     Heartbeat,
+    Join,
     Ready,
     Refused,
     Start,
     receive,
     send,
 )
-from gradcam_server.engine_process.slots import SlotWriter, create_memory
+from gradcam_server.engine_process.slots import create_memory
 from gradcam_server.errors import EngineLostError, StartupError
-from gradcam_server.graph_io import GraphItem, GraphKey, GraphOutput
 from gradcam_server.native_lines import stderr_for_children
 
 _CLOSE_S = 5.0
@@ -45,13 +41,8 @@ class EngineObserver(Protocol):
         ...
 
 
-class RemoteComputer:
-    """An engine in another process. ``start`` makes one.
-
-    Attributes:
-        lost: Done, with the reason, once the engine is gone; cancelled by ``close``.
-        started_in_s: How long it took to start, in seconds: what a restart will take.
-    """
+class RemoteComputer(EngineConnection):
+    """An engine in another process, which ends with this. ``start`` makes one."""
 
     def __init__(
         self,
@@ -63,23 +54,17 @@ class RemoteComputer:
         started_in_s: float,
         watchdog_s: float,
         observer: EngineObserver,
+        door: socket.socket,
     ) -> None:
-        self._process, self._reader, self._writer = process, reader, writer
-        self._slots = SlotWriter(memory)
-        self._catalog, self._compilation_count = ready.catalog, ready.compilation_count
-        self.tensorflow_version = ready.tensorflow_version
-        self.started_in_s = started_in_s
+        super().__init__(reader, writer, memory, ready, started_in_s)
+        self._process, self._door = process, door
         self._watchdog_s = watchdog_s
         self._observer = observer
-        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.heartbeat = Heartbeat(0.0, ready.compilation_count, 0, 0, {}, -1)
         self._heard_at = perf_counter()
-        self._numbers = itertools.count()
-        self._waiting: dict[int, tuple[asyncio.Future[Answer[GraphOutput]], Turn | None]] = {}
-        self._tasks = [
-            asyncio.create_task(self._listen(), name="engine listener"),
-            asyncio.create_task(self._watch(), name="engine watchdog"),
-        ]
+        self._let_in_count = 0
+        self._alone = asyncio.Event()
+        self._alone.set()
+        self._tasks.append(asyncio.create_task(self._watch(), name="engine watchdog"))
 
     @classmethod
     async def start(cls, config: ServeConfig, observer: EngineObserver) -> Self:
@@ -94,16 +79,28 @@ class RemoteComputer:
             EngineLostError: It died while starting.
         """
         memory = create_memory()
+        door, its_door = make_door()
         try:
-            return await cls._start(config, observer, memory)
+            return await cls._start(config, observer, memory, door, its_door)
+        except BaseException:
+            door.close()
+            raise
         finally:
             os.close(memory)  # what is mapped stays
+            its_door.close()
 
     @classmethod
-    async def _start(cls, config: ServeConfig, observer: EngineObserver, memory: int) -> Self:
+    async def _start(
+        cls,
+        config: ServeConfig,
+        observer: EngineObserver,
+        memory: int,
+        door: socket.socket,
+        its_door: socket.socket,
+    ) -> Self:
         began = perf_counter()
         ours, theirs = socket.socketpair()
-        inherited = (theirs.fileno(), memory, *stderr_for_children())
+        inherited = (theirs.fileno(), memory, its_door.fileno(), *stderr_for_children())
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "gradcam_server.engine_process.main"),
@@ -116,7 +113,7 @@ class RemoteComputer:
             message = await receive(reader)
         except EOFError:
             status = await process.wait()
-            raise EngineLostError(f"the engine died while starting ({_ended(status)})", 0) from None
+            raise EngineLostError(f"the engine died while starting ({ended(status)})", 0) from None
         except BaseException:
             process.kill()
             ours.close()
@@ -127,62 +124,48 @@ class RemoteComputer:
             raise StartupError(message.message)
         assert isinstance(message, Ready)
         started_in_s = perf_counter() - began
-        watchdog_s = config.watchdog_s
-        return cls(process, reader, writer, memory, message, started_in_s, watchdog_s, observer)
-
-    @property
-    def catalog(self) -> Catalog:
-        """The models and the warm graphs."""
-        return self._catalog
-
-    @property
-    def compilation_count(self) -> int:
-        """Graphs compiled since the start, warm-up included."""
-        return self._compilation_count
+        return cls(
+            *(process, reader, writer, memory, message, started_in_s),
+            *(config.watchdog_s, observer, door),
+        )
 
     @property
     def pid(self) -> int:
         """The engine's process id."""
         return self._process.pid
 
-    async def compute(
-        self,
-        key: GraphKey,
-        item: GraphItem,
-        turn: Turn | None = None,
-        urgency: Urgency = Urgency(),  # noqa: B008 - it is frozen
-    ) -> Answer[GraphOutput]:
-        """Computes one image, batched with its like. If cancelled, the engine drops it."""
+    def let_in(self) -> tuple[socket.socket, int]:
+        """Lets another front end join.
+
+        Returns:
+            Its connection and the descriptor of its memory, to be handed to it and closed here.
+
+        Raises:
+            EngineLostError: The engine is gone.
+        """
         if self.lost.done():
             raise self._lost_error()
-        number = next(self._numbers)
-        future: asyncio.Future[Answer[GraphOutput]] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = (future, turn)
+        ours, theirs = socket.socketpair()
+        memory = create_memory()
         try:
-            # Nothing may come between number, slot and message: they are in one order.
-            image = self._slots.put(number, item.image)
-            send(self._writer, Compute(number, key, image, item.targets, urgency))
-            await self._writer.drain()
-            return await future
-        except ConnectionError:
+            with theirs:
+                hand_over(self._door, theirs.fileno(), memory)
+        except OSError:
+            ours.close()
+            os.close(memory)
             raise self._lost_error() from None
-        except asyncio.CancelledError:
-            if not self.lost.done():
-                send(self._writer, Cancel(number))
-            raise
-        finally:
-            self._waiting.pop(number, None)
-            if future.done() and not future.cancelled():
-                future.exception()  # a caller that was cancelled does not ask for it
+        send(self._writer, Join())
+        self._let_in_count += 1
+        self._alone.clear()
+        return ours, memory
+
+    async def wait_alone(self) -> None:
+        """Waits until all front ends that were let in have left, or the engine is gone."""
+        await self._alone.wait()
 
     async def close(self) -> None:
         """Stops the engine after the batch that is running."""
-        for task in self._tasks:
-            task.cancel()
-        self.lost.cancel()  # who watches for it need not wait any more
-        self._fail_waiting()
-        self._writer.close()
-        self._slots.close()
+        await super().close()
         try:
             async with asyncio.timeout(_CLOSE_S):
                 await self._process.wait()
@@ -190,44 +173,24 @@ class RemoteComputer:
             self._process.kill()
             await self._process.wait()
 
-    async def _listen(self) -> None:
+    async def _why_gone(self) -> str:
+        # Its exit status says more than the closed socket, and comes at once.
         try:
-            while True:
-                self._take(await receive(self._reader))
-        except EOFError:
-            # Its exit status says more than the closed socket, and comes at once.
-            try:
-                async with asyncio.timeout(_CLOSE_S):
-                    reason = _ended(await self._process.wait())
-            except TimeoutError:
-                reason = "it closed its connection"
-            self._lose(reason)
+            async with asyncio.timeout(_CLOSE_S):
+                return ended(await self._process.wait())
+        except TimeoutError:
+            return await super()._why_gone()
 
     def _take(self, message: object) -> None:
         self._heard_at = perf_counter()
+        super()._take(message)
         match message:
-            case Done(number, answer, error, count):
-                self._compilation_count = count
-                future, _ = self._waiting.get(number, (None, None))
-                if future is None or future.done():
-                    return
-                if answer is not None:
-                    future.set_result(answer)
-                else:
-                    future.set_exception(error or RuntimeError("the engine gave no answer"))
-            case Begun(numbers, latest):
-                self._slots.free(latest)
-                for number in numbers:
-                    _, turn = self._waiting.get(number, (None, None))
-                    if turn is not None:
-                        turn.give_back()
             case BatchRan(model, batch):
                 self._observer.batch_ran(model, batch)
             case Heartbeat() as heartbeat:
-                self.heartbeat = heartbeat
-                self._slots.free(heartbeat.latest)
-                self._compilation_count = heartbeat.compilation_count
                 self._observer.beat(self._process.pid, heartbeat)
+                if heartbeat.left_count == self._let_in_count:
+                    self._alone.set()
 
     async def _watch(self) -> None:
         """Kills an engine that hangs: one batch, or the whole process."""
@@ -245,32 +208,18 @@ class RemoteComputer:
                 self._lose(f"nothing was heard of it for {silent_s:.0f} s (--watchdog-s)")
 
     def _lose(self, reason: str) -> None:
-        if self.lost.done():
-            return
-        self.lost.set_result(reason)
-        if self._process.returncode is None:
+        if not self.lost.done() and self._process.returncode is None:
             self._process.kill()
-        self._writer.close()
-        self._slots.close()
-        self._fail_waiting()
-        current = asyncio.current_task()
-        for task in self._tasks:
-            if task is not current:
-                task.cancel()
+        super()._lose(reason)
 
-    def _fail_waiting(self) -> None:
-        for future, _ in self._waiting.values():
-            if not future.done():
-                future.set_exception(self._lost_error())
-
-    def _lost_error(self) -> EngineLostError:
-        return EngineLostError(
-            "the engine was lost while the request was in work; it is being started again",
-            self.started_in_s,
-        )
+    def _hang_up(self) -> None:
+        super()._hang_up()
+        self._door.close()
+        self._alone.set()
 
 
-def _ended(status: int) -> str:
+def ended(status: int) -> str:
+    """Says how a process ended, by its exit status."""
     if status < 0:
         return f"it was killed by {signal.Signals(-status).name}"
     return f"it ended with status {status}"

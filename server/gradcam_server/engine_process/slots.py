@@ -6,8 +6,9 @@ The memory is a ring of slots. The front end writes an image into the next one a
 message that names it; the engine copies the image as soon as it reads the message, and says in
 what it sends next which message was its latest. Messages are read in the order in which they
 were sent, so slots are free again in the order in which they were taken, each once, whatever
-became of their requests: nobody writes into a slot that may still be read. Each engine has a ring
-of its own, which is given up with it; the memory has no name, and ends with its last process.
+became of their requests: nobody writes into a slot that may still be read. Each connection of a
+front end to an engine has a ring of its own, which is given up with it; the memory has no name,
+and ends with its last process.
 """
 
 import math
@@ -101,6 +102,10 @@ class SlotReader:
         if isinstance(image, Slot):
             return _view(self._memory, image, self._size).copy()
         return image
+
+    def close(self) -> None:
+        """Gives the memory up."""
+        self._memory.close()
 
 
 def _view(memory: mmap.mmap, slot: Slot, size: int) -> NDArray[np.uint8]:

@@ -70,7 +70,7 @@ class Access:
 
     def configure(self, config: ServeConfig, tokens: TokenFile | None) -> None:
         """Goes by these settings and tokens from now on."""
-        self._tokens = tokens
+        self._tokens, self._front_ends = tokens, config.frontends
         self._streams.limit = config.max_streams
 
     def authenticate(self, metadata: _Metadata) -> Caller:
@@ -107,7 +107,7 @@ class Access:
         caller = self._callers.get(token.name)
         if caller is None:
             caller = self._callers[token.name] = Caller(token.name, self._clock)
-        caller.allow(token)
+        caller.allow(token, self._front_ends)
         return caller
 
 

@@ -27,16 +27,22 @@ class Caller:
         self._calls, self._images = Places(None), Places(None)
         self._admin = True
 
-    def allow(self, token: Token) -> None:
-        """Allows them what their token says now; what is in work stays counted."""
+    def allow(self, token: Token, front_ends: int = 1) -> None:
+        """Allows them what their token says now; what is in work stays counted.
+
+        Args:
+            token: The token.
+            front_ends: How many share what it allows; each has an equal part, one at least.
+        """
         self._admin = token.admin
         rate = token.max_requests_per_s
         if rate is None:
             self._rate = None
-        elif self._rate is None or self._rate.per_s != rate:
-            self._rate = Rate(rate, self._clock)
+        elif self._rate is None or self._rate.per_s != rate / front_ends:
+            self._rate = Rate(rate / front_ends, self._clock)
+        most = token.max_concurrent
         for places in (self._calls, self._images):
-            places.limit = token.max_concurrent
+            places.limit = None if most is None else max(most // front_ends, 1)
             places.hand_out()
 
     def check_admin(self) -> None:

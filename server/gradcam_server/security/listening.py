@@ -40,6 +40,27 @@ def check_listening(config: ServeConfig) -> None:
         logger.warning("%s is served in plain text: who is on the way reads and sends all", host)
 
 
+def check_port_is_free(host: str, port: int) -> None:
+    """Finds out whether another server listens, with which the port would be shared.
+
+    Raises:
+        StartupError: One does, or the address is not ours.
+    """
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return  # gRPC says what is wrong
+    for family, kind, protocol, _, address in found:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+            except OSError as error:
+                raise StartupError(
+                    f"cannot listen on {host}:{port}: is the port in use?"
+                ) from error
+
+
 def is_loopback(host: str) -> bool:
     """Tells whether an address, or all those of a name, can only be reached from this machine."""
     try:

@@ -41,6 +41,7 @@ def test_the_command_lines_defaults_are_those_of_the_settings(parse) -> None:  #
 EXAMPLES: dict[str, tuple[str, object]] = {
     "host": ("0.0.0.0", "0.0.0.0"),
     "port": ("0", 0),
+    "frontends": ("2", 2),
     "tls_certificate": ("server.pem", "server.pem"),
     "tls_key": ("server.key", "server.key"),
     "tls_client_ca": ("clients.pem", "clients.pem"),

@@ -12,6 +12,7 @@ import pytest
 
 from gradcam_server.batching import Answer, BatchReport, DispatchReason, Urgency
 from gradcam_server.catalog import Catalog
+from gradcam_server.engine_process.door import make_door
 from gradcam_server.engine_process.messages import (
     BatchRan,
     Begun,
@@ -87,7 +88,10 @@ async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Scripted]:
     reader, writer = await asyncio.open_connection(sock=ours)
     memory = create_memory()
     slots = SlotReader(memory, ITEM.image.nbytes)
-    computer = RemoteComputer(process, reader, writer, memory, READY, 7.0, watchdog_s, observer)
+    door, _ = make_door()
+    computer = RemoteComputer(
+        *(process, reader, writer, memory, READY, 7.0, watchdog_s, observer, door)
+    )
     os.close(memory)
     theirs_reader, theirs_writer = await asyncio.open_connection(sock=theirs)
     scripted = Scripted(computer, process, theirs_reader, theirs_writer, slots, observer)

@@ -10,9 +10,11 @@ import pytest
 
 from gradcam_server.catalog import Catalog, ServedModel
 from gradcam_server.config import Compiler, ServeConfig
+from gradcam_server.engine_process.door import make_door
 from gradcam_server.engine_process.messages import Ready
 from gradcam_server.engine_process.remote import RemoteComputer
 from gradcam_server.engine_process.slots import SlotReader, create_memory
+from gradcam_server.front_ends.others import OtherFrontEnds
 from gradcam_server.labels import ClassLabel, ClassLabels
 from gradcam_server.metrics import Metrics
 from gradcam_server.models.preprocessing import Preprocessing
@@ -44,7 +46,11 @@ async def start(config: ServeConfig, observer: Supervisor) -> RemoteComputer:
     memory = create_memory()
     SlotReader(memory, 1)
     watchdog_s = config.watchdog_s
-    computer = RemoteComputer(process, reader, writer, memory, ready, 7.0, watchdog_s, observer)
+    door, its_door = make_door()
+    its_door.close()
+    computer = RemoteComputer(
+        *(process, reader, writer, memory, ready, 7.0, watchdog_s, observer, door)
+    )
     os.close(memory)
     return computer
 
@@ -59,7 +65,8 @@ async def supervisor(
     monkeypatch: pytest.MonkeyPatch, metrics: Metrics
 ) -> AsyncIterator[Supervisor]:
     monkeypatch.setattr(RemoteComputer, "start", start)
-    one = Supervisor(CONFIG, lambda _: None, lambda _: None, metrics)
+    others = OtherFrontEnds(CONFIG, metrics)
+    one = Supervisor(CONFIG, lambda _: None, lambda _: None, metrics, others)
     await one.start()
     yield one
     await one.close()

@@ -19,7 +19,7 @@ from gradcam_server.errors import ExplanationServerError, NotReadyError, ReloadE
 from gradcam_server.explainer import Explainer
 from gradcam_server.http import HttpServer
 from gradcam_server.lifecycle import Lifecycle, Phase
-from gradcam_server.memory import give_images_back
+from gradcam_server.memory import share_heap
 from gradcam_server.metrics import Metrics
 from gradcam_server.native_lines import logged_as_json
 from gradcam_server.open_inference import service as open_inference
@@ -61,7 +61,7 @@ def run(config: ServeConfig, read_again: Callable[[], ServeConfig]) -> int:
     Raises:
         StartupError: The server cannot start as configured.
     """
-    give_images_back()
+    share_heap()
     json = config.log_format == "json"
     with logged_as_json(config.log_level) if json else nullcontext():
         return asyncio.run(_Server(config, read_again).run())

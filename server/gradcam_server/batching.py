@@ -10,6 +10,10 @@ share of the device's time, so that they neither starve nor are starved.
 A batch goes to the device that is free first. While all are busy, items gather; that alone
 makes batches under load, so the delay may be zero. Nothing here knows TensorFlow: a lane's
 runner runs its own batches.
+
+The devices of a runner may be one device and its streams, parts of it that run side by side. Then
+what waits is shared out among the streams, unless it is less than one item for each and nothing
+else runs: the whole device is soonest done with that.
 """
 
 import asyncio
@@ -62,6 +66,11 @@ class BatchRunner(Hashable, Protocol[ItemIn, OutputOut]):
         """On how many devices it can run, the first of all."""
         ...
 
+    @property
+    def has_streams(self) -> bool:
+        """Whether the devices after the first are its streams."""
+        ...
+
     def run(self, items: Sequence[ItemIn], padded_size: int, device: int, /) -> Sequence[OutputOut]:
         """Computes one output for each item on a device, on that device's thread."""
         ...
@@ -107,7 +116,7 @@ class BatchReport:
         padded_size: The size that ran.
         reason: Why it went when it did.
         compute_us: Time it took, in microseconds.
-        device: Where it ran; 0 is the first.
+        device: Where it ran; 0 is the first, or all of the only one.
     """
 
     size: int
@@ -245,14 +254,14 @@ class Batcher(Generic[Item, Output]):
         while True:
             self._change.clear()
             self._drop_hopeless()
-            found = self._next()
-            if found is None:
+            lane = self._ready_lane()
+            device = None if lane is None else self._device_for(lane)
+            if lane is None or device is None:
                 await self._wait_for_change()
                 continue
-            lane, device = found
             queue = self._lanes[lane]
-            take, padded_size = lane.runner.plan(len(queue))
-            reason = self._reason(lane)
+            take, padded_size = lane.runner.plan(self._share(lane, device))
+            reason = self._reason(lane, take)
             batch = [queue.popleft() for _ in range(take)]
             device.running_since = perf_counter()
             task = asyncio.create_task(
@@ -261,13 +270,23 @@ class Batcher(Generic[Item, Output]):
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
-    def _next(self) -> tuple[_Lane[Item, Output], _Device] | None:
-        """Chooses the lane whose turn it is, and a device that is free."""
-        free = [device for device in self._devices if device.running_since is None]
-        if not free:
-            return None
-        lane = self._ready_lane(free[0].index)
-        return None if lane is None else (lane, free[0])
+    def _device_for(self, lane: _Lane[Item, Output]) -> _Device | None:
+        """Finds a device that is free for a lane."""
+        devices = self._devices[: lane.runner.device_count]
+        if lane.runner.has_streams:
+            streams = len(devices) - 1
+            idle = all(device.running_since is None for device in self._devices)
+            whole = streams < 2 or (idle and len(self._lanes[lane]) < streams)
+            devices = devices[:1] if whole else devices[1:]
+        return next((device for device in devices if device.running_since is None), None)
+
+    def _share(self, lane: _Lane[Item, Output], device: _Device) -> int:
+        """Returns how many of the items that wait are for a device, which may take fewer."""
+        waiting = len(self._lanes[lane])
+        if lane.runner.has_streams and device.index:
+            streams = min(lane.runner.device_count, len(self._devices)) - 1
+            return -(-waiting // streams)
+        return waiting
 
     async def _occupy(
         self,
@@ -297,13 +316,13 @@ class Batcher(Generic[Item, Output]):
             else:
                 del self._lanes[lane]
 
-    def _ready_lane(self, device: int) -> _Lane[Item, Output] | None:
+    def _ready_lane(self) -> _Lane[Item, Output] | None:
+        """Chooses the lane whose turn it is, of those for which a device is free."""
         latest_start = perf_counter() - self._max_queue_delay_s
         ready = [
             lane
             for lane, queue in self._lanes.items()
-            if device < lane.runner.device_count
-            and (self._is_full(lane) or queue[0].since <= latest_start)
+            if (self._is_full(lane) or queue[0].since <= latest_start) and self._device_for(lane)
         ]
         background = [lane for lane in ready if lane.runner.background]
         foreground = [lane for lane in ready if not lane.runner.background]
@@ -318,8 +337,8 @@ class Batcher(Generic[Item, Output]):
     def _is_full(self, lane: _Lane[Item, Output]) -> bool:
         return len(self._lanes[lane]) >= lane.runner.max_batch_size
 
-    def _reason(self, lane: _Lane[Item, Output]) -> DispatchReason:
-        if self._is_full(lane):
+    def _reason(self, lane: _Lane[Item, Output], take: int) -> DispatchReason:
+        if take == lane.runner.max_batch_size:
             return DispatchReason.FULL
         return DispatchReason.DELAY if self._max_queue_delay_s else DispatchReason.IDLE
 
@@ -334,12 +353,7 @@ class Batcher(Generic[Item, Output]):
     async def _wait_for_change(self) -> None:
         """Waits for an item, for a device, or until a batch has waited long enough."""
         timeout = None
-        free = [device.index for device in self._devices if device.running_since is None]
-        since = [
-            queue[0].since
-            for lane, queue in self._lanes.items()
-            if free and free[0] < lane.runner.device_count
-        ]
+        since = [queue[0].since for lane, queue in self._lanes.items() if self._device_for(lane)]
         if since:
             timeout = max(min(since) + self._max_queue_delay_s - perf_counter(), 0)
         try:

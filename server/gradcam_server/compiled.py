@@ -19,6 +19,11 @@ Returns logits, probabilities, the classes and their scores, and the maps of eac
 arrays, which the next run leaves alone.
 """
 
+Places = Sequence[Executable]
+"""Where the same batch can run: the first has the whole device. The others, if there are any, are
+its streams: they run side by side, each on a part of its threads.
+"""
+
 
 class CompilationCounter:
     """Counts graphs that were traced or read; after the warm-up it must stand still."""
@@ -48,8 +53,9 @@ class CompiledGraph:
         key: What it computes.
         input_size: (height, width) of the images in pixels.
         compiler: What runs it: one for all batch sizes.
-        executables: By batch size, ascending; for each device.
-        cost_s: Seconds that a batch of each size takes, as measured.
+        ladder: What runs each batch size, ascending; all have equally many places.
+        cost_s: Seconds that a batch of each size takes on the whole device, as measured.
+        others: The ladders of other devices.
     """
 
     def __init__(
@@ -57,12 +63,19 @@ class CompiledGraph:
         key: GraphKey,
         input_size: tuple[int, int],
         compiler: Compiler,
-        executables: Sequence[Mapping[int, Executable]],
+        ladder: Mapping[int, Places],
         cost_s: Mapping[int, float],
+        others: Sequence[Mapping[int, Places]] = (),
     ) -> None:
         self.key, self.compiler = key, compiler
         self._image_shape = (input_size[0], input_size[1], 3)
-        self._executables, self._cost_s = executables, cost_s
+        self._ladder, self._cost_s, self._others = ladder, cost_s, others
+        count = 1 if others else len(next(iter(ladder.values())))
+        self._places = [
+            {size: places[number] for size, places in one.items()}
+            for one in (ladder, *others)
+            for number in range(count)
+        ]
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -76,8 +89,13 @@ class CompiledGraph:
 
     @property
     def device_count(self) -> int:
-        """On how many devices it can run, the first of all."""
-        return len(self._executables)
+        """On how many devices it can run, the first of all; its streams count as such."""
+        return len(self._places)
+
+    @property
+    def has_streams(self) -> bool:
+        """Whether the devices after the first are its streams."""
+        return not self._others and len(self._places) > 1
 
     @property
     def background(self) -> bool:
@@ -86,14 +104,14 @@ class CompiledGraph:
 
     def beside(self, others: Sequence["CompiledGraph"]) -> "CompiledGraph":
         """Returns the graph that runs on the devices of this one and of others like it."""
-        executables = [one for graph in (self, *others) for one in graph._executables]
+        ladders = [graph._ladder for graph in others]
         return CompiledGraph(
-            self.key, self._image_shape[:2], self.compiler, executables, self._cost_s
+            self.key, self._image_shape[:2], self.compiler, self._ladder, self._cost_s, ladders
         )
 
     @property
     def cost_s(self) -> Mapping[int, float]:
-        """Seconds that a batch of each size takes, as measured."""
+        """Seconds that a batch of each size takes on the whole device, as measured."""
         return self._cost_s
 
     @property
@@ -125,7 +143,7 @@ class CompiledGraph:
             images[row] = item.image
             for slot, target in enumerate(item.targets):
                 classes[row, slot], against[row, slot] = target.index, target.against
-        logits, probabilities, chosen, scores, *maps = self._executables[device][padded_size](
+        logits, probabilities, chosen, scores, *maps = self._places[device][padded_size](
             images, classes, against
         )
         return [

@@ -65,6 +65,7 @@ def _type(default: Any) -> Any:
 
 
 _POSITIVE = click.IntRange(min=1)
+_NOT_NEGATIVE = click.IntRange(min=0)
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,13 @@ class ServeConfig:
         "not set.",
         _POSITIVE,
     )
+    compute_streams: int = _option(
+        1,
+        "Batches that OpenVINO computes at the same time, each on its part of the threads, once "
+        "requests wait; 0 is as many as it advises. More than 1 pays with many cores or small "
+        "models, and costs memory.",
+        _NOT_NEGATIVE,
+    )
     cache_dir: str | None = _option(
         None,
         "Folder that keeps what --compiler auto has measured. gradcam-server in the user's cache "
@@ -201,7 +209,7 @@ class ServeConfig:
         16,
         "Most graphs to keep that were compiled at first use; the least recently used goes. "
         "0 refuses what was not named by --warm.",
-        click.IntRange(min=0),
+        _NOT_NEGATIVE,
     )
     max_passes: int = _option(
         256, "Most passes of one request, for the methods of many passes.", _POSITIVE
@@ -221,13 +229,13 @@ class ServeConfig:
         0,
         "How long a request may wait for its batch before it is refused, in milliseconds; 0 is "
         "as long as its deadline lets it.",
-        click.IntRange(min=0),
+        _NOT_NEGATIVE,
     )
     max_queue_delay_us: int = _option(
         0,
         "How long a batch that is not full may wait for more requests while the device is "
         "free, in microseconds.",
-        click.IntRange(min=0),
+        _NOT_NEGATIVE,
     )
     max_stream_in_flight: int = _option(
         64, "Most requests of one stream in work at once; then it is read no further.", _POSITIVE

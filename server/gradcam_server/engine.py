@@ -35,7 +35,7 @@ class Engine:
         self._warm: dict[GraphKey, CompiledGraph] = {}
         self._extra: OrderedDict[GraphKey, asyncio.Task[CompiledGraph]] = OrderedDict()
         self._compiler = ThreadPoolExecutor(1, thread_name_prefix="compiler")
-        set_compute_threads(config.compute_threads)
+        set_compute_threads(config.compute_threads, config.compute_streams)
         self._sources: dict[str, GraphSource] = {}
         for spec in config.model_specs():
             self._sources[spec.id] = open_source(spec, config, self._counter)
@@ -48,8 +48,9 @@ class Engine:
 
     @property
     def device_count(self) -> int:
-        """On how many devices the graphs run."""
-        return max(source.device_count for source in self._sources.values())
+        """On how many devices the graphs run, as far as they are compiled."""
+        of_sources = [source.device_count for source in self._sources.values()]
+        return max([*of_sources, *(graph.device_count for graph in self._warm.values())])
 
     @property
     def compilation_count(self) -> int:

@@ -5,8 +5,16 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from cykooz_resizer import (
+    CropBox,
+    FilterType,
+    ImageData,
+    PixelType,
+    ResizeAlg,
+    ResizeOptions,
+    Resizer,
+)
 from numpy.typing import NDArray
-from PIL import Image
 
 from gradcam_server.requests import ResizeMode
 
@@ -103,9 +111,9 @@ def fit(
     """
     placement = _place(image_size or image.shape[:2], input_size, mode)
     v, h = placement.vertical, placement.horizontal
-    rows, top, bottom = _part(v, image.shape[0])
-    columns, left, right = _part(h, image.shape[1])
-    box = (left, top, right, bottom)
+    rows, top, part_height = _part(v, image.shape[0])
+    columns, left, part_width = _part(h, image.shape[1])
+    box = CropBox(left, top, part_width, part_height)
     resized = _resize(image[rows, columns], box, v.input_length, h.input_length)
     if (v.input_length, h.input_length) == input_size:
         return resized, placement
@@ -121,22 +129,23 @@ def _part(span: Span, length: int) -> tuple[slice, float, float]:
     """Finds the part that a span wants in an axis of another length than the original's.
 
     Returns:
-        The pixels that hold it, and where it begins and ends in them.
+        The pixels that hold it, where it begins in them, and how long it is.
     """
     start = span.image_start * length / span.image_size
     end = (span.image_start + span.image_length) * length / span.image_size
     first = math.floor(start)
-    return slice(first, math.ceil(end)), start - first, end - first
+    return slice(first, math.ceil(end)), start - first, end - start
 
 
-def _resize(
-    image: NDArray[np.uint8], box: tuple[float, float, float, float], height: int, width: int
-) -> NDArray[np.uint8]:
-    if image.shape[:2] == (height, width) and box == (0, 0, width, height):
+def _resize(image: NDArray[np.uint8], box: CropBox, height: int, width: int) -> NDArray[np.uint8]:
+    if image.shape[:2] == (height, width) and box == CropBox(0, 0, width, height):
         return np.ascontiguousarray(image)
-    # Pillow widens the triangle filter as it shrinks; OpenCV's bilinear would alias.
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, box)
-    return np.asarray(resized)
+    # As Pillow's, to rounding: its triangle filter widens as it shrinks, where OpenCV's aliases.
+    source = ImageData(image.shape[1], image.shape[0], PixelType.U8x3, image.tobytes())
+    target = ImageData(width, height, PixelType.U8x3)
+    triangle = ResizeAlg.convolution(FilterType.bilinear)
+    Resizer().resize(source, target, ResizeOptions(triangle, crop_box=box))
+    return np.frombuffer(target.get_buffer(), np.uint8).reshape(height, width, 3)
 
 
 @functools.lru_cache(maxsize=1024)

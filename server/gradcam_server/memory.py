@@ -10,27 +10,24 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 
-_ARENAS = 2
-# Getting fresh memory for each image takes time, a third of that of decoding and resizing small
-# ones: these share heaps, whose ends are kept up to a size.
-_IMAGE_BYTES = 1 << 20
-_KEPT_BYTES = 4 << 20
+# Fresh memory costs page faults: those of a 2-megapixel JPEG take longer than decoding it. So all
+# but very large images come from one heap, whose end is kept up to a size.
+_IMAGE_BYTES = 32 << 20
+_KEPT_BYTES = 64 << 20
 
 
-def give_images_back() -> None:
-    """Lets glibc return the memory of large images to the system as soon as they are done with.
+def share_heap() -> None:
+    """Lets all threads take the memory of their images from one heap of glibc.
 
-    As it is, glibc takes large blocks from the heaps that it keeps for each thread, once one
-    was freed, and images of all sizes leave these full of holes: memory seems to grow.
-    Does nothing with another C library.
+    As it is, glibc keeps a heap for each thread, and images of all sizes leave these full of
+    holes that no other thread can use: memory seems to grow. Does nothing with another C library.
     """
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_ARENA_MAX, _ARENAS)
+        mallopt(_M_ARENA_MAX, 1)
         mallopt(_M_MMAP_THRESHOLD, _IMAGE_BYTES)
-        # Having set the other, it would stay at its default, less than one raw image.
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 

@@ -19,7 +19,7 @@ from gradcam_server.front_ends.others import OtherFrontEnds
 from gradcam_server.front_ends.shares import share
 from gradcam_server.http import HttpServer
 from gradcam_server.lifecycle import Phase
-from gradcam_server.memory import give_images_back
+from gradcam_server.memory import share_heap
 from gradcam_server.metrics import Metrics
 from gradcam_server.native_lines import logged_as_json
 from gradcam_server.security.access import read_token_file
@@ -54,7 +54,7 @@ def run(config: ServeConfig, read_again: Callable[[], ServeConfig]) -> int:
     Raises:
         StartupError: The server cannot start as configured.
     """
-    give_images_back()
+    share_heap()
     json = config.log_format == "json"
     with logged_as_json(config.log_level) if json else nullcontext():
         return asyncio.run(_Server(config, read_again).run())

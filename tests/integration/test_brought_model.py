@@ -39,12 +39,17 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "pets.keras"
 
 
+@pytest.fixture
+def photo(images: Path, tmp_path: Path) -> Path:
+    """A photograph of the model's input size: random weights magnify what resizers do unlike."""
+    Image.open(images / "cat.jpg").convert("RGB").resize((96, 96)).save(tmp_path / "cat.png")
+    return tmp_path / "cat.png"
+
+
 def expected_map(model_file: Path, photo: Path, index: int) -> np.ndarray:
     """Grad-CAM of the logit, by hand: the base, then the head's weights."""
     model = keras.models.load_model(model_file)
-    size = (96, 96)
-    image = Image.open(photo).convert("RGB").resize(size, Image.Resampling.BILINEAR)
-    pixels = np.asarray(image, np.float32)[None] / 127.5 - 1
+    pixels = np.asarray(Image.open(photo), np.float32)[None] / 127.5 - 1
     activation = model.layers[0](tf.constant(pixels), training=False).numpy()[0]
     weights = model.layers[-1].get_weights()[0][:, index] / (
         activation.shape[0] * activation.shape[1]
@@ -52,9 +57,7 @@ def expected_map(model_file: Path, photo: Path, index: int) -> np.ndarray:
     return np.maximum(activation @ weights, 0)
 
 
-def test_a_nested_model_is_served_by_path_names_and_labels(
-    model_file: Path, images: Path, tmp_path: Path
-) -> None:
+def test_a_nested_model_is_served_by_path_names_and_labels(model_file: Path, photo: Path) -> None:
     """Served with declared preprocessing; the nested layer is found by path and by name."""
     server = RunningServer(
         *("--model", f"pets={model_file}", "--preprocessing", "tf"),
@@ -69,7 +72,6 @@ def test_a_nested_model_is_served_by_path_names_and_labels(
             assert model.default_layer == LAYER
             assert [one.name for one in model.classes] == ["cat", "dog", "hamster"]
             assert not model.random_weights
-            photo = images / "cat.jpg"
             default = client.explain(photo, classes=["dog"]).explanations[0]
             expected = expected_map(model_file, photo, 1)
             scale = np.abs(expected).max()

@@ -1,7 +1,7 @@
 """What makes a graph run: XLA, TensorFlow's own executor, OpenVINO.
 
-A compiler is a function from a graph and a precision to something that gives an ``Executable``
-for a batch size. A fourth needs such a function, and a row in ``_COMPILERS``.
+A compiler is a function from a graph and a precision to something that gives what runs a batch
+size. A fourth needs such a function, and a row in ``_COMPILERS``.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
-from gradcam_server.compiled import Executable
+from gradcam_server.compiled import Places
 from gradcam_server.config import Compiler, Precision
 
 if TYPE_CHECKING:
     from gradcam_server.graph import ExplanationGraph
 
-Prepared = Callable[[int], Executable]
-"""Makes the executable of a batch size. All share one copy of the weights."""
+Prepared = Callable[[int], Places]
+"""Makes what runs a batch size. All sizes share one copy of the weights."""
 
 Prepare = Callable[["ExplanationGraph", Precision], Prepared]
 """Both raise CompilerError, and DisconnectedLayerError."""

@@ -7,7 +7,7 @@ from time import perf_counter
 
 import numpy as np
 
-from gradcam_server.compiled import Array, CompiledGraph, Executable
+from gradcam_server.compiled import Array, CompiledGraph, Executable, Places
 from gradcam_server.compilers import CompilerError, Prepared, find_compiler
 from gradcam_server.compilers.memory import Memory
 from gradcam_server.config import Compiler, Precision
@@ -60,7 +60,7 @@ class _Trials:
         self._graph, self._sizes, self._precision = graph, batch_sizes, precision
         self._largest = max(batch_sizes)
         self._prepared: dict[Compiler, Prepared] = {}
-        self._executables: dict[Compiler, Executable] = {}
+        self._places: dict[Compiler, Places] = {}
 
     def compile(self, compiler: Compiler, memory: Memory | None) -> CompiledGraph:
         if compiler is Compiler.AUTO:
@@ -70,19 +70,21 @@ class _Trials:
                 raise CompilerError(f"{self._graph.key} cannot be compiled in {self._precision}")
             compiler = Compiler.TENSORFLOW
         ladder = {
-            size: self._executables[compiler]
+            size: self._places[compiler]
             if size == self._largest
             else self._prepared[compiler](size)
             for size in self._sizes
         }
-        cost_s = {size: time_executable(self._graph, one, size) for size, one in ladder.items()}
+        cost_s = {
+            size: time_executable(self._graph, places[0], size) for size, places in ladder.items()
+        }
         logger.info(
             "Compiled %s in %s by %s; milliseconds by batch size: %s",
             *(self._graph.key, self._precision, compiler),
             ", ".join(f"{size}: {seconds * 1e3:.1f}" for size, seconds in cost_s.items()),
         )
         key, input_size = self._graph.key, self._graph.model.input_size
-        return CompiledGraph(key, input_size, compiler, [ladder], cost_s)
+        return CompiledGraph(key, input_size, compiler, ladder, cost_s)
 
     def _fastest(self, memory: Memory | None) -> Compiler:
         question = self._question()
@@ -107,7 +109,7 @@ class _Trials:
         )
         # What lost is not needed any more.
         self._prepared = {fastest: self._prepared[fastest]}
-        self._executables = {fastest: self._executables[fastest]}
+        self._places = {fastest: self._places[fastest]}
         return fastest
 
     def _race(self, candidates: Sequence[Compiler]) -> dict[Compiler, float]:
@@ -118,9 +120,9 @@ class _Trials:
             least = min(best.values())
             for one, seconds in best.items():
                 if turn == 0:
-                    _seconds(self._executables[one], arguments)  # warms up
+                    _seconds(self._places[one][0], arguments)  # warms up
                 elif turn == 1 or seconds < _HOPELESS * least:
-                    best[one] = min(seconds, _seconds(self._executables[one], arguments))
+                    best[one] = min(seconds, _seconds(self._places[one][0], arguments))
         return best
 
     def _candidates(self) -> Sequence[Compiler]:
@@ -137,13 +139,14 @@ class _Trials:
         """Compiles for the largest batch size; returns whether that can be used."""
         try:
             prepared = find_compiler(compiler)(self._graph, self._precision)
-            executable = prepared(self._largest)
+            places = prepared(self._largest)
             if compiler is Compiler.OPENVINO:  # the others are TensorFlow's own
-                check(self._graph, executable, self._precision)
+                for place in places[:2]:  # all streams are alike
+                    check(self._graph, place, self._precision)
         except CompilerError as error:
             logger.log(level, "%s does not compile %s: %s", compiler, self._graph.key, error)
             return False
-        self._prepared[compiler], self._executables[compiler] = prepared, executable
+        self._prepared[compiler], self._places[compiler] = prepared, places
         return True
 
 
@@ -153,7 +156,7 @@ def check(graph: ExplanationGraph, executable: Executable, precision: Precision)
     Raises:
         CompilerError: They differ.
     """
-    reference = find_compiler(Compiler.TENSORFLOW)(graph, Precision.FLOAT32)(_CHECKED)
+    reference = find_compiler(Compiler.TENSORFLOW)(graph, Precision.FLOAT32)(_CHECKED)[0]
     arguments = _noise(graph, _CHECKED)
     for ours, expected in zip(executable(*arguments), reference(*arguments), strict=True):
         if (found := _correlation(ours, expected)) < _LEAST_CORRELATION[precision]:

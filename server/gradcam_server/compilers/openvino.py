@@ -26,8 +26,8 @@ def prepare(graph: ExplanationGraph, precision: Precision) -> Prepared:
     if not openvino_runtime.supports(precision):
         raise CompilerError(f"this CPU does not compute in {precision}")
     model = convert(graph)
-    executable = openvino_runtime.load_model(model, output_names(graph), precision)
-    return lambda _: executable
+    places = openvino_runtime.load_model(model, output_names(graph), precision)
+    return lambda _: places
 
 
 def output_names(graph: ExplanationGraph) -> tuple[str, ...]:

@@ -2,12 +2,13 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from gradcam_server.compiled import Array, Executable
+from gradcam_server.compiled import Array, Executable, Places
 from gradcam_server.config import Precision
-from gradcam_server.threads import compute_threads
+from gradcam_server.threads import compute_streams, compute_threads
 
 # Importing OpenVINO and converting would be reported to Google Analytics.
 sys.modules.setdefault("openvino_telemetry", cast("ModuleType", None))
@@ -25,7 +26,7 @@ _HINTS = {
 }
 
 
-def load_model(model: Any, output_names: Sequence[str], precision: Precision) -> Executable:
+def load_model(model: Any, output_names: Sequence[str], precision: Precision) -> Places:
     """Compiles a model for the CPU.
 
     Args:
@@ -35,15 +36,28 @@ def load_model(model: Any, output_names: Sequence[str], precision: Precision) ->
         precision: What the network is computed in.
 
     Returns:
-        Runs a batch of any size; by one caller at a time.
+        What runs batches of any size, each for one caller at a time: the whole CPU, and, if
+        there is more than one, its streams.
     """
     core = openvino.Core()
+    if isinstance(model, Path):
+        model = core.read_model(model)  # once, so that both have the same weights
     properties = {
         "INFERENCE_PRECISION_HINT": _HINTS[precision],
         "INFERENCE_NUM_THREADS": compute_threads(),
-        "PERFORMANCE_HINT": "LATENCY",  # one batch at a time
     }
-    request = core.compile_model(model, "CPU", properties).create_infer_request()
+    whole = core.compile_model(model, "CPU", {**properties, "PERFORMANCE_HINT": "LATENCY"})
+    places = [_executable(whole, output_names)]
+    if (wanted := compute_streams()) != 1:
+        many = {"NUM_STREAMS": wanted} if wanted else {"PERFORMANCE_HINT": "THROUGHPUT"}
+        parts = core.compile_model(model, "CPU", {**properties, **many})
+        if (count := parts.get_property("NUM_STREAMS")) > 1:
+            places += [_executable(parts, output_names) for _ in range(count)]
+    return places
+
+
+def _executable(compiled: Any, output_names: Sequence[str]) -> Executable:
+    request = compiled.create_infer_request()
 
     def run(*arrays: Array) -> Sequence[Array]:
         results = request.infer(dict(zip(INPUTS, arrays, strict=True)), share_inputs=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from gradcam_server.compiled import Array, Executable
+from gradcam_server.compiled import Array, Places
 from gradcam_server.compilers import Prepared
 from gradcam_server.config import Precision
 from gradcam_server.graph import ExplanationGraph
@@ -23,10 +23,10 @@ def prepare(
         jit_compile: Whether XLA compiles it.
 
     Returns:
-        Makes the executable of a batch size.
+        Makes what runs a batch size.
     """
 
-    def executable(batch_size: int) -> Executable:
+    def places(batch_size: int) -> Places:
         function: Any = tf.function(
             partial(graph.explain, precision=precision),
             input_signature=graph.signature(batch_size),
@@ -42,6 +42,6 @@ def prepare(
                 outputs = concrete(*map(tf.constant, arrays))
             return [tensor.numpy() for tensor in outputs]
 
-        return run
+        return (run,)
 
-    return executable
+    return places

@@ -78,17 +78,17 @@ class ExportedSource:
         self._counter.increment()
         graph, manifest = self._graphs[key], self._manifest
         began = perf_counter()
-        executable = openvino_runtime.load_model(
+        places = openvino_runtime.load_model(
             self._folder / graph.file, graph.outputs, manifest.precision
         )
-        cost_s = self._costs(executable, graph, batch_sizes)
+        cost_s = self._costs(places[0], graph, batch_sizes)
         logger.info(
             "Read %s in %s and compiled it in %.1f s; milliseconds by batch size: %s",
             *(key, manifest.precision, perf_counter() - began),
             ", ".join(f"{size}: {seconds * 1e3:.1f}" for size, seconds in cost_s.items()),
         )
-        executables = dict.fromkeys(batch_sizes, executable)
-        return CompiledGraph(key, manifest.input_size, Compiler.OPENVINO, [executables], cost_s)
+        ladder = dict.fromkeys(batch_sizes, places)
+        return CompiledGraph(key, manifest.input_size, Compiler.OPENVINO, ladder, cost_s)
 
     def _costs(
         self, executable: Executable, graph: ExportedGraph, batch_sizes: Sequence[int]

@@ -124,11 +124,11 @@ class _Writer:
         names = converter.output_names(graph)
         try:
             model = converter.convert(graph)
-            exact = openvino_runtime.load_model(model, names, Precision.FLOAT32)
+            exact, *_ = openvino_runtime.load_model(model, names, Precision.FLOAT32)
             check(graph, exact, Precision.FLOAT32)
             if self._precision is Precision.INT8 and self._samples:
                 model = quantize(model, self._samples.calibration, key.max_targets)
-            executable = openvino_runtime.load_model(model, names, self._precision)
+            executable, *_ = openvino_runtime.load_model(model, names, self._precision)
         except (CompilerError, DisconnectedLayerError) as error:
             raise StartupError(f"{key} cannot be exported: {error}") from error
         if self._samples and not number:

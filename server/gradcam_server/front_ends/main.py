@@ -37,7 +37,7 @@ from gradcam_server.front_ends.messages import (
 )
 from gradcam_server.front_ends.shares import share
 from gradcam_server.logs import configure
-from gradcam_server.memory import give_images_back, resident_bytes
+from gradcam_server.memory import share_heap, resident_bytes
 from gradcam_server.metrics import Metrics
 from gradcam_server.native_lines import write_python_to
 from gradcam_server.security.access import read_token_file
@@ -184,7 +184,7 @@ def main() -> None:
     control, door, *stderr = map(int, sys.argv[1:])
     if stderr:
         write_python_to(stderr[0])
-    give_images_back()
+    share_heap()
     try:
         status = asyncio.run(run(socket.socket(fileno=control), socket.socket(fileno=door)))
     except EOFError:  # before it said what to do

@@ -24,11 +24,13 @@ class Doubler:
         open_gate: bool = True,
         background: bool = False,
         device_count: int = 1,
+        has_streams: bool = False,
     ) -> None:
         self.max_batch_size = max_batch_size
         self.least_s = 0.0
         self.background = background
         self.device_count = device_count
+        self.has_streams = has_streams
         self.batches: list[list[int]] = []
         self.started = threading.Event()
         self.gate = threading.Event()
@@ -378,6 +380,50 @@ async def test_a_graph_runs_on_its_own_devices_only(make: Make, delay_s: float) 
     await asyncio.gather(*asked)
     assert set(single.devices) == {0}
     assert set(both.devices) == {0, 1}
+
+
+async def test_streams_share_what_waits(make: Make) -> None:
+    """Both work at once, on half of what waits each, and the whole device is left alone."""
+    batcher = make(device_count=3)
+    runner = Doubler(8, open_gate=False, device_count=3, has_streams=True)
+    tasks = [asyncio.create_task(ask(batcher, runner, item)) for item in range(6)]
+    await asyncio.sleep(0.05)
+    runner.gate.set()
+    answers = await asyncio.gather(*tasks)
+    assert [answer.batch.device for answer in answers[:5]] == [1, 1, 1, 2, 2]
+    assert [answer.output for answer in answers] == [0, 2, 4, 6, 8, 10]
+
+
+async def test_one_item_alone_gets_the_whole_device(make: Make) -> None:
+    """Its answer is soonest there; what comes meanwhile does not wait for it, but has a stream."""
+    batcher = make(device_count=3)
+    runner = Doubler(8, open_gate=False, device_count=3, has_streams=True)
+    first = asyncio.create_task(ask(batcher, runner, 0))
+    await asyncio.to_thread(runner.started.wait, 10)
+    second = asyncio.create_task(ask(batcher, runner, 1))
+    await asyncio.sleep(0.05)
+    runner.gate.set()
+    assert [(await task).batch.device for task in (first, second)] == [0, 1]
+    assert (await ask(batcher, runner, 2)).batch.device == 0
+
+
+async def test_streams_and_other_graphs_do_not_stop_each_other(make: Make) -> None:
+    """A graph without streams runs on the whole device beside them."""
+    batcher = make(device_count=3)
+    streams, single = Doubler(2, device_count=3, has_streams=True), _Recorder(device_count=1)
+    asked = [ask(batcher, runner, item) for item in range(40) for runner in (streams, single)]
+    async with asyncio.timeout(10):
+        answers = await asyncio.gather(*asked)
+    assert [answer.output for answer in answers] == [2 * (number // 2) for number in range(80)]
+    assert set(single.devices) == {0}
+
+
+async def test_streams_that_nobody_has_places_for_are_not_missed(make: Make) -> None:
+    """Compiled later than the batcher was made, a graph runs on the whole device."""
+    batcher, runner = make(device_count=1), Doubler(2, device_count=3, has_streams=True)
+    async with asyncio.timeout(10):
+        answers = await asyncio.gather(*(ask(batcher, runner, item) for item in range(9)))
+    assert {answer.batch.device for answer in answers} == {0}
 
 
 async def test_closing_waits_for_all_devices(make: Make) -> None:

@@ -62,6 +62,7 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "device": ("CPU:0", ("CPU:0",)),
     "device_memory_mib": ("4096", 4096),
     "compute_threads": ("3", 3),
+    "compute_streams": ("2", 2),
     "cache_dir": ("/tmp/cache", "/tmp/cache"),
     "max_targets": ("3", 3),
     "max_layers": ("3", 3),

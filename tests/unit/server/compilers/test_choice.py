@@ -4,11 +4,14 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from gradcam_server import threads
 from gradcam_server.compiled import Array, CompilationCounter, CompiledGraph
 from gradcam_server.compilers import CompilerError, Prepare, Prepared, choice, find_compiler
 from gradcam_server.compilers.choice import compile_graph
@@ -33,10 +36,10 @@ def graph(model: LoadedModel, *layers: str, method: Method = Method.GRAD_CAM) ->
     return ExplanationGraph(model, key, CompilationCounter())
 
 
-def answers(compiled: CompiledGraph, count: int = 2) -> list[GraphOutput]:
+def answers(compiled: CompiledGraph, count: int = 2, device: int = 0) -> list[GraphOutput]:
     images = np.random.default_rng(1).integers(0, 256, (count, SIZE, SIZE, 3), np.uint8)
     targets = [GraphTarget(by_rank(0)), GraphTarget(3, 1), GraphTarget(2)]
-    return compiled.run([GraphItem(image, targets) for image in images], count)
+    return compiled.run([GraphItem(image, targets) for image in images], count, device)
 
 
 def assert_alike(ours: list[GraphOutput], expected: list[GraphOutput], rtol: float) -> None:
@@ -62,6 +65,23 @@ def test_all_compilers_agree(
         assert_alike(answers(ours, count), answers(expected, count), rtol=1e-4)
 
 
+@pytest.mark.parametrize("streams", [0, 2])
+def test_streams_give_the_same_answers(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch, streams: int
+) -> None:
+    """Whether the whole CPU or one of its streams computes a batch, alone or side by side."""
+    monkeypatch.setattr(threads, "_streams", streams)
+    monkeypatch.setattr(threads, "_count", 2)
+    compiled = compile_graph(graph(model), (1, 2), Compiler.OPENVINO)
+    assert compiled.has_streams
+    expected = answers(compiled)
+    with ThreadPoolExecutor() as pool:
+        for device in range(1, compiled.device_count):
+            assert_alike(answers(compiled, device=device), expected, rtol=1e-4)
+        for found in pool.map(partial(answers, compiled, 2), range(compiled.device_count)):
+            assert_alike(found, expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_openvino_computes_the_methods(model: LoadedModel, method: Method) -> None:
     """Each agrees with TensorFlow's executor; EigenGrad-CAM, which it does not know, runs there."""
@@ -77,7 +97,7 @@ def test_openvino_holds_one_model_for_all_batch_sizes(model: LoadedModel) -> Non
     counter = CompilationCounter()
     key = graph(model).key
     compiled = compile_graph(ExplanationGraph(model, key, counter), (1, 2, 4), Compiler.OPENVINO)
-    assert len({id(one) for one in compiled._executables[0].values()}) == 1
+    assert len({id(one) for one in compiled._places[0].values()}) == 1
     assert counter.count == 2
 
 
@@ -103,11 +123,11 @@ class _Fake:
         def run(*arrays: Array) -> Sequence[Array]:
             self.calls += 1
             time.sleep(self._pause_s)
-            logits, *others = executable(len(arrays[0]))(*arrays)
+            logits, *others = executable(len(arrays[0]))[0](*arrays)
             noise = np.random.default_rng(2).standard_normal(logits.shape, np.float32)
             return logits + np.float32(self._error) * noise, *others
 
-        return lambda _: run
+        return lambda _: (run,)
 
 
 def use(patch: pytest.MonkeyPatch, **fakes: _Fake) -> None:

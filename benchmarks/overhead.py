@@ -63,6 +63,7 @@ def jpegs() -> dict[str, bytes]:
     """Returns a small file, and one of 2 megapixels with as much detail: tiles of the first."""
     small = PHOTO.read_bytes()
     pixels = cv2.imdecode(np.frombuffer(small, np.uint8), cv2.IMREAD_COLOR)
+    assert pixels is not None
     large = cv2.imencode(".jpg", np.tile(pixels, (4, 4, 1)), [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
     return {"small jpeg": small, "large jpeg": large.tobytes()}
 

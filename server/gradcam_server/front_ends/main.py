@@ -37,7 +37,7 @@ from gradcam_server.front_ends.messages import (
 )
 from gradcam_server.front_ends.shares import share
 from gradcam_server.logs import configure
-from gradcam_server.memory import share_heap, resident_bytes
+from gradcam_server.memory import resident_bytes, share_heap
 from gradcam_server.metrics import Metrics
 from gradcam_server.native_lines import write_python_to
 from gradcam_server.security.access import read_token_file

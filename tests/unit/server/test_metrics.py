@@ -1,7 +1,11 @@
 """The metrics, read back from the text that Prometheus gets."""
 
 import math
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -166,6 +170,31 @@ def test_openmetrics_is_written_for_who_asks(metrics: Metrics) -> None:
         "application/openmetrics-text"
     )
     assert metrics.exposition()[1].startswith("text/plain")
+
+
+def test_counts_of_other_processes_are_added(metrics: Metrics, tmp_path: Path) -> None:
+    """Counters and histograms of all front ends add up; gauges are those of the first."""
+    program = """
+from prometheus_client import values
+values.ValueClass = values.MultiProcessValue(lambda: 1)
+from gradcam_server.metrics import Metrics
+metrics = Metrics()
+metrics.know_models(["resnet50"])
+metrics.set_front_ends(7)
+metrics.request_done("ExplainImage", "resnet50", "OK", 0.03)
+metrics.request_done("ExplainImage", "resnet50", "INTERNAL", 0.03)
+"""
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+    metrics.set_front_ends(2)
+    metrics.request_done("ExplainImage", "resnet50", "OK", 0.3)
+    metrics.add_processes(str(tmp_path))
+    labels = {"rpc": "ExplainImage", "model": "resnet50"}
+    assert read(metrics, "gradcam_requests_total", **labels, code="OK") == 2
+    assert read(metrics, "gradcam_requests_total", **labels, code="INTERNAL") == 1
+    assert read(metrics, "gradcam_request_seconds_count", rpc="ExplainImage") == 3
+    assert read(metrics, "gradcam_request_seconds_bucket", rpc="ExplainImage", le="0.05") == 2
+    assert read(metrics, "gradcam_front_ends") == 2
 
 
 def test_names_follow_the_conventions() -> None:

@@ -386,3 +386,15 @@ def retry_after_s(error: Any) -> float:
     retry = error_details_pb2.RetryInfo()
     assert status.details[0].Unpack(retry)
     return float(retry.retry_delay.ToMilliseconds() / 1000)
+
+
+def test_several_front_ends_divide_what_a_token_allows() -> None:
+    """Each of three allows a third of the rate and of the calls at once; one call at least."""
+    clock = Clock()
+    caller = Caller("a", clock)
+    caller.allow(Token("a", (), max_requests_per_s=9, max_concurrent=7), front_ends=3)
+    assert caller._rate is not None
+    assert caller._rate.per_s == 3
+    assert caller._calls.limit == 2
+    caller.allow(Token("a", (), max_concurrent=2), front_ends=3)
+    assert caller._calls.limit == 1

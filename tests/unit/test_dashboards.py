@@ -35,6 +35,7 @@ def exported() -> dict[str, set[str]]:
     metrics.request_done("ExplainImage", "m", "OK", 0.1)
     metrics.batch_done("m", 3, 4, "idle")
     metrics.device_ran(0, 0.1)
+    metrics.set_front_end_resident(1, 1)
     metrics.token_request("ci", "OK")
     metrics.faithfulness("m", "gradcam", 0.5, 0.1)
     metrics.engine_beat(1, 1, 1, {"GPU:0": (1, 2)})

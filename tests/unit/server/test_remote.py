@@ -88,7 +88,7 @@ async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Scripted]:
     reader, writer = await asyncio.open_connection(sock=ours)
     memory = create_memory()
     slots = SlotReader(memory, ITEM.image.nbytes)
-    door, _ = make_door()
+    door, its_door = make_door()
     computer = RemoteComputer(
         *(process, reader, writer, memory, READY, 7.0, watchdog_s, observer, door)
     )
@@ -100,6 +100,7 @@ async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Scripted]:
     if process.returncode is None:
         process.kill()
     await computer.close()
+    its_door.close()
 
 
 async def test_answers_find_their_requests(engine: Scripted) -> None:

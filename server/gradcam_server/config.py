@@ -449,3 +449,24 @@ def from_options(options: Mapping[str, Any]) -> ServeConfig:
     enums = {"compiler": Compiler, "precision": Precision}
     given = {name: kind(options[name]) for name, kind in enums.items() if name in options}
     return ServeConfig(**{**options, **given})
+
+
+def from_values(values: Mapping[str, Any]) -> ServeConfig:
+    """Makes the settings from values by their names, as ``gradcam serve`` would from a file.
+
+    Variables win over them.
+
+    Raises:
+        StartupError: One is wrong.
+    """
+    try:
+        params = _settings.make_context("settings", [], default_map=dict(values)).params
+    except click.ClickException as error:
+        raise StartupError(error.format_message()) from error
+    return from_options(params)
+
+
+@click.command()
+@serve_options
+def _settings(**_: Any) -> None:
+    """Only parses."""

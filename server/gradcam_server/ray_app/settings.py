@@ -31,7 +31,8 @@ _ELSEWHERE = {
 def read_args(args: Mapping[str, Any]) -> ServeConfig:
     """Reads them. The keys are those of the file of ``gradcam serve --config``.
 
-    Relative paths are relative to the working directory of the replicas.
+    Variables (GRADCAM_*) do not count: they may differ from node to node, and in an image of the
+    server they say what its own port is. Relative paths are relative to the working directory.
 
     Raises:
         StartupError: There is no such setting, or it is wrong, or it has no effect here.

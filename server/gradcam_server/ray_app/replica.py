@@ -23,6 +23,7 @@ from gradcam_server.lifecycle import Lifecycle
 from gradcam_server.logs import configure
 from gradcam_server.memory import give_images_back
 from gradcam_server.metrics import Metrics
+from gradcam_server.ray_app.autoscaling import IMAGES
 from gradcam_server.ray_app.context import (
     ServeContext,
     StreamEndedError,
@@ -58,7 +59,8 @@ class Replica:
         tracer = tracing.configure(config.tracing, __version__)
         self._service = ExplanationService(config, Calls(lifecycle, metrics, tracer))
         self._computer = LocalComputer(config, await asyncio.to_thread(_warm_engine, config))
-        self._service.publish(Explainer(config, self._computer, metrics))
+        self._explainer = Explainer(config, self._computer, metrics)
+        self._service.publish(self._explainer)
         lifecycle.serve()
         names = ", ".join(model.name for model in self._service.models())
         logger.info("Serving %s", names)
@@ -120,6 +122,10 @@ class Replica:
         grpc_context.set_details("health can be asked for, not watched")
         raise StreamEndedError(f"UNIMPLEMENTED: Watch of {request.service!r}")
         yield  # a stream, as Ray expects
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tells the policy how many images are in work."""
+        return {IMAGES: self._explainer.in_work}
 
     async def check_health(self) -> None:
         """Returns if the replica is well; Ray replaces one that is not.

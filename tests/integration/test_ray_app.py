@@ -1,6 +1,7 @@
 """The application on Ray Serve: what a server answers, by two replicas, one killed under load."""
 
 import itertools
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,15 @@ from gradcam_client import (
 from gradcam_server.config import Compiler, ServeConfig
 from gradcam_server.local import LocalClient
 
-# The tests of the server that do not look into its process run here as they are.
+# The tests of the server, and of the commands that ask it, run here as they are; but for those
+# that look into its process.
+from integration.test_cli import (  # noqa: F401
+    test_a_server_and_this_process_answer_alike,
+    test_errors_in_json_have_code_and_message,
+    test_health_is_an_exit_status,
+    test_layers_of_a_server_agree,
+    test_several_images_with_a_bad_one,
+)
 from integration.test_service import (  # noqa: F401
     assert_same,
     test_a_stream_dropped_in_the_middle_harms_nobody,
@@ -144,6 +153,7 @@ def test_a_replica_killed_under_load_costs_no_answer(
     with LocalClient(config) as local:
         expected = [one.unwrap() for one in local.explain_stream(pictures)]
     first, *_ = server.replicas()
+    begun = threading.Barrier(12 + 1)
     until = time.monotonic() + 6
 
     def ask_again(number: int) -> int:
@@ -167,6 +177,8 @@ def test_a_replica_killed_under_load_costs_no_answer(
 
     def ask_once(number: int) -> GradCamError | None:
         with Client(server.address, retry=ONCE) as client:
+            client.list_models()
+            begun.wait()
             try:
                 client.explain(cat_jpeg, method="scorecam")
             except GradCamError as error:
@@ -174,11 +186,12 @@ def test_a_replica_killed_under_load_costs_no_answer(
         return None
 
     with ThreadPoolExecutor(24) as pool:
-        # They are computed for a second or so: both replicas have some of them.
+        # They take a second or so: both replicas have some of them.
         once = pool.map(ask_once, range(12))
         answered = [pool.submit(ask_again, number) for number in range(6)]
         answered += [pool.submit(stream, number) for number in range(2)]
-        time.sleep(0.5)
+        begun.wait()
+        time.sleep(0.3)
         first.kill()
         counts = [one.result() for one in answered]
         errors = [error for error in once if error is not None]

@@ -128,12 +128,25 @@ def test_ray_pods_have_time_to_drain() -> None:
 
 @pytest.mark.parametrize("name", ["serve_config.yaml", "rayservice.yaml"])
 def test_ray_can_read_its_configurations(name: str) -> None:
-    """No key is misspelt."""
+    """No key is misspelt: Ray itself passes over what it does not know."""
     schema = pytest.importorskip("ray.serve.schema", reason="Ray is not installed")
+    scaling = pytest.importorskip("ray.serve.config").AutoscalingConfig
     (config, *_) = yaml.safe_load_all((RAY / name).read_text("utf-8"))
     if "spec" in config:
         config = yaml.safe_load(config["spec"]["serveConfigV2"])
     schema.ServeDeploySchema.model_validate(config)
+    (application,) = config["applications"]
+    (deployment,) = application["deployments"]
+    for table, kind in (
+        (config, schema.ServeDeploySchema),
+        (config["http_options"], schema.HTTPOptionsSchema),
+        (config["grpc_options"], schema.gRPCOptionsSchema),
+        (application, schema.ServeApplicationSchema),
+        (deployment, schema.DeploymentSchema),
+        (deployment["ray_actor_options"], schema.RayActorOptionsSchema),
+        (deployment["autoscaling_config"], scaling),
+    ):
+        assert table.keys() <= kind.model_fields.keys()
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not here")

@@ -39,7 +39,7 @@ check: $(VENV)/dev.stamp
 	$(BIN)/python scripts/generate_stubs.py --check
 	$(BIN)/python scripts/update_readme.py --check
 	$(BIN)/python scripts/update_operations.py --check
-	$(BIN)/hadolint Dockerfile
+	$(BIN)/hadolint Dockerfile deploy/ray/Dockerfile
 	$(BIN)/python -m build --wheel --outdir build . > /dev/null
 
 stubs: $(VENV)/dev.stamp

@@ -407,25 +407,22 @@ def setting_options(*names: str) -> Callable[[Callable[..., None]], Callable[...
 
     def add(command: Callable[..., None]) -> Callable[..., None]:
         for setting in reversed(settings):
-            command = _add_option(command, setting)
+            command = click.option(flag(setting.name), **_option_of(setting))(command)
         return command
 
     return add
 
 
-def _add_option(
-    command: Callable[..., None], setting: dataclasses.Field[Any]
-) -> Callable[..., None]:
-    return click.option(
-        flag(setting.name),
-        type=setting.metadata["type"],
-        is_flag=setting.metadata["type"] is bool,
-        multiple=setting.metadata["many"],
-        default=_plain(setting.default),
-        show_default=bool(setting.default) or setting.default == 0,
-        envvar=variable(setting.name),
-        help=setting.metadata["help"],
-    )(command)
+def _option_of(setting: dataclasses.Field[Any]) -> dict[str, Any]:
+    return {
+        "type": setting.metadata["type"],
+        "is_flag": setting.metadata["type"] is bool,
+        "multiple": setting.metadata["many"],
+        "default": _plain(setting.default),
+        "show_default": bool(setting.default) or setting.default == 0,
+        "envvar": variable(setting.name),
+        "help": setting.metadata["help"],
+    }
 
 
 def flag(name: str) -> str:
@@ -458,3 +455,21 @@ def from_options(options: Mapping[str, Any]) -> ServeConfig:
     enums = {"compiler": Compiler, "precision": Precision}
     given = {name: kind(options[name]) for name, kind in enums.items() if name in options}
     return ServeConfig(**{**options, **given})
+
+
+def from_values(values: Mapping[str, Any]) -> ServeConfig:
+    """Makes the settings from values by their names, as a file has them, and from nothing else.
+
+    Raises:
+        StartupError: One is wrong.
+    """
+    options: list[click.Parameter] = [
+        click.Option([flag(setting.name)], **{**_option_of(setting), "envvar": None})
+        for setting in dataclasses.fields(ServeConfig)
+    ]
+    command = click.Command("settings", params=options)
+    try:
+        params = command.make_context("settings", [], default_map=dict(values)).params
+    except click.ClickException as error:
+        raise StartupError(error.format_message()) from error
+    return from_options(params)

@@ -35,6 +35,11 @@ class Explainer:
         """Requests admitted and not yet on the device."""
         return self._pipeline.queue_length
 
+    @property
+    def in_work(self) -> int:
+        """Images that are not answered yet, of calls and of streams."""
+        return self._in_work
+
     async def close(self) -> None:
         """Stops all threads."""
         await self._pipeline.close()

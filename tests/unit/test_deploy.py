@@ -16,6 +16,7 @@ from gradcam_server.security.listening import check_listening
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = ROOT / "deploy" / "kubernetes" / "gradcam.yaml"
+RAY = ROOT / "deploy" / "ray"
 UNIT = ROOT / "deploy" / "systemd" / "gradcam.service"
 
 
@@ -65,6 +66,87 @@ def test_a_pod_has_time_to_drain() -> None:
     drain_s = tomllib.loads(of_kind("ConfigMap")["data"]["gradcam.toml"])["drain_timeout_s"]
     assert drain_s == ServeConfig().drain_timeout_s
     assert pod["terminationGracePeriodSeconds"] > pause_s + drain_s + 5
+
+
+def ray_documents() -> tuple[dict[str, Any], dict[str, Any]]:
+    service, policy = yaml.safe_load_all((RAY / "rayservice.yaml").read_text("utf-8"))
+    return service, policy
+
+
+def ray_pods() -> list[dict[str, Any]]:
+    cluster = ray_documents()[0]["spec"]["rayClusterConfig"]
+    return [cluster["headGroupSpec"]["template"], cluster["workerGroupSpecs"][0]["template"]]
+
+
+def test_what_kuberay_gives_kubernetes_fits_its_schemas() -> None:
+    """The pods, the Service and the policy; KubeRay's own schema is not at hand."""
+    service, policy = ray_documents()
+    pods = [{"apiVersion": "v1", "kind": "Pod", **template} for template in ray_pods()]
+    inner = {"apiVersion": "v1", "kind": "Service", **service["spec"]["serveService"]}
+    for document in (*pods, inner, policy):
+        named = {**document, "metadata": {"name": "one", **document["metadata"]}}
+        kubernetes_validate.validate(named, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_kuberay_serves_the_configuration_that_we_ship() -> None:
+    """But for the number of replicas, and the address that KubeRay asks for health."""
+    ours = yaml.safe_load((RAY / "serve_config.yaml").read_text("utf-8"))
+    theirs = yaml.safe_load(ray_documents()[0]["spec"]["serveConfigV2"])
+    for config in (ours, theirs):
+        del config["http_options"]["host"]
+        scaling = config["applications"][0]["deployments"][0]["autoscaling_config"]
+        for key in ("min_replicas", "initial_replicas", "max_replicas"):
+            del scaling[key]
+    assert ours == theirs
+
+
+def test_the_ports_of_ray_pods_are_those_of_the_configuration() -> None:
+    """The proxies' ports are opened, served, and only gRPC's is open to all."""
+    service, policy = ray_documents()
+    config = yaml.safe_load(service["spec"]["serveConfigV2"])
+    ports = {"grpc": config["grpc_options"]["port"], "serve": config["http_options"]["port"]}
+    served = service["spec"]["serveService"]["spec"]["ports"]
+    assert {port["name"]: port["targetPort"] for port in served} == ports
+    for pod in ray_pods():
+        (container,) = pod["spec"]["containers"]
+        opened = {port["name"]: port["containerPort"] for port in container["ports"]}
+        assert ports.items() <= opened.items()
+        limits = {one["name"]: one["value"] for one in container["env"]}
+        limit = limits["RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"]
+        assert int(limit) == ServeConfig().max_message_bytes
+    to_all = [rule["ports"] for rule in policy["spec"]["ingress"] if "from" not in rule]
+    assert to_all == [[{"protocol": "TCP", "port": ports["grpc"]}]]
+
+
+def test_ray_pods_have_time_to_drain() -> None:
+    """SIGKILL comes after the replicas' own time."""
+    config = yaml.safe_load(ray_documents()[0]["spec"]["serveConfigV2"])
+    (deployment,) = config["applications"][0]["deployments"]
+    worker = ray_pods()[1]["spec"]
+    assert worker["terminationGracePeriodSeconds"] > deployment["graceful_shutdown_timeout_s"] + 5
+
+
+@pytest.mark.parametrize("name", ["serve_config.yaml", "rayservice.yaml"])
+def test_ray_can_read_its_configurations(name: str) -> None:
+    """No key is misspelt: Ray itself passes over what it does not know."""
+    schema = pytest.importorskip("ray.serve.schema", reason="Ray is not installed")
+    scaling = pytest.importorskip("ray.serve.config").AutoscalingConfig
+    (config, *_) = yaml.safe_load_all((RAY / name).read_text("utf-8"))
+    if "spec" in config:
+        config = yaml.safe_load(config["spec"]["serveConfigV2"])
+    schema.ServeDeploySchema.model_validate(config)
+    (application,) = config["applications"]
+    (deployment,) = application["deployments"]
+    for table, kind in (
+        (config, schema.ServeDeploySchema),
+        (config["http_options"], schema.HTTPOptionsSchema),
+        (config["grpc_options"], schema.gRPCOptionsSchema),
+        (application, schema.ServeApplicationSchema),
+        (deployment, schema.DeploymentSchema),
+        (deployment["ray_actor_options"], schema.RayActorOptionsSchema),
+        (deployment["autoscaling_config"], scaling),
+    ):
+        assert table.keys() <= kind.model_fields.keys()
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not here")

@@ -1,0 +1,110 @@
+"""What Ray Serve's gRPC proxies do for us beside routing: name it in ``grpc_servicer_functions``.
+
+Two things that Ray leaves out are made up for here, in its proxies, so that no client needs to
+know of Ray: replicas learn the deadlines of calls, and a call whose replica died under it ends
+with UNAVAILABLE, which clients try again, in place of Ray's INTERNAL.
+"""
+
+import inspect
+import logging
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any, TypeAlias
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+
+from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
+from gradcam_server.ray_app.context import REMAINING, Metadata
+
+logger = logging.getLogger(__name__)
+
+_Handler: TypeAlias = Callable[[Any, Any], Any]
+
+# ray.exceptions.ActorDiedError and ActorUnavailableError; in the proxy only their texts are left.
+_LOST = re.compile(r"The actor died|The actor \S* ?is unavailable|died before finishing")
+# The proxy of a cluster on which the application is still being deployed, or no more.
+_NO_APPLICATION = "RayServeAPIService/ListApplications"
+
+
+def add_services(servicer: Any, server: Any) -> None:
+    """Registers ``gradcam.v1`` and health with a proxy.
+
+    Args:
+        servicer: Passed on; Ray routes all calls to replicas.
+        server: Ray's ``gRPCGenericServer``.
+    """
+    make = getattr(server, "service_handler_factory", None)
+    if make is None:
+        logger.warning("This Ray tells nothing of its handlers: calls of lost replicas stay failed")
+    else:
+        server.service_handler_factory = lambda **which: _retryable(make(**which))
+    try:
+        pb_grpc.add_ExplanationServiceServicer_to_server(servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    finally:
+        if make is not None:
+            server.service_handler_factory = make
+
+
+class ProxyContext:
+    """The call in the proxy; all but what is here is gRPC's.
+
+    Args:
+        context: Its ``grpc.aio.ServicerContext``.
+    """
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def invocation_metadata(self) -> Metadata:
+        """Returns what the client sent beside the request, and how long it waits."""
+        sent = [pair for pair in self._context.invocation_metadata() or () if pair[0] != REMAINING]
+        remaining_s = self._context.time_remaining()
+        if remaining_s is None:
+            return tuple(sent)
+        return (*sent, (REMAINING, str(round(remaining_s * 1000))))
+
+    def settle(self) -> None:
+        """Makes retryable what may succeed another time."""
+        code, details = self._context.code(), self._context.details() or ""
+        if isinstance(details, bytes):
+            details = details.decode("utf-8", "replace")
+        if _is(code, grpc.StatusCode.INTERNAL) and _LOST.search(details):
+            self._refuse("the replica that answered was lost; try again")
+        elif _is(code, grpc.StatusCode.NOT_FOUND) and _NO_APPLICATION in details:
+            self._refuse("the application is not deployed, or not yet")
+
+    def _refuse(self, message: str) -> None:
+        self._context.set_code(grpc.StatusCode.UNAVAILABLE)
+        self._context.set_details(message)
+
+
+def _is(code: Any, wanted: grpc.StatusCode) -> bool:
+    return code in (wanted, wanted.value[0])
+
+
+def _retryable(handler: _Handler) -> _Handler:
+    """Wraps a handler of Ray's; gRPC tells by its kind what it is for, so the kind stays."""
+    if inspect.isasyncgenfunction(handler):
+
+        async def answers(request: Any, context: Any) -> AsyncIterator[Any]:
+            call = ProxyContext(context)
+            async with aclosing(handler(request, call)) as messages:
+                async for message in messages:
+                    yield message
+            call.settle()
+
+        return answers
+
+    async def answer(request: Any, context: Any) -> Any:
+        call = ProxyContext(context)
+        message = await handler(request, call)
+        call.settle()
+        return message
+
+    return answer

@@ -1,0 +1,46 @@
+"""The settings of a replica, from the ``args`` of an application in Serve's configuration."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gradcam_server.config import ServeConfig, from_values
+from gradcam_server.config_file import to_settings
+from gradcam_server.errors import StartupError
+
+# What is Ray's to do here, and where it is told. A setting that did nothing, and tokens of all
+# things, would be worse than none.
+_ELSEWHERE = {
+    **dict.fromkeys(("host", "port"), "grpc_options of the configuration"),
+    **dict.fromkeys(
+        ("tls_certificate", "tls_key", "tls_client_ca", "allow_insecure", "token_file"),
+        "what stands before Ray's proxies: these know neither TLS nor tokens",
+    ),
+    **dict.fromkeys(("admin_port",), "serve deploy, which replaces replicas"),
+    **dict.fromkeys(("http_host", "http_port"), "Ray's dashboard and metrics"),
+    **dict.fromkeys(
+        ("max_streams", "max_connection_streams", "max_connection_age_s"),
+        "max_ongoing_requests and max_queued_requests of the deployment",
+    ),
+    "max_message_bytes": "the variable RAY_SERVE_GRPC_MAX_MESSAGE_SIZE of Ray's processes",
+    "drain_timeout_s": "graceful_shutdown_timeout_s of the deployment",
+}
+
+
+def read_args(args: Mapping[str, Any]) -> ServeConfig:
+    """Reads them. The keys are those of the file of ``gradcam serve --config``.
+
+    Variables (GRADCAM_*) do not count: they may differ from node to node, and in an image of the
+    server they say what its own port is. Relative paths are relative to the working directory.
+
+    Raises:
+        StartupError: There is no such setting, or it is wrong, or it has no effect here.
+    """
+    config = from_values(to_settings(args, Path(), "args"))
+    config.model_specs()
+    for setting in dataclasses.fields(ServeConfig):
+        where = _ELSEWHERE.get(setting.name)
+        if where is not None and getattr(config, setting.name) != setting.default:
+            raise StartupError(f"{setting.name} does nothing on Ray Serve; instead: {where}")
+    return config

@@ -1,0 +1,73 @@
+"""The settings of replicas."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gradcam_server.config import Compiler, ServeConfig
+from gradcam_server.errors import StartupError
+from gradcam_server.ray_app.settings import read_args
+
+CONFIG = Path(__file__).resolve().parents[4] / "deploy" / "ray" / "serve_config.yaml"
+
+
+def test_the_keys_are_those_of_a_configuration_file() -> None:
+    """Tables of models included, and other values become what flags make of them."""
+    config = read_args(
+        {
+            "models": [
+                {"name": "cats", "version": 2, "path": "cats.keras", "input_size": "96x96"},
+                {"name": "resnet50", "weights": "random"},
+            ],
+            "batch_sizes": [1, 8],
+            "compiler": "tensorflow",
+            "many_pass_share": 0.5,
+        }
+    )
+    assert config.batch_sizes == (1, 8)
+    assert config.compiler is Compiler.TENSORFLOW
+    assert [(one.id, one.source) for one in config.model_specs()] == [
+        ("cats:2", "cats.keras"),
+        ("resnet50", "resnet50"),
+    ]
+    assert read_args({}) == ServeConfig()
+
+
+def test_the_environment_of_a_node_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The image of the server says there which port is its own, and which model its default."""
+    monkeypatch.setenv("GRADCAM_HOST", "0.0.0.0")
+    monkeypatch.setenv("GRADCAM_MODEL", "vgg16")
+    assert read_args({"model": ["efficientnet-lite0"]}).model == ("efficientnet-lite0",)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"batchsizes": [1]}, "args: unknown batchsizes; the keys are: "),
+        ({"batch_sizes": [0]}, "not a list of positive numbers"),
+        ({"models": [{"path": "x"}]}, "needs a name"),
+        ({"model": ["a=1", "a=2"]}, "two models of the name 'a'"),
+        ({"token_file": "tokens.toml"}, "token_file does nothing on Ray Serve; instead: what st"),
+        ({"tls_certificate": "server.pem"}, "know neither TLS nor tokens"),
+        ({"port": 7000}, "grpc_options"),
+        ({"drain_timeout_s": 5}, "graceful_shutdown_timeout_s"),
+    ],
+)
+def test_what_is_wrong_or_without_effect_is_refused(args: dict[str, Any], message: str) -> None:
+    """Before a replica starts, and in words; a token file that nobody reads would be worse."""
+    with pytest.raises(StartupError, match=message):
+        read_args(args)
+
+
+def test_the_configuration_that_we_ship_can_be_read() -> None:
+    """Its application has our settings, and its proxies our services."""
+    config = yaml.safe_load(CONFIG.read_text("utf-8"))
+    (application,) = config["applications"]
+    assert [spec.id for spec in read_args(application["args"]).model_specs()] == [
+        "efficientnet-lite0"
+    ]
+    assert config["grpc_options"]["grpc_servicer_functions"] == [
+        "gradcam_server.ray_app.proxy.add_services"
+    ]

@@ -8,6 +8,7 @@ import click
 from gradcam_server import __version__
 
 _COMMANDS = (
+    "batch",
     "bench",
     "compare",
     "evaluate",

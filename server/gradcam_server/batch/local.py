@@ -89,6 +89,7 @@ class LocalStage:
             self._stop()
             raise
         try:
+            self._input_size = computer.catalog.models[0].input_size
             _check(computer, self._request(b""))
         except BaseException:
             self.close()
@@ -109,6 +110,11 @@ class LocalStage:
         """Stops the engine and all threads."""
         self._wait(self._explainer.close())
         self._stop()
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the model's input in pixels."""
+        return self._input_size
 
     def rows(self, source: Source, ranges: Ranges) -> Iterator[Row]:
         """Yields the rows of ranges, as ``Stage`` says."""

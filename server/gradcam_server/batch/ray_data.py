@@ -32,6 +32,7 @@ from gradcam_server.pipeline import load
 from gradcam_server.requests import RawImage, ResizeMode
 
 _TASK_IMAGES = 256  # read and decoded by one task
+_TASK_BYTES = 256 * 1024 * 1024
 _BATCH_IMAGES = 64  # of one call of an engine
 # One is computed while the next is taken out of its message.
 _CALLS_AT_ONCE = 2
@@ -119,6 +120,8 @@ class RayStage:
             fn_args=(ray.put(source), self._config, self._ask, self._input_size),
             batch_size=1,
             batch_format="pyarrow",
+            # Engines ask for none: tasks that are alike Ray would run within the engines.
+            memory=_TASK_BYTES,
         )
         # Actors that die are started again, and their tasks go to others, as often as it takes:
         # Ray Data's default (max_restarts and max_task_retries are -1).
@@ -145,12 +148,14 @@ def _start(address: str | None) -> None:
     # What it would tell is progress, which the caller shows, or comes as an error, too.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    if address is None and not os.environ.get("RAY_ADDRESS"):
+        address = "local"  # not whichever cluster was last started on this machine
     try:
         ray.init(
             address,
             logging_level=logging.ERROR,
             log_to_driver=False,
-            include_dashboard=None if address else False,
+            include_dashboard=False if address == "local" else None,
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise StageError(

@@ -143,9 +143,8 @@ class RemoteStage:
         of_image = isinstance(error, MessageTooLargeError | ServerError)
         if of_image or error.field in _IMAGE_FIELDS:
             return error_row(item, error.message)
-        raise StageError(
-            f"{', '.join(self._targets)}: {error}. What is finished stays; the same command goes on"
-        ) from error
+        advice = ". What is finished stays; the same command goes on" if error.retryable else ""
+        raise StageError(f"{', '.join(self._targets)}: {error}{advice}") from error
 
 
 class _Window:

@@ -170,7 +170,7 @@ def batch(
     not done again, and OUTPUT has each image once.
     """  # noqa: D301 - click reads the character \b
     with errors_for_people():
-        _needs_pyarrow()
+        needs_pyarrow()
         from gradcam_server.batch.inputs import open_source
         from gradcam_server.batch.job import Job
         from gradcam_server.batch.job import run as run_job
@@ -214,7 +214,12 @@ def batch(
     _print(job, summary)
 
 
-def _needs_pyarrow() -> None:
+def needs_pyarrow() -> None:
+    """Says what to install, if it is not there.
+
+    Raises:
+        click.ClickException: pyarrow is not installed.
+    """
     try:
         import pyarrow  # noqa: F401
     except ModuleNotFoundError as error:

@@ -31,7 +31,9 @@ from gradcam_server.errors import ExplanationServerError, InvalidRequestError
 from gradcam_server.pipeline import load
 from gradcam_server.requests import RawImage, ResizeMode
 
-_TASK_IMAGES = 256  # read and decoded by one task
+# Read and decoded by one task; of small jobs so many that each CPU has some.
+_TASK_IMAGES = 256
+_TASKS_PER_CPU = 8
 _TASK_BYTES = 256 * 1024 * 1024
 _BATCH_IMAGES = 64  # of one call of an engine
 # One is computed while the next is taken out of its message.
@@ -74,7 +76,8 @@ class RayStage:
             _start(address)
         try:
             resources = ray.cluster_resources()
-            gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+            gpus, cpus = int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)))
+            self._cpus = cpus
             self._actors = actors or gpus or max(1, cpus // _CPUS_PER_ACTOR)
             self._gpus = min(1.0, gpus / self._actors)
             if not gpus and config.compute_threads is None:
@@ -105,10 +108,12 @@ class RayStage:
 
     def rows(self, source: Source, ranges: Ranges) -> Iterator[Row]:
         """Yields the rows of ranges, as ``Stage`` says."""
+        count = sum(stop - start for start, stop in ranges)
+        size = max(1, min(_TASK_IMAGES, count // (_TASKS_PER_CPU * self._cpus)))
         chunks = [
-            {"start": at, "stop": min(at + _TASK_IMAGES, stop)}
+            {"start": at, "stop": min(at + size, stop)}
             for start, stop in ranges
-            for at in range(start, stop, _TASK_IMAGES)
+            for at in range(start, stop, size)
         ]
         context = ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True
@@ -128,7 +133,7 @@ class RayStage:
         rows = images.map_batches(
             _Engine,
             fn_constructor_args=(self._config, self._ask),
-            batch_size=_BATCH_IMAGES,
+            batch_size=min(_BATCH_IMAGES, size),
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
                 size=self._actors,

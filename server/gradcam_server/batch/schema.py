@@ -213,7 +213,8 @@ def unpack(row: Any) -> NDArray[np.float32]:
     """Returns the map of a row, by its columns: float32 (heatmap_height, heatmap_width)."""
     kind = "<f2" if row["heatmap_dtype"] == "float16" else np.uint8
     values = np.frombuffer(row["heatmap"], kind).astype(np.float32)
-    shape = row["heatmap_height"], row["heatmap_width"]
+    # In pandas, whole numbers are floats where other rows have none.
+    shape = int(row["heatmap_height"]), int(row["heatmap_width"])
     return np.asarray(values.reshape(shape) * np.float32(row["heatmap_scale"]))
 
 

@@ -19,8 +19,9 @@ class ThroughputEngine(Engine):
     async def graph(self, key: GraphKey) -> CompiledGraph:
         """Finds or compiles a graph, as ``Engine.graph`` does."""
         graph = await super().graph(key)
-        # Equal graphs share batches, so there is only one of each.
-        return self._tuned.setdefault(graph, graph.up_to(best_size(graph)))
+        if graph not in self._tuned:  # once: only what is the same graph shares batches
+            self._tuned[graph] = graph.up_to(best_size(graph))
+        return self._tuned[graph]
 
 
 def best_size(graph: CompiledGraph) -> int:

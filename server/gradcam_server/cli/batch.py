@@ -1,6 +1,7 @@
 """``gradcam batch``."""
 
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from gradcam_server.batch.stage import OpenStage
 
 _ENGINES = ("local", "ray")
+_SHOW_INTERVAL_S = 0.2
 # Options of the engine and of its models, which are the server's, too.
 _SETTINGS = (
     *("model", "weights", "preprocessing", "labels", "input_size", "custom_objects", "seed"),
@@ -276,26 +278,40 @@ def _servers(
 
 
 class _Bar:
-    """Shows how far a job is."""
+    """Shows how far a job is, a few times in a second: showing costs more than counting."""
 
     def __init__(self, progress: Progress) -> None:
-        self._progress, self._errors = progress, 0
+        self._progress = progress
+        self._done = self._errors = 0
+        self._began_at = self._shown_at = 0.0
         self._task: TaskID | None = None
 
     def begin(self, total: int, finished: int, errors: int) -> None:
         """The job begins."""
-        self._errors = errors
+        self._errors, self._finished, self._total = errors, finished, total
         self._task = self._progress.add_task(
             "Explaining", total=total, completed=finished, errors=errors, rate="-"
         )
 
     def advance(self, row: "Row") -> None:
         """One more image is done."""
-        assert self._task is not None
+        self._done += 1
         self._errors += row.status != "ok"
-        speed = self._progress.tasks[0].speed
-        rate = "-" if speed is None else f"{speed:.1f}"
-        self._progress.update(self._task, advance=1, errors=self._errors, rate=rate)
+        now = time.monotonic()
+        if self._done == 1:
+            self._began_at = now
+        is_last = self._finished + self._done == self._total
+        if self._task is None or (now < self._shown_at + _SHOW_INTERVAL_S and not is_last):
+            return
+        self._shown_at = now
+        # From the first image on: loading the model is no part of the rate.
+        rate = (self._done - 1) / max(now - self._began_at, 1e-9)
+        self._progress.update(
+            self._task,
+            completed=self._finished + self._done,
+            errors=self._errors,
+            rate=f"{rate:.1f}" if self._done > 1 else "-",
+        )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from gradcam_server.batch.ask import Ask
-from gradcam_server.batch.errors import InputError, TooManyErrorsError
+from gradcam_server.batch.errors import InputError, StageError, TooManyErrorsError
 from gradcam_server.batch.inputs import Source
 from gradcam_server.batch.manifest import Manifest
 from gradcam_server.batch.plan import Part, Share, cut, merge
@@ -164,7 +164,9 @@ class _Run:
                     for part in todo:
                         with self._folder.writer(part, self._manifest.job) as shard:
                             for _ in range(len(part)):
-                                row = next(rows)
+                                row = next(rows, None)
+                                if row is None:
+                                    raise StageError(f"{part.name}: there are rows missing")
                                 self._count(row)
                                 shard.add(row)
                                 report.advance(row)

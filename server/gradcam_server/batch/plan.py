@@ -22,8 +22,9 @@ class Part:
 
     @property
     def name(self) -> str:
-        """The name of its shard, without suffix."""
-        return f"part-{self.number:05d}-of-{self.count:05d}"
+        """The name of its shard, without suffix; names sort as the parts do."""
+        digits = max(5, len(str(self.count)))
+        return f"part-{self.number:0{digits}d}-of-{self.count:0{digits}d}"
 
     def __len__(self) -> int:
         return self.stop - self.start

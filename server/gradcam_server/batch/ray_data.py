@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -70,7 +71,7 @@ class RayStage:
     def __init__(
         self, config: ServeConfig, ask: Ask, address: str | None = None, actors: int | None = None
     ) -> None:
-        self._ask = ask
+        self._ask, self._folder = ask, str(Path.cwd())
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
             _start(address)
@@ -85,7 +86,8 @@ class RayStage:
                 config = replace(config, compute_threads=threads)
             self._config = config
             with _errors_of_ray():
-                self._input_size = ray.get(_look_at_model.remote(config, ask))
+                looking = _look_at_model.remote(config, ask, self._folder)
+                self._input_size = ray.get(looking)
         except BaseException:
             self.close()
             raise
@@ -122,7 +124,10 @@ class RayStage:
             chunks, override_num_blocks=min(len(chunks), _MOST_BLOCKS)
         ).map_batches(
             _read,
-            fn_args=(ray.put(source), self._config, self._ask, self._input_size),
+            fn_args=(
+                *(ray.put(source), self._config, self._ask, self._input_size),
+                self._folder,
+            ),
             batch_size=1,
             batch_format="pyarrow",
             # Engines ask for none: tasks that are alike Ray would run within the engines.
@@ -132,7 +137,7 @@ class RayStage:
         # Ray Data's default (max_restarts and max_task_retries are -1).
         rows = images.map_batches(
             _Engine,
-            fn_constructor_args=(self._config, self._ask),
+            fn_constructor_args=(self._config, self._ask, self._folder),
             batch_size=min(_BATCH_IMAGES, size),
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
@@ -183,10 +188,18 @@ def _errors_of_ray() -> Iterator[None]:
 
 # Its process ends with it: it would keep a model in memory.
 @ray.remote(max_calls=1)
-def _look_at_model(config: ServeConfig, ask: Ask) -> tuple[int, int]:
+def _look_at_model(config: ServeConfig, ask: Ask, folder: str) -> tuple[int, int]:
     """Returns the model's input size, after having looked for the layer and the class."""
-    with LocalStage(replace(config, batch_sizes=(1,)), ask) as stage:
+    _go_to(folder)
+    # It computes nothing, and has no GPU.
+    with LocalStage(replace(config, batch_sizes=(1,), device=()), ask) as stage:
         return stage.input_size
+
+
+def _go_to(folder: str) -> None:
+    """Gives relative paths the meaning that they have where the job was started."""
+    if Path(folder).is_dir():
+        os.chdir(folder)
 
 
 def _read(
@@ -195,10 +208,12 @@ def _read(
     config: ServeConfig,
     ask: Ask,
     input_size: tuple[int, int],
+    folder: str,
 ) -> Iterator[pa.Table]:
     """Reads and decodes ranges of a source, which the cluster keeps once."""
     import cv2
 
+    _go_to(folder)
     source: Source = ray.get(kept)
     cv2.setNumThreads(1)  # a task has one CPU
     pending: list[dict[str, Any]] = []
@@ -236,7 +251,8 @@ def _decode(
 class _Engine:
     """An actor that holds an engine."""
 
-    def __init__(self, config: ServeConfig, ask: Ask) -> None:
+    def __init__(self, config: ServeConfig, ask: Ask, folder: str) -> None:
+        _go_to(folder)
         # For NumPy and the like; the engine's own threads are set by the configuration.
         os.environ["OMP_NUM_THREADS"] = str(config.compute_threads or 1)
         # What is fitted already must not be cropped again.

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -222,12 +223,12 @@ def needs_pyarrow() -> None:
     Raises:
         click.ClickException: pyarrow is not installed.
     """
-    try:
-        import pyarrow  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise click.ClickException(
-            "this needs pyarrow: pip install 'gradcam-server[batch]'"
-        ) from error
+    _needs("pyarrow", "batch")
+
+
+def _needs(package: str, extra: str) -> None:
+    if find_spec(package) is None:
+        raise click.ClickException(f"this needs {package}: pip install 'gradcam-server[{extra}]'")
 
 
 def _is_given(ctx: click.Context, name: str) -> bool:
@@ -261,6 +262,7 @@ def _engine(
 
     configure(config.log_level, config.log_format)
     if engine == "ray":
+        _needs("ray", "ray")
         from gradcam_server.batch.ray_data import RayStage
 
         return lambda: RayStage(config, ask, address, actors)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradcam_server.batch.plan import Share, cut, merge
+from gradcam_server.batch.plan import Part, Share, cut, merge
 
 
 @given(count=st.integers(1, 10_000), size=st.integers(1, 3000))
@@ -28,6 +28,7 @@ def test_shares_cover_the_parts_once(parts: int, shares: int) -> None:
 def test_names_tell_the_part_and_how_many_there_are() -> None:
     """As other tools name shards."""
     assert cut(2500, 1000)[2].name == "part-00002-of-00003"
+    assert Part(7, 123_456, 7, 8).name == "part-000007-of-123456"
 
 
 def test_ranges_leave_out_what_is_finished() -> None:

@@ -295,7 +295,7 @@ class TarSource:
                             self._offsets.append(member.offset_data)
                             self._sizes.append(member.size)
                             counts[-1] += 1
-                            yield member.name
+                            yield member.name.removeprefix("./")
             except (tarfile.TarError, OSError, EOFError) as error:
                 raise InputError(
                     f"{path}: it cannot be read as a tar file without compression ({error})"

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _ENGINES = ("local", "ray")
 _SHOW_INTERVAL_S = 0.2
+_LEAST_RATED_S = 1.0
 # Options of the engine and of its models, which are the server's, too.
 _SETTINGS = (
     *("model", "weights", "preprocessing", "labels", "input_size", "custom_objects", "seed"),
@@ -307,12 +308,12 @@ class _Bar:
             return
         self._shown_at = now
         # From the first image on: loading the model is no part of the rate.
-        rate = (self._done - 1) / max(now - self._began_at, 1e-9)
+        took_s = now - self._began_at
         self._progress.update(
             self._task,
             completed=self._finished + self._done,
             errors=self._errors,
-            rate=f"{rate:.1f}" if self._done > 1 else "-",
+            rate=f"{(self._done - 1) / took_s:.1f}" if took_s > _LEAST_RATED_S else "-",
         )
 
 

@@ -10,7 +10,7 @@ INPUTS := pyproject.toml constraints.txt
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check stubs readme format faults fuzz soak fairness bench-peers bench-graph bench-serving bench-report clean
+.PHONY: help demo test check stubs readme format faults fuzz soak fairness bench-peers bench-graph bench-serving bench-batch bench-report clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -3
@@ -24,6 +24,7 @@ help:
 	@echo 'make fairness                 interactive latency beside an offline stream'
 	@echo 'make bench-graph              ways to the same answer: ours, torch, ONNX Runtime, OpenVINO'
 	@echo 'make bench-serving            our server beside LitServe, mosec, Ray Serve and Triton'
+	@echo 'make bench-batch              an offline job beside its bare graph'
 	@echo 'make bench-report             the tables and plots of benchmarks/README.md'
 
 demo: $(VENV)/demo.stamp
@@ -82,6 +83,10 @@ bench-graph: bench-peers
 bench-serving: bench-peers
 	$(BENCH)/serving_peers.py $(if $(TRITON_PYTHON),--python triton=$(TRITON_PYTHON)) \
 		--output $(RESULTS)/serving_peers.json -- $(SERVE)
+
+bench-batch: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/make_images.py build/images
+	$(BIN)/python benchmarks/batch.py build/images --count 5000 --output $(RESULTS)/batch.json
 
 bench-report:
 	$(BIN)/gradcam bench report $(RESULTS)/graph.json $(RESULTS)/serving_peers.json \

@@ -109,6 +109,16 @@ class CompiledGraph:
             self.key, self._image_shape[:2], self.compiler, self._ladder, self._cost_s, ladders
         )
 
+    def up_to(self, batch_size: int) -> "CompiledGraph":
+        """Returns the same graph without its batch sizes beyond one that it has."""
+
+        def kept(ladder: Mapping[int, Any]) -> dict[int, Any]:
+            return {size: each for size, each in ladder.items() if size <= batch_size}
+
+        others = [kept(ladder) for ladder in self._others]
+        size, cost_s = self._image_shape[:2], kept(self._cost_s)
+        return CompiledGraph(self.key, size, self.compiler, kept(self._ladder), cost_s, others)
+
     @property
     def cost_s(self) -> Mapping[int, float]:
         """Seconds that a batch of each size takes on the whole device, as measured."""

@@ -41,6 +41,7 @@ from gradcam_server.requests import (
     Prediction,
     Progress,
     RawImage,
+    ResizeMode,
     ScoreType,
     Stats,
     TopK,
@@ -175,7 +176,13 @@ class Pipeline:
                 request.priority,
                 isinstance(request.image, RawImage)
                 and (request.image.height, request.image.width) == model.input_size,
-                lambda: self._decode(request, model.input_size, len(targets)),
+                lambda: load(
+                    request.image,
+                    self._config,
+                    model.input_size,
+                    request.resize_mode,
+                    is_whole_needed=bool(targets) and needs_image(request.forms),
+                ),
             )
             pixels = placement.vertical.image_size * placement.horizontal.image_size
             self._check_bytes(request, pixels, len(layers), len(targets))
@@ -255,19 +262,41 @@ class Pipeline:
             for target in request.targets
         ]
 
-    def _decode(
-        self, request: ExplainRequest, input_size: tuple[int, int], target_count: int
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Placement]:
-        max_pixels, mode, size = self._config.max_image_pixels, request.resize_mode, None
-        if isinstance(request.image, RawImage):
-            image = view_raw(request.image, max_pixels)
-        elif not self._config.reduced_decode or (target_count and needs_image(request.forms)):
-            image = decode_image(request.image, max_pixels)
-        else:
-            image, size = decode_reduced(
-                request.image, max_pixels, lambda size: shrinkage(size, input_size, mode)
-            )
-        return image, *fit(image, input_size, mode, size)
+
+def load(
+    image: bytes | RawImage,
+    config: ServeConfig,
+    input_size: tuple[int, int],
+    mode: ResizeMode,
+    *,
+    is_whole_needed: bool,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Placement]:
+    """Decodes an image and brings it to a model's input size.
+
+    Args:
+        image: An encoded file, or pixels.
+        config: The settings.
+        input_size: (height, width) of the model's input.
+        mode: How it is brought there.
+        is_whole_needed: Whether all of its pixels are, and not only the model's input.
+
+    Returns:
+        The image, or a reduced one; it fitted to the input; and where it went. Both images are
+        uint8 RGB, shape (height, width, 3).
+
+    Raises:
+        InvalidRequestError: It cannot be decoded, or has too many pixels.
+    """
+    size = None
+    if isinstance(image, RawImage):
+        pixels = view_raw(image, config.max_image_pixels)
+    elif is_whole_needed or not config.reduced_decode:
+        pixels = decode_image(image, config.max_image_pixels)
+    else:
+        pixels, size = decode_reduced(
+            image, config.max_image_pixels, lambda size: shrinkage(size, input_size, mode)
+        )
+    return pixels, *fit(pixels, input_size, mode, size)
 
 
 @asynccontextmanager

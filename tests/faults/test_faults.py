@@ -33,7 +33,7 @@ from gradcam_client import (
 from support.server import RunningServer
 
 FAST = ("--model", "efficientnet-lite0", "--compiler", "tensorflow", "--batch-sizes", "1,4")
-REQUESTS = int(os.environ.get("FAULT_REQUESTS", "1500"))
+REQUESTS = int(os.environ.get("FAULT_REQUESTS", "800"))
 PLACES = 8
 ONCE = RetryPolicy(max_attempts=1)
 SETTLE_S = 60

@@ -8,11 +8,13 @@ import click
 from gradcam_server import __version__
 
 _COMMANDS = (
+    "batch",
     "bench",
     "compare",
     "evaluate",
     "explain",
     "export",
+    "gallery",
     "health",
     "layers",
     "reload",
@@ -56,6 +58,8 @@ def main() -> None:
     gradcam compare cat.jpg -o picture.png   methods or layers side by side
     gradcam evaluate *.jpg                   measure which method is faithful
     gradcam export -o FOLDER                 compile once, serve without TensorFlow
+    gradcam batch photos/ out/               explain many, into Parquet files
+    gradcam gallery out/                     the strangest of them, on a page
     gradcam bench serving                    measure this machine, or a server
     """  # noqa: D301 - click reads the character \b
     # TensorFlow reads it when it is imported: errors only, unless the user asks for more.

@@ -13,9 +13,15 @@ import click
 import grpc
 from click.core import ParameterSource
 
-from gradcam_client import Client, tls_credentials
+from gradcam_client import Client, RetryPolicy, tls_credentials
 from gradcam_client.security import check_token
-from gradcam_client.transport import ChannelOptions, Metadata, bearer, split_target
+from gradcam_client.transport import (
+    DEFAULT_RETRY,
+    ChannelOptions,
+    Metadata,
+    bearer,
+    split_target,
+)
 from gradcam_server.config import flag, variable
 
 TOKEN_VARIABLE = variable("token")
@@ -70,8 +76,12 @@ class Connection:
     tls_server_name: str | None = None
     token_file: Path | None = None
 
-    def client(self, server: str) -> Client:
+    def client(self, server: str, retry: RetryPolicy = DEFAULT_RETRY) -> Client:
         """Makes a client for one server, or for several, "a:1,b:2".
+
+        Args:
+            server: The server or servers.
+            retry: When to try again.
 
         Raises:
             click.ClickException: A file is of no use, the token would be sent in plain text,
@@ -79,7 +89,13 @@ class Connection:
         """
         credentials = self._credentials(server)
         options = self._channel_options
-        return Client(server, credentials=credentials, token=self._token, channel_options=options)
+        return Client(
+            server,
+            retry=retry,
+            credentials=credentials,
+            token=self._token,
+            channel_options=options,
+        )
 
     def channel(self, address: str) -> grpc.Channel:
         """Makes a channel to one server, for other services than the client's.

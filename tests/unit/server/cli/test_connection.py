@@ -16,7 +16,7 @@ from gradcam_server.cli.health import health
 from gradcam_server.cli.serve import serve
 from support.certificates import Authority
 
-ASKING = ("compare", "evaluate", "explain", "health", "layers", "reload")
+ASKING = ("batch", "compare", "evaluate", "explain", "health", "layers", "reload")
 ELSEWHERE = "example.org:50051"
 
 

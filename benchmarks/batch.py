@@ -1,0 +1,239 @@
+"""What gradcam batch makes of the bare graph: local, on Ray, and beside the tutorials' loop.
+
+    bare graph   the same compiled graph on images that are decoded already, in its best batches
+    decoding     reading, decoding and resizing alone, on as many threads as there are cores
+    local        gradcam batch: from the files to the shards, its engine warm
+    ray          the same on Ray Data; from the first row on, because its engines start anew
+    tutorial     a loop over the first images: load_img, predict, a tape, np.save
+
+All but the last take turns in one run, in another order in each round, over the same images; each
+round gives ratios. Decoding and the graph share the cores, so no job can be faster than both one
+after the other on all of them: the last column says how near to that it comes.
+
+Usage: PYTHONPATH=benchmarks python benchmarks/batch.py FOLDER [--count N] [--rounds N] [--no-ray]
+       [--model M] [--weights W] [--compiler C] [--output FILE]
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import cv2
+import numpy as np
+
+from gradcam_server.batch.ask import Ask
+from gradcam_server.batch.inputs import Item, Source, open_source
+from gradcam_server.batch.job import Job
+from gradcam_server.batch.job import run as run_job
+from gradcam_server.batch.local import LocalStage
+from gradcam_server.batch.model import LADDER
+from gradcam_server.batch.schema import Row
+from gradcam_server.batch.stage import Stage
+from gradcam_server.batch.throughput import ThroughputEngine
+from gradcam_server.compiled import CompiledGraph
+from gradcam_server.config import Compiler, ServeConfig
+from gradcam_server.graph_io import GraphItem, GraphTarget, by_rank
+from gradcam_server.pipeline import load
+from gradcam_server.requests import Method, ResizeMode, ScoreType
+
+TUTORIAL_IMAGES = 50
+_PAUSE_S = 8.0
+
+
+@dataclass
+class Timed:
+    """A reporter that notes when rows come."""
+
+    times: list[float] = field(default_factory=list)
+
+    def begin(self, total: int, finished: int, errors: int) -> None:
+        """The job begins."""
+
+    def advance(self, row: Row) -> None:  # noqa: ARG002 - the time is what counts
+        """An image is done."""
+        self.times.append(perf_counter())
+
+
+def bare_graph(config: ServeConfig) -> CompiledGraph:
+    """Compiles the graph that a job uses."""
+
+    async def compile_it() -> CompiledGraph:
+        engine = ThroughputEngine(config)
+        model = engine.catalog.models[0]
+        key = engine.catalog.graph_key(
+            model, (model.default_layer,), Method.GRAD_CAM, ScoreType.LOGIT, 1
+        )
+        return await engine.graph(key)
+
+    return asyncio.run(compile_it())
+
+
+def run_bare(graph: CompiledGraph, items: list[GraphItem]) -> float:
+    size = graph.max_batch_size
+    started = perf_counter()
+    for at in range(0, len(items), size):
+        graph.run(items[at : at + size], size)
+    return perf_counter() - started
+
+
+def fitted(item: Item, config: ServeConfig, size: tuple[int, int]) -> GraphItem:
+    mode = ResizeMode.STRETCH
+    _, pixels, _ = load(item.load(), config, size, mode, is_whole_needed=False)
+    return GraphItem(pixels, [GraphTarget(by_rank(0))])
+
+
+def decode_all(
+    source: Source, count: int, config: ServeConfig, size: tuple[int, int]
+) -> tuple[list[GraphItem], float]:
+    started = perf_counter()
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        made = list(threads.map(lambda item: fitted(item, config, size), source.read(0, count)))
+    return made, perf_counter() - started
+
+
+def time_job(
+    job: Callable[[Path], Job],
+    open_stage: Callable[[], AbstractContextManager[Stage]],
+    *,
+    late: bool,
+) -> float:
+    """Returns the seconds of a job; ``late``: of its images after the first row."""
+    report = Timed()
+    with tempfile.TemporaryDirectory() as folder:
+        started = perf_counter()
+        run_job(job(Path(folder)), open_stage, report)
+        ended = perf_counter()
+    if not late:
+        return ended - started
+    # Those that came at once with the first one were made before it.
+    first = sum(at - report.times[0] < 0.2 for at in report.times)
+    return (ended - report.times[first - 1]) * len(report.times) / (len(report.times) - first)
+
+
+def tutorial(source: Source, config: ServeConfig) -> float:
+    """Returns the seconds for each image of the tutorials' loop."""
+    from keras.utils import img_to_array, load_img
+
+    from gradcam_server.bench.own import Tutorial
+
+    (spec,) = config.model_specs()
+    run = Tutorial(spec, predicts=True).build(1)
+    paths: Iterator[Item] = islice(source.read(0, len(source)), TUTORIAL_IMAGES)
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        for item in paths:
+            started = perf_counter()
+            image = img_to_array(load_img(item.path, target_size=(224, 224)))
+            answer = run(image[None].astype(np.uint8))
+            np.save(Path(folder) / "map.npy", answer.maps)
+            seconds.append(perf_counter() - started)
+    return float(np.median(seconds))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("folder")
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-ray", action="store_true")
+    parser.add_argument("--model", default="efficientnet-lite0")
+    parser.add_argument("--weights", default="imagenet")
+    parser.add_argument("--compiler", type=Compiler, default=Compiler.OPENVINO)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    config = ServeConfig(
+        model=(options.model,),
+        weights=(options.weights,),
+        compiler=options.compiler,
+        batch_sizes=LADDER,
+        max_targets=1,
+    )
+    report = measure(options, config, open_source(options.folder))
+    text = json.dumps(report, indent=2)
+    print(text)
+    if options.output:
+        options.output.write_text(text + "\n", "utf-8")
+
+
+def measure(options: argparse.Namespace, config: ServeConfig, source: Source) -> dict[str, Any]:
+    cv2.setNumThreads(1)
+    count, ask = min(options.count, len(source)), Ask()
+
+    def job(folder: Path) -> Job:
+        return Job(source, options.folder, folder, ask, limit=count)
+
+    with ExitStack() as stack:
+        local = stack.enter_context(LocalStage(config, ask))
+        graph, size = bare_graph(config), local.input_size
+        items, _ = decode_all(source, count, config, size)
+        subjects: dict[str, Callable[[], float]] = {
+            "bare graph": lambda: run_bare(graph, items),
+            "decoding": lambda: decode_all(source, count, config, size)[1],
+            "local": lambda: time_job(job, lambda: nullcontext(local), late=False),
+        }
+        if not options.no_ray:
+            from gradcam_server.batch.ray_data import RayStage
+
+            ray_stage = stack.enter_context(RayStage(config, ask))
+            subjects["ray"] = lambda: time_job(job, lambda: nullcontext(ray_stage), late=True)
+        run_bare(graph, items[:64])
+        list(local.rows(source, [(0, 64)]))  # compiles
+        seconds: dict[str, list[float]] = {name: [] for name in subjects}
+        cpu_ms: dict[str, list[float]] = {name: [] for name in subjects}
+        names = list(subjects)
+        for number in range(options.rounds):
+            shift = number % len(names)
+            for name in names[shift:] + names[:shift]:
+                cpu = process_time()
+                seconds[name].append(subjects[name]())
+                cpu_ms[name].append((process_time() - cpu) / count * 1e3)
+                print(
+                    f"round {number}: {name}: {count / seconds[name][-1]:.1f} images/s", flush=True
+                )
+                # Ray's processes take a while to end, on the same cores.
+                time.sleep(_PAUSE_S if name == "ray" else 0.5)
+        batch_size = graph.max_batch_size
+    rates = {name: count / np.array(times) for name, times in seconds.items()}
+    possible = 1 / (1 / rates["bare graph"] + 1 / rates["decoding"])
+    return {
+        "model": options.model,
+        "weights": options.weights,
+        "compiler": str(options.compiler),
+        "batch_size": batch_size,
+        "images": count,
+        "rounds": options.rounds,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "subjects": {
+            name: {
+                "images_per_s_median": float(np.median(rate)),
+                "ratio_to_bare_graph_quartiles": quartiles(rate / rates["bare graph"]),
+                "ratio_to_possible_quartiles": quartiles(rate / possible),
+                # Steadier than the rates where others use the cores; Ray's is in its processes.
+                "cpu_ms_per_image_median": float(np.median(cpu_ms[name])),
+            }
+            for name, rate in rates.items()
+        },
+        "tutorial": {"images": TUTORIAL_IMAGES, "images_per_s": 1 / tutorial(source, config)},
+    }
+
+
+def quartiles(values: Any) -> list[float]:
+    return [float(value) for value in np.percentile(values, [25, 50, 75])]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,312 @@
+"""One page of a job's strangest and most confident images, to look at.
+
+Reads the shards, never all at once; the page holds its pictures, and nothing in it is loaded from
+elsewhere. Names come from file systems and archives: all are escaped.
+"""
+
+import base64
+import heapq
+import html
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from gradcam_server.batch import manifest
+from gradcam_server.batch.errors import BatchError, OutputError
+from gradcam_server.batch.inputs import Source, open_source
+from gradcam_server.batch.schema import OK, unpack
+from gradcam_server.batch.shards import write_atomically
+from gradcam_server.decode import decode_image
+from gradcam_server.errors import InvalidRequestError
+from gradcam_server.geometry import fit
+from gradcam_server.render import render
+from gradcam_server.requests import HeatmapForm, HeatmapFormat, ResizeMode
+
+NAME = "gallery.html"
+_SIDE = 320  # of a picture, in pixels
+_MAX_PIXELS = 50_000_000
+# The sizes of the models' inputs differ; only their proportions matter to where a map lies.
+_INPUT = (224, 224)
+_SHOWN_ERRORS = 20
+_READ_ROWS = 256
+_COLUMNS = (
+    *("index", "id", "path", "status", "error", "class_name", "class_index", "probability"),
+    *("target", "target_name", "score", "degenerate", "overlay"),
+    *("heatmap", "heatmap_dtype", "heatmap_height", "heatmap_width", "heatmap_scale"),
+)
+
+RowValues: TypeAlias = dict[str, Any]
+Measure: TypeAlias = Callable[[RowValues], float | None]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Images that have most of something.
+
+    Attributes:
+        title: What.
+        explanation: What it may mean.
+        measure: How much of it an image has; None if it does not count.
+        unit: What its number is, for the caption.
+    """
+
+    title: str
+    explanation: str
+    measure: Measure
+    unit: str
+
+
+def _top(row: RowValues) -> float:
+    return float(row["probability"][0])
+
+
+def _margin(row: RowValues) -> float | None:
+    probabilities = row["probability"]
+    return float(probabilities[1] - probabilities[0]) if len(probabilities) > 1 else None
+
+
+def _spread(row: RowValues) -> float | None:
+    """The entropy of the map as a distribution, over that of an even one: 0 to 1."""
+    values = unpack(row).ravel().astype(np.float64)
+    if row["degenerate"] or values.size < 2 or not values.sum() > 0:
+        return None
+    shares = values[values > 0] / values.sum()
+    return float(-(shares * np.log(shares)).sum() / np.log(values.size))
+
+
+def _flatness(row: RowValues) -> float | None:
+    """The mean over the greatest value, 0 to 1; a map of zeros is the flattest of all."""
+    values = unpack(row)
+    if row["degenerate"] or not values.max(initial=0) > 0:
+        return 2.0
+    return float(values.mean() / values.max())
+
+
+SECTIONS = (
+    Section(
+        "Least confident",
+        "No class is probable: the image may be none of those that the model knows.",
+        lambda row: -_top(row),
+        "probability",
+    ),
+    Section(
+        "Near-ties",
+        "The two best classes are about as probable.",
+        _margin,
+        "margin",
+    ),
+    Section(
+        "Flattest maps",
+        "The map is about the same everywhere, or zero: it says little of where the model looked.",
+        _flatness,
+        "mean over maximum",
+    ),
+    Section(
+        "Most diffuse maps",
+        "The evidence is spread over all of the image, not over an object.",
+        _spread,
+        "entropy",
+    ),
+    Section(
+        "Most confident",
+        "One class has nearly all of the probability: what the model takes for clear cases.",
+        _top,
+        "probability",
+    ),
+)
+
+
+def write_gallery(
+    folder: Path, output: Path | None = None, count: int = 12, where: str | None = None
+) -> Path:
+    """Writes the page.
+
+    Args:
+        folder: The output folder of a job, finished or not.
+        output: The file; None is ``gallery.html`` in the folder.
+        count: Images of each section.
+        where: Where the inputs are now, if not where the manifest says.
+
+    Returns:
+        The file.
+
+    Raises:
+        OutputError: There are no shards, or the file cannot be written.
+    """
+    about = manifest.read(folder)
+    chosen, totals, errors = _choose(folder, count)
+    pictures = _Pictures(folder, about, where)
+    page = _page(folder, about, chosen, totals, errors, pictures)
+    # A name that a reader of the folder's Parquet files passes over.
+    path = output or folder / f"_{NAME}"
+    write_atomically(path, page.encode("utf-8", "backslashreplace"))
+    return path
+
+
+def _rows(folder: Path) -> Iterator[RowValues]:
+    shards = sorted(folder.glob("part-*.parquet"))
+    if not shards:
+        raise OutputError(f"{folder}: there are no shards in it yet")
+    for shard in shards:
+        with pq.ParquetFile(shard) as file:
+            for batch in file.iter_batches(_READ_ROWS, columns=list(_COLUMNS)):
+                yield from batch.to_pylist()
+
+
+def _choose(
+    folder: Path, count: int
+) -> tuple[list[list[tuple[float, RowValues]]], tuple[int, int], list[RowValues]]:
+    """Returns the images of each section with their numbers, (images, errors), and some errors."""
+    heaps: list[list[tuple[float, int, RowValues]]] = [[] for _ in SECTIONS]
+    errors: list[RowValues] = []
+    images = failed = 0
+    for row in _rows(folder):
+        images += 1
+        if row["status"] != OK:
+            failed += 1
+            if len(errors) < _SHOWN_ERRORS:
+                errors.append(row)
+            continue
+        for section, heap in zip(SECTIONS, heaps, strict=True):
+            value = section.measure(row)
+            if value is not None:
+                # Of equals the first ones; an index is there once, so rows are never compared.
+                entry = value, -row["index"], row
+                (heapq.heappush if len(heap) < count else heapq.heappushpop)(heap, entry)
+    chosen = [[(value, row) for value, _, row in sorted(heap, reverse=True)] for heap in heaps]
+    return chosen, (images, failed), errors
+
+
+class _Pictures:
+    """Overlays: those of the job, or drawn anew from the inputs and the kept maps."""
+
+    def __init__(self, folder: Path, about: RowValues, where: str | None) -> None:
+        self._folder = folder
+        self._mode = ResizeMode(about["configuration"]["resize"])
+        self._source: Source | None = None
+        inputs = about["inputs"]
+        try:
+            source = open_source(
+                where or inputs["where"], column=inputs.get("column"), outside=folder
+            )
+        except BatchError:
+            return  # they have gone since; the maps are still there
+        if len(source) >= inputs["count"]:
+            self._source = source
+
+    def of(self, row: RowValues) -> bytes:
+        """Returns a JPEG: the overlay, or the map alone where the image cannot be read."""
+        overlay = None
+        if row["overlay"] and (self._folder / row["overlay"]).is_file():
+            data = np.fromfile(self._folder / row["overlay"], np.uint8)
+            overlay = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        if overlay is None:
+            overlay = self._drawn(row)
+        if overlay is None:
+            overlay = _alone(unpack(row))
+        scale = _SIDE / max(overlay.shape[:2])
+        if scale < 1:
+            size = max(1, round(overlay.shape[1] * scale)), max(1, round(overlay.shape[0] * scale))
+            overlay = cv2.resize(overlay, size, interpolation=cv2.INTER_AREA)
+        return bytes(cv2.imencode(".jpg", overlay)[1])
+
+    def _drawn(self, row: RowValues) -> NDArray[np.uint8] | None:
+        if self._source is None:
+            return None
+        index = row["index"]
+        (item,) = self._source.read(index, index + 1)
+        if item.id != row["id"]:
+            return None
+        try:
+            image = decode_image(item.load(), _MAX_PIXELS)
+        except (OSError, ValueError, InvalidRequestError):
+            return None
+        _, placement = fit(image, _INPUT, self._mode)
+        values = unpack(row)
+        form = HeatmapForm(HeatmapFormat.OVERLAY_PNG)
+        (overlay,) = render(values, image, placement, [form]).heatmaps
+        return np.asarray(cv2.imdecode(np.frombuffer(overlay.data, np.uint8), cv2.IMREAD_COLOR))
+
+
+def _alone(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    grey = np.rint(255 * values / max(float(values.max(initial=0)), 1e-37)).astype(np.uint8)
+    side = _SIDE // 2
+    large = cv2.resize(grey, (side, side), interpolation=cv2.INTER_NEAREST)
+    return np.asarray(cv2.applyColorMap(large, cv2.COLORMAP_JET))
+
+
+_STYLE = """
+body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; }
+section div { display: flex; flex-wrap: wrap; gap: 1em; }
+figure { margin: 0; width: 15em; overflow-wrap: anywhere; }
+img { width: 100%; }
+figcaption { font-size: 85%; }
+table { border-collapse: collapse; font-size: 85%; }
+td { border-top: 1px solid #ccc; padding: .2em 1em .2em 0; overflow-wrap: anywhere; }
+small { color: #555; }
+"""
+
+
+def _page(
+    folder: Path,
+    about: RowValues,
+    chosen: list[list[tuple[float, RowValues]]],
+    totals: tuple[int, int],
+    errors: list[RowValues],
+    pictures: _Pictures,
+) -> str:
+    images, failed = totals
+    configuration = about["configuration"]
+    model = configuration.get("model") or configuration.get("server_model") or "the servers' first"
+    facts = (
+        f"{images:,} images of {about['inputs']['where']}, {failed:,} of them failed; model "
+        f"{model}, {configuration['method']}"
+    )
+    parts = [
+        "<!doctype html><html lang=en><head><meta charset=utf-8>",
+        # Even if something were to slip through, nothing would run or be loaded.
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
+        f"<title>{_text(folder.name)}</title><style>{_STYLE}</style></head><body>",
+        f"<h1>{_text(folder.name)}</h1><p>{_text(facts)}</p>",
+    ]
+    for section, rows in zip(SECTIONS, chosen, strict=True):
+        if rows:
+            parts += [
+                f"<section><h2>{section.title}</h2><p>{section.explanation}</p><div>",
+                *(_figure(section, value, row, pictures) for value, row in rows),
+                "</div></section>",
+            ]
+    if errors:
+        more = f" (the first {len(errors)})" if failed > len(errors) else ""
+        parts.append(f"<section><h2>Errors{more}</h2><table>")
+        parts += [
+            f"<tr><td>{_text(row['path'])}</td><td>{_text(row['error'])}</td></tr>"
+            for row in errors
+        ]
+        parts.append("</table></section>")
+    return "\n".join([*parts, "</body></html>\n"])
+
+
+def _figure(section: Section, value: float, row: RowValues, pictures: _Pictures) -> str:
+    jpeg = base64.b64encode(pictures.of(row)).decode()
+    best = itertools.islice(zip(row["class_name"], row["probability"], strict=True), 3)
+    classes = ", ".join(f"{name or '?'} {probability:.1%}" for name, probability in best)
+    number = "the map is zero" if value > 1 else f"{section.unit} {abs(value):.3f}"
+    return (
+        f'<figure><img alt="{_text(row["id"])}" src="data:image/jpeg;base64,{jpeg}">'
+        f"<figcaption><b>{_text(row['id'])}</b><br>{_text(classes)}<br>"
+        f"<small>{_text(number)}; explained: {_text(row['target_name'] or row['target'])}</small>"
+        "</figcaption></figure>"
+    )
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))

@@ -1,0 +1,225 @@
+"""Explains images in this process, by the pipeline that the server has.
+
+    read (threads) -> decode (threads) -> batch -> compiled graph (the device's thread) -> row
+
+All of these go on at once, on an event loop of their own thread, while the caller writes.
+"""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from gradcam_server.batch.ask import Ask
+from gradcam_server.batch.inputs import Item, Source
+from gradcam_server.batch.schema import Row, describe, error_row, row_of
+from gradcam_server.batch.stage import Ranges
+from gradcam_server.computer import Computer, LocalComputer
+from gradcam_server.config import ServeConfig
+from gradcam_server.errors import ExplanationServerError, InvalidRequestError
+from gradcam_server.explainer import Explainer
+from gradcam_server.metrics import Metrics
+from gradcam_server.requests import (
+    ExplainRequest,
+    HeatmapForm,
+    HeatmapFormat,
+    Method,
+    RawImage,
+    ResizeMode,
+    Target,
+    TopK,
+)
+
+if TYPE_CHECKING:
+    from gradcam_server.engine import Engine
+
+# What a request may be refused for because of the image in it.
+_IMAGE_FIELDS = ("encoded_image", "raw_image", "raw_image.data")
+# While one batch is on the device, the next is there and the one after it is decoded.
+_BATCHES_IN_FLIGHT = 3
+_READERS = 4
+# They go from thread to thread together: each such step costs about as much as reading a file.
+_CHUNK = 8
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An image that was read, and what is known of it.
+
+    Attributes:
+        item: What it is.
+        image: An encoded file, or pixels of the model's input size.
+        size: (height, width) of the original, if the image is no longer that.
+    """
+
+    item: Item
+    image: bytes | RawImage
+    size: tuple[int, int] | None = None
+
+
+class LocalStage:
+    """An engine in this process.
+
+    Args:
+        config: The settings; those of the network are ignored.
+        ask: What is asked of each image.
+        computer: Makes what computes, in place of the models of ``config``.
+
+    Raises:
+        StartupError: The model or its weights cannot be had.
+        ExplanationServerError: The model has no such class or layer.
+    """
+
+    def __init__(self, config: ServeConfig, ask: Ask, computer: Computer | None = None) -> None:
+        self._ask, self._request = ask, _request(ask)
+        self._in_flight = _BATCHES_IN_FLIGHT * max(config.batch_sizes)
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="reader")
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="stage", daemon=True)
+        self._thread.start()
+        try:
+            if computer is None:
+                computer = self._wait(_computer(config, _engine(config)))
+            self._explainer = self._wait(_explainer(config, computer))
+        except BaseException:
+            self._stop()
+            raise
+        try:
+            self._input_size = computer.catalog.models[0].input_size
+            _check(computer, self._request(b""))
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stops the engine and all threads."""
+        self._wait(self._explainer.close())
+        self._stop()
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the model's input in pixels."""
+        return self._input_size
+
+    def rows(self, source: Source, ranges: Ranges) -> Iterator[Row]:
+        """Yields the rows of ranges, as ``Stage`` says."""
+        return self.explain(item for start, stop in ranges for item in source.read(start, stop))
+
+    def explain(self, items: Iterable[Item | Loaded | Row]) -> Iterator[Row]:
+        """Yields the row of each image, in their order; rows are passed through."""
+        pending: deque[Future[list[Row]]] = deque()
+        items = iter(items)
+        try:
+            while chunk := list(islice(items, _CHUNK)):
+                pending.append(asyncio.run_coroutine_threadsafe(self._rows(chunk), self._loop))
+                if len(pending) * _CHUNK >= self._in_flight:
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+    async def _rows(self, chunk: list[Item | Loaded | Row]) -> list[Row]:
+        read = await self._loop.run_in_executor(self._readers, _read, chunk)
+        return await asyncio.gather(*map(self._row, read))
+
+    async def _row(self, loaded: Loaded | Row) -> Row:
+        if isinstance(loaded, Row):
+            return loaded
+        item = loaded.item
+        request = self._request(loaded.image)
+        try:
+            explained = await self._explainer.explain_image(request, wait_for_place=True)
+        except InvalidRequestError as error:
+            if error.field not in _IMAGE_FIELDS:
+                raise
+            return error_row(item, str(error))
+        except (ExplanationServerError, MemoryError):
+            raise
+        except Exception as error:  # noqa: BLE001 - it failed alone: the others go on
+            return error_row(item, f"it cannot be computed ({type(error).__name__}: {error})")
+        row = row_of(item, explained, self._ask)
+        if loaded.size is not None:
+            row.height, row.width = loaded.size
+        return row
+
+    def _wait(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._readers.shutdown(cancel_futures=True)
+
+
+def _read(chunk: list[Item | Loaded | Row]) -> list[Loaded | Row]:
+    """Reads what is not read yet."""
+    read: list[Loaded | Row] = []
+    for item in chunk:
+        if isinstance(item, Item):
+            try:
+                read.append(Loaded(item, item.load()))
+            except (OSError, ValueError) as error:
+                read.append(error_row(item, describe(error)))
+        else:
+            read.append(item)
+    return read
+
+
+def _request(ask: Ask) -> Callable[[bytes | RawImage], ExplainRequest]:
+    """Returns what makes the request for an image."""
+    raw = HeatmapForm(HeatmapFormat.RAW_FLOAT32)
+    overlay = [HeatmapForm(HeatmapFormat.OVERLAY_JPEG)] if ask.overlays else []
+    common = ExplainRequest(
+        image=b"",
+        targets=TopK(1) if ask.target is None else (Target(ask.target),),
+        layers=(ask.layer,) if ask.layer else (),
+        method=Method(ask.method),
+        resize_mode=ResizeMode(ask.resize),
+        forms=(raw, *overlay),
+        prediction_count=ask.top_k,
+    )
+    return lambda image: replace(common, image=image)
+
+
+def _engine(config: ServeConfig) -> "Engine":
+    from gradcam_server.batch.throughput import ThroughputEngine
+
+    return ThroughputEngine(config)
+
+
+async def _computer(config: ServeConfig, engine: "Engine") -> Computer:
+    return LocalComputer(config, engine)
+
+
+async def _explainer(config: ServeConfig, computer: Computer) -> Explainer:
+    return Explainer(config, computer, Metrics())
+
+
+def _check(computer: Computer, request: ExplainRequest) -> None:
+    """Raises what every image would fail with."""
+    model = computer.catalog.models[0]
+    model.resolve_layers(request.layers)
+    if isinstance(request.targets, tuple):
+        for target in request.targets:
+            model.labels.index(target.name)

@@ -1,0 +1,160 @@
+"""What the output folder says of itself: which job it holds, how far it is, and what it took.
+
+The shards say what is finished, not the manifest: it is for people, and keeps a second job from
+mixing its rows with the first one's.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from gradcam_server.batch.errors import OutputError
+from gradcam_server.batch.shards import Folder, write_atomically
+
+NAME = "_manifest.json"
+_FORMAT = 1
+_PACKAGES = (
+    "gradcam-server",
+    "tensorflow",
+    "tensorflow-cpu",
+    "openvino",
+    "ray",
+    "numpy",
+    "opencv-python-headless",
+    "pyarrow",
+)
+
+
+def fingerprint(values: Mapping[str, Any]) -> str:
+    """Returns a hash of what JSON can hold."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Reads a manifest.
+
+    Raises:
+        OutputError: There is none, or it is broken.
+    """
+    path = folder / NAME
+    try:
+        manifest = json.loads(path.read_bytes())
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: it is no output folder of gradcam batch: {path.name} cannot be read "
+            f"({error.strerror})"
+        ) from error
+    except ValueError as error:
+        raise OutputError(f"{path}: it is broken ({error}); name another folder") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        raise OutputError(f"{path}: another version wrote it; name another folder")
+    return manifest
+
+
+class Manifest:
+    """The manifest of a folder, which several processes may keep.
+
+    Args:
+        folder: The output folder.
+        inputs: What is read: count, fingerprint, and where it is.
+        configuration: What decides the rows. A folder holds one.
+
+    Raises:
+        OutputError: The folder holds another job.
+    """
+
+    def __init__(
+        self, folder: Folder, inputs: Mapping[str, Any], configuration: Mapping[str, Any]
+    ) -> None:
+        self._folder, self._path = folder, folder.path / NAME
+        self._run = ""
+        self.job = fingerprint({"inputs": inputs["fingerprint"], "configuration": configuration})
+        new = {
+            "format": _FORMAT,
+            "job": self.job,
+            "inputs": inputs,
+            "configuration": configuration,
+            "counts": {},
+            "seconds": 0.0,
+            "runs": {},
+        }
+        with folder.manifest_lock():
+            if self._path.exists():
+                self._join(read(folder.path), new)
+            elif folder.has_shards():
+                raise OutputError(
+                    f"{folder.path}: it holds Parquet files, but no {NAME}, so it is no folder of "
+                    "this job; name another one"
+                )
+            else:
+                self._write(new)
+
+    def _join(self, there: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        difference = _difference(there, new)
+        if difference is None:
+            return
+        with self._folder.if_unused() as unused:
+            # A first attempt with a wrong option leaves nothing to be mixed up with.
+            if not unused:
+                raise OutputError(f"{self._folder.path}: {difference}")
+            self._write(new)
+
+    def begin(self, engine: Mapping[str, Any]) -> None:
+        """Notes that a run begins."""
+        started = datetime.now(UTC)
+        self._run = started.isoformat(timespec="microseconds")
+        note = {**engine, "outcome": "unfinished", "versions": _versions()}
+        self._change(note, {})
+
+    def note(self, run: Mapping[str, Any], counts: Mapping[str, int]) -> None:
+        """Notes how far the run is, and the counts of the whole folder."""
+        self._change(run, counts)
+
+    def _change(self, run: Mapping[str, Any], counts: Mapping[str, int]) -> None:
+        with self._folder.manifest_lock():
+            manifest = read(self._folder.path)
+            runs = manifest["runs"]
+            runs[self._run] = {**runs.get(self._run, {}), **run}
+            manifest["seconds"] = round(sum(one.get("seconds", 0) for one in runs.values()), 3)
+            if counts:
+                manifest["counts"] = dict(counts)
+            self._write(manifest)
+
+    def _write(self, manifest: Mapping[str, Any]) -> None:
+        write_atomically(self._path, json.dumps(manifest, indent=2).encode() + b"\n")
+
+
+def _difference(there: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """Returns what differs, of the job that is there and the one that was asked for."""
+    old_inputs, inputs = there["inputs"], new["inputs"]
+    if old_inputs["fingerprint"] != inputs["fingerprint"]:
+        return (
+            f"it holds a job over other inputs: {old_inputs['count']:,} of {old_inputs['where']}, "
+            f"and now {inputs['count']:,} of {inputs['where']}. Name another folder for these"
+        )
+    old, configuration = there["configuration"], new["configuration"]
+    changed = [
+        f"{name} was {json.dumps(old.get(name))} and is now {json.dumps(configuration.get(name))}"
+        for name in sorted({*old, *configuration})
+        if old.get(name) != configuration.get(name)
+    ]
+    if not changed:
+        return None
+    return (
+        f"it holds a job that was configured differently: {'; '.join(changed)}. Name another "
+        "folder, or give the options of the first time"
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

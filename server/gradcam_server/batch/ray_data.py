@@ -1,0 +1,275 @@
+"""Explains images on a Ray cluster: Ray Data moves them, and the engines are a pool of its actors.
+
+    ranges -> read and decode (tasks on CPUs) -> engines (actors) -> rows, in order, to the caller
+
+Between the two go images of the model's input size, 150 KB at 224 x 224; with overlays the files
+themselves, because those are drawn on the whole image. Ray Data schedules, bounds what is under
+way, starts actors again that die and gives their tasks to others; nothing here does.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.exceptions import RayError
+
+from gradcam_server.batch.ask import Ask
+from gradcam_server.batch.errors import StageError
+from gradcam_server.batch.inputs import Item, Source
+from gradcam_server.batch.local import Loaded, LocalStage
+from gradcam_server.batch.schema import Row, describe, error_row, from_columns, to_batch
+from gradcam_server.batch.stage import Ranges
+from gradcam_server.config import ServeConfig
+from gradcam_server.errors import ExplanationServerError, InvalidRequestError
+from gradcam_server.pipeline import load
+from gradcam_server.requests import RawImage, ResizeMode
+
+# Read and decoded by one task; of small jobs so many that each CPU has some.
+_TASK_IMAGES = 256
+_TASKS_PER_CPU = 8
+_TASK_BYTES = 256 * 1024 * 1024
+_BATCH_IMAGES = 64  # of one call of an engine
+# One is computed while the next is taken out of its message.
+_CALLS_AT_ONCE = 2
+_CPUS_PER_ACTOR = 8
+_MOST_BLOCKS = 2000
+
+_IMAGES = pa.schema(
+    [
+        ("index", pa.int64()),
+        ("id", pa.string()),
+        ("path", pa.string()),
+        ("error", pa.string()),
+        ("data", pa.large_binary()),
+        ("height", pa.int32()),  # of the original, where the data are pixels
+        ("width", pa.int32()),
+    ]
+)
+
+
+class RayStage:
+    """A pool of engines on a Ray cluster.
+
+    Args:
+        config: The settings of each engine.
+        ask: What is asked of each image.
+        address: The cluster's; None starts one on this machine, unless Ray runs already.
+        actors: Engines; None is one for each GPU, or for each 8 CPUs.
+
+    Raises:
+        StageError: There is no such cluster, or the model cannot be loaded on it.
+    """
+
+    def __init__(
+        self, config: ServeConfig, ask: Ask, address: str | None = None, actors: int | None = None
+    ) -> None:
+        self._ask, self._folder = ask, str(Path.cwd())
+        self._owns_ray = not ray.is_initialized()
+        if self._owns_ray:
+            _start(address)
+        try:
+            resources = ray.cluster_resources()
+            gpus, cpus = int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)))
+            self._cpus = cpus
+            self._actors = actors or gpus or max(1, cpus // _CPUS_PER_ACTOR)
+            self._gpus = min(1.0, gpus / self._actors)
+            if not gpus and config.compute_threads is None:
+                threads = max(1, cpus // self._actors)
+                config = replace(config, compute_threads=threads)
+            self._config = config
+            with _errors_of_ray():
+                looking = _look_at_model.remote(config, ask, self._folder)
+                self._input_size = ray.get(looking)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leaves the cluster, and stops it if it was started for this."""
+        if self._owns_ray:
+            ray.shutdown()
+
+    def rows(self, source: Source, ranges: Ranges) -> Iterator[Row]:
+        """Yields the rows of ranges, as ``Stage`` says."""
+        count = sum(stop - start for start, stop in ranges)
+        size = max(1, min(_TASK_IMAGES, count // (_TASKS_PER_CPU * self._cpus)))
+        chunks = [
+            {"start": at, "stop": min(at + size, stop)}
+            for start, stop in ranges
+            for at in range(start, stop, size)
+        ]
+        context = ray.data.DataContext.get_current()
+        context.execution_options.preserve_order = True
+        context.enable_progress_bars = False
+        images = ray.data.from_items(
+            chunks, override_num_blocks=min(len(chunks), _MOST_BLOCKS)
+        ).map_batches(
+            _read,
+            fn_args=(
+                *(ray.put(source), self._config, self._ask, self._input_size),
+                self._folder,
+            ),
+            batch_size=1,
+            batch_format="pyarrow",
+            # Engines ask for none: tasks that are alike Ray would run within the engines.
+            memory=_TASK_BYTES,
+        )
+        # Actors that die are started again, and their tasks go to others, as often as it takes:
+        # Ray Data's default (max_restarts and max_task_retries are -1).
+        rows = images.map_batches(
+            _Engine,
+            fn_constructor_args=(self._config, self._ask, self._folder),
+            batch_size=min(_BATCH_IMAGES, size),
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(
+                size=self._actors,
+                max_concurrent_calls_per_actor=_CALLS_AT_ONCE,
+                max_tasks_in_flight_per_actor=2 * _CALLS_AT_ONCE,
+                enable_true_multi_threading=True,
+            ),
+            num_cpus=1,
+            num_gpus=self._gpus,
+        )
+        with _errors_of_ray():
+            for table in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
+                yield from from_columns(table)
+
+
+def _start(address: str | None) -> None:
+    # What it would tell is progress, which the caller shows, or comes as an error, too.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    if address is None and not os.environ.get("RAY_ADDRESS"):
+        address = "local"  # not whichever cluster was last started on this machine
+    try:
+        ray.init(
+            address,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            include_dashboard=False if address == "local" else None,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise StageError(
+            f"--ray-address {address}: there is no Ray cluster ({error}); start one with "
+            "ray start --head"
+        ) from error
+
+
+@contextmanager
+def _errors_of_ray() -> Iterator[None]:
+    """Turns errors of tasks and actors into ours."""
+    try:
+        yield
+    except RayError as error:
+        cause: BaseException | None = getattr(error, "cause", None)
+        while cause is not None and not isinstance(cause, ExplanationServerError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        raise StageError(str(cause or error)) from error
+
+
+# Its process ends with it: it would keep a model in memory.
+@ray.remote(max_calls=1)
+def _look_at_model(config: ServeConfig, ask: Ask, folder: str) -> tuple[int, int]:
+    """Returns the model's input size, after having looked for the layer and the class."""
+    _go_to(folder)
+    # It computes nothing, and has no GPU.
+    with LocalStage(replace(config, batch_sizes=(1,), device=()), ask) as stage:
+        return stage.input_size
+
+
+def _go_to(folder: str) -> None:
+    """Gives relative paths the meaning that they have where the job was started."""
+    if Path(folder).is_dir():
+        os.chdir(folder)
+
+
+def _read(
+    chunks: pa.Table,
+    kept: "ray.ObjectRef[Source]",
+    config: ServeConfig,
+    ask: Ask,
+    input_size: tuple[int, int],
+    folder: str,
+) -> Iterator[pa.Table]:
+    """Reads and decodes ranges of a source, which the cluster keeps once."""
+    import cv2
+
+    _go_to(folder)
+    source: Source = ray.get(kept)
+    cv2.setNumThreads(1)  # a task has one CPU
+    pending: list[dict[str, Any]] = []
+    for chunk in chunks.to_pylist():
+        for item in source.read(chunk["start"], chunk["stop"]):
+            pending.append(_decode(item, config, ask, input_size))
+            if len(pending) == _BATCH_IMAGES:
+                yield pa.Table.from_pylist(pending, _IMAGES)
+                pending.clear()
+    if pending:
+        yield pa.Table.from_pylist(pending, _IMAGES)
+
+
+def _decode(
+    item: Item, config: ServeConfig, ask: Ask, input_size: tuple[int, int]
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"index": item.index, "id": item.id, "path": item.path}
+    try:
+        data = item.load()
+        if ask.overlays:
+            return {**row, "data": data}
+        _, fitted, placement = load(
+            data, config, input_size, ResizeMode(ask.resize), is_whole_needed=False
+        )
+    except (OSError, ValueError, InvalidRequestError) as error:
+        return {**row, "error": describe(error)}
+    return {
+        **row,
+        "data": fitted.tobytes(),
+        "height": placement.vertical.image_size,
+        "width": placement.horizontal.image_size,
+    }
+
+
+class _Engine:
+    """An actor that holds an engine."""
+
+    def __init__(self, config: ServeConfig, ask: Ask, folder: str) -> None:
+        _go_to(folder)
+        # For NumPy and the like; the engine's own threads are set by the configuration.
+        os.environ["OMP_NUM_THREADS"] = str(config.compute_threads or 1)
+        # What is fitted already must not be cropped again.
+        asked = ask if ask.overlays else replace(ask, resize=ResizeMode.STRETCH.value)
+        self._stage, self._ask = LocalStage(config, asked), ask
+
+    def __call__(self, images: pa.Table) -> pa.Table:
+        """Explains images; returns their rows."""
+        rows = list(self._stage.explain(self._loaded(image) for image in images.to_pylist()))
+        return pa.Table.from_batches([to_batch(rows, overlays=self._ask.overlays)])
+
+    def _loaded(self, image: dict[str, Any]) -> Loaded | Row:
+        data: bytes = image["data"]
+        item = Item(image["index"], image["id"], image["path"], lambda: data)
+        if image["error"] is not None:
+            return error_row(item, image["error"])
+        if image["height"] is None:
+            return Loaded(item, data)
+        raw = RawImage(data, *self._stage.input_size)
+        return Loaded(item, raw, (image["height"], image["width"]))

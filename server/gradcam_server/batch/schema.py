@@ -1,0 +1,242 @@
+"""One row for each image, and the columns of the shards."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from gradcam_server.batch.ask import Ask
+from gradcam_server.batch.inputs import Item
+
+OK, ERROR = "ok", "error"
+
+SCHEMA = pa.schema(
+    [
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        ("error", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("class_index", pa.list_(pa.int32())),
+        ("class_name", pa.list_(pa.string())),
+        ("probability", pa.list_(pa.float32())),
+        ("target", pa.int32()),
+        ("target_name", pa.string()),
+        ("score", pa.float32()),
+        ("heatmap", pa.binary()),
+        ("heatmap_dtype", pa.string()),
+        ("heatmap_height", pa.int32()),
+        ("heatmap_width", pa.int32()),
+        ("heatmap_scale", pa.float32()),
+        ("raw_min", pa.float32()),
+        ("raw_max", pa.float32()),
+        ("degenerate", pa.bool_()),
+        ("layer", pa.string()),
+        ("method", pa.string()),
+        ("model", pa.string()),
+        ("model_version", pa.string()),
+        ("overlay", pa.string()),
+    ]
+)
+# The greatest values that float16 keeps to its 11 bits, small ones beside them included.
+_FLOAT16_TOP = (2.0**-3, 2.0**15)
+
+
+@dataclass(slots=True)
+class Row:
+    """What became of one image. Everything after ``error`` is None if it failed.
+
+    Attributes:
+        index: Its place in the list of inputs.
+        id: Its name.
+        path: Where it is.
+        status: ``OK`` or ``ERROR``.
+        error: Why it failed.
+        width: Of the image after EXIF orientation, in pixels.
+        height: Likewise.
+        class_index: The classes of highest probability, best first.
+        class_name: Their names.
+        probability: Their probabilities.
+        target: The class that was explained.
+        target_name: Its name.
+        score: Its logit.
+        heatmap: The map at the layer's resolution, row-major: ``array * heatmap_scale`` is the
+            method's map after its ReLU.
+        heatmap_dtype: "float16" (little-endian) or "uint8".
+        heatmap_height: Rows of the map.
+        heatmap_width: Columns of the map.
+        heatmap_scale: What to multiply the values by. For float16 it is 1, or a power of two
+            where the values would not fit otherwise; for uint8 the greatest value over 255.
+        raw_min: Least value of the map before the ReLU.
+        raw_max: Greatest value of the same.
+        degenerate: Whether nothing speaks for the class: the map is zero.
+        layer: The layer that was explained.
+        method: The method.
+        model: The model that answered.
+        model_version: Its version; empty if it has none.
+        overlay: The overlay's file, relative to the output folder.
+        overlay_jpeg: The file's content; no column of the shards.
+    """
+
+    index: int
+    id: str
+    path: str
+    status: str
+    error: str | None = None
+    width: int | None = None
+    height: int | None = None
+    class_index: Sequence[int] | None = None
+    class_name: Sequence[str] | None = None
+    probability: Sequence[float] | None = None
+    target: int | None = None
+    target_name: str | None = None
+    score: float | None = None
+    heatmap: bytes | None = None
+    heatmap_dtype: str | None = None
+    heatmap_height: int | None = None
+    heatmap_width: int | None = None
+    heatmap_scale: float | None = None
+    raw_min: float | None = None
+    raw_max: float | None = None
+    degenerate: bool | None = None
+    layer: str | None = None
+    method: str | None = None
+    model: str | None = None
+    model_version: str | None = None
+    overlay: str | None = None
+    overlay_jpeg: bytes | None = None
+
+
+class Heatmap(Protocol):
+    """One form of a heat map, of the server or of the client."""
+
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def data(self) -> bytes: ...
+
+
+class Explained(Protocol):
+    """An answer: the server's ``ExplainedImage`` or the client's ``ImageExplanation``."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def model_version(self) -> str: ...
+    @property
+    def image_height(self) -> int: ...
+    @property
+    def image_width(self) -> int: ...
+    @property
+    def predictions(self) -> Sequence[Any]: ...
+    @property
+    def explanations(self) -> Sequence[Any]: ...
+
+
+def row_of(item: Item, explained: Explained, ask: Ask) -> Row:
+    """Makes the row of an image that was explained.
+
+    Args:
+        item: The image.
+        explained: Its predictions, and one explanation: the raw map, and the overlay if there
+            is to be one.
+        ask: What was asked.
+    """
+    one = explained.explanations[0]
+    raw: Heatmap = one.heatmaps[0]
+    values = np.frombuffer(raw.data, "<f4")
+    heatmap, scale = pack(values, ask.heatmap)
+    return Row(
+        index=item.index,
+        id=item.id,
+        path=item.path,
+        status=OK,
+        width=explained.image_width,
+        height=explained.image_height,
+        class_index=[each.index for each in explained.predictions],
+        class_name=[each.name for each in explained.predictions],
+        probability=[each.probability for each in explained.predictions],
+        target=one.index,
+        target_name=one.name,
+        score=one.score,
+        heatmap=heatmap,
+        heatmap_dtype=ask.heatmap,
+        heatmap_height=raw.height,
+        heatmap_width=raw.width,
+        heatmap_scale=scale,
+        raw_min=one.raw_min,
+        raw_max=one.raw_max,
+        degenerate=one.degenerate,
+        layer=one.layer,
+        method=str(one.method),
+        model=explained.model,
+        model_version=explained.model_version,
+        overlay_jpeg=one.heatmaps[1].data if ask.overlays else None,
+    )
+
+
+def error_row(item: Item, error: str) -> Row:
+    """Makes the row of an image that failed."""
+    return Row(item.index, item.id, item.path, ERROR, error)
+
+
+def describe(error: Exception) -> str:
+    """Returns what a row says of an error in reading: without the path, which the row has."""
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+
+
+def pack(values: NDArray[np.float32], kind: str) -> tuple[bytes, float]:
+    """Returns a map's bytes, and what to multiply their values by.
+
+    Args:
+        values: float32, not negative.
+        kind: "float16" or "uint8".
+    """
+    top = float(values.max(initial=0))
+    if kind == "uint8":
+        scale = float(np.float32(top / 255)) or 1.0
+        return np.rint(values / np.float32(scale)).clip(0, 255).astype(np.uint8).tobytes(), scale
+    least, most = _FLOAT16_TOP
+    scale = 1.0 if top == 0 or least <= top <= most else 2.0 ** math.floor(math.log2(top))
+    return (values / np.float32(scale)).astype("<f2").tobytes(), scale
+
+
+def unpack(row: Any) -> NDArray[np.float32]:
+    """Returns the map of a row, by its columns: float32 (heatmap_height, heatmap_width)."""
+    kind = "<f2" if row["heatmap_dtype"] == "float16" else np.uint8
+    values = np.frombuffer(row["heatmap"], kind).astype(np.float32)
+    # In pandas, whole numbers are floats where other rows have none.
+    shape = int(row["heatmap_height"]), int(row["heatmap_width"])
+    return np.asarray(values.reshape(shape) * np.float32(row["heatmap_scale"]))
+
+
+def to_batch(rows: Sequence[Row], *, overlays: bool = False) -> pa.RecordBatch:
+    """Returns rows as columns.
+
+    Args:
+        rows: The rows.
+        overlays: Whether to add the column ``overlay_jpeg``.
+    """
+    columns = [pa.array([getattr(row, field.name) for row in rows], field.type) for field in SCHEMA]
+    schema = SCHEMA
+    if overlays:
+        schema = SCHEMA.append(pa.field("overlay_jpeg", pa.binary()))
+        columns.append(pa.array([row.overlay_jpeg for row in rows], pa.binary()))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def from_columns(batch: Any) -> list[Row]:
+    """Returns the rows of ``to_batch``'s columns."""
+    names = {field.name for field in fields(Row)}
+    return [
+        Row(**{name: value for name, value in values.items() if name in names})
+        for values in batch.to_pylist()
+    ]

@@ -1,0 +1,287 @@
+"""The output folder: shards that appear whole or not at all, and one writer for each.
+
+A shard is written under a temporary name in the same folder, synced and renamed. So whatever
+has a shard's name is finished, after kill -9 and after a power cut. A writer holds a lock on its
+parts (POSIX byte ranges of one file, a byte for each part; they end with the process), so two
+jobs never write the same ones.
+"""
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gradcam_server.batch.errors import OutputError
+from gradcam_server.batch.plan import Part
+from gradcam_server.batch.schema import ERROR, SCHEMA, Row, to_batch
+
+# Readers of Parquet folders pass over names that begin with "_" or ".".
+OVERLAYS = "_overlays"
+_LOCK = ".lock"
+_TEMPORARY = ".tmp"
+_JOB, _ERRORS = b"gradcam.job", b"gradcam.errors"
+_GROUP_ROWS = 1000
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_MANIFEST_BYTE = 1 << 40
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class Folder:
+    """An output folder.
+
+    Args:
+        path: Where it is; made if it is not there.
+
+    Raises:
+        OutputError: It cannot be made or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    def close(self) -> None:
+        """Gives up all locks."""
+        os.close(self._lock)
+
+    def lock_parts(self, start: int, stop: int) -> None:
+        """Takes the parts of a range, until ``close``.
+
+        Raises:
+            OutputError: Another process is writing some of them.
+        """
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB, stop - start, start)
+        except BlockingIOError:
+            raise _in_use(self.path) from None
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise _in_use(self.path) from None
+            raise OutputError(f"{self.path}: it cannot be locked ({error.strerror})") from error
+
+    @contextmanager
+    def if_unused(self) -> Iterator[bool]:
+        """Says whether nobody writes any part, nor has written one; then nobody begins to."""
+        if self.has_shards():
+            yield False
+            return
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB, _MANIFEST_BYTE, 0)
+        except OSError:
+            yield False
+            return
+        try:
+            yield not self.has_shards()
+        finally:
+            fcntl.lockf(self._lock, fcntl.LOCK_UN, _MANIFEST_BYTE, 0)
+
+    @contextmanager
+    def manifest_lock(self) -> Iterator[None]:
+        """Waits until no other process changes the manifest."""
+        fcntl.lockf(self._lock, fcntl.LOCK_EX, 1, _MANIFEST_BYTE)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, _MANIFEST_BYTE)
+
+    def shard(self, part: Part) -> Path:
+        """The file of a part's shard."""
+        return self.path / f"{part.name}.parquet"
+
+    def errors_of(self, part: Part, job: str) -> int | None:
+        """Returns how many rows of a finished shard are errors; None if it is not there.
+
+        Raises:
+            OutputError: A file of its name is not this job's.
+        """
+        path = self.shard(part)
+        try:
+            metadata = pq.read_metadata(path)
+        except FileNotFoundError:
+            return None
+        except (OSError, pa.ArrowException) as error:
+            raise OutputError(
+                f"{path}: it cannot be read as a Parquet file ({error}); remove it, and the same "
+                "command writes it again"
+            ) from error
+        notes = metadata.metadata or {}
+        if notes.get(_JOB) != job.encode() or metadata.num_rows != len(part):
+            raise OutputError(
+                f"{path}: another job wrote it; remove it, or name another output folder"
+            )
+        return int(notes[_ERRORS])
+
+    def has_shards(self) -> bool:
+        """Returns whether there are Parquet files in it, whosesoever."""
+        return next(self.path.glob("*.parquet"), None) is not None
+
+    def remove_leftovers(self, parts: Sequence[Part]) -> None:
+        """Removes what writers that were killed left of these parts, which are locked."""
+        for part in parts:
+            with writing(self.path), suppress(FileNotFoundError):
+                self._temporary(part).unlink()
+
+    def _temporary(self, part: Part) -> Path:
+        return self.path / f".{part.name}{_TEMPORARY}"
+
+    @contextmanager
+    def writer(self, part: Part, job: str) -> Iterator["ShardWriter"]:
+        """Opens a shard for writing. It appears at the end, if nothing is raised.
+
+        Args:
+            part: The part, which is locked.
+            job: The job's fingerprint, kept in the shard.
+
+        Raises:
+            OutputError: The disk is full, or the folder cannot be written.
+        """
+        temporary = self._temporary(part)
+        try:
+            with writing(self.path):
+                shard = ShardWriter(self.path, temporary, part, job)
+                try:
+                    yield shard
+                    shard.finish()
+                finally:
+                    shard.close()
+                temporary.replace(self.shard(part))
+                sync_folder(self.path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+class ShardWriter:
+    """Writes the rows of one part. Made by ``Folder.writer``."""
+
+    def __init__(self, folder: Path, temporary: Path, part: Part, job: str) -> None:
+        self._folder, self._part, self._job = folder, part, job
+        self._rows: list[Row] = []
+        self._count = self._errors = 0
+        self._overlays: Path | None = None
+        self._file = temporary.open("wb")
+        self._writer = pq.ParquetWriter(self._file, SCHEMA, compression="zstd")
+
+    def add(self, row: Row) -> None:
+        """Adds the next row.
+
+        Raises:
+            ValueError: It is not the next one.
+        """
+        if row.index != self._part.start + self._count or self._count == len(self._part):
+            raise ValueError(f"row {row.index} is not the next one of {self._part}")
+        self._count += 1
+        self._errors += row.status == ERROR
+        if row.overlay_jpeg is not None:
+            row.overlay = self._write_overlay(row.index, row.overlay_jpeg)
+            row.overlay_jpeg = None
+        self._rows.append(row)
+        if len(self._rows) == _GROUP_ROWS:
+            self._flush()
+
+    def finish(self) -> None:
+        """Writes what is left, and all of it to the disk.
+
+        Raises:
+            ValueError: Rows are missing.
+        """
+        if self._count != len(self._part):
+            raise ValueError(f"{self._part} has {self._count} rows")
+        self._flush()
+        self._writer.add_key_value_metadata({_JOB: self._job, _ERRORS: str(self._errors)})
+        self._writer.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the file, finished or not."""
+        if not self._file.closed:
+            with suppress(OSError, pa.ArrowException, ValueError):
+                self._writer.close()
+            self._writer.is_open = False  # it would try again when it is collected
+            with suppress(OSError):
+                self._file.close()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_batch(to_batch(self._rows))
+            self._rows.clear()
+
+    def _write_overlay(self, index: int, jpeg: bytes) -> str:
+        # They have fixed names and belong to a shard that comes later: written twice, if at all.
+        if self._overlays is None:
+            self._overlays = self._folder / OVERLAYS / self._part.name
+            self._overlays.mkdir(parents=True, exist_ok=True)
+        path = self._overlays / f"{index:09d}.jpg"
+        path.write_bytes(jpeg)
+        return path.relative_to(self._folder).as_posix()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replaces a file's content: a reader sees the old or the new one.
+
+    Raises:
+        OutputError: The disk is full, or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}{_TEMPORARY}")
+    with writing(path.parent):
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            sync_folder(path.parent)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+def sync_folder(path: Path) -> None:
+    """Makes a rename in a folder last."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turns errors of writing into ones that say what to do.
+
+    Raises:
+        OutputError: The disk is full, or the folder cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        number: Any = error.errno
+        if number in _FULL:
+            raise OutputError(
+                f"{folder}: no room to write ({os.strerror(number)}). What is finished is there, "
+                "and no shard is half written: make room, and the same command goes on"
+            ) from error
+        if number in _READ_ONLY or isinstance(error, FileExistsError | NotADirectoryError):
+            raise OutputError(
+                f"{folder}: it cannot be written ({os.strerror(number)}); OUTPUT must be a folder "
+                "that you may write, or the name of a new one"
+            ) from error
+        raise
+
+
+def _in_use(folder: Path) -> OutputError:
+    return OutputError(
+        f"{folder}: another job is writing these parts now; wait for it, or give each of several "
+        "processes a share of its own (--shard 0/2, --shard 1/2)"
+    )

@@ -1,0 +1,33 @@
+"""An engine for whom only images in a second count: no batch larger than pays."""
+
+from gradcam_server.compiled import CompiledGraph
+from gradcam_server.config import ServeConfig
+from gradcam_server.engine import Engine
+from gradcam_server.graph_io import GraphKey
+
+# A larger batch must serve that many times the images in a second to be worth its memory.
+_WORTH = 1.02
+
+
+class ThroughputEngine(Engine):
+    """Compiles all batch sizes, and uses those up to the one that serves most images."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        super().__init__(config)
+        self._tuned: dict[CompiledGraph, CompiledGraph] = {}
+
+    async def graph(self, key: GraphKey) -> CompiledGraph:
+        """Finds or compiles a graph, as ``Engine.graph`` does."""
+        graph = await super().graph(key)
+        if graph not in self._tuned:  # once: only what is the same graph shares batches
+            self._tuned[graph] = graph.up_to(best_size(graph))
+        return self._tuned[graph]
+
+
+def best_size(graph: CompiledGraph) -> int:
+    """Returns the batch size that serves most images in a second, by the times as measured."""
+    best, best_rate = 0, 0.0
+    for size, cost_s in sorted(graph.cost_s.items()):
+        if size / cost_s > best_rate * _WORTH:
+            best, best_rate = size, size / cost_s
+    return best

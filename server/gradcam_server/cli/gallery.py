@@ -1,0 +1,35 @@
+"""``gradcam gallery``."""
+
+from pathlib import Path
+
+import click
+
+from gradcam_server.cli.batch import needs_pyarrow
+from gradcam_server.cli.common import errors_for_people
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("folder", type=Path, metavar="OUTPUT")
+@click.option(
+    *("-o", "--output"),
+    type=Path,
+    metavar="FILE",
+    help="The page.  [default: _gallery.html in OUTPUT]",
+)
+@click.option("--count", type=click.IntRange(1, 500), default=12, help="Images of each kind.")
+@click.option(
+    "--inputs",
+    metavar="INPUT",
+    help="Where the images are now, if not where they were for gradcam batch.",
+)
+def gallery(folder: Path, output: Path | None, count: int, inputs: str | None) -> None:
+    """Write a page of the strangest and the most confident images of gradcam batch.
+
+    The pictures are in the page: the overlays of --overlays, or ones drawn now from the images and
+    their maps.
+    """
+    with errors_for_people():
+        needs_pyarrow()
+        from gradcam_server.batch.gallery import write_gallery
+
+        click.echo(f"wrote {write_gallery(folder, output, count, inputs)}")

@@ -1,0 +1,98 @@
+"""Jobs without a model: inputs that are numbers, and a stage that makes rows of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from gradcam_server.batch.inputs import Item, Source
+from gradcam_server.batch.schema import OK, Row, error_row
+from gradcam_server.batch.stage import Ranges
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A source of so many images, whose bytes are their numbers."""
+
+    count: int
+    fingerprint: str = "numbers"
+    kind: str = "numbers"
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, start: int, stop: int) -> Iterator[Item]:
+        """Yields a range."""
+        for index in range(start, stop):
+            yield Item(index, str(index), f"/{index}", str(index).encode)
+
+
+@dataclass
+class MadeStage:
+    """Answers at once.
+
+    Attributes:
+        failing: The images that fail.
+        dies_at: The row at which it raises instead.
+        made: The indices of the rows that it made.
+        opened: How often it was opened.
+    """
+
+    failing: frozenset[int] = frozenset()
+    dies_at: int | None = None
+    made: list[int] = field(default_factory=list)
+    opened: int = 0
+
+    def __enter__(self) -> Self:
+        self.opened += 1
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+    def rows(self, source: Source, ranges: Ranges) -> Iterator[Row]:
+        """Yields rows."""
+        for start, stop in ranges:
+            for item in source.read(start, stop):
+                if item.index == self.dies_at:
+                    raise Died
+                self.made.append(item.index)
+                yield error_row(item, "bad") if item.index in self.failing else made_row(item)
+
+
+class Died(BaseException):
+    """As an interrupt: nothing in a job may hold it up."""
+
+
+def made_row(item: Item, **values: Any) -> Row:
+    """Returns a row with a map of 2 x 2."""
+    row = Row(item.index, item.id, item.path, OK, width=4, height=3)
+    row.class_index, row.class_name, row.probability = [7, 8], ["seven", "eight"], [0.75, 0.25]
+    row.target, row.target_name, row.score = 7, "seven", 2.5
+    row.heatmap, row.heatmap_dtype = bytes.fromhex("0000003c00400042"), "float16"  # 0 1 2 3
+    row.heatmap_height, row.heatmap_width, row.heatmap_scale = 2, 2, 1.0
+    row.raw_min, row.raw_max, row.degenerate = -1.0, 3.0, False
+    row.layer, row.method, row.model, row.model_version = "top", "gradcam", "made", ""
+    for name, value in values.items():
+        setattr(row, name, value)
+    return row
+
+
+class Quiet:
+    """A reporter that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.begun: tuple[int, int, int] | None = None
+        self.count = 0
+
+    def begin(self, total: int, finished: int, errors: int) -> None:
+        """The job begins."""
+        self.begun = total, finished, errors
+
+    def advance(self, row: Row) -> None:
+        """An image is done."""
+        self.count += 1

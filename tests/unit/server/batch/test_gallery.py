@@ -1,0 +1,105 @@
+"""The page of strange images: whole in itself, and safe whatever the images are called."""
+
+import html.parser
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gradcam_server.batch import gallery
+from gradcam_server.batch.errors import OutputError
+from gradcam_server.batch.inputs import open_source
+from gradcam_server.batch.job import Job, run
+from support.made_rows import MadeStage, Quiet
+
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>.jpg'
+
+
+class _Tags(html.parser.HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+
+def make(
+    folder: Path, cat_jpeg: bytes, changes: dict[int, dict[str, object]], count: int = 6
+) -> Path:
+    """Runs a job over so many cats, some of whose rows are changed."""
+    (folder / "in").mkdir()
+    for number in range(count):
+        (folder / "in" / f"{number}.jpg").write_bytes(cat_jpeg)
+
+    class Stage(MadeStage):
+        def rows(self, source, ranges):  # type: ignore[no-untyped-def]
+            for row in super().rows(source, ranges):
+                for name, value in changes.get(row.index, {}).items():
+                    setattr(row, name, value)
+                yield row
+
+    where = str(folder / "in")
+    run(Job(open_source(where), where, folder / "out"), lambda: Stage(frozenset({5})), Quiet())
+    return folder / "out"
+
+
+def section(page: str, title: str) -> list[str]:
+    """Returns the ids of a section, in its order."""
+    (part,) = re.findall(f"<h2>{title}</h2>(.*?)</section>", page, re.DOTALL)
+    return re.findall(r"<b>(.*?)</b>", part)
+
+
+def test_each_section_has_what_it_says(tmp_path: Path, cat_jpeg: bytes) -> None:
+    """The least and most probable, ties, zero and even maps come first."""
+    half = np.ones(4, np.float16).tobytes()
+    changes: dict[int, dict[str, object]] = {
+        0: {"probability": [0.02, 0.01]},
+        1: {"probability": [0.99, 0.01]},
+        2: {"probability": [0.4, 0.4]},
+        3: {"heatmap": bytes(8), "degenerate": True},
+        4: {"heatmap": half},
+    }
+    page = gallery.write_gallery(make(tmp_path, cat_jpeg, changes), count=2).read_text()
+    assert section(page, "Least confident") == ["0.jpg", "2.jpg"]
+    assert section(page, "Most confident")[0] == "1.jpg"
+    assert section(page, "Near-ties") == ["2.jpg", "0.jpg"]
+    assert section(page, "Flattest maps") == ["3.jpg", "4.jpg"]
+    assert section(page, "Most diffuse maps")[0] == "4.jpg"
+    assert "5.jpg</td><td>bad" in page
+
+
+def test_hostile_names_are_text(tmp_path: Path, cat_jpeg: bytes) -> None:
+    """In ids, classes and errors; the page loads nothing and runs nothing."""
+    changes: dict[int, dict[str, object]] = {
+        0: {"id": HOSTILE, "class_name": [HOSTILE, HOSTILE], "target_name": HOSTILE},
+        5: {"path": HOSTILE, "error": HOSTILE},
+    }
+    page = gallery.write_gallery(make(tmp_path, cat_jpeg, changes)).read_text()
+    assert "&lt;script&gt;" in page
+    tags = _Tags()
+    tags.feed(page)
+    assert {tag for tag, _ in tags.seen} <= {
+        *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "section", "div"),
+        *("figure", "img", "figcaption", "b", "br", "small", "table", "tr", "td"),
+    }
+    for _, attributes in tags.seen:
+        assert not any(name.startswith("on") for name in attributes)
+        source = attributes.get("src")
+        assert source is None or source.startswith("data:image/jpeg;base64,")
+
+
+def test_images_that_have_gone_are_shown_by_their_maps(tmp_path: Path, cat_jpeg: bytes) -> None:
+    """The folder is enough."""
+    output = make(tmp_path, cat_jpeg, {})
+    with_images = len(gallery.write_gallery(output).read_bytes())
+    for path in (tmp_path / "in").iterdir():
+        path.unlink()
+    assert len(gallery.write_gallery(output).read_bytes()) < with_images / 2
+
+
+def test_a_folder_that_is_no_job_is_refused(tmp_path: Path) -> None:
+    """With what it should be."""
+    with pytest.raises(OutputError, match="no output folder of gradcam batch"):
+        gallery.write_gallery(tmp_path)

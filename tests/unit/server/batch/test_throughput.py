@@ -1,0 +1,34 @@
+"""Which batch sizes a job uses."""
+
+import pytest
+
+from gradcam_server.batch.throughput import best_size
+from gradcam_server.compiled import CompiledGraph
+from gradcam_server.config import Compiler
+from gradcam_server.graph_io import GraphKey
+from gradcam_server.requests import Method, ScoreType
+
+KEY = GraphKey("made", ("top",), Method.GRAD_CAM, ScoreType.LOGIT, 1)
+
+
+@pytest.mark.parametrize(
+    ("cost_s", "best"),
+    [
+        ({1: 0.005, 4: 0.0146, 16: 0.0642}, 4),  # a larger one is slower
+        ({1: 0.004, 8: 0.006, 64: 0.030}, 64),
+        ({1: 0.010, 4: 0.0399}, 1),  # no worse, and smaller
+    ],
+)
+def test_no_batch_is_larger_than_pays(cost_s: dict[int, float], best: int) -> None:
+    """By images in a second, as measured while warming up."""
+    graph = CompiledGraph(KEY, (8, 8), Compiler.XLA, {size: [] for size in cost_s}, cost_s)
+    assert best_size(graph) == best
+
+
+def test_sizes_that_do_not_pay_are_not_planned() -> None:
+    """However many images wait."""
+    ladder = {1: [str], 4: [str], 16: [str]}
+    graph = CompiledGraph(KEY, (8, 8), Compiler.XLA, ladder, {1: 1.0, 4: 3.0, 16: 20.0})  # type: ignore[arg-type]
+    assert graph.plan(48) == (16, 16)
+    assert graph.up_to(4).plan(48) == (4, 4)
+    assert graph.up_to(4).batch_sizes == (1, 4)

@@ -1,0 +1,84 @@
+"""The options of gradcam batch: what they may not say together."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from gradcam_server.batch.model import identity
+from gradcam_server.cli import batch as module
+from gradcam_server.cli import main
+from gradcam_server.config import ServeConfig
+
+
+def batch(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["batch", *map(str, arguments)])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--shard", "4/4"), "not a share such as 0/4"),
+        (("--shard", "x"), "not a share"),
+        (("--server", "a:1", "--compiler", "xla"), "--compiler says how images are explained here"),
+        (("--server", "a:1", "--engine", "ray"), "--engine says"),
+        (("--ray-address", "auto"), "--ray-address needs --engine ray"),
+        (("--model", "resnet50", "--model", "xception"), "a job has one model"),
+        (("--top-k", "0"), "not in the range"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_read(
+    tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    """With what was wrong; no folder is made."""
+    result = batch(tmp_path, tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_folder_is_told(tmp_path: Path) -> None:
+    """No model is loaded for it, no output made."""
+    result = batch(tmp_path, tmp_path / "out")
+    assert result.exit_code == 1
+    assert "no image in this folder or below it" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("package", "extra"), [("pyarrow", "batch"), ("ray", "ray")])
+def test_what_is_not_installed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, extra: str
+) -> None:
+    """The extra that brings it."""
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name == package else True)
+    (tmp_path / "a.jpg").write_bytes(b"")
+    result = batch(tmp_path, tmp_path / "out", "--engine", "ray")
+    assert result.exit_code == 1
+    assert f"pip install 'gradcam-server[{extra}]'" in result.output
+
+
+def test_a_job_by_servers_imports_neither_model_nor_decoder() -> None:
+    """It runs where only the client and pyarrow are installed."""
+    code = (
+        "import sys; import gradcam_server.cli.batch, gradcam_server.batch.job\n"
+        "import gradcam_server.batch.inputs, gradcam_server.batch.remote\n"
+        "print([name for name in ('tensorflow', 'cv2', 'PIL', 'ray') if name in sys.modules])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert printed.stdout == "[]\n", printed.stderr
+
+
+def test_a_models_identity_is_what_its_files_hold(tmp_path: Path) -> None:
+    """Not where they lie; and how fast it runs is no part of it."""
+    for name, content in (("a", b"one"), ("b", b"one"), ("c", b"two")):
+        (tmp_path / f"{name}.keras").write_bytes(content)
+
+    def of(name: str, **options: object) -> dict[str, object]:
+        model = (f"pets={tmp_path}/{name}.keras",)
+        return identity(ServeConfig(model=model, **options))  # type: ignore[arg-type]
+
+    assert of("a") == of("b") == of("a", batch_sizes=(8,), worker_threads=1)
+    assert of("a") != of("c")
+    assert of("a") != of("a", preprocessing=("caffe",))

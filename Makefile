@@ -89,7 +89,7 @@ bench-batch: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/batch.py build/images --count 5000 --output $(RESULTS)/batch.json
 
 bench-report:
-	$(BIN)/gradcam bench report $(RESULTS)/graph.json $(RESULTS)/serving_peers.json \
+	$(BIN)/gradcam bench report $(RESULTS)/graph.json $(sort $(wildcard $(RESULTS)/serving*.json)) \
 		-o benchmarks/README.md
 
 clean:

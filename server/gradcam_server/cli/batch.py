@@ -260,8 +260,10 @@ def _engine(
     engine: str, config: ServeConfig, ask: Ask, address: str | None, actors: int | None
 ) -> "OpenStage":
     from gradcam_server.logs import configure
+    from gradcam_server.memory import share_heap
 
     configure(config.log_level, config.log_format)
+    share_heap()
     if engine == "ray":
         _needs("ray", "ray")
         from gradcam_server.batch.ray_data import RayStage

@@ -43,7 +43,8 @@ class Replica:
 
 
 if __name__ == "__main__":
-    ray.init(include_dashboard=False, log_to_driver=False)
+    # Not a cluster that somebody left behind.
+    ray.init("local", include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": OPTIONS.port})
     deployment: Any = serve.deployment(Replica)
     deployment = deployment.options(max_ongoing_requests=256, ray_actor_options={"num_cpus": 0})

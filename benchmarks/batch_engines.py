@@ -6,7 +6,7 @@
 Ids must be the inputs, each once; classes must be equal, and maps within the rounding of float16.
 
 Usage: PYTHONPATH=tests python benchmarks/batch_engines.py FOLDER [--kills 3] [--seed S]
-       [--engine E]... [--output FILE] [-- OPTIONS OF THE MODEL]
+       [--engine E]... [--output FILE] [OPTIONS OF gradcam serve FOR THE MODEL]
 """
 
 import argparse
@@ -101,9 +101,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shard-size", type=int, default=250)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("options", nargs="*", help="after --: options of the model")
-    arguments = parser.parse_args()
-    options = arguments.options or ["--model", "efficientnet-lite0", "--compiler", "openvino"]
+    arguments, options = parser.parse_known_args()
+    options = options or ["--model", "efficientnet-lite0", "--compiler", "openvino"]
     source = open_source(str(arguments.folder))
     ids = [item.id for item in source.read(0, len(source))]
     chance, tables = random.Random(arguments.seed), {}  # noqa: S311 - moments to kill at

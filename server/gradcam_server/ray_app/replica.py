@@ -21,7 +21,7 @@ from gradcam_server.config import ServeConfig
 from gradcam_server.explainer import Explainer
 from gradcam_server.lifecycle import Lifecycle
 from gradcam_server.logs import configure
-from gradcam_server.memory import give_images_back
+from gradcam_server.memory import share_heap
 from gradcam_server.metrics import Metrics
 from gradcam_server.ray_app.autoscaling import IMAGES
 from gradcam_server.ray_app.context import (
@@ -51,7 +51,7 @@ class Replica:
 
     async def __init__(self, config: ServeConfig, cpus: float = 0) -> None:  # type: ignore[misc]  # Ray awaits it
         configure(config.log_level, config.log_format)
-        give_images_back()
+        share_heap()
         if config.compute_threads is None and cpus:
             config = replace(config, compute_threads=max(1, math.floor(cpus)))
         self._watchdog_s = config.watchdog_s

@@ -11,7 +11,8 @@ round gives ratios. Decoding and the graph share the cores, so no job can be fas
 after the other on all of them: the last column says how near to that it comes.
 
 Usage: PYTHONPATH=benchmarks python benchmarks/batch.py FOLDER [--count N] [--rounds N] [--no-ray]
-       [--model M] [--weights W] [--compiler C] [--output FILE]
+       [--model M] [--weights W] [--compiler C] [--compute-streams N]
+       [--output FILE]
 """
 
 import argparse
@@ -153,6 +154,7 @@ def main() -> None:
     parser.add_argument("--model", default="efficientnet-lite0")
     parser.add_argument("--weights", default="imagenet")
     parser.add_argument("--compiler", type=Compiler, default=Compiler.OPENVINO)
+    parser.add_argument("--compute-streams", type=int, default=1, help="of the jobs")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     config = ServeConfig(
@@ -161,6 +163,7 @@ def main() -> None:
         compiler=options.compiler,
         batch_sizes=LADDER,
         max_targets=1,
+        compute_streams=options.compute_streams,
     )
     report = measure(options, config, open_source(options.folder))
     text = json.dumps(report, indent=2)
@@ -213,6 +216,7 @@ def measure(options: argparse.Namespace, config: ServeConfig, source: Source) ->
         "model": options.model,
         "weights": options.weights,
         "compiler": str(options.compiler),
+        "compute_streams": options.compute_streams,
         "batch_size": batch_size,
         "images": count,
         "rounds": options.rounds,

@@ -108,7 +108,7 @@ class JsonFormatter(_Formatter):
             **_ids(record),
         }
         for name, value in vars(record).items():
-            if name not in _STANDARD:
+            if name not in _STANDARD and not name.startswith("_"):  # Ray adds some of its own
                 entry.setdefault(name, _plain(value))
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from gradcam_client import Client
 CONFIG = Path(__file__).resolve().parents[2] / "deploy" / "ray" / "serve_config.yaml"
 REPLICAS = 2
 START_TIMEOUT_S = 180
-_STOP_TIMEOUT_S = 60
 
 # As serve run, but the cluster is small, and never one that runs here already.
 _RUN = """
@@ -99,13 +97,6 @@ class RunningRayApp:
     def wait_for_replicas(self) -> None:
         """Waits until all replicas are there, warm or not."""
         self._wait(lambda: len(self.replicas()) == REPLICAS)
-
-    def stop(self) -> int:
-        """Presses Ctrl-C, waits for the end and returns the exit status."""
-        self.process.send_signal(signal.SIGINT)
-        status = self.process.wait(_STOP_TIMEOUT_S)
-        self._reader.join()
-        return status
 
     def kill(self) -> None:
         """Ends it and all that it started, whatever they do."""

@@ -2,7 +2,6 @@
 
 import logging
 import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -110,11 +109,23 @@ def test_what_openvino_cannot_convert_runs_elsewhere(
     assert "SelfAdjointEigV2" in caplog.text
 
 
-class _Fake:
-    """A compiler that takes its time, and may be wrong."""
+class _Clock:
+    """A clock that only fakes move: what else the machine does is not in their times."""
 
-    def __init__(self, pause_s: float = 0.0, error: float = 0.0) -> None:
-        self._pause_s, self._error = pause_s, error
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+_CLOCK = _Clock()
+
+
+class _Fake:
+    """A compiler that takes its time by ``_CLOCK``, and may be wrong."""
+
+    def __init__(self, takes_s: float = 0.01, error: float = 0.0) -> None:
+        self._takes_s, self._error = takes_s, error
         self.calls = 0
 
     def prepare(self, graph: ExplanationGraph, precision: Precision) -> Prepared:
@@ -122,7 +133,7 @@ class _Fake:
 
         def run(*arrays: Array) -> Sequence[Array]:
             self.calls += 1
-            time.sleep(self._pause_s)
+            _CLOCK.now += self._takes_s
             logits, *others = executable(len(arrays[0]))[0](*arrays)
             noise = np.random.default_rng(2).standard_normal(logits.shape, np.float32)
             return logits + np.float32(self._error) * noise, *others
@@ -139,6 +150,7 @@ def use(patch: pytest.MonkeyPatch, **fakes: _Fake) -> None:
         return find_compiler(compiler)
 
     patch.setattr(choice, "find_compiler", find)
+    patch.setattr(choice, "perf_counter", _CLOCK)
 
 
 @pytest.mark.parametrize("slow", ["openvino", "xla"])
@@ -147,7 +159,7 @@ def test_auto_keeps_the_fastest_and_remembers(
 ) -> None:
     """The second time nothing else is tried; without a memory all are."""
     fakes = {"openvino": _Fake(), "xla": _Fake()}
-    fakes[slow] = _Fake(pause_s=0.2)
+    fakes[slow] = _Fake(takes_s=0.02)
     use(monkeypatch, **fakes)
     monkeypatch.setattr(choice, "CANDIDATES", (Compiler.OPENVINO, Compiler.XLA))
     memory = Memory(tmp_path / "times.json")

@@ -1,11 +1,12 @@
 """Explains images in this process, by the pipeline that the server has.
 
-    read (threads) -> decode (threads) -> batch -> compiled graph (the device's thread) -> row
+    read and decode (threads) -> batch -> compiled graph (the device's thread) -> row
 
 All of these go on at once, on an event loop of their own thread, while the caller writes.
 """
 
 import asyncio
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
@@ -24,6 +25,7 @@ from gradcam_server.config import ServeConfig
 from gradcam_server.errors import ExplanationServerError, InvalidRequestError
 from gradcam_server.explainer import Explainer
 from gradcam_server.metrics import Metrics
+from gradcam_server.pipeline import load
 from gradcam_server.requests import (
     ExplainRequest,
     HeatmapForm,
@@ -42,8 +44,8 @@ if TYPE_CHECKING:
 _IMAGE_FIELDS = ("encoded_image", "raw_image", "raw_image.data")
 # While one batch is on the device, the next is there and the one after it is decoded.
 _BATCHES_IN_FLIGHT = 3
-_READERS = 4
-# They go from thread to thread together: each such step costs about as much as reading a file.
+_READERS = max(4, os.cpu_count() or 1)
+# They go from thread to thread together: for each by itself that would cost as much as decoding.
 _CHUNK = 8
 
 _T = TypeVar("_T")
@@ -78,8 +80,9 @@ class LocalStage:
     """
 
     def __init__(self, config: ServeConfig, ask: Ask, computer: Computer | None = None) -> None:
-        self._ask, self._request = ask, _request(ask)
-        self._in_flight = _BATCHES_IN_FLIGHT * max(config.batch_sizes)
+        self._config, self._ask, self._request = config, ask, _request(ask)
+        self._in_flight = max(_BATCHES_IN_FLIGHT * max(config.batch_sizes), 2 * _CHUNK * _READERS)
+        self._under_way: set[asyncio.Task[Any]] = set()
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="reader")
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="stage", daemon=True)
@@ -110,7 +113,8 @@ class LocalStage:
         self.close()
 
     def close(self) -> None:
-        """Stops the engine and all threads."""
+        """Stops the engine and all threads; what is under way is given up."""
+        self._wait(self._give_up())
         self._wait(self._explainer.close())
         self._stop()
 
@@ -139,8 +143,25 @@ class LocalStage:
                 future.cancel()
 
     async def _rows(self, chunk: list[Item | Loaded | Row]) -> list[Row]:
-        read = await self._loop.run_in_executor(self._readers, _read, chunk)
-        return await asyncio.gather(*map(self._row, read))
+        task = asyncio.current_task()
+        assert task
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        loaded = await self._loop.run_in_executor(self._readers, self._load, chunk)
+        return await asyncio.gather(*map(self._row, loaded))
+
+    async def _give_up(self) -> None:
+        for task in self._under_way:
+            task.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+
+    def _load(self, chunk: list[Item | Loaded | Row]) -> list[Loaded | Row]:
+        return [
+            load_item(item, self._config, self._ask, self._input_size)
+            if isinstance(item, Item)
+            else item
+            for item in chunk
+        ]
 
     async def _row(self, loaded: Loaded | Row) -> Row:
         if isinstance(loaded, Row):
@@ -172,18 +193,31 @@ class LocalStage:
         self._readers.shutdown(cancel_futures=True)
 
 
-def _read(chunk: list[Item | Loaded | Row]) -> list[Loaded | Row]:
-    """Reads what is not read yet."""
-    read: list[Loaded | Row] = []
-    for item in chunk:
-        if isinstance(item, Item):
-            try:
-                read.append(Loaded(item, item.load()))
-            except (OSError, ValueError) as error:
-                read.append(error_row(item, describe(error)))
-        else:
-            read.append(item)
-    return read
+def load_item(
+    item: Item, config: ServeConfig, ask: Ask, input_size: tuple[int, int]
+) -> Loaded | Row:
+    """Reads an image; decodes and fits it, too, unless all of its pixels are needed later.
+
+    Args:
+        item: The image.
+        config: The settings.
+        ask: What is asked of it.
+        input_size: (height, width) of the model's input.
+
+    Returns:
+        The image, or the row that says why it cannot be read or decoded.
+    """
+    try:
+        data = item.load()
+        if ask.overlays:
+            return Loaded(item, data)
+        _, fitted, placement = load(
+            data, config, input_size, ResizeMode(ask.resize), is_whole_needed=False
+        )
+    except (OSError, ValueError, InvalidRequestError) as error:
+        return error_row(item, describe(error))
+    size = placement.vertical.image_size, placement.horizontal.image_size
+    return Loaded(item, RawImage(fitted.tobytes(), *input_size), size)
 
 
 def _request(ask: Ask) -> Callable[[bytes | RawImage], ExplainRequest]:
@@ -195,7 +229,8 @@ def _request(ask: Ask) -> Callable[[bytes | RawImage], ExplainRequest]:
         targets=TopK(1) if ask.target is None else (Target(ask.target),),
         layers=(ask.layer,) if ask.layer else (),
         method=Method(ask.method),
-        resize_mode=ResizeMode(ask.resize),
+        # What is fitted already must not be cropped again.
+        resize_mode=ResizeMode(ask.resize) if ask.overlays else ResizeMode.STRETCH,
         forms=(raw, *overlay),
         prediction_count=ask.top_k,
     )

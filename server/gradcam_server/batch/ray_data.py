@@ -24,13 +24,12 @@ from ray.exceptions import RayError
 from gradcam_server.batch.ask import Ask
 from gradcam_server.batch.errors import StageError
 from gradcam_server.batch.inputs import Item, Source
-from gradcam_server.batch.local import Loaded, LocalStage
-from gradcam_server.batch.schema import Row, describe, error_row, from_columns, to_batch
+from gradcam_server.batch.local import Loaded, LocalStage, load_item
+from gradcam_server.batch.schema import Row, error_row, from_columns, to_batch
 from gradcam_server.batch.stage import Ranges
 from gradcam_server.config import ServeConfig
-from gradcam_server.errors import ExplanationServerError, InvalidRequestError
-from gradcam_server.pipeline import load
-from gradcam_server.requests import RawImage, ResizeMode
+from gradcam_server.errors import ExplanationServerError
+from gradcam_server.requests import RawImage
 
 # Read and decoded by one task; of small jobs so many that each CPU has some.
 _TASK_IMAGES = 256
@@ -231,21 +230,14 @@ def _decode(
     item: Item, config: ServeConfig, ask: Ask, input_size: tuple[int, int]
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"index": item.index, "id": item.id, "path": item.path}
-    try:
-        data = item.load()
-        if ask.overlays:
-            return {**row, "data": data}
-        _, fitted, placement = load(
-            data, config, input_size, ResizeMode(ask.resize), is_whole_needed=False
-        )
-    except (OSError, ValueError, InvalidRequestError) as error:
-        return {**row, "error": describe(error)}
-    return {
-        **row,
-        "data": fitted.tobytes(),
-        "height": placement.vertical.image_size,
-        "width": placement.horizontal.image_size,
-    }
+    loaded = load_item(item, config, ask, input_size)
+    if isinstance(loaded, Row):
+        return {**row, "error": loaded.error}
+    if isinstance(loaded.image, bytes):
+        return {**row, "data": loaded.image}
+    assert loaded.size is not None
+    height, width = loaded.size
+    return {**row, "data": loaded.image.data, "height": height, "width": width}
 
 
 class _Engine:
@@ -255,9 +247,7 @@ class _Engine:
         _go_to(folder)
         # For NumPy and the like; the engine's own threads are set by the configuration.
         os.environ["OMP_NUM_THREADS"] = str(config.compute_threads or 1)
-        # What is fitted already must not be cropped again.
-        asked = ask if ask.overlays else replace(ask, resize=ResizeMode.STRETCH.value)
-        self._stage, self._ask = LocalStage(config, asked), ask
+        self._stage, self._ask = LocalStage(config, ask), ask
 
     def __call__(self, images: pa.Table) -> pa.Table:
         """Explains images; returns their rows."""

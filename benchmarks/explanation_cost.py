@@ -37,7 +37,6 @@ from gradcam_server.graph_io import (
 from gradcam_server.layers import default_layer
 from gradcam_server.models import ModelSpec, load
 from gradcam_server.models.loaded import LoadedModel
-from gradcam_server.models.preprocessing import preprocess
 from gradcam_server.requests import Method, ScoreType
 
 BATCH_SIZES = (1, 8)
@@ -55,8 +54,7 @@ class PredictionGraph(ExplanationGraph):
         precision: Precision = Precision.FLOAT32,
     ) -> tuple[tf.Tensor, ...]:
         """Returns the logits, the probabilities, and what it was given."""
-        inputs = preprocess(images, self.model.preprocessing)
-        _, logits = self.model.network.compute(inputs, (), precision)
+        _, logits = self.run_network(images, (), precision)
         return logits, tf.nn.softmax(logits), classes + 0, tf.cast(against, tf.float32)
 
 

@@ -10,6 +10,9 @@
 network's variables.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import tensorflow as tf
 
 from gradcam_server.compiled import CompilationCounter
@@ -18,8 +21,11 @@ from gradcam_server.graph_io import NO_CLASS, PIXELS, GraphKey
 from gradcam_server.methods import METHODS
 from gradcam_server.models.loaded import LoadedModel
 from gradcam_server.models.network import OutputActivation
-from gradcam_server.models.preprocessing import preprocess
+from gradcam_server.models.preprocessing import preprocess, takes_bgr
 from gradcam_server.requests import ScoreType
+
+# The scope of all operations from the gradients to the maps.
+TAIL = "explanation"
 
 
 class ExplanationGraph:
@@ -66,36 +72,55 @@ class ExplanationGraph:
         self._counter.increment()  # runs while tracing, not in the graph
         network = self.model.network
         pixels = tf.cast(images, tf.float32)
-        inputs = preprocess(pixels, self.model.preprocessing)
         layers = [layer for layer in self.key.layers if layer != PIXELS]
-        activations, logits = network.compute(inputs, layers, precision)
+        head = network.head if self.key.score_type is ScoreType.LOGIT else None
+        seen = [*layers, head.features] if head else layers
+        activations, logits = self.run_network(pixels, seen, precision)
+        features: Any = activations.pop() if head else None
         if not layers:
             activations = [pixels]
         probabilities = _ACTIVATIONS[network.output_activation](logits)
         values = logits if self.key.score_type is ScoreType.LOGIT else probabilities
-        chosen = _choose(classes, logits)
+        chosen, other = _choose(classes, logits), _choose(against, logits)
         contrasted = tf.cast(against != NO_CLASS, tf.float32)
         scores = tf.gather(values, chosen, batch_dims=1)
-        scores -= contrasted * tf.gather(values, _choose(against, logits), batch_dims=1)
+        scores -= contrasted * tf.gather(values, other, batch_dims=1)
         if self.key.channel_count:
             channels = (_strongest(one, self.key.channel_count) for one in activations)
             return logits, probabilities, chosen, scores, *channels
         maps: list[list[tf.Tensor]] = [[] for _ in activations]
-        # Not scores[:, slot]: OpenVINO has no gradient of a strided slice.
-        for of_slot in tf.unstack(scores, axis=1):
-            # The images are independent, so the sum's gradient is each one's own.
-            gradients = tf.gradients(tf.reduce_sum(of_slot), activations)
-            for layer, activation, gradient, of_layer in zip(
-                self.key.layers, activations, gradients, maps, strict=True
-            ):
-                if gradient is None:
-                    raise DisconnectedLayerError(layer)
-                method = METHODS[self.key.method]
-                of_layer.append(
-                    method(tf.cast(activation, tf.float32), tf.cast(gradient, tf.float32))
-                )
+        method = METHODS[self.key.method]
+        with tf.name_scope(TAIL):
+            if head:
+                # Columns of the kernel: a gradient by the scores would multiply all of it.
+                columns = tf.gather(head.kernel, chosen, axis=1)
+                columns -= contrasted * tf.gather(head.kernel, other, axis=1)
+                slopes = tf.cast(tf.transpose(columns, [1, 2, 0]), features.dtype)
+                differentiated = [(features, slope) for slope in tf.unstack(slopes, axis=1)]
+            else:
+                # Not scores[:, slot]: OpenVINO has no gradient of a strided slice.
+                differentiated = [(score, None) for score in tf.unstack(scores, axis=1)]
+            for output, slope in differentiated:
+                # The images are independent, so the gradient of their sum is each one's own.
+                gradients = tf.gradients(output, activations, slope)
+                for layer, activation, gradient, of_layer in zip(
+                    self.key.layers, activations, gradients, maps, strict=True
+                ):
+                    if gradient is None:
+                        raise DisconnectedLayerError(layer)
+                    wide = tf.cast(activation, tf.float32), tf.cast(gradient, tf.float32)
+                    of_layer.append(method(*wide))
         stacked = (tf.stack(of_layer, axis=1) for of_layer in maps)
         return logits, probabilities, chosen, scores, *stacked
+
+    def run_network(
+        self, pixels: tf.Tensor, layers: Sequence[str], precision: Precision
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Preprocesses pixels; returns the outputs of layers and the logits."""
+        network, how = self.model.network, self.model.preprocessing
+        is_reversed = network.can_reverse and takes_bgr(how)
+        inputs = preprocess(pixels, how, keep_order=is_reversed)
+        return network.compute(inputs, layers, precision, is_reversed=is_reversed)
 
 
 def _strongest(activation: tf.Tensor, count: int) -> tf.Tensor:

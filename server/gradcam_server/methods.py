@@ -131,7 +131,10 @@ METHODS: dict[Method, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
 
 
 def _weighted_sum(weights: tf.Tensor, activation: tf.Tensor) -> tf.Tensor:
-    return tf.einsum("bk,bhwk->bhw", weights, activation)
+    _, height, width, channels = activation.shape
+    # Not tf.einsum: OpenVINO broadcasts the weights over the positions for it.
+    positions = tf.reshape(activation, [-1, height * width, channels])
+    return tf.reshape(tf.linalg.matvec(positions, weights), [-1, height, width])
 
 
 def _divide(dividend: tf.Tensor | float, divisor: tf.Tensor, size: tf.Tensor) -> tf.Tensor:

@@ -10,14 +10,12 @@ from numpy.typing import NDArray
 
 from gradcam_server.compilers.openvino_runtime import INPUTS
 from gradcam_server.errors import StartupError
+from gradcam_server.graph import TAIL
 from gradcam_server.graph_io import NO_CLASS, by_rank
-
-# What tf.gradients made, and what becomes of it: the tail of the CAM, in float32.
-_TAIL = "gradients/.*"
 
 
 def quantize(model: Any, images: NDArray[np.uint8], targets: int) -> Any:
-    """Returns a model whose convolutions run on 8-bit integers; the gradients stay in float32.
+    """Returns a model whose convolutions run on 8-bit integers; gradients and maps stay in float32.
 
     Args:
         model: An ``openvino.Model`` that explains.
@@ -45,5 +43,5 @@ def quantize(model: Any, images: NDArray[np.uint8], targets: int) -> Any:
         nncf.Dataset(list(images), arguments),
         preset=nncf.QuantizationPreset.MIXED,
         subset_size=len(images),
-        ignored_scope=nncf.IgnoredScope(patterns=[_TAIL], validate=False),
+        ignored_scope=nncf.IgnoredScope(patterns=[f"{TAIL}/.*"], validate=False),
     )

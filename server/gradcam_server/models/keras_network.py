@@ -11,6 +11,7 @@ import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,7 +24,7 @@ from gradcam_server.config import Precision
 from gradcam_server.errors import StartupError
 from gradcam_server.layers import LayerInfo, has_positions
 from gradcam_server.models.batch_norm import Fold, can_fold
-from gradcam_server.models.network import OutputActivation
+from gradcam_server.models.network import LinearHead, OutputActivation
 from gradcam_server.models.precision import computing_in
 
 logger = logging.getLogger(__name__)
@@ -104,12 +105,17 @@ class KerasNetwork:
         self._folds = dict(_fold(self._calls, self._logits))
         self._outputs = {call.name: call.outputs[0] for call in self._calls}
         self.layers: tuple[LayerInfo, ...] = self._list_layers(model)
+        self.head = self._find_head()
+        self._first_convolution = _find_first_convolution(self._calls, self._input)
+        self.can_reverse = self._first_convolution is not None
 
     def compute(
         self,
         inputs: tf.Tensor,
         layers: Sequence[str],
         precision: Precision = Precision.FLOAT32,
+        *,
+        is_reversed: bool = False,
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Runs the network in inference mode; see ``Network.compute``."""
         values = {id(self._input): tf.cast(inputs, self._input.dtype)}
@@ -123,7 +129,9 @@ class KerasNetwork:
                 if call.name in done:
                     continue
                 args, kwargs = keras.tree.map_structure(value, call.arguments)
-                outputs = keras.tree.flatten(call.operation(*args, **kwargs))
+                is_turned = is_reversed and call is self._first_convolution
+                with _turned(call.operation) if is_turned else nullcontext():
+                    outputs = keras.tree.flatten(call.operation(*args, **kwargs))
                 if found := self._folds.get(call.name):
                     normalization, fold = found
                     done.add(normalization.name)
@@ -235,6 +243,19 @@ class KerasNetwork:
             self._calls[-1] = replace(self._calls[-1], name=call.name)
         return symbol, ending
 
+    def _find_head(self) -> LinearHead | None:
+        last = self._calls[-1]
+        layer = last.operation
+        if type(layer) is not keras.layers.Dense or last.outputs[0] is not self._logits:
+            return None
+        if layer.activation is not keras.activations.linear or layer.quantization_mode is not None:
+            return None
+        (given,) = last.inputs
+        name = next((name for name, made in self._outputs.items() if made is given), None)
+        if not name or len(given.shape) != 2 or not isinstance(layer.kernel, keras.Variable):
+            return None
+        return LinearHead(name, layer.kernel)
+
     def _list_layers(self, model: keras.Model) -> tuple[LayerInfo, ...]:
         name = model.inputs[0]._keras_history.operation.name
         first = LayerInfo(name, "InputLayer", tuple(self._input.shape), False)
@@ -316,6 +337,28 @@ def _fold(
             case [after] if uses[id(linear.operation)] == uses[id(after.operation)] == 1:
                 if can_fold(linear.operation, after.operation):
                     yield linear.name, (after, Fold(linear.operation, after.operation))
+
+
+def _find_first_convolution(calls: Sequence[_Call], image: keras.KerasTensor) -> _Call | None:
+    """Returns the call that sees the image first, but for padding, if it is a convolution."""
+    symbol = image
+    while True:
+        match [call for call in calls if any(one is symbol for one in call.inputs)]:
+            case [call] if type(call.operation) is keras.layers.ZeroPadding2D:
+                (symbol,) = call.outputs
+            case [call] if type(call.operation) is keras.layers.Conv2D:
+                kernel = call.operation.kernel
+                is_whole = isinstance(kernel, keras.Variable) and kernel.shape[2] == image.shape[3]
+                return call if is_whole else None
+            case _:
+                return None
+
+
+@contextmanager
+def _turned(layer: keras.layers.Conv2D) -> Iterator[None]:
+    """Has a layer see its kernel's input channels in the other order."""
+    with keras.StatelessScope([(layer.kernel, tf.reverse(layer.kernel, axis=[2]))]):
+        yield
 
 
 _REARRANGING_LAYERS = (

@@ -1,8 +1,9 @@
 """What the compiled graph needs of a model, whatever it was made of."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 import tensorflow as tf
 
@@ -15,6 +16,22 @@ class OutputActivation(StrEnum):
 
     SOFTMAX = "softmax"
     SIGMOID = "sigmoid"
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """The dense layer at the end: logits = features @ kernel + bias.
+
+    A logit's gradient by the features is a column of the kernel, which a graph can read instead
+    of multiplying a one-hot vector with all of it.
+
+    Attributes:
+        features: Name of what the layer is given, (B, K), as ``Network.compute`` takes it.
+        kernel: Variable, (K, classes).
+    """
+
+    features: str
+    kernel: Any
 
 
 class Network(Protocol):
@@ -40,11 +57,23 @@ class Network(Protocol):
         """The layers in their order; nested ones by path, such as "resnet50/conv1_conv"."""
         ...
 
+    @property
+    def head(self) -> LinearHead | None:
+        """What makes the logits, if that is a dense layer that can be seen."""
+        ...
+
+    @property
+    def can_reverse(self) -> bool:
+        """Whether ``compute`` can take channels in the other order."""
+        ...
+
     def compute(
         self,
         inputs: tf.Tensor,
         layers: Sequence[str],
         precision: Precision = ...,
+        *,
+        is_reversed: bool = ...,
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Runs the network in inference mode, inside a ``tf.function`` or eagerly.
 
@@ -52,6 +81,8 @@ class Network(Protocol):
             inputs: float32 (B, H, W, 3), preprocessed.
             layers: Names of layers to see.
             precision: What to compute in; float32 if not said.
+            is_reversed: The channels of ``inputs`` are in the other order: RGB for a network
+                that takes BGR. Nothing is moved; the first convolution's weights are turned.
 
         Returns:
             The outputs of these layers, in their order, and the logits (B, classes).

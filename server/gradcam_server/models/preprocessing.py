@@ -29,7 +29,12 @@ ZERO_COLORS = {
 }
 
 
-def preprocess(images: tf.Tensor, how: Preprocessing) -> tf.Tensor:
+def takes_bgr(how: Preprocessing) -> bool:
+    """Returns whether the network was trained on BGR."""
+    return how is Preprocessing.CAFFE
+
+
+def preprocess(images: tf.Tensor, how: Preprocessing, *, keep_order: bool = False) -> tf.Tensor:
     """Scales a batch of pixels.
 
     Args:
@@ -39,6 +44,7 @@ def preprocess(images: tf.Tensor, how: Preprocessing) -> tf.Tensor:
             ``keras.applications.imagenet_utils.preprocess_input``: BGR minus the ImageNet
             mean; RGB from 0 to 1, minus the mean, by the standard deviation; RGB from -1 to 1.
             ``lite``: (x - 127) / 128, as EfficientNet-Lite was trained.
+        keep_order: RGB also for a network that takes BGR, which must turn its weights.
 
     Returns:
         float32, shape (B, H, W, 3).
@@ -51,9 +57,12 @@ def preprocess(images: tf.Tensor, how: Preprocessing) -> tf.Tensor:
         case Preprocessing.NONE:
             return pixels
         case Preprocessing.CAFFE:
-            # OpenVINO does this element by element, 2 % of a ResNet50; but it quantises a
-            # concatenation of the channels so badly that int8's maps correlate by 0.8.
-            return pixels[..., ::-1] - tf.constant([103.939, 116.779, 123.68])
+            mean = [103.939, 116.779, 123.68]
+            if keep_order:
+                return pixels - tf.constant(mean[::-1])
+            # Not tf.gather or a concatenation: OpenVINO moves these into the weights behind, and
+            # loses them when it saves or quantises that.
+            return pixels[..., ::-1] - tf.constant(mean)
         case Preprocessing.TORCH:
             mean, deviation = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
             return (pixels / 255.0 - tf.constant(mean)) / tf.constant(deviation)

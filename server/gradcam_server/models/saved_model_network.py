@@ -55,6 +55,7 @@ class SavedModelNetwork:
 
     def __init__(self, path: Path, input_size: tuple[int, int] | None = None) -> None:
         self._path = path
+        self.head, self.can_reverse = None, False  # It has operations, no layers.
         try:
             self._model = tf.saved_model.load(str(path))  # Owns the variables.
         except Exception as error:
@@ -80,8 +81,11 @@ class SavedModelNetwork:
         inputs: tf.Tensor,
         layers: Sequence[str],
         precision: Precision = Precision.FLOAT32,
+        *,
+        is_reversed: bool = False,
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Runs the network; see ``Network.compute``."""
+        assert not is_reversed
         if precision is not Precision.FLOAT32:
             raise CompilerError("a SavedModel has its own precision; OpenVINO can change it")
         if tf.executing_eagerly():

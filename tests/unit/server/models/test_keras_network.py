@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from gradcam_server.config import Precision
 from gradcam_server.errors import StartupError
 from gradcam_server.layers import default_layer
 from gradcam_server.models.keras_network import KerasNetwork
@@ -379,3 +380,63 @@ def test_models_that_cannot_be_explained_are_refused(
     keras.backend.clear_session()
     with pytest.raises(StartupError, match=message):
         KerasNetwork(build())
+
+
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [(Precision.FLOAT32, 1e-5), (Precision.BFLOAT16, 0.02)]
+)
+def test_weights_are_turned_instead_of_channels(
+    precision: Precision, tolerance: float, images: tf.Tensor
+) -> None:
+    """Given RGB for BGR, a network answers as if the channels had been reversed before it."""
+    image = keras.Input(SHAPE)
+    x = layers.Conv2D(3, 3, name="first")(layers.ZeroPadding2D(1)(image))
+    x = layers.BatchNormalization(name="normal")(x)
+    shared = layers.Conv2D(3, 3, padding="same")
+    x = layers.GlobalMaxPooling2D()(shared(shared(x)))
+    network = KerasNetwork(keras.Model(image, layers.Dense(CLASSES)(x)))
+    assert network.can_reverse
+    names = ["first", "normal"]
+    (first, normal), logits = network.compute(images, names, precision)
+    seen, others = network.compute(tf.reverse(images, [-1]), names, precision, is_reversed=True)
+    for found, expected in zip([*seen, others], [first, normal, logits], strict=True):
+        found, expected = (tf.cast(one, tf.float32).numpy() for one in (found, expected))
+        limit = tolerance * np.abs(expected).max()
+        np.testing.assert_allclose(found, expected, atol=limit)
+        assert expected.std() > 2 * limit
+    _, unturned = network.compute(tf.reverse(images, [-1]), names, precision)
+    assert np.abs(unturned - logits).max() > 2 * tolerance * np.abs(logits).max()
+
+
+def test_channels_of_an_image_that_is_used_twice_are_not_reversed() -> None:
+    """Only a convolution that alone sees the image can be turned."""
+    image = keras.Input(SHAPE)
+    x = layers.Concatenate()([layers.Conv2D(3, 3, padding="same")(image), image])
+    model = keras.Model(image, layers.Dense(CLASSES)(layers.GlobalMaxPooling2D()(x)))
+    assert not KerasNetwork(model).can_reverse
+
+
+def test_the_head_makes_the_logits(images: tf.Tensor) -> None:
+    """Of the features, whose layer it names, also below a softmax."""
+    network = KerasNetwork(flat())
+    head = network.head
+    assert head
+    (features,), logits = network.compute(images, [head.features])
+    differences = np.matmul(features, head.kernel) - logits  # the bias
+    assert head.kernel.shape == (features.shape[1], CLASSES)
+    np.testing.assert_allclose(differences - differences[:1], 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("end", ["normalisation", "activation", "convolution"])
+def test_what_is_no_dense_layer_is_no_head(end: str) -> None:
+    """The gradient of its logits is not a column of its kernel."""
+    image = keras.Input(SHAPE)
+    x = layers.Conv2D(CLASSES, 3)(image)
+    if end == "convolution":
+        x = layers.GlobalMaxPooling2D()(x)
+    else:
+        activation = "relu" if end == "activation" else None
+        x = layers.Dense(CLASSES, activation=activation)(layers.GlobalMaxPooling2D()(x))
+    if end == "normalisation":
+        x = layers.BatchNormalization()(x)
+    assert KerasNetwork(keras.Model(image, x)).head is None

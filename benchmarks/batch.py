@@ -5,7 +5,7 @@
     local        gradcam batch: from the files to the shards, its engine warm
     ray          the same on Ray Data; from the first row on, because its engines start anew, and
                  the time of decoding all, because Ray decodes ahead while they start
-    ray, whole   all of that job, the start of Ray's processes and engines included
+    ray, whole   all of that job, the start and end of Ray and its engines included
     tutorial     a loop over the first images: load_img, predict, a tape, np.save
 
 All but the last take turns in one run, in another order in each round, over the same images; each
@@ -121,7 +121,11 @@ def time_job(
         ended = perf_counter()
     # Those that came at once with the first one were made before it.
     first = sum(at - report.times[0] < 0.2 for at in report.times)
-    late = (ended - report.times[first - 1]) * len(report.times) / (len(report.times) - first)
+    late = (
+        (report.times[-1] - report.times[first - 1])
+        * len(report.times)
+        / (len(report.times) - first)
+    )
     return ended - started, late
 
 
@@ -192,10 +196,9 @@ def measure(options: argparse.Namespace, config: ServeConfig, source: Source) ->
         if not options.no_ray:
             from gradcam_server.batch.ray_data import RayStage
 
-            ray_stage = stack.enter_context(RayStage(config, ask))
-
             def run_ray() -> float:
-                whole, from_first_row = time_job(job, lambda: nullcontext(ray_stage))
+                # Its processes are gone between the rounds: idle ones would slow down the others.
+                whole, from_first_row = time_job(job, lambda: RayStage(config, ask))
                 late.append(from_first_row)
                 return whole
 

@@ -7,7 +7,7 @@ is measured, and the efficiency of a phase is its throughput over that of its ow
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,11 +22,13 @@ from gradcam_server.bench.load import (
     Records,
     concatenate,
 )
-from gradcam_server.bench.running import cpu_by_part, memory_mib
+from gradcam_server.bench.running import cpu_by_part, memory_mib, stopped
 from gradcam_server.bench.statistics import Spread, latency_ms
 from gradcam_server.bench.worker import WorkerError
 
 BARE = "bare graph"
+# A server that uses more while nobody asks it is stopped while others have their turn.
+RESTLESS_CORES = 0.02
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ def measure(
     """Runs all phases, interleaved.
 
     Args:
-        subjects: The servers; all are up during the whole run.
+        subjects: The servers. All are up during the whole run; who never rests is stopped in the
+            turns of the others.
         plan: The loads.
         generators: What makes them.
         bare: Measures the bare graph, in images in a second.
@@ -126,12 +129,17 @@ def measure(
         One row for each phase, and one for the bare graph.
     """
     phases = {phase.name: phase for phase in _phases(subjects, plan)}
+    idle = {subject.name: _idle_cores(subject) for subject in subjects}
+    restless = {
+        subject.name: subject.pid
+        for subject in subjects
+        if subject.pid and (idle[subject.name] or 0.0) > RESTLESS_CORES
+    }
     turns: dict[str, Callable[[], float]] = {
-        name: _runner(phase, generators, plan.settle_s) for name, phase in phases.items()
+        name: _runner(phase, generators, plan.settle_s, restless) for name, phase in phases.items()
     }
     if bare is not None:
-        turns[BARE] = bare
-    idle = {subject.name: _idle_cores(subject) for subject in subjects}
+        turns[BARE] = _beside(restless.values(), bare)
     found = interleave(turns, plan.rounds, plan.seed, on_turn)
     bases = found.pop(BARE, None)
     rows = [_row(phase, found[name], bases, calibration) for name, phase in phases.items()]
@@ -169,16 +177,29 @@ def _phases(subjects: Sequence[Subject], plan: Plan) -> list[_Phase]:
     return found
 
 
-def _runner(phase: _Phase, generators: Generators, settle_s: float) -> Callable[[], float]:
+def _runner(
+    phase: _Phase, generators: Generators, settle_s: float, restless: Mapping[str, int]
+) -> Callable[[], float]:
     def run() -> float:
         phase.run(generators, settle_s)
         return phase.records[-1].images_per_s
 
-    return run
+    others = [pid for name, pid in restless.items() if name != phase.subject.name]
+    return _beside(others, run)
+
+
+def _beside(restless: Iterable[int], run: Callable[[], float]) -> Callable[[], float]:
+    """Stops servers that use cores while nobody asks them, which are not theirs to use."""
+
+    def alone() -> float:
+        with stopped(restless):
+            return run()
+
+    return alone
 
 
 def _idle_cores(subject: Subject, seconds: float = 1.0) -> float | None:
-    """What a server burns while nobody asks it, in cores: the others pay for it."""
+    """What a server burns while nobody asks it, in cores."""
     if not subject.pid:
         return None
     before = sum(cpu_by_part(subject.pid).values())

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from gradcam_server.config import ServeConfig
 
 NAME = "gradcam-server"
-# More than this, all idle servers together, shows in the figures of the others.
-_IDLE_CORES = 0.05
 _CALLS = {"unary": Unary, "stream": Stream}
 
 
@@ -156,9 +154,12 @@ def _notes(rows: Sequence[dict[str, Any]], calibration: Calibration | None) -> l
     if calibration is None:
         notes.append("No bare graph was measured, so there is no efficiency.")
     idle = {row["server"]: row["idle_cores"] or 0.0 for row in rows if row["kind"] == "server"}
-    if sum(idle.values()) > _IDLE_CORES:
-        used = ", ".join(f"{name} {cores:.2f}" for name, cores in idle.items())
-        notes.append(f"Servers use cores while nobody asks them, which all others lack: {used}.")
+    if restless := {name: cores for name, cores in idle.items() if cores > serving.RESTLESS_CORES}:
+        used = ", ".join(f"{name} {cores:.2f}" for name, cores in restless.items())
+        notes.append(
+            f"Servers that use cores while nobody asks them ({used}) were stopped in the turns of "
+            "the others."
+        )
     for row in rows:
         if row["kind"] == "load" and row["generator"]["bottleneck"]:
             shape = f"{row['users']} users" if row["users"] else f"{row['asked_per_s']}/s"

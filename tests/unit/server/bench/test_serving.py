@@ -1,5 +1,9 @@
 """Servers under load, beside the bare graph; the servers are made up."""
 
+import subprocess
+import sys
+
+import psutil
 import pytest
 
 from gradcam_server.bench.bare import Calibration
@@ -46,3 +50,30 @@ def test_a_server_that_is_gone_does_not_end_the_run() -> None:
     assert loads["gone"]["images_per_s"]["median"] == 0
     assert loads["alive"]["failures"] == {}
     assert loads["alive"]["images_per_s"]["median"] > 0
+
+
+def test_a_server_that_never_rests_is_stopped_in_the_turns_of_others() -> None:
+    """Its cores are theirs then; in its own turns and afterwards it runs."""
+    restless = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        process = psutil.Process(restless.pid)
+        subjects = [
+            Subject("restless", {("jpeg", "unary"): MadeUp(0.01)}, restless.pid),
+            Subject("quiet", {("jpeg", "unary"): MadeUp(0.01)}),
+        ]
+        plan = Plan(concurrency=(1,), rates=(), seconds=0.3, settle_s=0.0, rounds=1)
+        with Generators() as generators:
+            rows = measure(
+                *(subjects, plan, generators),
+                bare=lambda: is_stopped(process),
+                calibration=Calibration({4: 0.01}, {4: 0.02}, 4, "xla", (224, 224)),
+            )
+        assert rows[-1]["images_per_s"]["median"] == 1.0
+        assert not is_stopped(process)
+    finally:
+        restless.kill()
+        restless.wait()
+
+
+def is_stopped(process: psutil.Process) -> float:
+    return float(process.status() == psutil.STATUS_STOPPED)

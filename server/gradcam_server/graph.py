@@ -94,7 +94,8 @@ class ExplanationGraph:
             if head:
                 # Columns of the kernel: a gradient by the scores would multiply all of it.
                 columns = tf.gather(head.kernel, chosen, axis=1)
-                columns -= contrasted * tf.gather(head.kernel, other, axis=1)
+                subtracted = tf.cast(contrasted, columns.dtype)
+                columns -= subtracted * tf.gather(head.kernel, other, axis=1)
                 slopes = tf.cast(tf.transpose(columns, [1, 2, 0]), features.dtype)
                 differentiated = [(features, slope) for slope in tf.unstack(slopes, axis=1)]
             else:

@@ -95,7 +95,7 @@ class World:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 yield channel
         finally:
-            await server.stop(0)
+            await server.stop(1)  # a call is counted after it was answered
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 It takes COPY, RUN, ENV, HEALTHCHECK and CMD from the Dockerfile itself: the files of
 COPY alone go into an empty folder, the install step runs there, and the installed
-server must pass the health check and answer. Only the folder and the port differ.
+server must pass the health check and answer. Only the folder and the port differ, and pip may use
+its cache and need not compile.
 
 Usage: python scripts/try_dockerfile.py
 """
@@ -49,8 +50,9 @@ def install(steps: list[tuple[str, str]], context: Path, prefix: Path) -> None:
     """Runs the build stage's RUN."""
     command = next(argument for name, argument in steps if name == "RUN")
     device = next(a.split("=")[1] for n, a in steps if n == "ARG" and a.startswith("DEVICE="))
-    command = command.replace(PREFIX, str(prefix))
-    subprocess.run(["sh", "-ec", command], cwd=context, env=clean(DEVICE=device), check=True)
+    command = command.replace(PREFIX, str(prefix)).replace(" --no-cache-dir", "")
+    env = clean(DEVICE=device, PIP_NO_COMPILE="1")
+    subprocess.run(["sh", "-ec", command], cwd=context, env=env, check=True)
 
 
 def serve(steps: list[tuple[str, str]], prefix: Path, home: Path) -> None:

@@ -1,11 +1,28 @@
 """Shared fixtures: the bundled photographs."""
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from support.exported_model import RUN_FOLDER
+
 IMAGES = Path(__file__).resolve().parent.parent / "examples" / "images"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes the folder that all workers share, before they start."""
+    if not hasattr(config, "workerinput"):
+        os.environ[RUN_FOLDER] = tempfile.mkdtemp(prefix="gradcam-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Removes it after the last worker has ended."""
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ.pop(RUN_FOLDER), ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

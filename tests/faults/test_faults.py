@@ -30,9 +30,8 @@ from gradcam_client import (
     RetryPolicy,
     build_request,
 )
-from support.server import RunningServer
+from support.server import TRACED, RunningServer, quick
 
-FAST = ("--model", "efficientnet-lite0", "--compiler", "tensorflow", "--batch-sizes", "1,4")
 REQUESTS = int(os.environ.get("FAULT_REQUESTS", "800"))
 PLACES = 8
 ONCE = RetryPolicy(max_attempts=1)
@@ -41,7 +40,7 @@ SETTLE_S = 60
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    running = RunningServer(*FAST)
+    running = RunningServer(*TRACED)
     try:
         yield running.wait_ready()
         assert "Traceback" not in running.text, running.text
@@ -59,7 +58,7 @@ def cases(server: RunningServer) -> list[Case]:
 
 @pytest.fixture
 def small_queue() -> Iterator[RunningServer]:
-    running = RunningServer(*FAST, "--max-queue-length", str(PLACES), "--watchdog-s", "120")
+    running = RunningServer(*quick(), "--max-queue-length", str(PLACES), "--watchdog-s", "120")
     try:
         yield running.wait_ready()
         assert "Traceback" not in running.text, running.text

@@ -5,22 +5,13 @@ from collections.abc import Iterator
 import pytest
 
 from gradcam_client import Client
-from support.server import RunningServer
+from support.server import RunningServer, quick
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[RunningServer]:
-    """A warm server with trained weights, and ResNet50 with random ones as second model.
-
-    XLA compiles, and logs each compilation: its own witness beside our counter.
-    """
-    running = RunningServer(
-        *("--model", "efficientnet-lite0", "--model", "resnet50"),
-        *("--weights", "imagenet", "--weights", "resnet50=random"),
-        *("--compiler", "xla", "--batch-sizes", "1,4"),
-        TF_CPP_MIN_LOG_LEVEL="0",
-        TF_CPP_VMODULE="device_compiler=1",
-    )
+    """A warm server of an export with trained weights, which has few methods and layers."""
+    running = RunningServer(*quick())
     try:
         yield running.wait_ready()
         # Whatever the tests sent, nothing was a fault of the server's.

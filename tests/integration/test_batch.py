@@ -16,7 +16,7 @@ import pytest
 
 from gradcam_client import Client, ImageExplanation, UnavailableError
 from gradcam_server.batch.schema import unpack
-from support.server import GRADCAM, QUICK, RunningServer
+from support.server import GRADCAM, RunningServer, quick
 
 COUNT = 120
 BROKEN = {"broken/cut.jpg": 3000, "broken/empty.jpg": 0, "broken/text.png": None}
@@ -158,7 +158,7 @@ def test_servers_give_the_same_rows_though_one_dies(
     server: RunningServer, local: Path, photos: Path, tmp_path: Path
 ) -> None:
     """What it had not answered is asked of the others; no model is loaded here."""
-    second = RunningServer(*QUICK)
+    second = RunningServer(*quick())
     try:
         second.wait_ready()
         both = f"{server.address},{second.address}"

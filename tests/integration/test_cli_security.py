@@ -11,7 +11,7 @@ import pytest
 
 from gradcam_server.security.tokens import Token, hash_token, to_toml
 from support.certificates import Authority
-from support.server import GRADCAM, QUICK, RunningServer
+from support.server import GRADCAM, RunningServer, quick
 
 ROOT = Path(__file__).resolve().parents[2]
 WARM_S = 180
@@ -27,7 +27,7 @@ class Secured:
         (folder / "other.pem").write_bytes(Authority("other").certificate)
         certificate, key = authority.issue("server").write(folder, "server")
         files = ("--tls-certificate", str(certificate), "--tls-key", str(key))
-        self.running = RunningServer(*QUICK, *files, *options)
+        self.running = RunningServer(*quick(), *files, *options)
 
     def gradcam(
         self, *arguments: str | Path, status: int = 0, **variables: str

@@ -20,16 +20,16 @@ from gradcam_client import (
     RetryPolicy,
     UnavailableError,
 )
-from support.server import RunningServer
+from support.exported_model import exported_model
+from support.server import RunningServer, quick
 
-FAST = ("--model", "efficientnet-lite0", "--compiler", "tensorflow", "--batch-sizes", "1,4")
 ONCE = RetryPolicy(max_attempts=1)
 TOP = {"cat": 285, "espresso": 967}
 
 
 @pytest.fixture
 def server() -> Iterator[RunningServer]:
-    running = RunningServer(*FAST, "--watchdog-s", "3", "--http-port", "0")
+    running = RunningServer(*quick(), "--watchdog-s", "3", "--http-port", "0")
     try:
         yield running.wait_ready()
         assert "Traceback" not in running.text, running.text
@@ -157,8 +157,9 @@ def test_a_reload_under_load_drops_no_request(server: RunningServer, cat_jpeg: b
 def test_a_reload_that_fails_keeps_the_old_models(tmp_path: Path, cat_jpeg: bytes) -> None:
     """The log says why, and requests are answered as before; repaired, it succeeds."""
     file = tmp_path / "gradcam.toml"
-    file.write_text("[[models]]\nname = 'efficientnet-lite0'")
-    server = RunningServer("--config", str(file), *FAST[2:])
+    export = f"path = '{exported_model()}'\n"
+    file.write_text(f"[[models]]\nname = 'efficientnet-lite0'\n{export}")
+    server = RunningServer("--config", str(file), "--batch-sizes", "1,4")
     try:
         server.wait_ready()
         with Client(server.address, retry=ONCE) as client:
@@ -168,7 +169,7 @@ def test_a_reload_that_fails_keeps_the_old_models(tmp_path: Path, cat_jpeg: byte
             assert re.search("Reloading failed.*nowhere.keras", server.text)
             assert client.explain(cat_jpeg).model == "efficientnet-lite0"
             file.write_text(
-                "[[models]]\nname = 'mine'\nversion = '2'\npath = 'efficientnet-lite0'\n"
+                f"[[models]]\nname = 'mine'\nversion = '2'\n{export}"
                 "[[models]]\nname = 'mine'\nversion = '1'\npath = 'efficientnet-lite0'\n"
                 "weights = 'random'"
             )
@@ -186,7 +187,7 @@ def test_a_reload_that_fails_keeps_the_old_models(tmp_path: Path, cat_jpeg: byte
 def test_the_engine_never_outlives_the_server() -> None:
     """Kill -9 of the server itself leaves no engine behind, warming up or serving."""
     for wait in (False, True):
-        server = RunningServer(*FAST)
+        server = RunningServer(*quick())
         try:
             if wait:
                 server.wait_ready()

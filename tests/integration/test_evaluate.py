@@ -13,7 +13,7 @@ from PIL import Image
 from gradcam_client import ImageArray
 from gradcam_server.cli.pictures import load_image, load_mask
 from gradcam_server.cli.session import softmax
-from gradcam_server.config import ServeConfig
+from gradcam_server.config import Compiler, ServeConfig
 from gradcam_server.faithfulness import auc, deletion_images, insertion_images
 from gradcam_server.local import LocalClient
 from support.server import GRADCAM, RunningServer
@@ -34,7 +34,8 @@ def gradcam(*arguments: str | Path, status: int = 0) -> subprocess.CompletedProc
 @pytest.fixture(scope="module")
 def local() -> Iterator[LocalClient]:
     """The trained model in this process."""
-    with LocalClient(ServeConfig(model=(MODEL,), batch_sizes=(1, 4))) as client:
+    config = ServeConfig(model=(MODEL,), batch_sizes=(1, 4), compiler=Compiler.TENSORFLOW)
+    with LocalClient(config) as client:
         yield client
 
 

@@ -14,18 +14,18 @@ import psutil
 import pytest
 
 from gradcam_client import Client, RetryPolicy, UnavailableError
-from support.server import GRADCAM, QUICK, RunningServer
+from support.server import GRADCAM, RunningServer, quick
 
 COUNT = 3
 CONNECTIONS = 16
 TOP = {"cat": 285, "espresso": 967}
 ONCE = RetryPolicy(max_attempts=1)
-OPTIONS = (*QUICK, "--frontends", str(COUNT), "--http-port", "0")
+OPTIONS = ("--frontends", str(COUNT), "--http-port", "0")
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    running = RunningServer(*OPTIONS)
+    running = RunningServer(*quick(), *OPTIONS)
     try:
         yield running.wait_ready()
     finally:
@@ -173,7 +173,7 @@ def test_a_second_server_on_the_port_is_refused(server: RunningServer) -> None:
     port = server.address.rpartition(":")[2]
     for options in (("--frontends", "2"), ()):
         ended = subprocess.run(
-            [GRADCAM, "serve", *QUICK, "--port", port, *options],
+            [GRADCAM, "serve", *quick(), "--port", port, *options],
             capture_output=True,
             text=True,
             timeout=60,

@@ -11,15 +11,13 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from gradcam_client import Client, GradCamError, OverloadedError, RetryPolicy, UnavailableError
-from support.server import GRADCAM, RunningServer
+from support.server import GRADCAM, TRACED, RunningServer, quick
 
 ONCE = RetryPolicy(max_attempts=1)
-QUICK = ("--model", "efficientnet-lite0", "--compiler", "tensorflow", "--batch-sizes", "1,4")
 
 
 @pytest.fixture
@@ -31,14 +29,14 @@ def started() -> Iterator[list[RunningServer]]:
         server.kill()
 
 
-def serve(started: list[RunningServer], *options: str, **variables: Any) -> RunningServer:
-    started.append(RunningServer(*QUICK, *options, **variables))
+def serve(started: list[RunningServer], *options: str) -> RunningServer:
+    started.append(RunningServer(*(options if "--model" in options else (*quick(), *options))))
     return started[-1]
 
 
 def test_health_says_not_serving_until_everything_is_warm(started: list[RunningServer]) -> None:
     """The port answers at once, requests are refused, then health flips with the log."""
-    server = serve(started)
+    server = serve(started, *TRACED)
     with Client(server.address, retry=ONCE) as client:
         assert client.health() == "NOT_SERVING"
         with pytest.raises(UnavailableError, match="warming up") as caught:
@@ -109,7 +107,7 @@ def test_sigterm_during_a_stream_answers_what_was_read(
 
 def test_a_second_signal_ends_the_drain(started: list[RunningServer], images: Path) -> None:
     """An operator who presses Ctrl-C twice does not wait for a slow request."""
-    server = serve(started, "--drain-timeout-s", "60").wait_ready()
+    server = serve(started, *TRACED, "--drain-timeout-s", "60").wait_ready()
     big = b"".join([(images / "cat.jpg").read_bytes()])
     with Client(server.address, retry=ONCE) as client, ThreadPoolExecutor(1) as pool:
         # Compiling a layer at first use takes seconds: a request that is slow to drain.
@@ -125,7 +123,7 @@ def test_a_second_signal_ends_the_drain(started: list[RunningServer], images: Pa
 
 def test_sigterm_while_warming_up_stops_at_once(started: list[RunningServer]) -> None:
     """A rollout that changes its mind does not wait for the compiler."""
-    server = serve(started, "--batch-sizes", "1,2,4,8,16,32")
+    server = serve(started, *TRACED, "--batch-sizes", "1,2,4,8,16,32")
     assert server.address
     assert server.stop() == 0
     assert "Stopped before it was warm" in server.text
@@ -220,8 +218,8 @@ def test_a_port_in_use_is_named() -> None:
         (("--max-queue-length", "0"), "x>=1"),
         (("--compiler", "gcc"), "'auto', 'xla', 'tensorflow'"),
         (("--model", "alexnet"), "unknown model 'alexnet'; the models are"),
-        ((*QUICK, "--warm", "gradcam@nope"), "no layer 'nope'"),
-        ((*QUICK, "--weights", "a", "--weights", "b"), "each must be MODEL=VALUE"),
+        ((*TRACED, "--warm", "gradcam@nope"), "no layer 'nope'"),
+        ((*TRACED, "--weights", "a", "--weights", "b"), "each must be MODEL=VALUE"),
     ],
 )
 def test_bad_settings_are_refused_before_serving(options: tuple[str, ...], message: str) -> None:

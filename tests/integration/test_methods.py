@@ -200,19 +200,19 @@ def test_progress_is_told(request: pytest.FixtureRequest, cat_jpeg: bytes, place
 def test_many_passes_never_starve_one_pass(
     client: Client, server: RunningServer, cat_jpeg: bytes
 ) -> None:
-    """Thirty ordinary requests, one after the other, overtake two of 256 passes each."""
-    client.explain(cat_jpeg, method="scorecam", pass_count=256)  # compiled
+    """Twenty ordinary requests, one after the other, overtake two of 128 passes each."""
+    client.explain(cat_jpeg, method="scorecam", pass_count=1)  # compiled
     with ThreadPoolExecutor(2) as pool:
         heavy = [
-            pool.submit(client.explain, cat_jpeg, method="scorecam", pass_count=256)
+            pool.submit(client.explain, cat_jpeg, method="scorecam", pass_count=128)
             for _ in range(2)
         ]
         time.sleep(0.2)
-        for _ in range(30):
+        for _ in range(20):
             assert client.explain(cat_jpeg).top.index == 285
         assert not any(one.done() for one in heavy)
         for one in heavy:
-            assert one.result().stats.pass_count == 258
+            assert one.result().stats.pass_count == 130
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from gradcam_client import Client
-from support.server import RunningServer
+from support.server import TRACED, RunningServer, quick
 
 MODEL = "efficientnet-lite0"
 SERVICE = "inference.GRPCInferenceService"
@@ -39,8 +39,7 @@ RTOL, ATOL = 1e-3, 1e-4
 def server() -> Iterator[RunningServer]:
     """A warm server whose queue is shorter than the largest request."""
     running = RunningServer(
-        *("--model", MODEL, "--compiler", "tensorflow", "--batch-sizes", "1,4"),
-        *("--max-queue-length", "8", "--max-stream-in-flight", "4"),
+        *(*TRACED, "--max-queue-length", "8", "--max-stream-in-flight", "4"),
     )
     try:
         yield running.wait_ready()
@@ -385,7 +384,7 @@ def test_clients_that_go_leave_nothing_behind(
 
 def test_a_stream_ends_when_the_server_drains(cat: NDArray[np.uint8]) -> None:
     """What was read is answered; then the client learns that it must send elsewhere."""
-    server = RunningServer("--model", MODEL, "--compiler", "tensorflow", "--batch-sizes", "1")
+    server = RunningServer(*quick())
     try:
         with triton.InferenceServerClient(server.wait_ready().address) as oip:
             answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
@@ -403,7 +402,7 @@ def test_a_stream_ends_when_the_server_drains(cat: NDArray[np.uint8]) -> None:
 
 def test_a_cold_server_is_live_and_not_ready(cat: NDArray[np.uint8]) -> None:
     """Before it is warm it says so, and refuses for the moment."""
-    server = RunningServer("--model", MODEL, "--compiler", "tensorflow", "--batch-sizes", "1")
+    server = RunningServer(*TRACED)
     try:
         with triton.InferenceServerClient(server.address) as oip:
             assert oip.is_server_live()

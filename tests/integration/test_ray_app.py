@@ -48,26 +48,20 @@ from integration.test_service import (  # noqa: F401
     test_clients_that_cancel_and_time_out_harm_nobody,
     test_every_form_is_answered_in_order,
     test_logits_come_when_asked_for,
-    test_models_are_listed_and_described,
     test_photographs_are_recognised,
     test_raw_pixels_give_what_their_file_gives,
     test_reflection_is_enough_to_use_the_service,
     test_resize_modes_see_the_cat_and_cover_the_whole_image,
     test_stats_add_up,
     test_the_heat_lies_on_the_object,
-    test_two_models_are_served_at_once,
     test_unusual_images_are_fine,
 )
 from support.calls import connect, failure
+from support.exported_model import exported_model
 from support.ray_app import RunningRayApp
 
 pytest.importorskip("ray.serve", reason="Ray is not installed: pip install 'gradcam-server[ray]'")
 
-ARGS = {
-    "models": [{"name": "efficientnet-lite0"}, {"name": "resnet50", "weights": "random"}],
-    "compiler": "tensorflow",
-    "batch_sizes": [1, 4],
-}
 ONCE = RetryPolicy(max_attempts=1)
 
 
@@ -75,7 +69,12 @@ ONCE = RetryPolicy(max_attempts=1)
 def server() -> Iterator[RunningRayApp]:
     """Two warm replicas behind a proxy that takes messages as large as a server does."""
     limit = str(ServeConfig().max_message_bytes)
-    running = RunningRayApp(ARGS, RAY_SERVE_GRPC_MAX_MESSAGE_SIZE=limit)
+    models = [
+        {"name": "efficientnet-lite0"},
+        {"name": "exported", "path": str(exported_model())},
+    ]
+    args = {"models": models, "compiler": "tensorflow", "batch_sizes": [1, 4]}
+    running = RunningRayApp(args, RAY_SERVE_GRPC_MAX_MESSAGE_SIZE=limit)
     try:
         running.wait_ready()
         yield running
@@ -88,6 +87,17 @@ def server() -> Iterator[RunningRayApp]:
 def client(server: RunningRayApp) -> Iterator[Client]:
     with Client(server.address) as client:
         yield client
+
+
+def test_two_models_are_served_at_once(client: Client, cat_jpeg: bytes) -> None:
+    """A traced model and an export, in every replica: both are listed, and each answers for itself."""
+    names = ["efficientnet-lite0", "exported"]
+    assert [model.name for model in client.list_models()] == names
+    assert client.get_model("exported").default_layer == "top_activation"
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda name: client.explain(cat_jpeg, model=name), names * 8))
+    assert [answer.model for answer in answers] == names * 8
+    assert {answer.top.index for answer in answers} == {285}
 
 
 def test_health_is_asked_as_of_a_server(client: Client) -> None:

@@ -29,15 +29,14 @@ from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
 from gradcam_server.security.tokens import Token, hash_token, to_toml
 from support.calls import TIMEOUT_S, connect, failure, retry_after_s
 from support.certificates import replace
-from support.server import GRADCAM, QUICK, RunningServer
+from support.exported_model import exported_model
+from support.server import GRADCAM, RunningServer, quick
 
 CONFIG = """
-model = ["efficientnet-lite0"]
-compiler = "tensorflow"
+model = ["efficientnet-lite0={model}"]
 batch_sizes = [1, 4]
-max_targets = {targets}
 max_layers = 2
-max_formats = 2
+max_formats = {formats}
 max_image_pixels = 1_000_000
 max_message_bytes = 1_048_576
 max_streams = 6
@@ -66,14 +65,14 @@ class Guarded:
     def __init__(self, folder: Path) -> None:
         self.tokens, self.config = folder / "tokens.toml", folder / "gradcam.toml"
         self.write_tokens(*TOKENS)
-        self.write_config(5)
+        self.write_config()
         self.running = RunningServer("--config", str(self.config))
 
     def write_tokens(self, *tokens: Token) -> None:
         replace(self.tokens, "\n".join(map(to_toml, tokens)).encode())
 
-    def write_config(self, targets: int, more: str = "") -> None:
-        replace(self.config, (CONFIG.format(targets=targets) + more).encode())
+    def write_config(self, formats: int = 2, more: str = "") -> None:
+        replace(self.config, (CONFIG.format(model=exported_model(), formats=formats) + more).encode())
 
     @property
     def address(self) -> str:
@@ -300,19 +299,18 @@ def test_administration_is_apart_and_for_admins(guarded: Guarded) -> None:
 
 def test_a_reload_answers_when_the_new_models_serve(guarded: Guarded, stub: Any) -> None:
     """With what is served now, and with the settings that need a restart."""
-    guarded.write_config(3, "drain_timeout_s = 5\n")
+    guarded.write_config(1, "drain_timeout_s = 5\n")
     try:
         with connect(guarded.admin_address) as channel:
             admin = admin_grpc.AdminServiceStub(channel)
             answer = admin.Reload(admin_pb.ReloadRequest(), metadata=ROOT, timeout=240)
         assert [model.name for model in answer.models] == ["efficientnet-lite0"]
         assert list(answer.unchanged_settings) == ["drain_timeout_s"]
-        error = failure(
-            stub.ExplainImage, pb.ExplainImageRequest(encoded_image=b"x", top_k=4), metadata=ALICE
-        )
-        assert "must be 0 to 3" in error.details()
+        request = pb.ExplainImageRequest(encoded_image=b"x", heatmaps=[GRAY] * 2)
+        error = failure(stub.ExplainImage, request, metadata=ALICE)
+        assert "2 heatmaps; a request may have 1 here" in error.details()
     finally:
-        guarded.write_config(5)
+        guarded.write_config()
     done = subprocess.run(
         [GRADCAM, "reload", guarded.admin_address],
         env={"GRADCAM_TOKEN": "roots", "PATH": ""},
@@ -328,7 +326,7 @@ def test_a_reload_answers_when_the_new_models_serve(guarded: Guarded, stub: Any)
     ("more", "message"),
     [
         ("nonsense = 1\n", "unknown nonsense; the keys are"),
-        ('weights = ["missing.pth"]\n', "missing.pth"),
+        ('labels = ["missing.txt"]\n', "labels and input size are part of the export"),
         ('tracing = "x"\n', "tracing"),
     ],
 )
@@ -336,7 +334,7 @@ def test_a_reload_that_fails_says_why_and_changes_nothing(
     guarded: Guarded, stub: Any, more: str, message: str
 ) -> None:
     """FAILED_PRECONDITION; the old models and tokens go on."""
-    guarded.write_config(2, more)
+    guarded.write_config(1, more)
     try:
         with connect(guarded.admin_address) as channel:
             admin = admin_grpc.AdminServiceStub(channel)
@@ -344,10 +342,11 @@ def test_a_reload_that_fails_says_why_and_changes_nothing(
         assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
         assert "the old models go on" in error.details()
         assert message in error.details()
-        models = stub.ListModels(pb.ListModelsRequest(), metadata=ALICE).models
-        assert models[0].max_target_count == 5
+        request = pb.ExplainImageRequest(encoded_image=b"x", heatmaps=[GRAY] * 2)
+        error = failure(stub.ExplainImage, request, metadata=ALICE)
+        assert "not a JPEG" in error.details()  # so two forms are still let in
     finally:
-        guarded.write_config(5)
+        guarded.write_config()
 
 
 # Limits of a request and of a connection.
@@ -465,7 +464,7 @@ def test_an_unsafe_start_is_refused(options: tuple[str, ...], message: str) -> N
     """Exit status 1 and what would be right, before anything listens; --check says the same."""
     for check in ((), ("--check",)):
         ended = subprocess.run(
-            [GRADCAM, "serve", "--port", "0", *QUICK, *options, *check],
+            [GRADCAM, "serve", "--port", "0", *quick(), *options, *check],
             capture_output=True,
             text=True,
             timeout=120,

@@ -6,6 +6,7 @@ softmax over the classes, and enlarges masks with aligned corners.
 """
 
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from gradcam_server.models import efficientnet_lite0
 from gradcam_server.models.torch_checkpoint import read_torch_checkpoint
 from gradcam_server.requests import Method
 from oracles.adapter import explain
+from oracles.precise import in_float64
 
 pytest.importorskip("tf_keras_vis", reason="tf-keras-vis is not installed")
 
@@ -36,9 +38,11 @@ THEIRS: dict[Method, tuple[str, str, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def model() -> keras.Model:
-    """The trained weights."""
-    return efficientnet_lite0.build(read_torch_checkpoint(efficientnet_lite0.default_checkpoint()))
+def model() -> Iterator[keras.Model]:
+    """The trained weights, computing in float64."""
+    with in_float64():
+        path = efficientnet_lite0.default_checkpoint()
+        yield efficientnet_lite0.build(read_torch_checkpoint(path))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ and 7e-4 by XLA.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from gradcam_server.models.torch_checkpoint import read_torch_checkpoint
 from gradcam_server.requests import Method
 from oracles import torch_resnet50
 from oracles.adapter import explain
+from oracles.precise import in_float64
 from oracles.reference import reference
 
 Array = NDArray[Any]
@@ -146,18 +146,6 @@ def efficientnet(pixels: Array) -> Pair:
     for block in twin._blocks:
         block._depthwise_conv = Depthwise(block._depthwise_conv)
     return EfficientNetPair(model, twin.double(), (pixels - 127) / 128)
-
-
-@contextmanager
-def in_float64() -> Iterator[None]:
-    policy, floatx = keras.config.dtype_policy(), keras.config.floatx()
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    try:
-        yield
-    finally:
-        keras.config.set_floatx(floatx)
-        keras.config.set_dtype_policy(policy)
 
 
 @pytest.fixture

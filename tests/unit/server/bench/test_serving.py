@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -65,15 +66,21 @@ def test_a_server_that_never_rests_is_stopped_in_the_turns_of_others() -> None:
         with Generators() as generators:
             rows = measure(
                 *(subjects, plan, generators),
-                bare=lambda: is_stopped(process),
+                bare=lambda: float(comes_to(process, stopped=True)),
                 calibration=Calibration({4: 0.01}, {4: 0.02}, 4, "xla", (224, 224)),
             )
         assert rows[-1]["images_per_s"]["median"] == 1.0
-        assert not is_stopped(process)
+        assert comes_to(process, stopped=False)
     finally:
         restless.kill()
         restless.wait()
 
 
-def is_stopped(process: psutil.Process) -> float:
-    return float(process.status() == psutil.STATUS_STOPPED)
+def comes_to(process: psutil.Process, *, stopped: bool) -> bool:
+    """Whether a process is stopped, or not, in a moment: a signal takes its time."""
+    deadline = time.monotonic() + 10
+    while (process.status() == psutil.STATUS_STOPPED) is not stopped:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.001)
+    return True

@@ -192,7 +192,7 @@ def test_progress_is_told(request: pytest.FixtureRequest, cat_jpeg: bytes, place
     )
     assert outcome.unwrap().stats.pass_count == 252
     completed = [one.completed_passes for one in told]
-    assert len(completed) > 2
+    assert completed  # how often depends on how long they take
     assert completed == sorted(set(completed))
     assert {(one.source, one.total_passes) for one in told} == {(cat_jpeg, 252)}
 

@@ -151,8 +151,9 @@ class ServeConfig:
     seed: int = _option(0, "Seed of random weights.")
     warm: tuple[str, ...] = _option(
         (),
-        "METHOD, METHOD@LAYER or METHOD@LAYER+LAYER to compile before serving, beside gradcam at "
-        "each model's default layer. Repeat for several. Others are compiled at their first use.",
+        "METHOD[:SCORE][@LAYER+LAYER] to compile before serving, beside gradcam at each model's "
+        "default layer; SCORE is logit or probability: gradcam:probability@LAYER. Repeat for "
+        "several. Others are compiled at their first use.",
         str,
         multiple=True,
     )

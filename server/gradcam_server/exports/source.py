@@ -15,6 +15,8 @@ from gradcam_server.errors import InvalidRequestError, StartupError
 from gradcam_server.exports.manifest import ExportedGraph, read_manifest
 from gradcam_server.graph_io import NO_CLASS, GraphKey, by_rank
 from gradcam_server.models import ModelSpec
+from gradcam_server.requests import Method
+from gradcam_server.warm import warm_option
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +72,7 @@ class ExportedSource:
             raise InvalidRequestError(
                 "layers",
                 f"{key} is not in the export {self._folder.name}, which has: "
-                f"{'; '.join(dict.fromkeys(map(str, self._graphs)))}. "
-                f"Export it with --warm {key.method}@{'+'.join(key.layers)}",
+                f"{'; '.join(dict.fromkeys(map(str, self._graphs)))}. {_way_out(key)}",
             )
         from gradcam_server.compilers import openvino_runtime
 
@@ -104,6 +105,15 @@ class ExportedSource:
             seconds.append(perf_counter() - began)
         there = {one: _interpolate(graph.cost_s, one) for one in batch_sizes}
         return {one: there[one] * min(seconds) / there[size] for one in batch_sizes}
+
+
+def _way_out(key: GraphKey) -> str:
+    """Says how to have a graph that was not exported."""
+    if key.perturbed:
+        return "Methods of many passes need the model itself: serve its file, not the export"
+    if key.method is Method.EIGEN_GRAD_CAM:
+        return f"OpenVINO does not compute {key.method}: serve the model's file, not the export"
+    return f"Export the model again with --warm {warm_option(key)}"
 
 
 def _interpolate(cost_s: Mapping[int, float], size: int) -> float:

@@ -118,6 +118,42 @@ def test_what_was_not_exported_is_refused(exported: Path) -> None:
         Engine(settings(exported, warm=("hirescam@block",))).warm_up()
 
 
+def test_the_option_that_an_error_names_exports_the_graph(
+    model: Path, exported: Path, tmp_path: Path
+) -> None:
+    """An export that is written with it has the graph, and answers as the model does."""
+    key = GraphKey("small", ("block",), Method.GRAD_CAM, ScoreType.PROBABILITY, TARGETS)
+
+    def compile_in(folder: Path) -> CompiledGraph:
+        return Engine(settings(folder)).sources["small"].compile(key, (1,))
+
+    with pytest.raises(InvalidRequestError, match="not in the export") as refused:
+        compile_in(exported)
+    option = str(refused.value).partition("Export the model again with --warm ")[2]
+    again = compile_in(export(model, tmp_path / "again", option))
+    expected = Engine(settings(model, preprocessing=("lite",))).sources["small"].compile(key, (1,))
+    image = np.random.default_rng(1).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+    item = GraphItem(image, [GraphTarget(by_rank(0))])
+    (ours,), (theirs,) = again.run([item], 1), expected.run([item], 1)
+    assert 0 < ours.scores[0] <= 1
+    np.testing.assert_allclose(ours.scores, theirs.scores, rtol=1e-4)
+    np.testing.assert_allclose(ours.maps[0], theirs.maps[0], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "perturbed"),
+    [(Method.GRAD_CAM, True), (Method.HIRES_CAM, True), (Method.EIGEN_GRAD_CAM, False)],
+)
+def test_what_cannot_be_exported_is_not_advised_to_be(
+    exported: Path, method: Method, perturbed: bool
+) -> None:
+    """Methods of many passes and EigenGrad-CAM need the model itself; --warm would not help."""
+    key = GraphKey("small", ("block",), method, ScoreType.LOGIT, 1, perturbed=perturbed)
+    with pytest.raises(InvalidRequestError, match=r"serve .* file, not the export") as refused:
+        Engine(settings(exported)).sources["small"].compile(key, (1,))
+    assert "--warm" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("more", "text"),
     [

@@ -122,8 +122,9 @@ class ServeConfig:
     preprocessing: tuple[str, ...] = _option(
         (),
         "How pixels are scaled for the network: none (RGB from 0 to 255), caffe, torch, tf (the "
-        "modes of keras.applications) or lite. Built-in models know theirs; a model from a file "
-        "has none: it scales them itself. With several models: MODEL=VALUE, repeated.",
+        "modes of keras.applications) or lite. Built-in models know theirs; for a model from a "
+        "file it is none, with a warning if no layer of the model scales pixels. With several "
+        "models: MODEL=VALUE, repeated.",
         str,
         multiple=True,
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradcam_server.catalog import ServedModel
 from gradcam_server.compiled import CompilationCounter, CompiledGraph, Executable
@@ -15,6 +16,7 @@ from gradcam_server.errors import InvalidRequestError, StartupError
 from gradcam_server.exports.manifest import ExportedGraph, read_manifest
 from gradcam_server.graph_io import NO_CLASS, GraphKey, by_rank
 from gradcam_server.models import ModelSpec
+from gradcam_server.models.preprocessing import Preprocessing
 from gradcam_server.requests import Method
 from gradcam_server.warm import warm_option
 
@@ -58,9 +60,17 @@ class ExportedSource:
             manifest.preprocessing,
             f"{manifest.weights}, {manifest.precision}, exported {manifest.created}",
             manifest.random_weights,
+            preprocessing_declared=manifest.preprocessing_declared,
         )
 
     device_count = 1
+
+    def answer_by_likely_preprocessing(
+        self,
+        image: NDArray[np.uint8],  # noqa: ARG002 - as GraphSource has it
+    ) -> dict[Preprocessing, NDArray[np.float32]]:
+        """Returns nothing: the preprocessing is part of the graphs; gradcam export warns."""
+        return {}
 
     def compile(self, key: GraphKey, batch_sizes: Sequence[int]) -> CompiledGraph:
         """Reads a graph and compiles it for this CPU.

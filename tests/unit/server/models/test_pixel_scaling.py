@@ -42,7 +42,7 @@ def nested(*first: keras.Layer) -> keras.Model:
 
 
 @keras.saving.register_keras_serializable("test_pixel_scaling")
-class Halved(layers.Layer):  # type: ignore[misc]
+class Halved(layers.Layer):
     """A layer of someone's own."""
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:

@@ -262,6 +262,10 @@ class ImageExplanation:
         logits: float32 (classes,), or None if they were not asked for.
         stats: What the answer cost.
         model_version: The model's version; empty if it was given none.
+        preprocessing: How pixels were scaled for the model: "none" (RGB from 0 to 255),
+            "caffe", "torch", "tf" or "lite"; empty if the server does not say.
+        preprocessing_declared: Whether that was declared, or is known of a built-in model;
+            else it is a default that may not be what the model was trained with.
     """
 
     model: str
@@ -272,6 +276,8 @@ class ImageExplanation:
     logits: NDArray[np.float32] | None = field(compare=False, repr=False)
     stats: ServingStats
     model_version: str = ""
+    preprocessing: str = ""
+    preprocessing_declared: bool = False
 
     @property
     def top(self) -> Prediction:
@@ -305,6 +311,8 @@ class ImageExplanation:
         return cls(
             model=response.model,
             model_version=response.model_version,
+            preprocessing=response.preprocessing,
+            preprocessing_declared=response.preprocessing_declared,
             image_height=response.image_height_px,
             image_width=response.image_width_px,
             predictions=tuple(
@@ -376,6 +384,8 @@ class ModelInfo:
         classes: In the order of the output; empty from ``list_models``.
         layers: In the order of the model; empty from ``list_models``.
         version: Its version; empty if it was given none.
+        preprocessing: As of ``ImageExplanation``.
+        preprocessing_declared: As of ``ImageExplanation``.
     """
 
     name: str
@@ -393,6 +403,8 @@ class ModelInfo:
     classes: tuple[ClassInfo, ...] = field(repr=False)
     layers: tuple[LayerInfo, ...] = field(repr=False)
     version: str = ""
+    preprocessing: str = ""
+    preprocessing_declared: bool = False
 
     @classmethod
     def from_proto(cls, model: pb.Model) -> Self:
@@ -400,6 +412,8 @@ class ModelInfo:
         return cls(
             name=model.name,
             version=model.version,
+            preprocessing=model.preprocessing,
+            preprocessing_declared=model.preprocessing_declared,
             weights=model.weights,
             random_weights=model.random_weights,
             input_height=model.input_height_px,

@@ -31,6 +31,8 @@ class ServedModel:
         weights: Where the weights come from, for people.
         random_weights: Whether they are random.
         compiler: What runs Grad-CAM at its default layer; empty before it is warm.
+        preprocessing_declared: Whether the preprocessing was declared, or is known of a built-in
+            model; else it is the default of models from files.
     """
 
     name: str
@@ -43,6 +45,7 @@ class ServedModel:
     weights: str
     random_weights: bool = False
     compiler: str = ""
+    preprocessing_declared: bool = True
 
     @property
     def id(self) -> str:

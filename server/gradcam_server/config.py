@@ -122,8 +122,9 @@ class ServeConfig:
     preprocessing: tuple[str, ...] = _option(
         (),
         "How pixels are scaled for the network: none (RGB from 0 to 255), caffe, torch, tf (the "
-        "modes of keras.applications) or lite. Built-in models know theirs; a model from a file "
-        "has none: it scales them itself. With several models: MODEL=VALUE, repeated.",
+        "modes of keras.applications) or lite. Built-in models know theirs; for a model from a "
+        "file it is none, with a warning if no layer of the model scales pixels. With several "
+        "models: MODEL=VALUE, repeated.",
         str,
         multiple=True,
     )
@@ -151,8 +152,9 @@ class ServeConfig:
     seed: int = _option(0, "Seed of random weights.")
     warm: tuple[str, ...] = _option(
         (),
-        "METHOD, METHOD@LAYER or METHOD@LAYER+LAYER to compile before serving, beside gradcam at "
-        "each model's default layer. Repeat for several. Others are compiled at their first use.",
+        "METHOD[:SCORE][@LAYER+LAYER] to compile before serving, beside gradcam at each model's "
+        "default layer; SCORE is logit or probability: gradcam:probability@LAYER. Repeat for "
+        "several. Others are compiled at their first use.",
         str,
         multiple=True,
     )

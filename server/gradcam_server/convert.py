@@ -117,6 +117,8 @@ def to_response(explained: ExplainedImage, *, include_logits: bool) -> pb.Explai
     return pb.ExplainImageResponse(
         model=explained.model,
         model_version=explained.model_version,
+        preprocessing=explained.preprocessing,
+        preprocessing_declared=explained.preprocessing_declared,
         image_height_px=explained.image_height,
         image_width_px=explained.image_width,
         predictions=[
@@ -164,6 +166,8 @@ def to_model(
         methods=list(_METHOD_NUMBERS.values()),
         max_target_count=min(catalog.max_targets, len(served.labels)),
         compilation_count=compilation_count,
+        preprocessing=served.preprocessing,
+        preprocessing_declared=served.preprocessing_declared,
     )
     if full:
         model.classes.extend(

@@ -15,6 +15,7 @@ from gradcam_server.graph_io import GraphKey
 from gradcam_server.requests import Method, ScoreType
 from gradcam_server.sources import GraphSource, open_source
 from gradcam_server.threads import set_compute_threads
+from gradcam_server.warm import parse_warm, warm_option
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ class Engine:
                 "layers",
                 f"{key} is not compiled, and this server compiles nothing at first use; it has: "
                 f"{'; '.join(dict.fromkeys(str(warm) for warm in self._warm))}. "
-                f"Start it with --warm {key.method}@{'+'.join(key.layers)}",
+                f"Start it with --warm {warm_option(key)}",
             )
         if key not in self._extra:
             while len(self._extra) >= max(self._config.max_extra_graphs, 1):
@@ -147,24 +148,15 @@ class Engine:
             default = (model.default_layer,)
             yield from graph_keys(model, default, Method.GRAD_CAM, ScoreType.LOGIT, most)
         for option in self._config.warm:
-            method, layers = _parse_warm(option)
+            wanted = parse_warm(option)
             found: list[tuple[ServedModel, tuple[str, ...]]] = []
             failures = []
             for model in self._served:
                 try:
-                    found.append((model, model.resolve_layers(layers)))
+                    found.append((model, model.resolve_layers(wanted.layers)))
                 except ExplanationServerError as error:
                     failures.append(str(error))
             if not found:
                 raise StartupError(f"--warm {option}: {'; '.join(failures)}")
             for model, paths in found:
-                yield from graph_keys(model, paths, method, ScoreType.LOGIT, most)
-
-
-def _parse_warm(option: str) -> tuple[Method, tuple[str, ...]]:
-    method, _, layers = option.partition("@")
-    if method not in set(Method):
-        raise StartupError(
-            f"--warm {option}: the method must be one of {', '.join(Method)}, as in gradcam@LAYER"
-        )
-    return Method(method), tuple(layers.split("+")) if layers else ()
+                yield from graph_keys(model, paths, wanted.method, wanted.score_type, most)

@@ -3,6 +3,8 @@
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,13 +16,32 @@ from gradcam_client.stream import OnProgress
 from gradcam_server.computer import LocalComputer
 from gradcam_server.config import ServeConfig
 from gradcam_server.engine import Engine
+from gradcam_server.errors import InvalidRequestError
 from gradcam_server.explainer import Explainer
 from gradcam_server.metrics import Metrics
 from gradcam_server.models import DEFAULT_MODEL
-from gradcam_server.requests import Progress, watch
+from gradcam_server.pipeline import load
+from gradcam_server.requests import Progress, ResizeMode, watch
 from gradcam_server.status import to_status
 
 _MAX_IN_FLIGHT = 16
+
+
+@dataclass(frozen=True)
+class LikelyAnswer:
+    """What a model answers by one preprocessing.
+
+    Attributes:
+        preprocessing: A value of ``--preprocessing``.
+        index: The best class.
+        name: Its name; empty if the model has no labels.
+        probability: Its probability, 0 to 1.
+    """
+
+    preprocessing: str
+    index: int
+    name: str
+    probability: float
 
 
 class LocalClient:
@@ -35,6 +56,7 @@ class LocalClient:
 
     def __init__(self, config: ServeConfig) -> None:
         engine = Engine(config)
+        self._config, self._source = config, next(iter(engine.sources.values()))
         self._runner = asyncio.Runner()
         self._explainer = self._runner.run(_on_loop(config, engine))
 
@@ -75,6 +97,41 @@ class LocalClient:
                 yield self._runner.run(_result(pending.popleft()))
         while pending:
             yield self._runner.run(_result(pending.popleft()))
+
+    def predict_by_likely_preprocessing(self, image: Path, resize: str) -> list[LikelyAnswer]:
+        """Predicts an image with each preprocessing that is likely, if none is declared or seen.
+
+        Args:
+            image: The file.
+            resize: How it is brought to the model's input size: a key of ``RESIZE_MODES``.
+
+        Returns:
+            One answer for each preprocessing; none if the model's preprocessing is not in doubt,
+            or the image cannot be read, which ``explain_stream`` reports.
+        """
+        served = self._source.served
+        if served.preprocessing_declared:
+            return []
+        try:
+            _, fitted, _ = load(
+                image.read_bytes(),
+                self._config,
+                served.input_size,
+                ResizeMode(resize),
+                is_whole_needed=False,
+            )
+        except (OSError, InvalidRequestError):
+            return []
+        answers = self._source.answer_by_likely_preprocessing(fitted)
+        return [
+            LikelyAnswer(
+                how.value,
+                index := int(probabilities.argmax()),
+                served.labels.name(index),
+                float(probabilities[index]),
+            )
+            for how, probabilities in answers.items()
+        ]
 
     async def _explain(
         self, image: ImageInput, options: dict[str, Any], on_progress: OnProgress | None

@@ -147,6 +147,8 @@ class Pipeline:
             logits=output.logits,
             probabilities=output.probabilities,
             stats=stats,
+            preprocessing=model.preprocessing,
+            preprocessing_declared=model.preprocessing_declared,
         )
 
     async def close(self) -> None:

@@ -252,7 +252,11 @@ async def watch(progress: Progress) -> AsyncIterator[None]:
 
 @dataclass(frozen=True)
 class ExplainedImage:
-    """The answer for one image; logits and probabilities are float32 (classes,)."""
+    """The answer for one image; logits and probabilities are float32 (classes,).
+
+    ``preprocessing`` is how its pixels were scaled for the model, and ``preprocessing_declared``
+    whether someone said so.
+    """
 
     model: str
     image_height: int
@@ -263,3 +267,5 @@ class ExplainedImage:
     probabilities: NDArray[np.float32]
     stats: Stats = field(default_factory=Stats)
     model_version: str = ""
+    preprocessing: str = ""
+    preprocessing_declared: bool = False

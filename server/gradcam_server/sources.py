@@ -4,11 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gradcam_server.catalog import ServedModel
 from gradcam_server.compiled import CompilationCounter, CompiledGraph
 from gradcam_server.config import ServeConfig
 from gradcam_server.graph_io import GraphKey
 from gradcam_server.models import ModelSpec
+from gradcam_server.models.preprocessing import Preprocessing
 
 
 class GraphSource(Protocol):
@@ -22,6 +26,20 @@ class GraphSource(Protocol):
     @property
     def device_count(self) -> int:
         """On how many devices its graphs run."""
+        ...
+
+    def answer_by_likely_preprocessing(
+        self, image: NDArray[np.uint8]
+    ) -> dict[Preprocessing, NDArray[np.float32]]:
+        """Runs the model with each preprocessing that is likely, if none is declared or seen.
+
+        Args:
+            image: RGB of the model's input size, uint8, shape (H, W, 3).
+
+        Returns:
+            Probabilities, float32, shape (classes,), by preprocessing; empty if the model's
+            preprocessing is not in doubt.
+        """
         ...
 
     def compile(self, key: GraphKey, batch_sizes: Sequence[int]) -> CompiledGraph:

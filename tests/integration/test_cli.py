@@ -34,7 +34,11 @@ def test_json_and_npz_hold_what_they_promise(images: Path, tmp_path: Path) -> No
     )
     (line,) = ended.stdout.splitlines()
     answer = json.loads(line)
-    assert answer.keys() == {"path", "model", "predictions", "explanations", "stats"}
+    assert answer.keys() == {
+        *("path", "model", "preprocessing", "preprocessing_declared"),
+        *("predictions", "explanations", "stats"),
+    }
+    assert (answer["preprocessing"], answer["preprocessing_declared"]) == ("lite", True)
     assert answer["path"] == str(images / "cat.jpg")
     assert answer["predictions"][0].keys() == {"index", "name", "probability"}
     assert answer["predictions"][0]["name"] == "Egyptian cat"

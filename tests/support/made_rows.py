@@ -1,6 +1,6 @@
 """Jobs without a model: inputs that are numbers, and a stage that makes rows of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +17,7 @@ class Numbers:
     count: int
     fingerprint: str = "numbers"
     kind: str = "numbers"
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.count

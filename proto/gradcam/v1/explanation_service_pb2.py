@@ -25,31 +25,31 @@ _sym_db = _symbol_database.Default()
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$gradcam/v1/explanation_service.proto\x12\ngradcam.v1\x1a\x17google/rpc/status.proto\"\xe7\x04\n\x13\x45xplainImageRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x17\n\rencoded_image\x18\x02 \x01(\x0cH\x00\x12)\n\traw_image\x18\x03 \x01(\x0b\x32\x14.gradcam.v1.RawImageH\x00\x12#\n\x07targets\x18\x04 \x03(\x0b\x32\x12.gradcam.v1.Target\x12\x12\n\x05top_k\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x0e\n\x06layers\x18\x06 \x03(\t\x12\"\n\x06method\x18\x07 \x01(\x0e\x32\x12.gradcam.v1.Method\x12+\n\x0bresize_mode\x18\x08 \x01(\x0e\x32\x16.gradcam.v1.ResizeMode\x12,\n\x08heatmaps\x18\t \x03(\x0b\x32\x1a.gradcam.v1.HeatmapRequest\x12\x1d\n\x10prediction_count\x18\n \x01(\x05H\x02\x88\x01\x01\x12\x16\n\x0einclude_logits\x18\x0b \x01(\x08\x12)\n\nscore_type\x18\x0c \x01(\x0e\x32\x15.gradcam.v1.ScoreType\x12-\n\x0clayer_fusion\x18\r \x01(\x0e\x32\x17.gradcam.v1.LayerFusion\x12\x17\n\npass_count\x18\x0e \x01(\x05H\x03\x88\x01\x01\x12+\n\x0bsmooth_grad\x18\x0f \x01(\x0b\x32\x16.gradcam.v1.SmoothGrad\x12\x15\n\rmodel_version\x18\x10 \x01(\t\x12\x10\n\x08priority\x18\x11 \x01(\x05\x42\x07\n\x05imageB\x08\n\x06_top_kB\x13\n\x11_prediction_countB\r\n\x0b_pass_count\"L\n\nSmoothGrad\x12\x14\n\x0csample_count\x18\x01 \x01(\x05\x12\x18\n\x0bnoise_level\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\x0e\n\x0c_noise_level\"=\n\x08RawImage\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x11\n\theight_px\x18\x02 \x01(\x05\x12\x10\n\x08width_px\x18\x03 \x01(\x05\"\x86\x01\n\x06Target\x12\x15\n\x0b\x63lass_index\x18\x01 \x01(\x05H\x00\x12\x14\n\nclass_name\x18\x02 \x01(\tH\x00\x12\x1d\n\x13\x61gainst_class_index\x18\x03 \x01(\x05H\x01\x12\x1c\n\x12\x61gainst_class_name\x18\x04 \x01(\tH\x01\x42\x07\n\x05\x63lassB\t\n\x07\x61gainst\"\xad\x01\n\x0eHeatmapRequest\x12)\n\x06\x66ormat\x18\x01 \x01(\x0e\x32\x19.gradcam.v1.HeatmapFormat\x12\x12\n\x05\x61lpha\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12&\n\x08\x63olormap\x18\x03 \x01(\x0e\x32\x14.gradcam.v1.Colormap\x12\x19\n\x0cjpeg_quality\x18\x04 \x01(\x05H\x01\x88\x01\x01\x42\x08\n\x06_alphaB\x0f\n\r_jpeg_quality\"\x82\x02\n\x14\x45xplainImageResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x17\n\x0fimage_height_px\x18\x02 \x01(\x05\x12\x16\n\x0eimage_width_px\x18\x03 \x01(\x05\x12+\n\x0bpredictions\x18\x04 \x03(\x0b\x32\x16.gradcam.v1.Prediction\x12-\n\x0c\x65xplanations\x18\x05 \x03(\x0b\x32\x17.gradcam.v1.Explanation\x12\x0e\n\x06logits\x18\x06 \x03(\x02\x12\'\n\x05stats\x18\x07 \x01(\x0b\x32\x18.gradcam.v1.ServingStats\x12\x15\n\rmodel_version\x18\x08 \x01(\t\"Y\n\nPrediction\x12\x13\n\x0b\x63lass_index\x18\x01 \x01(\x05\x12\x12\n\nclass_name\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\x12\r\n\x05logit\x18\x04 \x01(\x02\"\xe9\x02\n\x0b\x45xplanation\x12\x13\n\x0b\x63lass_index\x18\x01 \x01(\x05\x12\x12\n\nclass_name\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\x12\r\n\x05layer\x18\x04 \x01(\t\x12\"\n\x06method\x18\x05 \x01(\x0e\x32\x12.gradcam.v1.Method\x12\x0f\n\x07raw_min\x18\x06 \x01(\x02\x12\x0f\n\x07raw_max\x18\x07 \x01(\x02\x12\x12\n\ndegenerate\x18\x08 \x01(\x08\x12%\n\x08heatmaps\x18\t \x03(\x0b\x32\x13.gradcam.v1.Heatmap\x12)\n\nscore_type\x18\n \x01(\x0e\x32\x15.gradcam.v1.ScoreType\x12\x11\n\tsaturated\x18\x0b \x01(\x08\x12 \n\x13\x61gainst_class_index\x18\x0c \x01(\x05H\x00\x88\x01\x01\x12\x1a\n\x12\x61gainst_class_name\x18\r \x01(\tB\x16\n\x14_against_class_index\"\xcb\x01\n\x07Heatmap\x12)\n\x06\x66ormat\x18\x01 \x01(\x0e\x32\x19.gradcam.v1.HeatmapFormat\x12\x11\n\theight_px\x18\x02 \x01(\x05\x12\x10\n\x08width_px\x18\x03 \x01(\x05\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x30\n\rnormalization\x18\x05 \x01(\x0e\x32\x19.gradcam.v1.Normalization\x12\x30\n\rinterpolation\x18\x06 \x01(\x0e\x32\x19.gradcam.v1.Interpolation\"\xd2\x01\n\x0cServingStats\x12\x11\n\tdecode_us\x18\x01 \x01(\x03\x12\x10\n\x08queue_us\x18\x02 \x01(\x03\x12\x12\n\ncompute_us\x18\x03 \x01(\x03\x12\x11\n\trender_us\x18\x04 \x01(\x03\x12\x12\n\nbatch_size\x18\x05 \x01(\x05\x12\x19\n\x11padded_batch_size\x18\x06 \x01(\x05\x12\x12\n\npass_count\x18\x07 \x01(\x05\x12\x33\n\x0f\x64ispatch_reason\x18\x08 \x01(\x0e\x32\x1a.gradcam.v1.DispatchReason\"\x7f\n\x1aStreamExplainImagesRequest\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\t\x12\x30\n\x07request\x18\x02 \x01(\x0b\x32\x1f.gradcam.v1.ExplainImageRequest\x12\x17\n\x0freport_progress\x18\x03 \x01(\x08\"\xc4\x01\n\x1bStreamExplainImagesResponse\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\t\x12\x34\n\x08response\x18\x02 \x01(\x0b\x32 .gradcam.v1.ExplainImageResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12(\n\x08progress\x18\x04 \x01(\x0b\x32\x14.gradcam.v1.ProgressH\x00\x42\x08\n\x06result\"B\n\x08Progress\x12\x1c\n\x14\x63ompleted_pass_count\x18\x01 \x01(\x05\x12\x18\n\x10total_pass_count\x18\x02 \x01(\x05\"\x13\n\x11ListModelsRequest\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.gradcam.v1.Model\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"4\n\x10GetModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.gradcam.v1.Model\"\x80\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07weights\x18\x02 \x01(\t\x12\x16\n\x0erandom_weights\x18\x03 \x01(\x08\x12\x17\n\x0finput_height_px\x18\x04 \x01(\x05\x12\x16\n\x0einput_width_px\x18\x05 \x01(\x05\x12\x13\n\x0b\x63lass_count\x18\x06 \x01(\x05\x12\x15\n\rdefault_layer\x18\x07 \x01(\t\x12\x17\n\x0f\x63ompiled_layers\x18\x08 \x03(\t\x12\x13\n\x0b\x62\x61tch_sizes\x18\t \x03(\x05\x12#\n\x07methods\x18\n \x03(\x0e\x32\x12.gradcam.v1.Method\x12\x18\n\x10max_target_count\x18\x0b \x01(\x05\x12\x19\n\x11\x63ompilation_count\x18\x0c \x01(\x03\x12\'\n\x07\x63lasses\x18\r \x03(\x0b\x32\x16.gradcam.v1.ModelClass\x12!\n\x06layers\x18\x0e \x03(\x0b\x32\x11.gradcam.v1.Layer\x12\x0f\n\x07version\x18\x0f \x01(\t\"+\n\nModelClass\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61liases\x18\x02 \x03(\t\"N\n\x05Layer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x14\n\x0coutput_shape\x18\x03 \x03(\x05\x12\x13\n\x0b\x65xplainable\x18\x04 \x01(\x08*Y\n\tScoreType\x12\x1a\n\x16SCORE_TYPE_UNSPECIFIED\x10\x00\x12\x14\n\x10SCORE_TYPE_LOGIT\x10\x01\x12\x1a\n\x16SCORE_TYPE_PROBABILITY\x10\x02*^\n\x0bLayerFusion\x12\x1c\n\x18LAYER_FUSION_UNSPECIFIED\x10\x00\x12\x15\n\x11LAYER_FUSION_NONE\x10\x01\x12\x1a\n\x16LAYER_FUSION_LAYER_CAM\x10\x02*\x8a\x02\n\x06Method\x12\x16\n\x12METHOD_UNSPECIFIED\x10\x00\x12\x13\n\x0fMETHOD_GRAD_CAM\x10\x01\x12\x1d\n\x19METHOD_GRAD_CAM_PLUS_PLUS\x10\x02\x12\x14\n\x10METHOD_HIRES_CAM\x10\x03\x12\x15\n\x11METHOD_X_GRAD_CAM\x10\x04\x12\x14\n\x10METHOD_LAYER_CAM\x10\x05\x12\x1f\n\x1bMETHOD_ELEMENTWISE_GRAD_CAM\x10\x06\x12\x19\n\x15METHOD_EIGEN_GRAD_CAM\x10\x07\x12\x14\n\x10METHOD_SCORE_CAM\x10\x08\x12\x1f\n\x1bMETHOD_INTEGRATED_GRADIENTS\x10\t*z\n\nResizeMode\x12\x1b\n\x17RESIZE_MODE_UNSPECIFIED\x10\x00\x12\x17\n\x13RESIZE_MODE_STRETCH\x10\x01\x12\x1b\n\x17RESIZE_MODE_CENTER_CROP\x10\x02\x12\x19\n\x15RESIZE_MODE_LETTERBOX\x10\x03*\xcf\x01\n\rHeatmapFormat\x12\x1e\n\x1aHEATMAP_FORMAT_UNSPECIFIED\x10\x00\x12\x1e\n\x1aHEATMAP_FORMAT_RAW_FLOAT32\x10\x01\x12 \n\x1cHEATMAP_FORMAT_IMAGE_FLOAT32\x10\x02\x12\x1b\n\x17HEATMAP_FORMAT_GRAY_PNG\x10\x03\x12\x1f\n\x1bHEATMAP_FORMAT_OVERLAY_JPEG\x10\x04\x12\x1e\n\x1aHEATMAP_FORMAT_OVERLAY_PNG\x10\x05*v\n\x08\x43olormap\x12\x18\n\x14\x43OLORMAP_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43OLORMAP_JET\x10\x01\x12\x12\n\x0e\x43OLORMAP_TURBO\x10\x02\x12\x14\n\x10\x43OLORMAP_VIRIDIS\x10\x03\x12\x14\n\x10\x43OLORMAP_INFERNO\x10\x04*]\n\rNormalization\x12\x1d\n\x19NORMALIZATION_UNSPECIFIED\x10\x00\x12\x16\n\x12NORMALIZATION_NONE\x10\x01\x12\x15\n\x11NORMALIZATION_MAX\x10\x02*b\n\rInterpolation\x12\x1d\n\x19INTERPOLATION_UNSPECIFIED\x10\x00\x12\x16\n\x12INTERPOLATION_NONE\x10\x01\x12\x1a\n\x16INTERPOLATION_BILINEAR\x10\x02*\x80\x01\n\x0e\x44ispatchReason\x12\x1f\n\x1b\x44ISPATCH_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44ISPATCH_REASON_FULL\x10\x01\x12\x19\n\x15\x44ISPATCH_REASON_DELAY\x10\x02\x12\x18\n\x14\x44ISPATCH_REASON_IDLE\x10\x03\x32\xe7\x02\n\x12\x45xplanationService\x12Q\n\x0c\x45xplainImage\x12\x1f.gradcam.v1.ExplainImageRequest\x1a .gradcam.v1.ExplainImageResponse\x12j\n\x13StreamExplainImages\x12&.gradcam.v1.StreamExplainImagesRequest\x1a\'.gradcam.v1.StreamExplainImagesResponse(\x01\x30\x01\x12K\n\nListModels\x12\x1d.gradcam.v1.ListModelsRequest\x1a\x1e.gradcam.v1.ListModelsResponse\x12\x45\n\x08GetModel\x12\x1b.gradcam.v1.GetModelRequest\x1a\x1c.gradcam.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$gradcam/v1/explanation_service.proto\x12\ngradcam.v1\x1a\x17google/rpc/status.proto\"\xe7\x04\n\x13\x45xplainImageRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x17\n\rencoded_image\x18\x02 \x01(\x0cH\x00\x12)\n\traw_image\x18\x03 \x01(\x0b\x32\x14.gradcam.v1.RawImageH\x00\x12#\n\x07targets\x18\x04 \x03(\x0b\x32\x12.gradcam.v1.Target\x12\x12\n\x05top_k\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x0e\n\x06layers\x18\x06 \x03(\t\x12\"\n\x06method\x18\x07 \x01(\x0e\x32\x12.gradcam.v1.Method\x12+\n\x0bresize_mode\x18\x08 \x01(\x0e\x32\x16.gradcam.v1.ResizeMode\x12,\n\x08heatmaps\x18\t \x03(\x0b\x32\x1a.gradcam.v1.HeatmapRequest\x12\x1d\n\x10prediction_count\x18\n \x01(\x05H\x02\x88\x01\x01\x12\x16\n\x0einclude_logits\x18\x0b \x01(\x08\x12)\n\nscore_type\x18\x0c \x01(\x0e\x32\x15.gradcam.v1.ScoreType\x12-\n\x0clayer_fusion\x18\r \x01(\x0e\x32\x17.gradcam.v1.LayerFusion\x12\x17\n\npass_count\x18\x0e \x01(\x05H\x03\x88\x01\x01\x12+\n\x0bsmooth_grad\x18\x0f \x01(\x0b\x32\x16.gradcam.v1.SmoothGrad\x12\x15\n\rmodel_version\x18\x10 \x01(\t\x12\x10\n\x08priority\x18\x11 \x01(\x05\x42\x07\n\x05imageB\x08\n\x06_top_kB\x13\n\x11_prediction_countB\r\n\x0b_pass_count\"L\n\nSmoothGrad\x12\x14\n\x0csample_count\x18\x01 \x01(\x05\x12\x18\n\x0bnoise_level\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\x0e\n\x0c_noise_level\"=\n\x08RawImage\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x11\n\theight_px\x18\x02 \x01(\x05\x12\x10\n\x08width_px\x18\x03 \x01(\x05\"\x86\x01\n\x06Target\x12\x15\n\x0b\x63lass_index\x18\x01 \x01(\x05H\x00\x12\x14\n\nclass_name\x18\x02 \x01(\tH\x00\x12\x1d\n\x13\x61gainst_class_index\x18\x03 \x01(\x05H\x01\x12\x1c\n\x12\x61gainst_class_name\x18\x04 \x01(\tH\x01\x42\x07\n\x05\x63lassB\t\n\x07\x61gainst\"\xad\x01\n\x0eHeatmapRequest\x12)\n\x06\x66ormat\x18\x01 \x01(\x0e\x32\x19.gradcam.v1.HeatmapFormat\x12\x12\n\x05\x61lpha\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12&\n\x08\x63olormap\x18\x03 \x01(\x0e\x32\x14.gradcam.v1.Colormap\x12\x19\n\x0cjpeg_quality\x18\x04 \x01(\x05H\x01\x88\x01\x01\x42\x08\n\x06_alphaB\x0f\n\r_jpeg_quality\"\xb9\x02\n\x14\x45xplainImageResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x17\n\x0fimage_height_px\x18\x02 \x01(\x05\x12\x16\n\x0eimage_width_px\x18\x03 \x01(\x05\x12+\n\x0bpredictions\x18\x04 \x03(\x0b\x32\x16.gradcam.v1.Prediction\x12-\n\x0c\x65xplanations\x18\x05 \x03(\x0b\x32\x17.gradcam.v1.Explanation\x12\x0e\n\x06logits\x18\x06 \x03(\x02\x12\'\n\x05stats\x18\x07 \x01(\x0b\x32\x18.gradcam.v1.ServingStats\x12\x15\n\rmodel_version\x18\x08 \x01(\t\x12\x15\n\rpreprocessing\x18\t \x01(\t\x12\x1e\n\x16preprocessing_declared\x18\n \x01(\x08\"Y\n\nPrediction\x12\x13\n\x0b\x63lass_index\x18\x01 \x01(\x05\x12\x12\n\nclass_name\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\x12\r\n\x05logit\x18\x04 \x01(\x02\"\xe9\x02\n\x0b\x45xplanation\x12\x13\n\x0b\x63lass_index\x18\x01 \x01(\x05\x12\x12\n\nclass_name\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\x12\r\n\x05layer\x18\x04 \x01(\t\x12\"\n\x06method\x18\x05 \x01(\x0e\x32\x12.gradcam.v1.Method\x12\x0f\n\x07raw_min\x18\x06 \x01(\x02\x12\x0f\n\x07raw_max\x18\x07 \x01(\x02\x12\x12\n\ndegenerate\x18\x08 \x01(\x08\x12%\n\x08heatmaps\x18\t \x03(\x0b\x32\x13.gradcam.v1.Heatmap\x12)\n\nscore_type\x18\n \x01(\x0e\x32\x15.gradcam.v1.ScoreType\x12\x11\n\tsaturated\x18\x0b \x01(\x08\x12 \n\x13\x61gainst_class_index\x18\x0c \x01(\x05H\x00\x88\x01\x01\x12\x1a\n\x12\x61gainst_class_name\x18\r \x01(\tB\x16\n\x14_against_class_index\"\xcb\x01\n\x07Heatmap\x12)\n\x06\x66ormat\x18\x01 \x01(\x0e\x32\x19.gradcam.v1.HeatmapFormat\x12\x11\n\theight_px\x18\x02 \x01(\x05\x12\x10\n\x08width_px\x18\x03 \x01(\x05\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x30\n\rnormalization\x18\x05 \x01(\x0e\x32\x19.gradcam.v1.Normalization\x12\x30\n\rinterpolation\x18\x06 \x01(\x0e\x32\x19.gradcam.v1.Interpolation\"\xd2\x01\n\x0cServingStats\x12\x11\n\tdecode_us\x18\x01 \x01(\x03\x12\x10\n\x08queue_us\x18\x02 \x01(\x03\x12\x12\n\ncompute_us\x18\x03 \x01(\x03\x12\x11\n\trender_us\x18\x04 \x01(\x03\x12\x12\n\nbatch_size\x18\x05 \x01(\x05\x12\x19\n\x11padded_batch_size\x18\x06 \x01(\x05\x12\x12\n\npass_count\x18\x07 \x01(\x05\x12\x33\n\x0f\x64ispatch_reason\x18\x08 \x01(\x0e\x32\x1a.gradcam.v1.DispatchReason\"\x7f\n\x1aStreamExplainImagesRequest\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\t\x12\x30\n\x07request\x18\x02 \x01(\x0b\x32\x1f.gradcam.v1.ExplainImageRequest\x12\x17\n\x0freport_progress\x18\x03 \x01(\x08\"\xc4\x01\n\x1bStreamExplainImagesResponse\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\t\x12\x34\n\x08response\x18\x02 \x01(\x0b\x32 .gradcam.v1.ExplainImageResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12(\n\x08progress\x18\x04 \x01(\x0b\x32\x14.gradcam.v1.ProgressH\x00\x42\x08\n\x06result\"B\n\x08Progress\x12\x1c\n\x14\x63ompleted_pass_count\x18\x01 \x01(\x05\x12\x18\n\x10total_pass_count\x18\x02 \x01(\x05\"\x13\n\x11ListModelsRequest\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.gradcam.v1.Model\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"4\n\x10GetModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.gradcam.v1.Model\"\xb7\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07weights\x18\x02 \x01(\t\x12\x16\n\x0erandom_weights\x18\x03 \x01(\x08\x12\x17\n\x0finput_height_px\x18\x04 \x01(\x05\x12\x16\n\x0einput_width_px\x18\x05 \x01(\x05\x12\x13\n\x0b\x63lass_count\x18\x06 \x01(\x05\x12\x15\n\rdefault_layer\x18\x07 \x01(\t\x12\x17\n\x0f\x63ompiled_layers\x18\x08 \x03(\t\x12\x13\n\x0b\x62\x61tch_sizes\x18\t \x03(\x05\x12#\n\x07methods\x18\n \x03(\x0e\x32\x12.gradcam.v1.Method\x12\x18\n\x10max_target_count\x18\x0b \x01(\x05\x12\x19\n\x11\x63ompilation_count\x18\x0c \x01(\x03\x12\'\n\x07\x63lasses\x18\r \x03(\x0b\x32\x16.gradcam.v1.ModelClass\x12!\n\x06layers\x18\x0e \x03(\x0b\x32\x11.gradcam.v1.Layer\x12\x0f\n\x07version\x18\x0f \x01(\t\x12\x15\n\rpreprocessing\x18\x10 \x01(\t\x12\x1e\n\x16preprocessing_declared\x18\x11 \x01(\x08\"+\n\nModelClass\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61liases\x18\x02 \x03(\t\"N\n\x05Layer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x14\n\x0coutput_shape\x18\x03 \x03(\x05\x12\x13\n\x0b\x65xplainable\x18\x04 \x01(\x08*Y\n\tScoreType\x12\x1a\n\x16SCORE_TYPE_UNSPECIFIED\x10\x00\x12\x14\n\x10SCORE_TYPE_LOGIT\x10\x01\x12\x1a\n\x16SCORE_TYPE_PROBABILITY\x10\x02*^\n\x0bLayerFusion\x12\x1c\n\x18LAYER_FUSION_UNSPECIFIED\x10\x00\x12\x15\n\x11LAYER_FUSION_NONE\x10\x01\x12\x1a\n\x16LAYER_FUSION_LAYER_CAM\x10\x02*\x8a\x02\n\x06Method\x12\x16\n\x12METHOD_UNSPECIFIED\x10\x00\x12\x13\n\x0fMETHOD_GRAD_CAM\x10\x01\x12\x1d\n\x19METHOD_GRAD_CAM_PLUS_PLUS\x10\x02\x12\x14\n\x10METHOD_HIRES_CAM\x10\x03\x12\x15\n\x11METHOD_X_GRAD_CAM\x10\x04\x12\x14\n\x10METHOD_LAYER_CAM\x10\x05\x12\x1f\n\x1bMETHOD_ELEMENTWISE_GRAD_CAM\x10\x06\x12\x19\n\x15METHOD_EIGEN_GRAD_CAM\x10\x07\x12\x14\n\x10METHOD_SCORE_CAM\x10\x08\x12\x1f\n\x1bMETHOD_INTEGRATED_GRADIENTS\x10\t*z\n\nResizeMode\x12\x1b\n\x17RESIZE_MODE_UNSPECIFIED\x10\x00\x12\x17\n\x13RESIZE_MODE_STRETCH\x10\x01\x12\x1b\n\x17RESIZE_MODE_CENTER_CROP\x10\x02\x12\x19\n\x15RESIZE_MODE_LETTERBOX\x10\x03*\xcf\x01\n\rHeatmapFormat\x12\x1e\n\x1aHEATMAP_FORMAT_UNSPECIFIED\x10\x00\x12\x1e\n\x1aHEATMAP_FORMAT_RAW_FLOAT32\x10\x01\x12 \n\x1cHEATMAP_FORMAT_IMAGE_FLOAT32\x10\x02\x12\x1b\n\x17HEATMAP_FORMAT_GRAY_PNG\x10\x03\x12\x1f\n\x1bHEATMAP_FORMAT_OVERLAY_JPEG\x10\x04\x12\x1e\n\x1aHEATMAP_FORMAT_OVERLAY_PNG\x10\x05*v\n\x08\x43olormap\x12\x18\n\x14\x43OLORMAP_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43OLORMAP_JET\x10\x01\x12\x12\n\x0e\x43OLORMAP_TURBO\x10\x02\x12\x14\n\x10\x43OLORMAP_VIRIDIS\x10\x03\x12\x14\n\x10\x43OLORMAP_INFERNO\x10\x04*]\n\rNormalization\x12\x1d\n\x19NORMALIZATION_UNSPECIFIED\x10\x00\x12\x16\n\x12NORMALIZATION_NONE\x10\x01\x12\x15\n\x11NORMALIZATION_MAX\x10\x02*b\n\rInterpolation\x12\x1d\n\x19INTERPOLATION_UNSPECIFIED\x10\x00\x12\x16\n\x12INTERPOLATION_NONE\x10\x01\x12\x1a\n\x16INTERPOLATION_BILINEAR\x10\x02*\x80\x01\n\x0e\x44ispatchReason\x12\x1f\n\x1b\x44ISPATCH_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44ISPATCH_REASON_FULL\x10\x01\x12\x19\n\x15\x44ISPATCH_REASON_DELAY\x10\x02\x12\x18\n\x14\x44ISPATCH_REASON_IDLE\x10\x03\x32\xe7\x02\n\x12\x45xplanationService\x12Q\n\x0c\x45xplainImage\x12\x1f.gradcam.v1.ExplainImageRequest\x1a .gradcam.v1.ExplainImageResponse\x12j\n\x13StreamExplainImages\x12&.gradcam.v1.StreamExplainImagesRequest\x1a\'.gradcam.v1.StreamExplainImagesResponse(\x01\x30\x01\x12K\n\nListModels\x12\x1d.gradcam.v1.ListModelsRequest\x1a\x1e.gradcam.v1.ListModelsResponse\x12\x45\n\x08GetModel\x12\x1b.gradcam.v1.GetModelRequest\x1a\x1c.gradcam.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gradcam.v1.explanation_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SCORETYPE']._serialized_start=3374
-  _globals['_SCORETYPE']._serialized_end=3463
-  _globals['_LAYERFUSION']._serialized_start=3465
-  _globals['_LAYERFUSION']._serialized_end=3559
-  _globals['_METHOD']._serialized_start=3562
-  _globals['_METHOD']._serialized_end=3828
-  _globals['_RESIZEMODE']._serialized_start=3830
-  _globals['_RESIZEMODE']._serialized_end=3952
-  _globals['_HEATMAPFORMAT']._serialized_start=3955
-  _globals['_HEATMAPFORMAT']._serialized_end=4162
-  _globals['_COLORMAP']._serialized_start=4164
-  _globals['_COLORMAP']._serialized_end=4282
-  _globals['_NORMALIZATION']._serialized_start=4284
-  _globals['_NORMALIZATION']._serialized_end=4377
-  _globals['_INTERPOLATION']._serialized_start=4379
-  _globals['_INTERPOLATION']._serialized_end=4477
-  _globals['_DISPATCHREASON']._serialized_start=4480
-  _globals['_DISPATCHREASON']._serialized_end=4608
+  _globals['_SCORETYPE']._serialized_start=3484
+  _globals['_SCORETYPE']._serialized_end=3573
+  _globals['_LAYERFUSION']._serialized_start=3575
+  _globals['_LAYERFUSION']._serialized_end=3669
+  _globals['_METHOD']._serialized_start=3672
+  _globals['_METHOD']._serialized_end=3938
+  _globals['_RESIZEMODE']._serialized_start=3940
+  _globals['_RESIZEMODE']._serialized_end=4062
+  _globals['_HEATMAPFORMAT']._serialized_start=4065
+  _globals['_HEATMAPFORMAT']._serialized_end=4272
+  _globals['_COLORMAP']._serialized_start=4274
+  _globals['_COLORMAP']._serialized_end=4392
+  _globals['_NORMALIZATION']._serialized_start=4394
+  _globals['_NORMALIZATION']._serialized_end=4487
+  _globals['_INTERPOLATION']._serialized_start=4489
+  _globals['_INTERPOLATION']._serialized_end=4587
+  _globals['_DISPATCHREASON']._serialized_start=4590
+  _globals['_DISPATCHREASON']._serialized_end=4718
   _globals['_EXPLAINIMAGEREQUEST']._serialized_start=78
   _globals['_EXPLAINIMAGEREQUEST']._serialized_end=693
   _globals['_SMOOTHGRAD']._serialized_start=695
@@ -61,35 +61,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HEATMAPREQUEST']._serialized_start=974
   _globals['_HEATMAPREQUEST']._serialized_end=1147
   _globals['_EXPLAINIMAGERESPONSE']._serialized_start=1150
-  _globals['_EXPLAINIMAGERESPONSE']._serialized_end=1408
-  _globals['_PREDICTION']._serialized_start=1410
-  _globals['_PREDICTION']._serialized_end=1499
-  _globals['_EXPLANATION']._serialized_start=1502
-  _globals['_EXPLANATION']._serialized_end=1863
-  _globals['_HEATMAP']._serialized_start=1866
-  _globals['_HEATMAP']._serialized_end=2069
-  _globals['_SERVINGSTATS']._serialized_start=2072
-  _globals['_SERVINGSTATS']._serialized_end=2282
-  _globals['_STREAMEXPLAINIMAGESREQUEST']._serialized_start=2284
-  _globals['_STREAMEXPLAINIMAGESREQUEST']._serialized_end=2411
-  _globals['_STREAMEXPLAINIMAGESRESPONSE']._serialized_start=2414
-  _globals['_STREAMEXPLAINIMAGESRESPONSE']._serialized_end=2610
-  _globals['_PROGRESS']._serialized_start=2612
-  _globals['_PROGRESS']._serialized_end=2678
-  _globals['_LISTMODELSREQUEST']._serialized_start=2680
-  _globals['_LISTMODELSREQUEST']._serialized_end=2699
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2701
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2756
-  _globals['_GETMODELREQUEST']._serialized_start=2758
-  _globals['_GETMODELREQUEST']._serialized_end=2806
-  _globals['_GETMODELRESPONSE']._serialized_start=2808
-  _globals['_GETMODELRESPONSE']._serialized_end=2860
-  _globals['_MODEL']._serialized_start=2863
-  _globals['_MODEL']._serialized_end=3247
-  _globals['_MODELCLASS']._serialized_start=3249
-  _globals['_MODELCLASS']._serialized_end=3292
-  _globals['_LAYER']._serialized_start=3294
-  _globals['_LAYER']._serialized_end=3372
-  _globals['_EXPLANATIONSERVICE']._serialized_start=4611
-  _globals['_EXPLANATIONSERVICE']._serialized_end=4970
+  _globals['_EXPLAINIMAGERESPONSE']._serialized_end=1463
+  _globals['_PREDICTION']._serialized_start=1465
+  _globals['_PREDICTION']._serialized_end=1554
+  _globals['_EXPLANATION']._serialized_start=1557
+  _globals['_EXPLANATION']._serialized_end=1918
+  _globals['_HEATMAP']._serialized_start=1921
+  _globals['_HEATMAP']._serialized_end=2124
+  _globals['_SERVINGSTATS']._serialized_start=2127
+  _globals['_SERVINGSTATS']._serialized_end=2337
+  _globals['_STREAMEXPLAINIMAGESREQUEST']._serialized_start=2339
+  _globals['_STREAMEXPLAINIMAGESREQUEST']._serialized_end=2466
+  _globals['_STREAMEXPLAINIMAGESRESPONSE']._serialized_start=2469
+  _globals['_STREAMEXPLAINIMAGESRESPONSE']._serialized_end=2665
+  _globals['_PROGRESS']._serialized_start=2667
+  _globals['_PROGRESS']._serialized_end=2733
+  _globals['_LISTMODELSREQUEST']._serialized_start=2735
+  _globals['_LISTMODELSREQUEST']._serialized_end=2754
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2756
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2811
+  _globals['_GETMODELREQUEST']._serialized_start=2813
+  _globals['_GETMODELREQUEST']._serialized_end=2861
+  _globals['_GETMODELRESPONSE']._serialized_start=2863
+  _globals['_GETMODELRESPONSE']._serialized_end=2915
+  _globals['_MODEL']._serialized_start=2918
+  _globals['_MODEL']._serialized_end=3357
+  _globals['_MODELCLASS']._serialized_start=3359
+  _globals['_MODELCLASS']._serialized_end=3402
+  _globals['_LAYER']._serialized_start=3404
+  _globals['_LAYER']._serialized_end=3482
+  _globals['_EXPLANATIONSERVICE']._serialized_start=4721
+  _globals['_EXPLANATIONSERVICE']._serialized_end=5080
 # @@protoc_insertion_point(module_scope)

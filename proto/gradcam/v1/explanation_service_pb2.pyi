@@ -198,7 +198,7 @@ class HeatmapRequest(_message.Message):
     def __init__(self, format: _Optional[_Union[HeatmapFormat, str]] = ..., alpha: _Optional[float] = ..., colormap: _Optional[_Union[Colormap, str]] = ..., jpeg_quality: _Optional[int] = ...) -> None: ...
 
 class ExplainImageResponse(_message.Message):
-    __slots__ = ("model", "image_height_px", "image_width_px", "predictions", "explanations", "logits", "stats", "model_version")
+    __slots__ = ("model", "image_height_px", "image_width_px", "predictions", "explanations", "logits", "stats", "model_version", "preprocessing", "preprocessing_declared")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGE_HEIGHT_PX_FIELD_NUMBER: _ClassVar[int]
     IMAGE_WIDTH_PX_FIELD_NUMBER: _ClassVar[int]
@@ -207,6 +207,8 @@ class ExplainImageResponse(_message.Message):
     LOGITS_FIELD_NUMBER: _ClassVar[int]
     STATS_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PREPROCESSING_FIELD_NUMBER: _ClassVar[int]
+    PREPROCESSING_DECLARED_FIELD_NUMBER: _ClassVar[int]
     model: str
     image_height_px: int
     image_width_px: int
@@ -215,7 +217,9 @@ class ExplainImageResponse(_message.Message):
     logits: _containers.RepeatedScalarFieldContainer[float]
     stats: ServingStats
     model_version: str
-    def __init__(self, model: _Optional[str] = ..., image_height_px: _Optional[int] = ..., image_width_px: _Optional[int] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., explanations: _Optional[_Iterable[_Union[Explanation, _Mapping]]] = ..., logits: _Optional[_Iterable[float]] = ..., stats: _Optional[_Union[ServingStats, _Mapping]] = ..., model_version: _Optional[str] = ...) -> None: ...
+    preprocessing: str
+    preprocessing_declared: bool
+    def __init__(self, model: _Optional[str] = ..., image_height_px: _Optional[int] = ..., image_width_px: _Optional[int] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., explanations: _Optional[_Iterable[_Union[Explanation, _Mapping]]] = ..., logits: _Optional[_Iterable[float]] = ..., stats: _Optional[_Union[ServingStats, _Mapping]] = ..., model_version: _Optional[str] = ..., preprocessing: _Optional[str] = ..., preprocessing_declared: bool = ...) -> None: ...
 
 class Prediction(_message.Message):
     __slots__ = ("class_index", "class_name", "probability", "logit")
@@ -350,7 +354,7 @@ class GetModelResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "weights", "random_weights", "input_height_px", "input_width_px", "class_count", "default_layer", "compiled_layers", "batch_sizes", "methods", "max_target_count", "compilation_count", "classes", "layers", "version")
+    __slots__ = ("name", "weights", "random_weights", "input_height_px", "input_width_px", "class_count", "default_layer", "compiled_layers", "batch_sizes", "methods", "max_target_count", "compilation_count", "classes", "layers", "version", "preprocessing", "preprocessing_declared")
     NAME_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     RANDOM_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
@@ -366,6 +370,8 @@ class Model(_message.Message):
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    PREPROCESSING_FIELD_NUMBER: _ClassVar[int]
+    PREPROCESSING_DECLARED_FIELD_NUMBER: _ClassVar[int]
     name: str
     weights: str
     random_weights: bool
@@ -381,7 +387,9 @@ class Model(_message.Message):
     classes: _containers.RepeatedCompositeFieldContainer[ModelClass]
     layers: _containers.RepeatedCompositeFieldContainer[Layer]
     version: str
-    def __init__(self, name: _Optional[str] = ..., weights: _Optional[str] = ..., random_weights: bool = ..., input_height_px: _Optional[int] = ..., input_width_px: _Optional[int] = ..., class_count: _Optional[int] = ..., default_layer: _Optional[str] = ..., compiled_layers: _Optional[_Iterable[str]] = ..., batch_sizes: _Optional[_Iterable[int]] = ..., methods: _Optional[_Iterable[_Union[Method, str]]] = ..., max_target_count: _Optional[int] = ..., compilation_count: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[ModelClass, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., version: _Optional[str] = ...) -> None: ...
+    preprocessing: str
+    preprocessing_declared: bool
+    def __init__(self, name: _Optional[str] = ..., weights: _Optional[str] = ..., random_weights: bool = ..., input_height_px: _Optional[int] = ..., input_width_px: _Optional[int] = ..., class_count: _Optional[int] = ..., default_layer: _Optional[str] = ..., compiled_layers: _Optional[_Iterable[str]] = ..., batch_sizes: _Optional[_Iterable[int]] = ..., methods: _Optional[_Iterable[_Union[Method, str]]] = ..., max_target_count: _Optional[int] = ..., compilation_count: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[ModelClass, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., version: _Optional[str] = ..., preprocessing: _Optional[str] = ..., preprocessing_declared: bool = ...) -> None: ...
 
 class ModelClass(_message.Message):
     __slots__ = ("name", "aliases")

@@ -64,6 +64,7 @@ class Job:
             "kind": self.source.kind,
             "column": self.column,
             "count": self.input_count,
+            "left_out": dict(self.source.left_out),
             "fingerprint": self.source.fingerprint,
         }
 

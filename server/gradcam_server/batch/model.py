@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from gradcam_server.config import ServeConfig
+from gradcam_server.exports.manifest import is_export
+from gradcam_server.models import ModelSpec
+from gradcam_server.models.preprocessing import Preprocessing
 
 # What a job tries; it uses those that pay.
 LADDER = (1, 4, 16)
@@ -26,7 +29,7 @@ def identity(config: ServeConfig) -> dict[str, Any]:
         "source": spec.source,
         "weights": spec.weights,
         "seed": spec.seed,
-        "preprocessing": None if spec.preprocessing is None else str(spec.preprocessing),
+        "preprocessing": _preprocessing(spec),
         "labels": None if spec.labels is None else str(spec.labels),
         "input_size": None if spec.input_size is None else list(spec.input_size),
         "precision": str(config.precision),
@@ -39,6 +42,13 @@ def identity(config: ServeConfig) -> dict[str, Any]:
         else value
         for name, value in names.items()
     }
+
+
+def _preprocessing(spec: ModelSpec) -> str | None:
+    """Returns what decides the answers; a file's default is the same whether declared or not."""
+    if spec.preprocessing is None and (spec.built_in or is_export(Path(spec.source))):
+        return None  # The model's own.
+    return str(spec.preprocessing or Preprocessing.NONE)
 
 
 def _content(value: Any) -> Any:

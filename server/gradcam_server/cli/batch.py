@@ -25,8 +25,10 @@ from gradcam_server.batch.ask import HEATMAP_TYPES, Ask
 from gradcam_server.batch.plan import Share
 from gradcam_server.cli.common import errors_for_people
 from gradcam_server.cli.connection import Connection, connection_options
+from gradcam_server.cli.progress_lines import ProgressLines
 from gradcam_server.cli.session import class_of
 from gradcam_server.config import ServeConfig, from_options, setting_options
+from gradcam_server.image_names import describe_left_out
 
 if TYPE_CHECKING:
     from gradcam_server.batch.job import Job, Summary
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 _ENGINES = ("local", "ray")
 _SHOW_INTERVAL_S = 0.2
 _LEAST_RATED_S = 1.0
+_INTERRUPTED = 130  # the exit status of shells: 128 and the number of SIGINT
 # Options of the engine and of its models, which are the server's, too.
 _SETTINGS = (
     *("model", "weights", "preprocessing", "labels", "input_size", "custom_objects", "seed"),
@@ -173,7 +176,7 @@ def batch(
     A job that was stopped, whatever stopped it, is finished by the same command: what is there is
     not done again, and OUTPUT has each image once.
     """  # noqa: D301 - click reads the character \b
-    with errors_for_people():
+    with errors_for_people(), _stoppable():
         needs_pyarrow()
         from gradcam_server.batch.inputs import open_source
         from gradcam_server.batch.job import Job
@@ -213,8 +216,8 @@ def batch(
             engine=who,
             column=column,
         )
-        with _progress(hidden=quiet) as bar:
-            summary = run_job(job, open_stage, bar)
+        with _progress(hidden=quiet) as report:
+            summary = run_job(job, open_stage, report)
     _print(job, summary)
 
 
@@ -320,7 +323,24 @@ class _Bar:
 
 
 @contextmanager
-def _progress(*, hidden: bool) -> Iterator[_Bar]:
+def _stoppable() -> Iterator[None]:
+    """Says what becomes of a job that is stopped from the keyboard."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(
+            "\nStopped. What is finished stays; the same command goes on where it stopped.",
+            err=True,
+        )
+        raise SystemExit(_INTERRUPTED) from None
+
+
+@contextmanager
+def _progress(*, hidden: bool) -> Iterator[_Bar | ProgressLines]:
+    if not (hidden or sys.stderr.isatty()):
+        with ProgressLines() as lines:
+            yield lines
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -330,7 +350,7 @@ def _progress(*, hidden: bool) -> Iterator[_Bar]:
         TextColumn("{task.fields[errors]} errors"),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=hidden or not sys.stderr.isatty()) as progress:
+    with Progress(*columns, console=console, disable=hidden) as progress:
         yield _Bar(progress)
 
 
@@ -345,6 +365,8 @@ def _print(job: "Job", summary: "Summary") -> None:
             f"explained {summary.done:,} in {summary.seconds:.1f} s ({rate:.1f} images/s, start "
             "included)"
         )
+    if job.source.left_out:
+        click.echo(f"  {describe_left_out(job.source.left_out)}", err=True)
     if summary.errors:
         click.echo(
             f"  {summary.errors:,} of them failed: their rows have status 'error' and say why"

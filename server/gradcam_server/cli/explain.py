@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -29,6 +29,9 @@ from gradcam_client.requests import (
 from gradcam_server.cli.common import errors_for_people
 from gradcam_server.cli.connection import readable
 from gradcam_server.cli.session import Place, class_of, error_as_json, place_options, progress_bar
+
+if TYPE_CHECKING:
+    from gradcam_server.local import LocalClient
 
 _OVERLAYS = {".jpg": OverlayJpeg, ".jpeg": OverlayJpeg, ".png": OverlayPng}
 
@@ -161,6 +164,8 @@ def explain(
         place.open(len(images) + many_passes, len(targets) or top_k or 1) as client,
         progress_bar(None if counts_passes else len(images), hidden=as_json) as progress,
     ):
+        if not place.server:
+            _show_likely_answers(images[0], client, options["resize"])
         outcomes = client.explain_stream(
             images,
             model=place.requested_model,
@@ -272,6 +277,8 @@ def _as_json(path: Path, result: ImageExplanation) -> dict[str, Any]:
     return {
         "path": str(path),
         "model": result.model,
+        "preprocessing": result.preprocessing,
+        "preprocessing_declared": result.preprocessing_declared,
         "predictions": [
             {"index": one.index, "name": one.name, "probability": one.probability}
             for one in result.predictions
@@ -315,7 +322,8 @@ def _save_numbers(path: Path, result: ImageExplanation) -> None:
 
 
 def _print(path: Path, result: ImageExplanation, written: Sequence[Path]) -> None:
-    click.echo(f"{path} ({result.image_width} x {result.image_height}), {result.model}")
+    size = f"{result.image_width} x {result.image_height}"
+    click.echo(f"{path} ({size}), {result.model}{_preprocessing(result)}")
     for prediction in result.predictions:
         click.echo(f"  {prediction.probability:7.2%}  {prediction.index:>4}  {prediction.name}")
     for explanation in result.explanations:
@@ -336,6 +344,27 @@ def _print(path: Path, result: ImageExplanation, written: Sequence[Path]) -> Non
         f"compute {stats.compute_us / 1e3:.1f} ms, render {stats.render_us / 1e3:.1f} ms "
         f"(batch of {stats.batch_size}{passes})"
     )
+
+
+def _preprocessing(result: ImageExplanation) -> str:
+    """Says how the pixels were scaled; nothing if an older server does not say."""
+    if not result.preprocessing:
+        return ""
+    origin = "" if result.preprocessing_declared else " (by default)"
+    return f", preprocessing {result.preprocessing}{origin}"
+
+
+def _show_likely_answers(path: Path, client: "LocalClient", resize: str) -> None:
+    """Shows on stderr what each likely preprocessing answers, if it is in doubt which is right."""
+    answers = client.predict_by_likely_preprocessing(path, resize)
+    if answers:
+        click.echo(f"What the model answers for {path} by each of them:", err=True)
+    for one in answers:
+        click.echo(
+            f"  --preprocessing {one.preprocessing:5}  {one.probability:7.2%}  {one.index:>4}  "
+            f"{one.name}",
+            err=True,
+        )
 
 
 def _report_failure(path: Path, error: Exception | None, as_json: bool) -> None:

@@ -79,6 +79,8 @@ class Manifest:
         versions: Of the packages that made it.
         created: When, in UTC (ISO 8601).
         sha256: Of each file, by its path in the folder.
+        preprocessing_declared: Whether it was declared when the model was exported, or known;
+            older exports do not say.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Manifest:
     versions: dict[str, str]
     created: str
     sha256: dict[str, str]
+    preprocessing_declared: bool = True
 
     def to_json(self) -> str:
         """Writes it."""

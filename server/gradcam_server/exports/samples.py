@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from gradcam_server.decode import decode_image
 from gradcam_server.errors import InvalidRequestError, StartupError
 from gradcam_server.geometry import fit
+from gradcam_server.image_names import reason_to_leave_out
 from gradcam_server.requests import ResizeMode
 
 BUNDLED = Path(__file__).parents[1] / "data" / "images"
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 _LEAST_FILES = 60  # fewer are cropped
 _CALIBRATION, _COMPARISON = 128, 64
 _MAX_PIXELS = 100_000_000
@@ -67,7 +67,7 @@ def load_samples(folder: Path | None, input_size: tuple[int, int]) -> Samples:
 
 def _read(folder: Path) -> Iterator[NDArray[np.uint8]]:
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in _SUFFIXES:
+        if reason_to_leave_out(path.relative_to(folder).as_posix()) is None:
             try:
                 yield decode_image(path.read_bytes(), _MAX_PIXELS)
             except (OSError, InvalidRequestError) as error:

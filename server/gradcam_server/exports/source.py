@@ -7,6 +7,7 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradcam_server.catalog import ServedModel
 from gradcam_server.compiled import CompilationCounter, CompiledGraph, Executable
@@ -15,6 +16,9 @@ from gradcam_server.errors import InvalidRequestError, StartupError
 from gradcam_server.exports.manifest import ExportedGraph, read_manifest
 from gradcam_server.graph_io import NO_CLASS, GraphKey, by_rank
 from gradcam_server.models import ModelSpec
+from gradcam_server.models.preprocessing import Preprocessing
+from gradcam_server.requests import Method
+from gradcam_server.warm import warm_option
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +60,17 @@ class ExportedSource:
             manifest.preprocessing,
             f"{manifest.weights}, {manifest.precision}, exported {manifest.created}",
             manifest.random_weights,
+            preprocessing_declared=manifest.preprocessing_declared,
         )
 
     device_count = 1
+
+    def answer_by_likely_preprocessing(
+        self,
+        image: NDArray[np.uint8],  # noqa: ARG002 - as GraphSource has it
+    ) -> dict[Preprocessing, NDArray[np.float32]]:
+        """Returns nothing: the preprocessing is part of the graphs; gradcam export warns."""
+        return {}
 
     def compile(self, key: GraphKey, batch_sizes: Sequence[int]) -> CompiledGraph:
         """Reads a graph and compiles it for this CPU.
@@ -70,8 +82,7 @@ class ExportedSource:
             raise InvalidRequestError(
                 "layers",
                 f"{key} is not in the export {self._folder.name}, which has: "
-                f"{'; '.join(dict.fromkeys(map(str, self._graphs)))}. "
-                f"Export it with --warm {key.method}@{'+'.join(key.layers)}",
+                f"{'; '.join(dict.fromkeys(map(str, self._graphs)))}. {_way_out(key)}",
             )
         from gradcam_server.compilers import openvino_runtime
 
@@ -104,6 +115,15 @@ class ExportedSource:
             seconds.append(perf_counter() - began)
         there = {one: _interpolate(graph.cost_s, one) for one in batch_sizes}
         return {one: there[one] * min(seconds) / there[size] for one in batch_sizes}
+
+
+def _way_out(key: GraphKey) -> str:
+    """Says how to have a graph that was not exported."""
+    if key.perturbed:
+        return "Methods of many passes need the model itself: serve its file, not the export"
+    if key.method is Method.EIGEN_GRAD_CAM:
+        return f"OpenVINO does not compute {key.method}: serve the model's file, not the export"
+    return f"Export the model again with --warm {warm_option(key)}"
 
 
 def _interpolate(cost_s: Mapping[int, float], size: int) -> float:

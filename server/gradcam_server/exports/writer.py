@@ -103,6 +103,7 @@ class _Writer:
             random_weights=served.random_weights,
             input_size=served.input_size,
             preprocessing=loaded.preprocessing,
+            preprocessing_declared=loaded.preprocessing_declared,
             layers=served.layers,
             default_layer=served.default_layer,
             labels=served.labels,

@@ -14,7 +14,6 @@ from gradcam_server.models import ModelSpec
 from gradcam_server.models.keras_network import KerasNetwork
 from gradcam_server.models.label_file import no_labels, read_labels
 from gradcam_server.models.loaded import LoadedModel
-from gradcam_server.models.network import Network
 from gradcam_server.models.preprocessing import Preprocessing
 from gradcam_server.models.saved_model_network import SavedModelNetwork
 
@@ -53,11 +52,12 @@ def load(spec: ModelSpec) -> LoadedModel:
     if not path.exists():
         raise StartupError(f"the model {path} does not exist")
     network = _network(path, spec.input_size)
+    scales_pixels = network.scales_pixels
     preprocessing = spec.preprocessing or Preprocessing.NONE
     logger.info(
         "%s: %d classes, images of %dx%d, preprocessing %s (%s)",
         *(spec.name, network.class_count, *network.input_size, preprocessing),
-        "as declared" if spec.preprocessing else "by default: the model scales its own pixels",
+        "as declared" if spec.preprocessing else "by default",
     )
     return LoadedModel(
         name=spec.name,
@@ -65,10 +65,12 @@ def load(spec: ModelSpec) -> LoadedModel:
         preprocessing=preprocessing,
         labels=read_labels(spec.labels, network.class_count) or no_labels(network.class_count),
         weights=f"file {path.name}",
+        preprocessing_declared=spec.preprocessing is not None,
+        scales_pixels=scales_pixels,
     )
 
 
-def _network(path: Path, input_size: tuple[int, int] | None) -> Network:
+def _network(path: Path, input_size: tuple[int, int] | None) -> KerasNetwork | SavedModelNetwork:
     if path.is_dir():
         if not (path / "saved_model.pb").is_file():
             raise StartupError(f"{path} is no SavedModel: it has no saved_model.pb")

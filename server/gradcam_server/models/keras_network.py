@@ -25,6 +25,7 @@ from gradcam_server.errors import StartupError
 from gradcam_server.layers import LayerInfo, has_positions
 from gradcam_server.models.batch_norm import Fold, can_fold
 from gradcam_server.models.network import LinearHead, OutputActivation
+from gradcam_server.models.pixel_scaling import do_layers_scale
 from gradcam_server.models.precision import computing_in
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,7 @@ class KerasNetwork:
         self._outputs = {call.name: call.outputs[0] for call in self._calls}
         self.layers: tuple[LayerInfo, ...] = self._list_layers(model)
         self.head = self._find_head()
+        self.scales_pixels = do_layers_scale(self._calls, self._input)
         self._first_convolution = _find_first_convolution(self._calls, self._input)
         self.can_reverse = self._first_convolution is not None
 

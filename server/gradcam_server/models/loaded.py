@@ -19,6 +19,9 @@ class LoadedModel:
         weights: Where the weights come from, for people.
         random_weights: Whether they are random.
         device: Where the weights are, by TensorFlow's name; None is its default.
+        preprocessing_declared: Whether the preprocessing was declared, or is known of a built-in
+            model; else it is the default of models from files.
+        scales_pixels: Whether the network scales pixels itself, as far as it can be seen.
     """
 
     name: str
@@ -28,6 +31,8 @@ class LoadedModel:
     weights: str
     random_weights: bool = False
     device: str | None = None
+    preprocessing_declared: bool = True
+    scales_pixels: bool = True
 
     @property
     def input_size(self) -> tuple[int, int]:

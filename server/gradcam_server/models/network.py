@@ -18,6 +18,9 @@ class OutputActivation(StrEnum):
     SIGMOID = "sigmoid"
 
 
+PROBABILITIES = {OutputActivation.SOFTMAX: tf.nn.softmax, OutputActivation.SIGMOID: tf.nn.sigmoid}
+
+
 @dataclass(frozen=True)
 class LinearHead:
     """The dense layer at the end: logits = features @ kernel + bias.

@@ -23,6 +23,7 @@ from gradcam_server.config import Precision
 from gradcam_server.errors import StartupError
 from gradcam_server.layers import LayerInfo, has_positions
 from gradcam_server.models.network import OutputActivation
+from gradcam_server.models.pixel_scaling import do_operations_scale
 
 logger = logging.getLogger(__name__)
 
@@ -208,6 +209,10 @@ class SavedModelNetwork:
         logits, activation = self._find_logits(output, shape[1])
         between = _after(traced.inputs[0].op) & _before(logits)
         self._refuse_channels_first(between)
+        # Integers can only be pixels as they are.
+        self.scales_pixels = not self._image.dtype.is_floating or do_operations_scale(
+            traced.inputs[0], between
+        )
         listed = {
             name: one.outputs[0]
             for one, name in made.items()

@@ -1,10 +1,13 @@
 """A model as a source of graphs: TensorFlow traces them, and a compiler compiles them."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from gradcam_server.catalog import ServedModel
 from gradcam_server.compiled import CompilationCounter, CompiledGraph
@@ -18,7 +21,11 @@ from gradcam_server.graph import DisconnectedLayerError, ExplanationGraph
 from gradcam_server.graph_io import GraphKey
 from gradcam_server.layers import default_layer
 from gradcam_server.models import ModelSpec, load
+from gradcam_server.models.likely import answer_by_likely_preprocessing
 from gradcam_server.models.loaded import LoadedModel
+from gradcam_server.models.preprocessing import UNDECLARED, Preprocessing
+
+logger = logging.getLogger(__name__)
 
 _TIMES = "compilers.json"
 
@@ -58,12 +65,23 @@ class ModelSource:
             loaded.preprocessing,
             loaded.weights,
             loaded.random_weights,
+            preprocessing_declared=loaded.preprocessing_declared,
         )
+        # Nobody said how pixels are scaled, and the network does not scale them.
+        self._is_doubtful = not (loaded.preprocessing_declared or loaded.scales_pixels)
+        if self._is_doubtful:
+            logger.warning(UNDECLARED, spec.name)
 
     @property
     def device_count(self) -> int:
         """On how many devices its graphs run."""
         return 1 + len(self._others)
+
+    def answer_by_likely_preprocessing(
+        self, image: NDArray[np.uint8]
+    ) -> dict[Preprocessing, NDArray[np.float32]]:
+        """Runs the model with each likely preprocessing; see ``GraphSource``."""
+        return answer_by_likely_preprocessing(self.loaded, image) if self._is_doubtful else {}
 
     def compile(self, key: GraphKey, batch_sizes: Sequence[int]) -> CompiledGraph:
         """Traces, compiles and times a graph."""

@@ -51,6 +51,8 @@ def heatmap_response() -> pb.ExplainImageResponse:
     ]
     return pb.ExplainImageResponse(
         model="resnet50",
+        preprocessing="caffe",
+        preprocessing_declared=True,
         image_height_px=20,
         image_width_px=30,
         predictions=[

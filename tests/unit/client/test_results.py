@@ -27,6 +27,7 @@ def only(result: ImageExplanation, *formats: str) -> Explanation:
 def test_every_field_is_read(result: ImageExplanation) -> None:
     """Nothing of an answer is lost on its way into the result."""
     assert (result.model, result.image_height, result.image_width) == ("resnet50", 20, 30)
+    assert (result.preprocessing, result.preprocessing_declared) == ("caffe", True)
     assert result.top == Prediction(281, "tabby", 0.75, 9.5)
     assert len(result.predictions) == 2
     assert result.stats == ServingStats(1, 2, 3, 4, 5, 8)
@@ -152,6 +153,8 @@ def test_a_model_is_read() -> None:
         methods=[pb.METHOD_GRAD_CAM],
         max_target_count=8,
         compilation_count=3,
+        preprocessing="torch",
+        preprocessing_declared=True,
         classes=[pb.ModelClass(name="tabby", aliases=["n02123045"])],
         layers=[pb.Layer(name="last", type="Conv2D", output_shape=[-1, 7, 7], explainable=True)],
     )
@@ -168,6 +171,8 @@ def test_a_model_is_read() -> None:
         methods=("gradcam",),
         max_target_count=8,
         compilation_count=3,
+        preprocessing="torch",
+        preprocessing_declared=True,
         classes=(ClassInfo("tabby", ("n02123045",)),),
         layers=(LayerInfo("last", "Conv2D", (-1, 7, 7), True),),
     )

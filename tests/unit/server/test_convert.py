@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 
 from gradcam.v1 import explanation_service_pb2 as pb
-from gradcam_server.convert import to_request, to_response
+from gradcam_server.catalog import Catalog, ServedModel
+from gradcam_server.convert import to_model, to_request, to_response
 from gradcam_server.errors import InvalidRequestError
+from gradcam_server.labels import ClassLabel, ClassLabels
+from gradcam_server.models.preprocessing import Preprocessing
 from gradcam_server.requests import (
     Colormap,
     ExplainedImage,
@@ -86,6 +89,21 @@ def test_what_makes_no_sense_is_refused_by_field(change: dict[str, object], fiel
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("declared", [False, True])
+def test_a_model_says_how_its_pixels_are_scaled(declared: bool, full: bool) -> None:
+    """Also in the short list of models: a default may not be what it was trained with."""
+    labels = ClassLabels([ClassLabel("one")])
+    preprocessing = Preprocessing.CAFFE if declared else Preprocessing.NONE
+    served = ServedModel(
+        *("m", "", labels, (), "top", (8, 8), preprocessing, "file"),
+        preprocessing_declared=declared,
+    )
+    message = to_model(served, Catalog((served,), (), (1,), 1), 0, full=full)
+    assert message.preprocessing == ("caffe" if declared else "none")
+    assert message.preprocessing_declared is declared
+
+
 @pytest.mark.parametrize("enum", [pb.HeatmapFormat, pb.Colormap, pb.ResizeMode, pb.Method])
 def test_every_value_of_the_proto_is_known(enum: type) -> None:
     """A value added to the proto file must be added to the server."""
@@ -119,9 +137,12 @@ def test_answers_are_written_whole() -> None:
         logits=np.array([0.0, 2.0], np.float32),
         probabilities=np.array([0.1, 0.9], np.float32),
         stats=Stats(1, 2, 3, 4, 5, 8),
+        preprocessing="tf",
+        preprocessing_declared=True,
     )
     message = to_response(explained, include_logits=True)
     assert (message.model, message.image_height_px, message.image_width_px) == ("m", 3, 4)
+    assert (message.preprocessing, message.preprocessing_declared) == ("tf", True)
     assert message.predictions[0].class_name == "one"
     (explanation,) = message.explanations
     assert (explanation.raw_min, explanation.raw_max, explanation.score) == (-1, 3, 2)

@@ -12,6 +12,7 @@ from gradcam_server.config import Compiler, ServeConfig
 from gradcam_server.engine import Engine
 from gradcam_server.errors import InvalidRequestError, NotFoundError, StartupError
 from gradcam_server.requests import Method, ScoreType
+from support.small_model import build_network
 
 DEFAULT, WARM, OTHER, THIRD = "top_activation", "block6a_expand_conv", "top_conv", "top_bn"
 
@@ -118,6 +119,47 @@ async def test_cold_layers_can_be_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("layers", "method", "score_type"),
+    [
+        (("block",), Method.GRAD_CAM, ScoreType.PROBABILITY),
+        (("conv3", "block"), Method.LAYER_CAM, ScoreType.PROBABILITY),
+        (("conv3",), Method.GRAD_CAM, ScoreType.LOGIT),
+    ],
+)
+async def test_the_option_that_an_error_names_makes_the_graph_warm(
+    tmp_path: Path, layers: tuple[str, ...], method: Method, score_type: ScoreType
+) -> None:
+    """A server that is started with it answers the request that was refused."""
+    build_network().save(tmp_path / "small.keras")
+
+    async def ask(*warm: str) -> CompiledGraph:
+        engine = Engine(
+            ServeConfig(
+                model=(f"small={tmp_path / 'small.keras'}",),
+                preprocessing=("lite",),
+                warm=warm,
+                batch_sizes=(1,),
+                compiler=Compiler.TENSORFLOW,
+                max_targets=2,
+                max_extra_graphs=0,
+            )
+        )
+        engine.warm_up()
+        catalog = engine.catalog
+        model = catalog.find_model("")
+        try:
+            return await engine.graph(catalog.graph_key(model, layers, method, score_type, 1))
+        finally:
+            engine.close()
+
+    with pytest.raises(InvalidRequestError, match="compiles nothing at first use") as refused:
+        await ask()
+    option = str(refused.value).partition("Start it with --warm ")[2]
+    graph = await ask(option)
+    assert (graph.key.layers, graph.key.score_type) == (layers, score_type)
+
+
+@pytest.mark.parametrize(
     ("layer", "kind", "message"),
     [
         ("nope", NotFoundError, "no layer 'nope'; the default is 'top_activation'.*top_conv"),
@@ -145,6 +187,7 @@ def test_unknown_names_are_refused(warm: Engine) -> None:
         ("gradcam@nope", "--warm gradcam@nope: .*no layer 'nope'"),
         ("gradcam@avg_pool", "has no positions"),
         ("magic", "the method must be one of gradcam, gradcam"),
+        ("gradcam:loss", "the score must be logit or probability"),
     ],
 )
 def test_what_cannot_be_warm_stops_the_start(option: str, message: str) -> None:

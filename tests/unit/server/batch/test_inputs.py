@@ -4,8 +4,10 @@ import io
 import os
 import pickle
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -180,5 +182,223 @@ def test_a_parquet_file_without_such_a_column_names_those_it_has(tmp_path: Path)
     pq.write_table(pa.table({"x": [1], "photo": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match="--column: photo"):
         open_source(str(tmp_path / "a.parquet"))
-    with pytest.raises(InputError, match="no column 'x'"):
+    with pytest.raises(InputError, match="'x' has the type int64, .*fit: photo"):
         open_source(str(tmp_path / "a.parquet"), column="x")
+    with pytest.raises(InputError, match="no column 'y'; .*there is photo"):
+        open_source(str(tmp_path / "a.parquet"), column="y")
+
+
+MADE_BY_MACOS = ["__MACOSX/._1.jpg", "__MACOSX/2.jpg", "a/._1.jpg", "._1.jpg"]
+TREE = [
+    *MADE_BY_MACOS,
+    "a/1.JPG",
+    "a/.thumbs/1.png",
+    "2.png",
+    "3.tif",
+    "a/4.TIF",
+    "5.heic",
+    "notes",
+]
+
+
+def test_every_source_leaves_out_the_same_names(tmp_path: Path) -> None:
+    """What macOS adds, hidden files and other formats: in a folder, a tar, a pattern, a list."""
+    write(tmp_path / "tree", *TREE)
+    write_tar(tmp_path / "tree.tar", *(f"./{name}" for name in TREE))
+    # A list may name what has no suffix.
+    listed = [f"tree/{name}" for name in TREE if name != "notes"]
+    (tmp_path / "tree.txt").write_text("\n".join(listed))
+    for where in ("tree", "tree.tar", "tree/**", "tree/**/*.*", "tree.txt"):
+        source = open_source(str(tmp_path / where))
+        found = {item.path.rpartition("/")[2] for item in source.read(0, len(source))}
+        # A list that names a file in a hidden folder means it.
+        expected = {"1.JPG", "2.png"} | ({"1.png"} if where == "tree.txt" else set())
+        assert found == expected, where
+        assert source.left_out[".tif"] == 2, where
+        assert source.left_out[".heic"] == 1, where
+
+
+def test_hidden_files_that_a_pattern_asks_for_are_left_out_too(tmp_path: Path) -> None:
+    """A pattern that begins in a hidden folder means it."""
+    write(tmp_path / ".cache", "1.jpg", "._1.jpg", "__MACOSX/2.jpg")
+    source = open_source(f"{tmp_path}/.cache/*.jpg")
+    assert [item.id for item in source.read(0, len(source))] == [f"{tmp_path}/.cache/1.jpg"]
+    source = open_source(f"{tmp_path}/.cache/**/*.jpg")
+    assert (len(source), dict(source.left_out)) == (1, {"hidden": 1})
+    with pytest.raises(InputError, match="none ends in"):
+        open_source(f"{tmp_path}/.cache/.*.jpg")
+
+
+def test_a_source_without_images_says_what_is_there(tmp_path: Path) -> None:
+    """The formats that were left out, with their numbers."""
+    write(tmp_path / "x", "1.heic", "2.heic", "3.tif")
+    write_tar(tmp_path / "x.tar", "1.avif")
+    with pytest.raises(InputError, match=r"3 files left out: \.heic 2, \.tif 1"):
+        open_source(str(tmp_path / "x"))
+    with pytest.raises(InputError, match=r"1 file left out: \.avif 1"):
+        open_source(str(tmp_path / "x.tar"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\xef\xbb\xbf1.jpg\n2.jpg\n",
+        b"\xef\xbb\xbf1.jpg\r\n2.jpg\r\n",
+        b"1.jpg\n\n   \n2.jpg",
+        b"1.jpg \t\n\xef\xbb\xbf2.jpg\n",
+        b"\xef\xbb\xbf\n1.jpg\n2.jpg\n",
+    ],
+    ids=["mark", "mark and CRLF", "blank lines", "two lists in one", "mark alone"],
+)
+def test_a_list_is_its_paths_whoever_wrote_it(tmp_path: Path, text: bytes) -> None:
+    """Byte order marks, ends of lines and blank lines of Windows' programs are no part of them."""
+    write(tmp_path, "1.jpg", "2.jpg")
+    (tmp_path / "list.txt").write_bytes(text)
+    source = open_source(str(tmp_path / "list.txt"))
+    assert everything(source) == [("1.jpg", b"1.jpg"), ("2.jpg", b"2.jpg")]
+
+
+def test_a_list_has_no_comments(tmp_path: Path) -> None:
+    """A name may begin with a number sign, and hold bytes that are no UTF-8."""
+    (tmp_path / "list.txt").write_bytes(b"#1.jpg\n\xe9.jpg\n")
+    first, second = open_source(str(tmp_path / "list.txt")).read(0, 2)
+    assert (first.id, second.id) == ("#1.jpg", "\\xe9.jpg")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1.jpg\r\n".encode("utf-16"), "not a list in UTF-8"),
+        ("1.jpg".encode("utf-16-be"), "not a list in UTF-8"),
+        ("\N{CJK UNIFIED IDEOGRAPH-4E00}".encode("utf-16"), "not a list in UTF-8"),
+        (b"1.jpg\x002.jpg\x00", "find -print0"),
+        (b"1.jpg\nhttps://example.org/2.jpg\n", r"line 2: .*is a link"),
+        (b"s3://bucket/2.jpg\n", r"line 1: .*is a link"),
+    ],
+    ids=["UTF-16", "UTF-16 without a mark", "UTF-16 without zeros", "NUL", "link", "bucket"],
+)
+def test_what_is_no_list_of_paths_is_refused(tmp_path: Path, text: bytes, message: str) -> None:
+    """No file is lost in silence: the message says what a list is."""
+    (tmp_path / "list.txt").write_bytes(text)
+    with pytest.raises(InputError, match=message):
+        open_source(str(tmp_path / "list.txt"))
+
+
+class ImagePath(pa.ExtensionType):
+    """A type of someone's own, stored as text."""
+
+    def __init__(self) -> None:
+        super().__init__(pa.string(), "test.image_path")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage_type: pa.DataType, serialized: bytes) -> "ImagePath":
+        return cls()
+
+
+@pytest.fixture
+def image_path_type() -> Iterator[ImagePath]:
+    """A registered extension type, as a library that is imported has it."""
+    pa.register_extension_type(ImagePath())
+    yield ImagePath()
+    pa.unregister_extension_type("test.image_path")
+
+
+PATHS, DATA = ["1.jpg", "2.jpg", "1.jpg"], [b"1.jpg", b"2.jpg", b"1.jpg"]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(PATHS).dictionary_encode(),
+        pa.array(PATHS, pa.large_string()),
+        pa.array(PATHS, pa.string_view()),
+        pa.array(DATA).dictionary_encode(),
+        pa.array(DATA, pa.large_binary()),
+        pa.array(DATA, pa.binary_view()),
+        pa.array(DATA, pa.binary(5)),
+        pa.array([{"bytes": one, "path": None} for one in DATA]),
+        pa.array([{"bytes": None, "path": one} for one in PATHS]),
+        pa.StructArray.from_arrays(
+            [pa.array(DATA, pa.large_binary()), pa.array(PATHS).dictionary_encode()],
+            ["bytes", "path"],
+        ),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_columns_are_read_as_their_values(tmp_path: Path, column: pa.Array) -> None:
+    """Whatever they are stored as: pandas' categories are dictionaries, for example."""
+    write(tmp_path, "1.jpg", "2.jpg")
+    pq.write_table(pa.table({"n": [0, 1, 2], "image": column}), tmp_path / "a.parquet")
+    source = open_source(str(tmp_path / "a.parquet"))
+    assert [data for _, data in everything(source)] == DATA
+
+
+def test_categories_of_pandas_are_paths_and_ids(tmp_path: Path) -> None:
+    """As ``to_parquet`` writes them."""
+    write(tmp_path, "1.jpg", "2.jpg")
+    table = pd.DataFrame({"id": ["a", "b", "c"], "path": PATHS}).astype("category")
+    table.to_parquet(tmp_path / "a.parquet")
+    source = open_source(str(tmp_path / "a.parquet"))
+    assert everything(source) == list(zip("abc", DATA, strict=True))
+
+
+def test_extension_types_are_read_as_what_they_are_stored_as(
+    tmp_path: Path, image_path_type: ImagePath
+) -> None:
+    """Whether their library is imported or not."""
+    write(tmp_path, "1.jpg", "2.jpg")
+    column = pa.ExtensionArray.from_storage(image_path_type, pa.array(PATHS))
+    pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet")
+    assert pq.read_schema(tmp_path / "a.parquet").field("image").type == image_path_type
+    source = open_source(str(tmp_path / "a.parquet"))
+    assert [data for _, data in everything(source)] == DATA
+
+
+@pytest.mark.parametrize("column", [None, "image"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.list_(pa.binary()),
+        pa.large_list(pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        pa.list_(pa.string(), 2),
+    ],
+    ids=str,
+)
+def test_a_column_of_lists_of_images_is_named_with_its_type(
+    tmp_path: Path, column: str | None, kind: pa.DataType
+) -> None:
+    """It is not passed over for another column, and the message says what to do."""
+    table = pa.table({"image": pa.array([None], kind), "path": ["1.jpg"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="'image' has the type .*list<.*flatten.*fit: path"):
+        open_source(str(tmp_path / "a.parquet"), column=column)
+
+
+def test_columns_that_hold_no_images_are_named_with_their_types(tmp_path: Path) -> None:
+    """A list of images under another name is among them."""
+    table = pa.table({"images": pa.array([[b""]]), "n": [1]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"images \(list<element: binary>\), n \(int64\)"):
+        open_source(str(tmp_path / "a.parquet"))
+
+
+def test_every_file_must_have_such_a_column(tmp_path: Path) -> None:
+    """A column of another type in a later file is refused before anything is explained."""
+    pq.write_table(pa.table({"image": [b"1"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"image": [[b"1"]]}), tmp_path / "b.parquet")
+    with pytest.raises(InputError, match=r"b\.parquet: the column 'image' has the type list"):
+        open_source(f"{tmp_path}/*.parquet")
+
+
+def test_paths_in_a_table_that_name_no_image_are_errors_of_their_rows(tmp_path: Path) -> None:
+    """Each row of a table has its answer; the reason is that of the other sources."""
+    write(tmp_path, "._1.jpg", "1.jpg", "notes.html")
+    pq.write_table(pa.table({"path": ["._1.jpg", "1.jpg", "notes.html"]}), tmp_path / "a.parquet")
+    first, second, third = open_source(str(tmp_path / "a.parquet")).read(0, 3)
+    assert second.load() == b"1.jpg"
+    for item, reason in ((first, "hidden"), (third, ".html")):
+        with pytest.raises(ValueError, match=f"names no image .{reason}"):
+            item.load()

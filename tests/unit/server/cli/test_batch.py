@@ -1,5 +1,6 @@
 """The options of gradcam batch: what they may not say together."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from gradcam_server.batch.model import identity
 from gradcam_server.cli import batch as module
 from gradcam_server.cli import main
 from gradcam_server.config import ServeConfig
+from support.made_rows import MadeStage
 
 
 def batch(*arguments: object) -> Result:
@@ -82,3 +84,48 @@ def test_a_models_identity_is_what_its_files_hold(tmp_path: Path) -> None:
     assert of("a") == of("b") == of("a", batch_sizes=(8,), worker_threads=1)
     assert of("a") != of("c")
     assert of("a") != of("a", preprocessing=("caffe",))
+    # What ends the warning must not make another job of it.
+    assert of("a") == of("a", preprocessing=("none",))
+
+
+def test_files_that_are_no_images_are_counted_in_the_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On stderr, and in the manifest; also when the job is run again."""
+    for name in ("1.jpg", "2.tif", "3.heic", "4.heic", "._1.jpg"):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"")
+    monkeypatch.setattr(module, "_engine", lambda *_: MadeStage)
+    for _ in range(2):
+        result = batch(tmp_path / "in", tmp_path / "out")
+        assert result.exit_code == 0, result.output
+        assert "4 files left out: .heic 2, " in result.stderr
+        assert ".tif 1" in result.stderr
+    manifest = json.loads((tmp_path / "out" / "_manifest.json").read_bytes())
+    assert manifest["inputs"]["left_out"] == {".tif": 1, ".heic": 2, "hidden": 1}
+
+
+def test_a_job_that_is_stopped_says_that_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exit status is that of a command that SIGINT ended."""
+    (tmp_path / "1.jpg").write_bytes(b"")
+
+    def interrupted(*_: object) -> MadeStage:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_engine", lambda *_: interrupted)
+    result = batch(tmp_path / "1.jpg", tmp_path / "out")
+    assert result.exit_code == 130
+    assert "the same command goes on where it stopped" in result.stderr
+
+
+def test_progress_is_a_line_where_there_is_no_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once when the job begins, unless --quiet; no bar is drawn into a log."""
+    (tmp_path / "1.jpg").write_bytes(b"")
+    monkeypatch.setattr(module, "_engine", lambda *_: MadeStage)
+    result = batch(tmp_path / "1.jpg", tmp_path / "out")
+    assert result.stderr.startswith("Explaining 1 of 1 images\n")
+    assert batch(tmp_path / "1.jpg", tmp_path / "quiet", "--quiet").stderr == ""

@@ -1,6 +1,7 @@
 """An export answers as the model does, without TensorFlow, and only as it was written."""
 
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,11 +20,13 @@ from gradcam_server.errors import InvalidRequestError, StartupError
 from gradcam_server.exports.manifest import MANIFEST, hash_file, read_manifest
 from gradcam_server.exports.writer import SAVED_MODEL, SIGNATURE, write
 from gradcam_server.graph_io import NO_CLASS, GraphItem, GraphKey, GraphOutput, GraphTarget, by_rank
+from gradcam_server.models.preprocessing import Preprocessing
 from gradcam_server.models.source import ModelSource
 from gradcam_server.requests import Method, ScoreType
 from support.small_model import CLASSES, SIZE, build_network
 
 TARGETS = 3
+OF_PROBABILITY = "gradcam:probability@block"
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,19 @@ def export(model: Path, folder: Path, *warm: str, **more: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(model, tmp_path_factory.mktemp("exports") / "small", "layercam@conv3")
+    folder = tmp_path_factory.mktemp("exports") / "small"
+    return export(model, folder, "layercam@conv3", OF_PROBABILITY)
+
+
+@pytest.fixture(scope="module")
+def plain(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default graph alone; nobody said how pixels are scaled."""
+    source = Engine(settings(model)).sources["small"]
+    assert isinstance(source, ModelSource)
+    key = GraphKey("small", ("block",), Method.GRAD_CAM, ScoreType.LOGIT, TARGETS)
+    folder = tmp_path_factory.mktemp("exports") / "plain"
+    write(source, [key], (1,), folder)
+    return folder
 
 
 def graph_of(source: Path, layer: str, method: Method, **more: Any) -> CompiledGraph:
@@ -90,9 +105,31 @@ def test_the_model_is_described_alike(model: Path, exported: Path) -> None:
     """Layers, classes, input size and preprocessing are the model's own."""
     ours = Engine(settings(exported)).catalog.find_model("small")
     theirs = Engine(settings(model, preprocessing=("lite",))).catalog.find_model("small")
-    for name in ("layers", "default_layer", "input_size", "preprocessing"):
+    for name in (
+        *("layers", "default_layer", "input_size"),
+        *("preprocessing", "preprocessing_declared"),
+    ):
         assert getattr(ours, name) == getattr(theirs, name)
     assert ours.labels.labels == theirs.labels.labels
+
+
+def test_an_export_keeps_that_nobody_declared_the_preprocessing(
+    plain: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The warning came with the model, when it was exported; a server of it says "by default"."""
+    with caplog.at_level(logging.WARNING):
+        served = Engine(settings(plain)).catalog.models[0]
+    assert (served.preprocessing, served.preprocessing_declared) == (Preprocessing.NONE, False)
+    assert not caplog.records
+
+
+def test_an_export_of_an_older_version_counts_as_declared(exported: Path, tmp_path: Path) -> None:
+    """It does not say; and a server of it must not doubt what nobody can look up."""
+    document = json.loads((exported / MANIFEST).read_text())
+    del document["preprocessing_declared"]
+    document["sha256"] = {}
+    (tmp_path / MANIFEST).write_text(json.dumps(document))
+    assert read_manifest(tmp_path).preprocessing_declared
 
 
 def test_tensorflow_is_not_imported(exported: Path) -> None:
@@ -116,6 +153,42 @@ def test_what_was_not_exported_is_refused(exported: Path) -> None:
         graph_of(exported, "block", Method.GRAD_CAM_PLUS_PLUS)
     with pytest.raises(StartupError, match="not in the export"):
         Engine(settings(exported, warm=("hirescam@block",))).warm_up()
+
+
+def test_the_option_that_an_error_names_exports_the_graph(
+    model: Path, exported: Path, plain: Path
+) -> None:
+    """An export that was written with it has the graph, and answers as the model does."""
+    key = GraphKey("small", ("block",), Method.GRAD_CAM, ScoreType.PROBABILITY, TARGETS)
+
+    def compile_in(folder: Path) -> CompiledGraph:
+        return Engine(settings(folder)).sources["small"].compile(key, (1,))
+
+    with pytest.raises(InvalidRequestError, match="not in the export") as refused:
+        compile_in(plain)
+    assert str(refused.value).endswith(f"Export the model again with --warm {OF_PROBABILITY}")
+    again = compile_in(exported)
+    expected = Engine(settings(model, preprocessing=("lite",))).sources["small"].compile(key, (1,))
+    image = np.random.default_rng(1).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+    item = GraphItem(image, [GraphTarget(by_rank(0))])
+    (ours,), (theirs,) = again.run([item], 1), expected.run([item], 1)
+    assert 0 < ours.scores[0] <= 1
+    np.testing.assert_allclose(ours.scores, theirs.scores, rtol=1e-4)
+    np.testing.assert_allclose(ours.maps[0], theirs.maps[0], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "perturbed"),
+    [(Method.GRAD_CAM, True), (Method.HIRES_CAM, True), (Method.EIGEN_GRAD_CAM, False)],
+)
+def test_what_cannot_be_exported_is_not_advised_to_be(
+    exported: Path, method: Method, perturbed: bool
+) -> None:
+    """Methods of many passes and EigenGrad-CAM need the model itself; --warm would not help."""
+    key = GraphKey("small", ("block",), method, ScoreType.LOGIT, 1, perturbed=perturbed)
+    with pytest.raises(InvalidRequestError, match=r"serve .* file, not the export") as refused:
+        Engine(settings(exported)).sources["small"].compile(key, (1,))
+    assert "--warm" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

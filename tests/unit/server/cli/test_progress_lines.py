@@ -1,0 +1,64 @@
+"""Progress of a job in a log."""
+
+import threading
+
+import pytest
+
+from gradcam_server.batch.inputs import Item
+from gradcam_server.batch.schema import error_row
+from gradcam_server.cli import progress_lines as module
+from gradcam_server.cli.progress_lines import ProgressLines
+from support.made_rows import made_row
+
+
+def item(index: int) -> Item:
+    return Item(index, str(index), str(index), bytes)
+
+
+def test_a_line_says_how_far_the_job_is() -> None:
+    """Images of earlier runs count as done, and not for the rate."""
+    now = [100.0]
+    lines = ProgressLines(clock=lambda: now[0])
+    with lines:
+        lines.begin(10_000, 2_000, 3)
+        assert lines.line() == "2,000 of 10,000 images (20.0 %), 3 errors"
+        for index in range(11):
+            lines.advance(made_row(item(index)) if index else error_row(item(index), "bad"))
+        now[0] += 5
+        assert lines.line() == (
+            "2,011 of 10,000 images (20.1 %), 2.0 images/s, 1 h 6 min remaining, 4 errors"
+        )
+
+
+@pytest.mark.parametrize(
+    ("remaining", "text"), [(30, "15 s"), (150, "1 min 15 s"), (7201 * 2, "2 h 0 min")]
+)
+def test_what_remains_is_a_time(remaining: int, text: str) -> None:
+    """In hours and minutes, minutes and seconds, or seconds."""
+    now = [0.0]
+    lines = ProgressLines(clock=lambda: now[0])
+    with lines:
+        lines.begin(remaining + 11, 0, 0)
+        for index in range(11):
+            lines.advance(made_row(item(index)))
+        now[0] += 5
+        assert f", {text} remaining" in lines.line()
+
+
+def test_lines_come_while_no_image_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that waits, for a model or a server, shows that it is alive; its end ends them."""
+    written: list[str] = []
+    three = threading.Event()
+
+    def write(line: str) -> None:
+        written.append(line)
+        if len(written) == 4:
+            three.set()
+
+    monkeypatch.setattr(module, "_write", write)
+    with ProgressLines(interval_s=0.001) as lines:
+        lines.begin(5, 0, 0)
+        assert three.wait(60)
+    assert written[0] == "Explaining 5 of 5 images"
+    assert set(written[1:]) == {"0 of 5 images (0.0 %), 0 errors"}
+    assert "progress" not in {thread.name for thread in threading.enumerate()}

@@ -12,6 +12,7 @@ import pytest
 
 from gradcam_server.batching import Answer, BatchReport, DispatchReason, Urgency
 from gradcam_server.catalog import Catalog
+from gradcam_server.child_process import ChildProcess
 from gradcam_server.engine_process.door import make_door
 from gradcam_server.engine_process.messages import (
     BatchRan,
@@ -89,9 +90,8 @@ async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Scripted]:
     memory = create_memory()
     slots = SlotReader(memory, ITEM.image.nbytes)
     door, its_door = make_door()
-    computer = RemoteComputer(
-        *(process, reader, writer, memory, READY, 7.0, watchdog_s, observer, door)
-    )
+    child = ChildProcess(process, reader, writer)
+    computer = RemoteComputer(child, memory, READY, 7.0, watchdog_s, observer, door)
     os.close(memory)
     theirs_reader, theirs_writer = await asyncio.open_connection(sock=theirs)
     scripted = Scripted(computer, process, theirs_reader, theirs_writer, slots, observer)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gradcam_server.catalog import Catalog, ServedModel
+from gradcam_server.child_process import ChildProcess
 from gradcam_server.config import Compiler, ServeConfig
 from gradcam_server.engine_process.door import make_door
 from gradcam_server.engine_process.messages import Ready
@@ -48,9 +49,8 @@ async def start(config: ServeConfig, observer: Supervisor) -> RemoteComputer:
     watchdog_s = config.watchdog_s
     door, its_door = make_door()
     its_door.close()
-    computer = RemoteComputer(
-        *(process, reader, writer, memory, ready, 7.0, watchdog_s, observer, door)
-    )
+    child = ChildProcess(process, reader, writer)
+    computer = RemoteComputer(child, memory, ready, 7.0, watchdog_s, observer, door)
     os.close(memory)
     return computer
 

@@ -29,6 +29,12 @@ def echo(control: socket.socket) -> None:
         control.sendall(data)
 
 
+def listen(control: socket.socket) -> None:
+    """Says nothing, and ends with its socket."""
+    while control.recv(1 << 20):
+        pass
+
+
 def write_to_second(control: socket.socket) -> None:
     """Writes into the descriptor that it was given beside the socket."""
     os.write(int(sys.argv[2]), b"inherited")
@@ -87,6 +93,13 @@ def wrong_message(control: socket.socket) -> None:
     control.sendall(b"GCAM" + len(frame).to_bytes(4, "little") + frame)
     control.recv(1 << 20)
     time.sleep(600)
+
+
+def engine(control: socket.socket) -> None:
+    """Says at once, as an engine would, what GRADCAM_TEST_READY holds; ends with its socket."""
+    os.ftruncate(int(sys.argv[2]), 64 * 12)
+    control.sendall(Path(os.environ["GRADCAM_TEST_READY"]).read_bytes())
+    listen(control)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 GRADCAM_TEST_CHILD names what it does; the descriptors come as for any child.
 """
 
+import asyncio
 import os
 import pickle
 import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,6 +102,24 @@ def engine(control: socket.socket) -> None:
     os.ftruncate(int(sys.argv[2]), 64 * 12)
     control.sendall(Path(os.environ["GRADCAM_TEST_READY"]).read_bytes())
     listen(control)
+
+
+def front_end(control: socket.socket) -> None:
+    """Joins and listens when it is told to, as a front end would, but opens no port."""
+    from gradcam_server.engine_process.messages import receive, send
+    from gradcam_server.front_ends.messages import Join, Joined, Listen, Listening
+
+    async def answer() -> None:
+        reader, writer = await asyncio.open_connection(sock=control)
+        with suppress(EOFError):
+            while True:
+                match await receive(reader):
+                    case Join() as join:
+                        send(writer, Joined(join.engine))
+                    case Listen():
+                        send(writer, Listening())
+
+    asyncio.run(answer())
 
 
 if __name__ == "__main__":

@@ -10,14 +10,16 @@ from collections.abc import Callable
 from functools import partial
 
 from gradcam_server.child_process import (
+    BACKOFF,
     CLOSE_S,
+    Backoff,
     ChildProcess,
     Watchdog,
     keep_running,
 )
 from gradcam_server.config import ServeConfig
 from gradcam_server.engine_process.door import hand_over, make_door
-from gradcam_server.engine_process.messages import receive, send
+from gradcam_server.engine_process.messages import GarbledError, receive, send
 from gradcam_server.engine_process.remote import RemoteComputer
 from gradcam_server.errors import EngineLostError, StartupError, failure_reason
 from gradcam_server.front_ends.messages import (
@@ -46,10 +48,11 @@ class OtherFrontEnds:
     Args:
         config: The settings.
         metrics: Told how they are; adds their counters to its own.
+        backoff: The pauses before one that is lost, or cannot start, is started again.
     """
 
-    def __init__(self, config: ServeConfig, metrics: Metrics) -> None:
-        self._config, self._metrics = config, metrics
+    def __init__(self, config: ServeConfig, metrics: Metrics, backoff: Backoff = BACKOFF) -> None:
+        self._config, self._metrics, self._backoff = config, metrics, backoff
         self._count = config.frontends - 1
         self._port = 0
         self._folder = ""
@@ -99,6 +102,7 @@ class OtherFrontEnds:
                 partial(self._run, number),
                 self._draining,
                 partial(self._on_loss, number),
+                self._backoff,
             )
             self._keepers.append(asyncio.create_task(keeping, name=f"keeper of {number}"))
 
@@ -322,8 +326,11 @@ class _Member:
                 self._take(await receive(self._child.reader))
         except EOFError:
             pass
-        except Exception as error:  # noqa: BLE001 - it is the reason of its end
-            self.kill(failure_reason(error))
+        except GarbledError as error:
+            self.kill(str(error))
+        except Exception as error:
+            logger.exception("A message of front end %d could not be taken in", self.number)
+            self.kill(f"its message could not be taken in ({error!r})")
 
     async def _watch(self) -> None:
         """Kills one that hangs."""

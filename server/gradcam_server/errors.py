@@ -19,6 +19,15 @@ Each message is written for the caller: what was wrong, and what would be right.
 ``status.py`` holds the one table from these errors to gRPC codes.
 """
 
+import errno
+import os
+
+_SHORTAGES = {
+    errno.EMFILE: "no file descriptors left",
+    errno.ENFILE: "no file descriptors left on this machine",
+    errno.ENOMEM: "no memory left",
+}
+
 
 class ExplanationServerError(Exception):
     """Base of all errors whose message may be shown to a caller."""
@@ -103,3 +112,21 @@ class NotReadyError(RetryableError):
 
 class EngineLostError(RetryableError):
     """The process that computes died, or hung and was killed."""
+
+
+def is_expected(error: BaseException) -> bool:
+    """Says whether an exception tells of the system or the settings, not of a fault in the code."""
+    return isinstance(error, OSError | MemoryError | ExplanationServerError)
+
+
+def failure_reason(error: BaseException) -> str:
+    """Says what an exception is about, in words for the log and for administrators."""
+    match error:
+        case ExplanationServerError():
+            return str(error)
+        case OSError(errno=int() as number):
+            text = _SHORTAGES.get(number) or os.strerror(number)
+            return f"{text} ({errno.errorcode.get(number, number)})"
+        case MemoryError():
+            return "no memory left (MemoryError)"
+    return f"{type(error).__name__}: {error}"

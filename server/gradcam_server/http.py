@@ -1,7 +1,7 @@
 """A small HTTP server for Prometheus and for probes, on threads of its own.
 
 GET /metrics    the metrics
-GET /healthz    200 while the process lives
+GET /healthz    200 "ok" while the process can heal itself, or 503 and why it must be restarted
 GET /readyz     200 "ready", or 503 and why not
 
 A client has a few seconds for its whole exchange, however slowly it sends; the number of
@@ -42,6 +42,7 @@ class HttpServer:
         host: Address to listen on.
         port: Port to listen on; 0 picks a free one.
         exposition: Writes the metrics, as ``Metrics.exposition`` does.
+        why_not_alive: Says why only a restart of this process helps; None if none is needed.
         why_not_ready: Says why the server is not ready; None if it is.
         exchange_s: How long a client may take for its request and the answer, in seconds.
     """
@@ -51,11 +52,13 @@ class HttpServer:
         host: str,
         port: int,
         exposition: Exposition,
+        why_not_alive: Callable[[], str | None],
         why_not_ready: Callable[[], str | None],
         exchange_s: float = EXCHANGE_S,
     ) -> None:
         self._host, self._requested_port = host.strip("[]"), port
-        self._exposition, self._why_not_ready = exposition, why_not_ready
+        self._exposition = exposition
+        self._why_not_alive, self._why_not_ready = why_not_alive, why_not_ready
         self._exchange_s = exchange_s
         self._server: _Server | None = None
 
@@ -74,7 +77,10 @@ class HttpServer:
         """
         address = (self._host, self._requested_port)
         try:
-            server = _Server(address, self._exposition, self._why_not_ready, self._exchange_s)
+            server = _Server(
+                *(address, self._exposition, self._why_not_alive),
+                *(self._why_not_ready, self._exchange_s),
+            )
         except OSError as error:
             raise StartupError(
                 f"cannot listen on {self._host}:{self._requested_port} for HTTP: {error.strerror}"
@@ -102,10 +108,12 @@ class _Server(socketserver.ThreadingTCPServer):
         self,
         address: tuple[str, int],
         exposition: Exposition,
+        why_not_alive: Callable[[], str | None],
         why_not_ready: Callable[[], str | None],
         exchange_s: float,
     ) -> None:
-        self.exposition, self.why_not_ready = exposition, why_not_ready
+        self.exposition = exposition
+        self.why_not_alive, self.why_not_ready = why_not_alive, why_not_ready
         self.exchange_s = exchange_s
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
         if ":" in address[0]:
@@ -182,12 +190,9 @@ class _Handler(BaseHTTPRequestHandler):
             case "/metrics":
                 return HTTPStatus.OK, *self.server.exposition(self.headers.get("Accept", ""))
             case "/healthz":
-                return HTTPStatus.OK, b"ok\n", _TEXT
+                return _probed("ok", self.server.why_not_alive())
             case "/readyz":
-                reason = self.server.why_not_ready()
-                if reason is None:
-                    return HTTPStatus.OK, b"ready\n", _TEXT
-                return HTTPStatus.SERVICE_UNAVAILABLE, f"{reason}\n".encode(), _TEXT
+                return _probed("ready", self.server.why_not_ready())
         return HTTPStatus.NOT_FOUND, b"there are /metrics, /healthz and /readyz\n", _TEXT
 
     def _send(
@@ -203,3 +208,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+
+
+def _probed(well: str, reason: str | None) -> tuple[HTTPStatus, bytes, str]:
+    """Answers a probe: 200 if there is no reason why not, or 503 and the reason."""
+    if reason is None:
+        return HTTPStatus.OK, f"{well}\n".encode(), _TEXT
+    return HTTPStatus.SERVICE_UNAVAILABLE, f"{reason}\n".encode(), _TEXT

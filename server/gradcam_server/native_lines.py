@@ -14,9 +14,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import IO
 
+from gradcam_server.errors import StartupError, failure_reason
 from gradcam_server.logs import configure
 
 logger = logging.getLogger("native")
@@ -37,15 +38,26 @@ def logged_as_json(level: str) -> Iterator[None]:
     Args:
         level: Least severity that is logged. Lines that tell none count as warnings, and are
             logged whatever it is: they may be the last words.
+
+    Raises:
+        StartupError: There is no descriptor, process or memory left for it.
     """
     global _stderr
-    before, _stderr = sys.stderr, os.dup(2)
-    reader = subprocess.Popen(  # noqa: S603 - our own module
-        (sys.executable, "-m", "gradcam_server.native_lines", level),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C is not for it
-    )
+    with ExitStack() as on_failure:
+        try:
+            stderr = os.dup(2)
+            on_failure.callback(os.close, stderr)
+            reader = subprocess.Popen(  # noqa: S603 - our own module
+                (sys.executable, "-m", "gradcam_server.native_lines", level),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is not for it
+            )
+        except OSError as error:
+            reason = failure_reason(error)
+            raise StartupError(f"--log-format json needs a process: {reason}") from error
+        on_failure.pop_all()
+    before, _stderr = sys.stderr, stderr
     assert reader.stdin
     with reader.stdin:
         os.dup2(reader.stdin.fileno(), 2)

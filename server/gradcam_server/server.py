@@ -12,7 +12,13 @@ import grpc
 
 from gradcam_server import __version__, admin, tracing
 from gradcam_server.config import ServeConfig
-from gradcam_server.errors import ExplanationServerError, NotReadyError, ReloadError
+from gradcam_server.errors import (
+    ExplanationServerError,
+    NotReadyError,
+    ReloadError,
+    failure_reason,
+    is_expected,
+)
 from gradcam_server.explainer import Explainer
 from gradcam_server.front_end import FrontEnd
 from gradcam_server.front_ends.others import OtherFrontEnds
@@ -113,10 +119,18 @@ class _Server:
             self._config.http_host,
             self._config.http_port,
             self._metrics.exposition,
+            self._why_not_alive,
             self._why_not_ready,
         )
         http.start()
         return http
+
+    def _why_not_alive(self) -> str | None:
+        if not self._supervisor.is_guarding:
+            return "an engine that is lost would not be started again"
+        if not self._others.is_supervised:
+            return "a front end that is lost would not be started again"
+        return None
 
     def _why_not_ready(self) -> str | None:
         phase = self._lifecycle.phase
@@ -209,11 +223,15 @@ class _Server:
             config = replace(config, frontends=self._config.frontends)
             its_part = share(config)
             await self._supervisor.reload(config)
-        except ExplanationServerError as error:
-            logger.error("Reloading failed, the old models go on: %s", error)  # noqa: TRY400
+        except Exception as error:
+            reason = failure_reason(error)
+            fault = None if is_expected(error) else error
+            logger.error(  # noqa: TRY400
+                "Reloading failed, the old models go on: %s", reason, exc_info=fault
+            )
             if isinstance(error, NotReadyError):
                 raise
-            raise ReloadError(f"reloading failed, the old models go on: {error}") from error
+            raise ReloadError(f"reloading failed, the old models go on: {reason}") from error
         self._front_end.access.configure(its_part, tokens)
         logger.info("Reloaded")
         return admin.Reloaded(self._front_end.models(), changed)

@@ -100,6 +100,29 @@ def test_an_engine_that_hangs_is_killed(server: RunningServer, cat_jpeg: bytes) 
     assert "nothing was heard of it" in server.text
 
 
+def test_a_server_that_is_out_of_descriptors_heals_when_there_are_some_again(
+    server: RunningServer, cat_jpeg: bytes
+) -> None:
+    """A reload fails and the old engine goes on; a lost engine is tried again until it starts."""
+    process = psutil.Process(server.pid)
+    limits = process.rlimit(psutil.RLIMIT_NOFILE)
+    with Client(server.address, timeout_s=60) as client:
+        assert client.explain(cat_jpeg).top.index == 285
+        process.rlimit(psutil.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            server.send_signal(signal.SIGHUP)
+            server.wait_for("the old models go on: no file descriptors left (EMFILE)")
+            assert client.explain(cat_jpeg).top.index == 285
+            (engine,) = server.engines()
+            engine.kill()
+            server.wait_for("The engine cannot be started: no file descriptors left (EMFILE)")
+            assert client.health() == "NOT_SERVING"
+        finally:
+            process.rlimit(psutil.RLIMIT_NOFILE, limits)
+        client.wait_ready(60)
+        assert client.explain(cat_jpeg).top.index == 285
+
+
 def test_what_is_too_late_takes_no_device_time(server: RunningServer, cat_jpeg: bytes) -> None:
     """Requests whose deadlines pass while the engine stands still never get into a batch."""
     (engine,) = server.engines()

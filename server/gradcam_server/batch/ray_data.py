@@ -40,6 +40,10 @@ _BATCH_IMAGES = 64  # of one call of an engine
 _CALLS_AT_ONCE = 2
 _CPUS_PER_ACTOR = 8
 _MOST_BLOCKS = 2000
+# What Ray reserves for an engine is little, whatever it computes with: when a node is lost, its
+# engines find room on the others, and leave the CPUs to the tasks that read for them. It is not
+# none, which Ray would also place on nodes that offer no CPU, as heads of clusters often do.
+_ENGINE_CPUS = 0.01
 
 _IMAGES = pa.schema(
     [
@@ -145,7 +149,7 @@ class RayStage:
                 max_tasks_in_flight_per_actor=2 * _CALLS_AT_ONCE,
                 enable_true_multi_threading=True,
             ),
-            num_cpus=1,
+            num_cpus=_ENGINE_CPUS,
             num_gpus=self._gpus,
         )
         with _errors_of_ray():

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import logging
 import os
 import socket
 from typing import Self
@@ -13,14 +14,18 @@ from gradcam_server.engine_process.messages import (
     Cancel,
     Compute,
     Done,
+    GarbledError,
     Heartbeat,
     Ready,
+    Refused,
     receive,
     send,
 )
 from gradcam_server.engine_process.slots import SlotWriter
-from gradcam_server.errors import EngineLostError
+from gradcam_server.errors import EngineLostError, StartupError
 from gradcam_server.graph_io import GraphItem, GraphKey, GraphOutput
+
+logger = logging.getLogger(__name__)
 
 
 class EngineConnection:
@@ -61,14 +66,16 @@ class EngineConnection:
 
         Raises:
             EngineLostError: It is gone already.
+            OSError: There is no memory left.
         """
         try:
             reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=connection))
-            ready = await receive(reader)
-            assert isinstance(ready, Ready)
-            return cls(reader, writer, memory, ready, started_in_s)
-        except EOFError:
-            writer.close()
+            try:
+                return cls(reader, writer, memory, await receive_ready(reader), started_in_s)
+            except BaseException:
+                writer.close()
+                raise
+        except (EOFError, GarbledError):
             raise EngineLostError("the engine was lost", started_in_s) from None
         finally:
             os.close(memory)  # what is mapped stays
@@ -127,6 +134,12 @@ class EngineConnection:
                 self._take(await receive(self._reader))
         except EOFError:
             self._lose(await self._why_gone())
+        except GarbledError as error:
+            self._lose(str(error))
+        except Exception as error:
+            # Without a listener no answer would ever arrive.
+            logger.exception("A message of the engine could not be taken in")
+            self._lose(f"its message could not be taken in ({error!r})")
 
     async def _why_gone(self) -> str:
         return "it closed its connection"
@@ -178,3 +191,20 @@ class EngineConnection:
             "the engine was lost while the request was in work; it is being started again",
             self.started_in_s,
         )
+
+
+async def receive_ready(reader: asyncio.StreamReader) -> Ready:
+    """Returns the first message of an engine that is warm.
+
+    Raises:
+        StartupError: It cannot start as configured.
+        EOFError: It is gone.
+        GarbledError: It sent something else.
+    """
+    match await receive(reader):
+        case Ready() as ready:
+            return ready
+        case Refused(message):
+            raise StartupError(message)
+        case other:
+            raise GarbledError(f"it sent {type(other).__name__} instead of Ready")

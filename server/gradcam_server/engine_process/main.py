@@ -243,11 +243,16 @@ def main() -> None:
     connection, memory, door, *stderr = map(int, sys.argv[1:])
     if stderr:
         write_python_to(stderr[0])
-    with suppress(EOFError):
-        asyncio.run(run(socket.socket(fileno=connection), memory, socket.socket(fileno=door)))
+    status = 0
+    try:
+        with suppress(EOFError):
+            asyncio.run(run(socket.socket(fileno=connection), memory, socket.socket(fileno=door)))
+    except Exception:
+        logger.exception("The engine failed")
+        status = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the front end and the engine tell each other, and how it goes over a socket.
 
-Frames are pickles with their length before them. Both ends are processes of one server,
+Frames are pickles with a mark and their length before them. Both ends are processes of one server,
 and the socket is a pair that only they hold: nobody else can send a pickle. Images are in
 them only where they are not in shared memory (``slots``). The first front end starts the engine
 and says who else may join; to those it sends Ready, Begun, Done and heartbeats, and batches to
@@ -20,7 +20,13 @@ from gradcam_server.config import ServeConfig
 from gradcam_server.engine_process.slots import Pixels, Slot
 from gradcam_server.graph_io import GraphKey, GraphOutput, GraphTarget
 
-_LENGTH = struct.Struct("<I")
+_HEADER = struct.Struct("<4sI")
+_MARK = b"GCAM"
+
+
+class GarbledError(Exception):
+    """The other end sent what is no message."""
+
 
 # To the engine.
 
@@ -133,15 +139,22 @@ async def receive(reader: asyncio.StreamReader) -> Any:
 
     Raises:
         EOFError: The other end is gone.
+        GarbledError: It sent what is no message. What follows cannot be read.
     """
     try:
-        (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-        return pickle.loads(await reader.readexactly(length))  # noqa: S301 - our own process
+        mark, length = _HEADER.unpack(await reader.readexactly(_HEADER.size))
+        if mark != _MARK:
+            raise GarbledError("it sent what is no message")
+        frame = await reader.readexactly(length)
     except (asyncio.IncompleteReadError, ConnectionError) as error:
         raise EOFError from error
+    try:
+        return pickle.loads(frame)  # noqa: S301 - our own process
+    except Exception as error:
+        raise GarbledError(f"it sent a message that cannot be read: {error!r}") from error
 
 
 def send(writer: asyncio.StreamWriter, message: object) -> None:
     """Writes a message into the buffer of the socket. If the other end is gone, it is lost."""
     frame = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-    writer.writelines((_LENGTH.pack(len(frame)), frame))
+    writer.writelines((_HEADER.pack(_MARK, len(frame)), frame))

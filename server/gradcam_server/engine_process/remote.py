@@ -2,31 +2,29 @@
 
 import asyncio
 import os
-import signal
 import socket
-import sys
+from contextlib import AsyncExitStack, ExitStack
 from time import perf_counter
 from typing import Protocol, Self
 
 from gradcam_server.batching import BatchReport
+from gradcam_server.child_process import ChildProcess, Watchdog
 from gradcam_server.config import ServeConfig
-from gradcam_server.engine_process.connection import EngineConnection
+from gradcam_server.engine_process.connection import EngineConnection, receive_ready
 from gradcam_server.engine_process.door import hand_over, make_door
 from gradcam_server.engine_process.messages import (
     BatchRan,
+    GarbledError,
     Heartbeat,
     Join,
     Ready,
-    Refused,
     Start,
-    receive,
     send,
 )
 from gradcam_server.engine_process.slots import create_memory
-from gradcam_server.errors import EngineLostError, StartupError
-from gradcam_server.native_lines import stderr_for_children
+from gradcam_server.errors import EngineLostError
 
-_CLOSE_S = 5.0
+_MODULE = "gradcam_server.engine_process.main"
 
 
 class EngineObserver(Protocol):
@@ -46,9 +44,7 @@ class RemoteComputer(EngineConnection):
 
     def __init__(
         self,
-        process: asyncio.subprocess.Process,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
+        child: ChildProcess,
         memory: int,
         ready: Ready,
         started_in_s: float,
@@ -56,11 +52,10 @@ class RemoteComputer(EngineConnection):
         observer: EngineObserver,
         door: socket.socket,
     ) -> None:
-        super().__init__(reader, writer, memory, ready, started_in_s)
-        self._process, self._door = process, door
-        self._watchdog_s = watchdog_s
+        super().__init__(child.reader, child.writer, memory, ready, started_in_s)
+        self._child, self._door = child, door
         self._observer = observer
-        self._heard_at = perf_counter()
+        self._watchdog = Watchdog(watchdog_s)
         self._let_in_count = 0
         self._alone = asyncio.Event()
         self._alone.set()
@@ -68,7 +63,9 @@ class RemoteComputer(EngineConnection):
 
     @classmethod
     async def start(cls, config: ServeConfig, observer: EngineObserver) -> Self:
-        """Starts an engine, and returns once it is warm. If cancelled, it is killed.
+        """Starts an engine, and returns once it is warm.
+
+        If this fails or is cancelled, the engine is killed, and its descriptors are closed.
 
         Args:
             config: The settings.
@@ -77,62 +74,29 @@ class RemoteComputer(EngineConnection):
         Raises:
             StartupError: It cannot start as configured.
             EngineLostError: It died while starting.
+            OSError: There is no descriptor, process or memory left.
         """
+        began = perf_counter()
         memory = create_memory()
-        door, its_door = make_door()
         try:
-            return await cls._start(config, observer, memory, door, its_door)
-        except BaseException:
-            door.close()
-            raise
+            async with AsyncExitStack() as on_failure:
+                door, its_door = make_door()
+                on_failure.enter_context(door)
+                with its_door:
+                    child = await ChildProcess.spawn(_MODULE, memory, its_door.fileno())
+                on_failure.push_async_callback(child.close, 0)
+                ready = await _wait_ready(child, config)
+                started_in_s = perf_counter() - began
+                engine = cls(child, memory, ready, started_in_s, config.watchdog_s, observer, door)
+                on_failure.pop_all()
+                return engine
         finally:
             os.close(memory)  # what is mapped stays
-            its_door.close()
-
-    @classmethod
-    async def _start(
-        cls,
-        config: ServeConfig,
-        observer: EngineObserver,
-        memory: int,
-        door: socket.socket,
-        its_door: socket.socket,
-    ) -> Self:
-        began = perf_counter()
-        ours, theirs = socket.socketpair()
-        inherited = (theirs.fileno(), memory, its_door.fileno(), *stderr_for_children())
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "gradcam_server.engine_process.main"),
-                *map(str, inherited),
-                pass_fds=inherited,
-            )
-        try:
-            reader, writer = await asyncio.open_connection(sock=ours)
-            send(writer, Start(config))
-            message = await receive(reader)
-        except EOFError:
-            status = await process.wait()
-            raise EngineLostError(f"the engine died while starting ({ended(status)})", 0) from None
-        except BaseException:
-            process.kill()
-            ours.close()
-            raise
-        if isinstance(message, Refused):
-            writer.close()
-            await process.wait()
-            raise StartupError(message.message)
-        assert isinstance(message, Ready)
-        started_in_s = perf_counter() - began
-        return cls(
-            *(process, reader, writer, memory, message, started_in_s),
-            *(config.watchdog_s, observer, door),
-        )
 
     @property
     def pid(self) -> int:
         """The engine's process id."""
-        return self._process.pid
+        return self._child.pid
 
     def let_in(self) -> tuple[socket.socket, int]:
         """Lets another front end join.
@@ -142,18 +106,21 @@ class RemoteComputer(EngineConnection):
 
         Raises:
             EngineLostError: The engine is gone.
+            OSError: There is no descriptor left, or the engine takes in none.
         """
         if self.lost.done():
             raise self._lost_error()
-        ours, theirs = socket.socketpair()
-        memory = create_memory()
-        try:
-            with theirs:
-                hand_over(self._door, theirs.fileno(), memory)
-        except OSError:
-            ours.close()
-            os.close(memory)
-            raise self._lost_error() from None
+        with ExitStack() as on_failure:
+            memory = create_memory()
+            on_failure.callback(os.close, memory)
+            ours, theirs = socket.socketpair()
+            on_failure.enter_context(ours)
+            try:
+                with theirs:
+                    hand_over(self._door, theirs.fileno(), memory)
+            except ConnectionError:
+                raise self._lost_error() from None
+            on_failure.pop_all()
         send(self._writer, Join())
         self._let_in_count += 1
         self._alone.clear()
@@ -166,50 +133,30 @@ class RemoteComputer(EngineConnection):
     async def close(self) -> None:
         """Stops the engine after the batch that is running."""
         await super().close()
-        try:
-            async with asyncio.timeout(_CLOSE_S):
-                await self._process.wait()
-        except TimeoutError:
-            self._process.kill()
-            await self._process.wait()
+        await self._child.close()
 
     async def _why_gone(self) -> str:
         # Its exit status says more than the closed socket, and comes at once.
-        try:
-            async with asyncio.timeout(_CLOSE_S):
-                return ended(await self._process.wait())
-        except TimeoutError:
-            return await super()._why_gone()
+        return await self._child.wait_disconnected()
 
     def _take(self, message: object) -> None:
-        self._heard_at = perf_counter()
+        self._watchdog.heard()
         super()._take(message)
         match message:
             case BatchRan(model, batch):
                 self._observer.batch_ran(model, batch)
             case Heartbeat() as heartbeat:
-                self._observer.beat(self._process.pid, heartbeat)
+                self._observer.beat(self._child.pid, heartbeat)
                 if heartbeat.left_count == self._let_in_count:
                     self._alone.set()
 
     async def _watch(self) -> None:
         """Kills an engine that hangs: one batch, or the whole process."""
-        interval_s = min(self._watchdog_s / 4, 1)
-        while True:
-            asleep_at = perf_counter()
-            await asyncio.sleep(interval_s)
-            now = perf_counter()
-            if now - asleep_at > 2 * interval_s:
-                self._heard_at = now  # it is we who were stopped, perhaps with the whole machine
-            silent_s = now - self._heard_at
-            if self.heartbeat.running_s > self._watchdog_s:
-                self._lose(f"a batch ran for more than {self._watchdog_s:g} s (--watchdog-s)")
-            elif silent_s > self._watchdog_s:
-                self._lose(f"nothing was heard of it for {silent_s:.0f} s (--watchdog-s)")
+        self._lose(await self._watchdog.wait(lambda: self.heartbeat.running_s))
 
     def _lose(self, reason: str) -> None:
-        if not self.lost.done() and self._process.returncode is None:
-            self._process.kill()
+        if not self.lost.done():
+            self._child.kill(reason)
         super()._lose(reason)
 
     def _hang_up(self) -> None:
@@ -218,8 +165,13 @@ class RemoteComputer(EngineConnection):
         self._alone.set()
 
 
-def ended(status: int) -> str:
-    """Says how a process ended, by its exit status."""
-    if status < 0:
-        return f"it was killed by {signal.Signals(-status).name}"
-    return f"it ended with status {status}"
+async def _wait_ready(child: ChildProcess, config: ServeConfig) -> Ready:
+    """Tells a new engine its settings; returns what it says once it is warm."""
+    try:
+        send(child.writer, Start(config))
+        return await receive_ready(child.reader)
+    except EOFError:
+        reason = await child.wait_disconnected()
+    except GarbledError as error:
+        reason = str(error)
+    raise EngineLostError(f"the engine died while starting ({reason})", 0)

@@ -5,17 +5,23 @@ import logging
 import os
 import shutil
 import socket
-import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
-from time import perf_counter
+from functools import partial
 
+from gradcam_server.child_process import (
+    BACKOFF,
+    CLOSE_S,
+    Backoff,
+    ChildProcess,
+    Watchdog,
+    keep_running,
+)
 from gradcam_server.config import ServeConfig
 from gradcam_server.engine_process.door import hand_over, make_door
-from gradcam_server.engine_process.messages import receive, send
-from gradcam_server.engine_process.remote import RemoteComputer, ended
-from gradcam_server.errors import EngineLostError, StartupError
+from gradcam_server.engine_process.messages import GarbledError, receive, send
+from gradcam_server.engine_process.remote import RemoteComputer
+from gradcam_server.errors import EngineLostError, StartupError, failure_reason
 from gradcam_server.front_ends.messages import (
     Announce,
     Beat,
@@ -29,15 +35,11 @@ from gradcam_server.front_ends.messages import (
     Listening,
 )
 from gradcam_server.metrics import Metrics
-from gradcam_server.native_lines import stderr_for_children
 
 logger = logging.getLogger(__name__)
 
-_CLOSE_S = 5.0
+_MODULE = "gradcam_server.front_ends.main"
 _DRAIN_MARGIN_S = 5.0
-_FIRST_PAUSE_S = 0.5
-_MAX_PAUSE_S = 30.0
-_STABLE_S = 30.0
 
 
 class OtherFrontEnds:
@@ -46,10 +48,11 @@ class OtherFrontEnds:
     Args:
         config: The settings.
         metrics: Told how they are; adds their counters to its own.
+        backoff: The pauses before one that is lost, or cannot start, is started again.
     """
 
-    def __init__(self, config: ServeConfig, metrics: Metrics) -> None:
-        self._config, self._metrics = config, metrics
+    def __init__(self, config: ServeConfig, metrics: Metrics, backoff: Backoff = BACKOFF) -> None:
+        self._config, self._metrics, self._backoff = config, metrics, backoff
         self._count = config.frontends - 1
         self._port = 0
         self._folder = ""
@@ -58,7 +61,8 @@ class OtherFrontEnds:
         self._draining = asyncio.Event()
         self._all_listen: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._members: dict[int, _Member] = {}
-        self._keepers: list[asyncio.Task[bool]] = []
+        self._keepers: list[asyncio.Task[None]] = []
+        self._cut_off = False
 
     @property
     def queue_length(self) -> int:
@@ -69,6 +73,11 @@ class OtherFrontEnds:
     def in_work(self) -> int:
         """Their requests in work."""
         return sum(one.beat.in_work for one in list(self._members.values()))
+
+    @property
+    def is_supervised(self) -> bool:
+        """Whether those that are lost are started again, or the server drains."""
+        return self._draining.is_set() or not any(one.done() for one in self._keepers)
 
     def start(self, port: int) -> None:
         """Starts them, to listen on a port; ``wait_listening`` waits for it.
@@ -88,8 +97,14 @@ class OtherFrontEnds:
             ) from error
         self._port = port
         for number in range(1, self._count + 1):
-            task = asyncio.create_task(self._keep(number), name=f"keeper of front end {number}")
-            self._keepers.append(task)
+            keeping = keep_running(
+                f"Front end {number}",
+                partial(self._run, number),
+                self._draining,
+                partial(self._on_loss, number),
+                self._backoff,
+            )
+            self._keepers.append(asyncio.create_task(keeping, name=f"keeper of {number}"))
 
     async def wait_listening(self) -> None:
         """Returns once all listen.
@@ -133,7 +148,7 @@ class OtherFrontEnds:
             timeout_s = self._config.drain_timeout_s + _DRAIN_MARGIN_S
             await asyncio.wait(self._keepers, timeout=timeout_s)
         forcing.cancel()
-        return all(one.done() and not one.cancelled() and one.result() for one in self._keepers)
+        return all(one.done() for one in self._keepers) and not self._cut_off
 
     async def close(self) -> None:
         """Ends them."""
@@ -141,7 +156,7 @@ class OtherFrontEnds:
         for one in list(self._members.values()):
             one.hang_up()
         if self._keepers:
-            await asyncio.wait(self._keepers, timeout=_CLOSE_S)
+            await asyncio.wait(self._keepers, timeout=CLOSE_S)
         for keeper in self._keepers:
             keeper.cancel()  # kills
         await asyncio.gather(*self._keepers, return_exceptions=True)
@@ -153,42 +168,27 @@ class OtherFrontEnds:
         for one in list(self._members.values()):
             one.tell(CutOff())
 
-    async def _keep(self, number: int) -> bool:
-        """Runs one again and again until the server drains; returns whether it has drained."""
-        pause_s = _FIRST_PAUSE_S
-        while not self._draining.is_set():
-            began = perf_counter()
-            try:
-                status, reason = await self._run(number)
-            except OSError as error:
-                status, reason = 1, f"no process could be started ({error.strerror})"
-            if self._draining.is_set():
-                return status == 0
-            if not self._all_listen.done():
-                self._all_listen.set_exception(
-                    StartupError(f"front end {number} cannot start: {reason}")
-                )
-                return False
-            logger.error("Front end %d was lost: %s; starting it again", number, reason)
+    def _on_loss(self, number: int, reason: str) -> None:
+        if self._all_listen.done():
             self._metrics.front_end_restarted()
-            if perf_counter() - began > _STABLE_S:
-                pause_s = _FIRST_PAUSE_S
-            else:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(pause_s):
-                        await self._draining.wait()
-                pause_s = min(2 * pause_s, _MAX_PAUSE_S)
-        return True
+            return
+        # The settings may be wrong: the server does not start.
+        error = StartupError(f"front end {number} cannot start: {reason}")
+        self._all_listen.set_exception(error)
+        self._draining.set()
 
-    async def _run(self, number: int) -> tuple[int, str]:
-        """Runs one to its end; returns its exit status, and why it ended."""
+    async def _run(self, number: int) -> str:
+        """Runs one to its end; returns why it ended."""
         member = await _Member.start(Begin(self._config, number, self._folder), self._on_beat)
         self._members[number] = member
         if self._draining.is_set():
             member.tell(Drain())
         introducing = asyncio.create_task(self._introduce(member))
         try:
-            return await member.wait()
+            status, reason = await member.wait()
+            if self._draining.is_set() and status:
+                self._cut_off = True
+            return reason
         finally:
             introducing.cancel()
             del self._members[number]
@@ -196,7 +196,14 @@ class OtherFrontEnds:
             self._metrics.set_front_end_resident(number, 0)
 
     async def _introduce(self, member: "_Member") -> None:
-        """Lets one that has just started into the company of the others."""
+        """Lets one that has just started into the company of the others; kills it on a fault."""
+        try:
+            await self._let_in(member)
+        except Exception as error:
+            logger.exception("Front end %d could not be let in", member.number)
+            member.kill(f"it could not be let in: {failure_reason(error)}")
+
+    async def _let_in(self, member: "_Member") -> None:
         if self._engine is not None:
             # Until it can answer, its part of the connections is better off with the others.
             await member.join(*self._engine)
@@ -231,59 +238,53 @@ class _Member:
     def __init__(
         self,
         begin: Begin,
-        process: asyncio.subprocess.Process,
-        control: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        child: ChildProcess,
         door: socket.socket,
         on_beat: Callable[[int, Beat], None],
     ) -> None:
-        self.number, self._process, self._door = begin.number, process, door
-        self._reader, self._writer = control
-        self._on_beat, self._watchdog_s = on_beat, begin.config.watchdog_s
-        self._reason, self._heard_at = "", perf_counter()
+        self.number, self._child, self._door = begin.number, child, door
+        self._on_beat, self._watchdog = on_beat, Watchdog(begin.config.watchdog_s)
         self._joins: dict[int, asyncio.Future[None]] = {}
+        self._failure = ""
         self.beat = Beat(0, 0, 0)
         self.joined, self.listening = asyncio.Event(), asyncio.Event()
-        send(self._writer, begin)
+        self.tell(begin)
 
     @classmethod
     async def start(cls, begin: Begin, on_beat: Callable[[int, Beat], None]) -> "_Member":
-        """Starts a process."""
-        ours, theirs = socket.socketpair()
+        """Starts a process.
+
+        Raises:
+            OSError: There is no descriptor, process or memory left.
+        """
         door, its_door = make_door()
-        inherited = (theirs.fileno(), its_door.fileno(), *stderr_for_children())
-        with theirs, its_door:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "gradcam_server.front_ends.main"),
-                *map(str, inherited),
-                pass_fds=inherited,
-            )
         try:
-            control = await asyncio.open_connection(sock=ours)
+            with its_door:
+                child = await ChildProcess.spawn(_MODULE, its_door.fileno())
         except BaseException:
-            process.kill()
+            door.close()
             raise
-        return cls(begin, process, control, door, on_beat)
+        return cls(begin, child, door, on_beat)
 
     def tell(self, message: object) -> None:
         """Sends a message; if it is gone, it is lost."""
-        send(self._writer, message)
+        send(self._child.writer, message)
 
     async def join(self, number: int, config: ServeConfig, computer: RemoteComputer) -> None:
-        """Lets it ask an engine; returns once it does, or it or the engine is gone."""
+        """Lets it ask an engine; returns once it does, or it or the engine is gone.
+
+        It is killed if there are no descriptors for it: without an engine it would only refuse.
+        """
         if number in self._joins:
             await asyncio.wait({self._joins[number]})
             return
         try:
-            connection, memory = computer.let_in()
-        except EngineLostError:
+            self._hand_over(*computer.let_in())
+        except (EngineLostError, ConnectionError):
+            return  # the end of either is noticed elsewhere
+        except OSError as error:
+            self.kill(f"it could not be given the engine: {failure_reason(error)}")
             return
-        try:
-            with connection:
-                hand_over(self._door, connection.fileno(), memory)
-        except OSError:
-            return  # its end is noticed elsewhere
-        finally:
-            os.close(memory)
         self._joins[number] = asyncio.get_running_loop().create_future()
         self.tell(Join(config, number, computer.started_in_s))
         await asyncio.wait({self._joins[number]})
@@ -293,38 +294,56 @@ class _Member:
         listening = asyncio.create_task(self._listen())
         watching = asyncio.create_task(self._watch())
         try:
-            status = await self._process.wait()
+            status, reason = await self._child.wait()
             await listening  # to what it said last
-        except BaseException:
-            self._process.kill()
-            await self._process.wait()
-            raise
         finally:
             listening.cancel()
             watching.cancel()
-            self.hang_up()
+            await self._child.close(0)
             self._door.close()
             for one in self._joins.values():
                 one.cancel()
-        return status, self._reason or ended(status)
+        return status, self._failure or reason
+
+    def kill(self, reason: str) -> None:
+        """Ends it at once; ``wait`` tells the reason."""
+        self._child.kill(reason)
 
     def hang_up(self) -> None:
         """Ends it."""
-        self._writer.close()
+        self._child.hang_up()
+
+    def _hand_over(self, connection: socket.socket, memory: int) -> None:
+        try:
+            with connection:
+                hand_over(self._door, connection.fileno(), memory)
+        finally:
+            os.close(memory)
 
     async def _listen(self) -> None:
-        with suppress(EOFError):
+        try:
             while True:
-                self._take(await receive(self._reader))
+                self._take(await receive(self._child.reader))
+        except EOFError:
+            pass
+        except GarbledError as error:
+            self.kill(str(error))
+        except Exception as error:
+            logger.exception("A message of front end %d could not be taken in", self.number)
+            self.kill(f"its message could not be taken in ({error!r})")
+
+    async def _watch(self) -> None:
+        """Kills one that hangs."""
+        self.kill(await self._watchdog.wait())
 
     def _take(self, message: object) -> None:
-        self._heard_at = perf_counter()
+        self._watchdog.heard()
         match message:
             case Listening():
                 self.listening.set()
             case Failed(message=text):
-                self._reason = text
-                self._process.kill()
+                self._failure = text
+                self.kill(text)
             case Joined(engine):
                 self.joined.set()
                 if not (join := self._joins[engine]).done():
@@ -332,18 +351,3 @@ class _Member:
             case Beat() as beat:
                 self.beat = beat
                 self._on_beat(self.number, beat)
-
-    async def _watch(self) -> None:
-        """Kills one that hangs."""
-        interval_s = min(self._watchdog_s / 4, 1)
-        while True:
-            asleep_at = perf_counter()
-            await asyncio.sleep(interval_s)
-            now = perf_counter()
-            if now - asleep_at > 2 * interval_s:
-                self._heard_at = now  # it is we who were stopped, perhaps with the whole machine
-            silent_s = now - self._heard_at
-            if silent_s > self._watchdog_s:
-                self._reason = f"nothing was heard of it for {silent_s:.0f} s (--watchdog-s)"
-                self._process.kill()
-                return

@@ -15,12 +15,13 @@ from gradcam_server.metrics import Metrics
 
 
 class Running:
-    """A server, and why it is not ready."""
+    """A server, why it is not ready, and why it has to be restarted."""
 
     def __init__(self, exchange_s: float = 5.0) -> None:
-        self.metrics, self.reason = Metrics(), "warming up"
+        self.metrics, self.reason, self.fault = Metrics(), "warming up", ""
         self.server = HttpServer(
-            "127.0.0.1", 0, self.metrics.exposition, lambda: self.reason or None, exchange_s
+            *("127.0.0.1", 0, self.metrics.exposition),
+            *(lambda: self.fault or None, lambda: self.reason or None, exchange_s),
         )
         self.server.start()
 
@@ -61,6 +62,16 @@ def test_it_is_alive_before_it_is_ready(running: Running) -> None:
     assert running.get("/readyz")[:2] == (503, "warming up\n")
     running.reason = ""
     assert running.get("/readyz?verbose")[:2] == (200, "ready\n")
+
+
+def test_a_process_that_cannot_heal_itself_is_not_alive(running: Running) -> None:
+    """The orchestrator restarts it, and its event says why; ready or not has no part in it."""
+    running.fault = "an engine that is lost would not be started again"
+    assert running.get("/healthz")[:2] == (503, f"{running.fault}\n")
+    running.reason = ""
+    assert running.get("/healthz")[0] == 503
+    running.fault = ""
+    assert running.get("/healthz")[:2] == (200, "ok\n")
 
 
 def test_only_what_there_is_can_be_read(running: Running) -> None:
@@ -139,7 +150,7 @@ def test_a_fault_is_an_answer_too(caplog: pytest.LogCaptureFixture) -> None:
     def fail(_: str) -> tuple[bytes, str]:
         raise RuntimeError("secret")
 
-    server = HttpServer("127.0.0.1", 0, fail, lambda: None)
+    server = HttpServer("127.0.0.1", 0, fail, lambda: None, lambda: None)
     server.start()
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     with caplog.at_level(logging.ERROR):
@@ -153,7 +164,9 @@ def test_a_fault_is_an_answer_too(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_port_in_use_is_said(running: Running) -> None:
     """The operator learns which address it was."""
-    second = HttpServer("127.0.0.1", running.server.port, running.metrics.exposition, lambda: None)
+    second = HttpServer(
+        "127.0.0.1", running.server.port, running.metrics.exposition, lambda: None, lambda: None
+    )
     with pytest.raises(StartupError, match=f"127.0.0.1:{running.server.port}"):
         second.start()
 
@@ -167,7 +180,7 @@ def test_a_closed_server_frees_its_port() -> None:
     first.server.close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5)
-    second = HttpServer("127.0.0.1", port, first.metrics.exposition, lambda: None)
+    second = HttpServer("127.0.0.1", port, first.metrics.exposition, lambda: None, lambda: None)
     second.start()
     second.close()
 
@@ -176,7 +189,7 @@ def test_ipv6_addresses_work() -> None:
     """With or without the brackets of gRPC's addresses."""
     if not socket.has_ipv6:
         pytest.skip("no IPv6")
-    server = HttpServer("[::1]", 0, Metrics().exposition, lambda: None)
+    server = HttpServer("[::1]", 0, Metrics().exposition, lambda: None, lambda: None)
     try:
         server.start()
     except StartupError:

@@ -1,17 +1,26 @@
 """The front end's view of an engine, with an engine that is scripted here."""
 
 import asyncio
+import errno
 import os
+import resource
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from gradcam_server import child_process
 from gradcam_server.batching import Answer, BatchReport, DispatchReason, Urgency
 from gradcam_server.catalog import Catalog
+from gradcam_server.child_process import ChildProcess
+from gradcam_server.config import ServeConfig
+from gradcam_server.engine_process import connection, remote
+from gradcam_server.engine_process.connection import EngineConnection
 from gradcam_server.engine_process.door import make_door
 from gradcam_server.engine_process.messages import (
     BatchRan,
@@ -29,6 +38,8 @@ from gradcam_server.engine_process.slots import SLOTS, Slot, SlotReader, create_
 from gradcam_server.errors import EngineLostError, InvalidRequestError
 from gradcam_server.graph_io import GraphItem, GraphKey, GraphOutput
 from gradcam_server.requests import Method, ScoreType
+from support.child import choose
+from support.leftovers import Leftovers
 
 READY = Ready(Catalog((), (), (1,), 5), 3, "2.21.0")
 KEY = GraphKey("m", ("l",), Method.GRAD_CAM, ScoreType.LOGIT, 1)
@@ -89,9 +100,8 @@ async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Scripted]:
     memory = create_memory()
     slots = SlotReader(memory, ITEM.image.nbytes)
     door, its_door = make_door()
-    computer = RemoteComputer(
-        *(process, reader, writer, memory, READY, 7.0, watchdog_s, observer, door)
-    )
+    child = ChildProcess(process, reader, writer)
+    computer = RemoteComputer(child, memory, READY, 7.0, watchdog_s, observer, door)
     os.close(memory)
     theirs_reader, theirs_writer = await asyncio.open_connection(sock=theirs)
     scripted = Scripted(computer, process, theirs_reader, theirs_writer, slots, observer)
@@ -222,3 +232,171 @@ async def test_a_silent_engine_is_killed(engine: Scripted) -> None:
     assert not engine.computer.lost.done()
     assert "nothing was heard of it" in await engine.computer.lost
     assert await engine.process.wait() == -9
+
+
+async def test_an_engine_that_sends_garbage_is_killed(engine: Scripted) -> None:
+    """What is read after it would be garbage, too; waiting for silence would take long."""
+    task = asyncio.create_task(engine.computer.compute(KEY, ITEM))
+    await receive(engine.reader)
+    engine.writer.write(b"terminate called without an active exception\n")
+    assert await engine.computer.lost == "it sent what is no message"
+    with pytest.raises(EngineLostError):
+        await task
+    assert await engine.process.wait() == -9
+
+
+async def test_an_engine_whose_message_is_a_fault_here_is_lost(
+    engine: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would listen to it any more: its requests fail now, and not at their deadlines."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(engine.observer, "batch_ran", fail)
+    task = asyncio.create_task(engine.computer.compute(KEY, ITEM))
+    send(engine.writer, BatchRan("m", REPORT))
+    assert "ZeroDivisionError" in await engine.computer.lost
+    with pytest.raises(EngineLostError):
+        await task
+
+
+@pytest.mark.parametrize("name", ["create_memory", "hand_over"])
+async def test_letting_in_without_descriptors_leaves_nothing(
+    engine: Scripted, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """It is an error of the system, not the end of the engine, and may be tried again."""
+    leftovers = Leftovers()
+    for error in (errno.EMFILE, errno.ETOOMANYREFS):
+        with monkeypatch.context() as patch:
+            patch.setattr(remote, name, fail_with(OSError(error, "")))
+            with pytest.raises(OSError) as caught:  # noqa: PT011 - the number is what counts
+                engine.computer.let_in()
+        assert caught.value.errno == error
+        await leftovers.check()
+    assert not engine.computer.lost.done()
+    connection, memory = engine.computer.let_in()
+    connection.close()
+    os.close(memory)
+
+
+def fail_with(error: Exception) -> Callable[..., Any]:
+    def fail(*_: object, **__: object) -> Any:
+        raise error
+
+    return fail
+
+
+@pytest.fixture
+def ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a child says that is an ``engine``."""
+    frame = tmp_path / "ready"
+    with frame.open("wb") as file:
+        send(cast("asyncio.StreamWriter", file), READY)
+    monkeypatch.setenv("GRADCAM_TEST_READY", str(frame))
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        ("die", "it ended with status 3"),
+        ("die_unread", "it ended with status 4"),
+        ("garbage", "it sent what is no message"),
+        ("half_a_message", "it ended with status 5"),
+        ("unreadable", "it sent a message that cannot be read"),
+        ("wrong_message", "it sent str instead of Ready"),
+        ("close_and_stay", "it closed its connection"),
+    ],
+)
+async def test_an_engine_that_cannot_start_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, behaviour: str, reason: str
+) -> None:
+    """The reason is told; process, descriptors and memory are gone."""
+    monkeypatch.setattr(child_process, "CLOSE_S", 0.5)
+    monkeypatch.setattr(remote, "_MODULE", choose(monkeypatch, behaviour))
+    leftovers = Leftovers()
+    with pytest.raises(EngineLostError, match=reason):
+        await RemoteComputer.start(ServeConfig(), Observer())
+    await leftovers.check()
+
+
+@pytest.mark.usefixtures("ready")
+async def test_an_engine_that_starts_with_ever_more_descriptors_fails_cleanly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The system's own limit, at every step: the error is EMFILE and nothing is left of it."""
+    monkeypatch.setattr(remote, "_MODULE", choose(monkeypatch, "engine"))
+    await (await RemoteComputer.start(ServeConfig(), Observer())).close()
+    leftovers = Leftovers()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    failures: list[int | None] = []
+    for limit in range(3, 200):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        try:
+            engine = await RemoteComputer.start(ServeConfig(), Observer())
+            break
+        except OSError as error:
+            failures.append(error.errno)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await leftovers.check()
+    assert set(failures) == {errno.EMFILE}
+    assert engine.catalog == READY.catalog
+    await engine.close()
+    await leftovers.check()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOMEM, ""), MemoryError()])
+@pytest.mark.parametrize("name", ["create_memory", "make_door", "Watchdog", "SlotWriter"])
+@pytest.mark.usefixtures("ready")
+async def test_a_start_that_fails_here_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, name: str, error: Exception
+) -> None:
+    """Whichever part of our side cannot be had, also when the engine is warm already."""
+    monkeypatch.setattr(remote, "_MODULE", choose(monkeypatch, "engine"))
+    where = connection if name == "SlotWriter" else remote
+    monkeypatch.setattr(where, name, fail_with(error))
+    leftovers = Leftovers()
+    with pytest.raises(type(error)):
+        await RemoteComputer.start(ServeConfig(), Observer())
+    await leftovers.check()
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is stopped while it warms up does not wait for its engine."""
+    monkeypatch.setattr(remote, "_MODULE", choose(monkeypatch, "listen"))
+    leftovers = Leftovers()
+    for pause_s in (0, 0.001, 0.02, 0.2):
+        starting = asyncio.create_task(RemoteComputer.start(ServeConfig(), Observer()))
+        await asyncio.sleep(pause_s)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        await leftovers.check()
+
+
+@pytest.mark.parametrize("said", [b"", b"terminate called\n", b"GCAM\x03\x00\x00\x00abc"])
+async def test_joining_an_engine_that_is_gone_leaves_nothing(said: bytes) -> None:
+    """Gone, or gone mad: the other front end is told so, and asks the next one."""
+    leftovers = Leftovers()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.sendall(said)
+    with pytest.raises(EngineLostError):
+        await EngineConnection.join(ours.detach(), create_memory(), 1.0)
+    await leftovers.check()
+
+
+async def test_joining_without_memory_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error of the system is told as it is."""
+    monkeypatch.setattr(connection, "SlotWriter", fail_with(OSError(errno.ENOMEM, "")))
+    leftovers = Leftovers()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        _, writer = await asyncio.open_connection(sock=theirs)
+        send(writer, READY)
+        with pytest.raises(OSError) as caught:  # noqa: PT011 - the number is what counts
+            await EngineConnection.join(ours.detach(), create_memory(), 1.0)
+        writer.close()
+    assert caught.value.errno == errno.ENOMEM
+    await leftovers.check()

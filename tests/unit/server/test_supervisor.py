@@ -1,25 +1,32 @@
 """What keeps an engine running, with engines that only sleep."""
 
 import asyncio
+import errno
 import os
+import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
 from gradcam_server.catalog import Catalog, ServedModel
+from gradcam_server.child_process import Backoff, ChildProcess
 from gradcam_server.config import Compiler, ServeConfig
 from gradcam_server.engine_process.door import make_door
 from gradcam_server.engine_process.messages import Ready
 from gradcam_server.engine_process.remote import RemoteComputer
 from gradcam_server.engine_process.slots import SlotReader, create_memory
+from gradcam_server.errors import EngineLostError, StartupError, failure_reason
+from gradcam_server.explainer import Explainer
 from gradcam_server.front_ends.others import OtherFrontEnds
 from gradcam_server.labels import ClassLabel, ClassLabels
 from gradcam_server.metrics import Metrics
 from gradcam_server.models.preprocessing import Preprocessing
 from gradcam_server.supervisor import Supervisor
+from support.leftovers import Leftovers
 
+PAUSES = (0.01, 0.02, 0.04)
 CONFIG = ServeConfig(compiler=Compiler.AUTO)
 MODEL = ServedModel(
     "m",
@@ -48,11 +55,58 @@ async def start(config: ServeConfig, observer: Supervisor) -> RemoteComputer:
     watchdog_s = config.watchdog_s
     door, its_door = make_door()
     its_door.close()
-    computer = RemoteComputer(
-        *(process, reader, writer, memory, ready, 7.0, watchdog_s, observer, door)
-    )
+    child = ChildProcess(process, reader, writer)
+    computer = RemoteComputer(child, memory, ready, 7.0, watchdog_s, observer, door)
     os.close(memory)
     return computer
+
+
+QUICK = Backoff(first_s=0.01, max_s=0.04)
+
+
+class Server:
+    """What a supervisor tells the server, and how often its engines cannot be started.
+
+    Attributes:
+        failures: What the next starts raise, one after the other.
+        engines: Those that have started.
+        is_published: Whether requests are let in.
+        published_count: Engines that were published.
+        withdrawn_count: Engines whose loss was noticed.
+        attempts: Starts so far.
+    """
+
+    def __init__(self) -> None:
+        self.failures: list[BaseException] = []
+        self.engines: list[RemoteComputer] = []
+        self.is_published, self.attempts = False, 0
+        self.published_count = self.withdrawn_count = 0
+
+    def publish(self, _: Explainer) -> None:
+        self.is_published = True
+        self.published_count += 1
+
+    def withdraw(self, _: float) -> None:
+        self.is_published = False
+        self.withdrawn_count += 1
+
+    async def start(self, config: ServeConfig, observer: Supervisor) -> RemoteComputer:
+        self.attempts += 1
+        if self.failures:
+            raise self.failures.pop(0)
+        self.engines.append(await start(config, observer))
+        return self.engines[-1]
+
+    async def kill(self, engine: RemoteComputer | None = None) -> None:
+        """Kills an engine, by default the latest; returns once its loss is noticed."""
+        before = self.withdrawn_count
+        os.kill((engine or self.engines[-1]).pid, signal.SIGKILL)
+        await self.wait(lambda: self.withdrawn_count > before)
+
+    async def wait(self, is_so: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not is_so():  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.002)
 
 
 @pytest.fixture
@@ -61,12 +115,20 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    one = Server()
+    monkeypatch.setattr(RemoteComputer, "start", one.start)
+    return one
+
+
+@pytest.fixture
 async def supervisor(
-    monkeypatch: pytest.MonkeyPatch, metrics: Metrics
+    request: pytest.FixtureRequest, server: Server, metrics: Metrics
 ) -> AsyncIterator[Supervisor]:
-    monkeypatch.setattr(RemoteComputer, "start", start)
+    """Its back-off may be set by indirect parametrisation."""
     others = OtherFrontEnds(CONFIG, metrics)
-    one = Supervisor(CONFIG, lambda _: None, lambda _: None, metrics, others)
+    backoff = getattr(request, "param", QUICK)
+    one = Supervisor(CONFIG, server.publish, server.withdraw, metrics, others, backoff)
     await one.start()
     yield one
     await one.close()
@@ -89,3 +151,135 @@ async def test_the_metric_names_the_compiler_that_runs(
     """The setting is auto; the engine knows what that came to."""
     text = metrics.exposition()[0].decode()
     assert 'gradcam_model_info{compiler="xla",layer="conv",model="m",weights="file"} 1.0' in text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, "Too many open files"),
+        BlockingIOError(errno.EAGAIN, "fork"),
+        MemoryError(),
+        RuntimeError("can't start new thread"),
+        EngineLostError("the engine died while starting", 0),
+        StartupError("no such model"),
+    ],
+)
+async def test_an_engine_comes_back_after_any_failure_to_start_it(
+    supervisor: Supervisor, server: Server, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each failure is logged with its cause, and the server is well as soon as one starts."""
+    for losses in (1, 2):
+        server.failures = [error] * 3
+        await server.kill()
+        await server.wait(lambda: server.is_published)
+        assert server.published_count == 1 + losses
+        assert supervisor.is_guarding
+    assert caplog.text.count("The engine was lost: ") == 2
+    assert caplog.text.count(f"The engine cannot be started: {failure_reason(error)}") == 6
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, ""), MemoryError()])
+async def test_a_first_engine_that_cannot_be_started_is_the_end(
+    server: Server, metrics: Metrics, error: Exception
+) -> None:
+    """The command fails with the cause; an operator looks at it."""
+    server.failures = [error]
+    others = OtherFrontEnds(CONFIG, metrics)
+    supervisor = Supervisor(CONFIG, server.publish, server.withdraw, metrics, others)
+    with pytest.raises(StartupError, match=r"the engine cannot start: no .* left \(\w+\)"):
+        await supervisor.start()
+    await supervisor.close()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, ""), MemoryError(), RuntimeError("?")])
+@pytest.mark.parametrize("step", ["start", "share", "publish"])
+async def test_the_old_engine_goes_on_when_a_reload_fails(
+    supervisor: Supervisor,
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    step: str,
+) -> None:
+    """At whichever step: who asked is told, the new engine ends, the old one stays."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    (old,) = server.engines
+    leftovers = Leftovers()
+    with monkeypatch.context() as patch:
+        if step == "start":
+            server.failures = [error]
+        elif step == "share":
+            patch.setattr(supervisor._others, "share", fail)
+        else:
+            patch.setattr(supervisor, "_publish", fail)
+        with pytest.raises(type(error)):
+            await supervisor.reload(CONFIG)
+    await leftovers.check()
+    assert not old.lost.done()
+    assert supervisor.is_guarding
+    await server.kill(old)
+    await server.wait(lambda: server.is_published)
+    assert server.published_count == 2
+
+
+@pytest.mark.parametrize("supervisor", [Backoff(first_s=600, max_s=600)], indirect=True)
+async def test_a_reload_is_the_remedy_in_a_pause(supervisor: Supervisor, server: Server) -> None:
+    """It waits for no pause, and what it starts is guarded from its first moment on."""
+    server.failures = [StartupError("no such model")]
+    await server.kill()
+    await server.wait(lambda: not server.failures)
+    await supervisor.reload(CONFIG)
+    assert server.is_published
+    await server.kill()
+    await server.wait(lambda: server.is_published)
+    assert server.published_count == 3
+
+
+@pytest.mark.parametrize("supervisor", [Backoff(first_s=600, max_s=600)], indirect=True)
+async def test_a_server_is_stopped_in_a_pause(supervisor: Supervisor, server: Server) -> None:
+    """It ends at once, and no engine is started after that."""
+    server.failures = [OSError(errno.EMFILE, "")]
+    await server.kill()
+    await server.wait(lambda: not server.failures)
+    before = server.attempts
+    async with asyncio.timeout(10):
+        await supervisor.close()
+    await asyncio.sleep(0.02)
+    assert server.attempts == before
+
+
+async def test_an_engine_that_dies_again_and_again_is_started_with_growing_pauses(
+    supervisor: Supervisor, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It starts well and dies at once, as with too little memory: the machine is not kept busy."""
+    for _ in range(4):
+        await server.kill()
+        await server.wait(lambda: server.is_published)
+    losses = [one.getMessage() for one in caplog.records if "was lost" in one.getMessage()]
+    assert [one.partition("again")[2] for one in losses] == ["", *(f" in {s} s" for s in PAUSES)]
+    assert supervisor.is_guarding
+
+
+async def test_supervision_that_is_gone_is_told(supervisor: Supervisor, server: Server) -> None:
+    """What ends the guard, whatever it is, shows at /healthz; the end of the server does not."""
+    assert supervisor.is_guarding
+    assert supervisor._guard
+    supervisor._guard.cancel()
+    await server.wait(lambda: not supervisor.is_guarding)
+    await supervisor.close()
+    assert supervisor.is_guarding
+
+
+async def test_the_loss_of_an_engine_that_was_replaced_is_told(
+    supervisor: Supervisor, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It had requests in work, perhaps; the new one goes on."""
+    (old,) = server.engines
+    old._alone.clear()  # another front end still asks it
+    await supervisor.reload(CONFIG)
+    os.kill(old.pid, signal.SIGKILL)
+    await server.wait(lambda: "An engine that had been replaced was lost" in caplog.text)
+    assert server.is_published
+    assert server.published_count == 2

@@ -1,0 +1,94 @@
+"""A job on a Ray cluster of two nodes, of which one is lost: FOLDER OUTPUT GPUS_OF_EACH_NODE.
+
+The engines are made up, and slow. Prints how many rows each of the two nodes gave, as JSON.
+"""
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import ray
+from ray.cluster_utils import Cluster
+
+from gradcam_server.batch import ray_data
+from gradcam_server.batch.ask import Ask
+from gradcam_server.batch.inputs import open_source
+from gradcam_server.batch.job import Job, run
+from gradcam_server.batch.schema import OK, Row, to_batch
+from gradcam_server.config import ServeConfig
+
+# So that the loss is noticed in seconds.
+QUICK = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 5000,
+    "health_check_failure_threshold": 3,
+}
+
+
+class SlowEngine:
+    """Answers with the node that it is on."""
+
+    def __init__(self, config: ServeConfig, ask: Ask, folder: str) -> None:
+        self._node = ray.get_runtime_context().get_node_id()
+
+    def __call__(self, images: pa.Table) -> pa.Table:
+        time.sleep(0.1)
+        rows = [
+            Row(one["index"], one["id"], one["path"], OK, model=self._node)
+            for one in images.to_pylist()
+        ]
+        return pa.Table.from_batches([to_batch(rows, overlays=False)])
+
+
+@ray.remote
+def look(config: ServeConfig, ask: Ask, folder: str) -> Sequence[int]:
+    """Returns an input size, without a model."""
+    return (32, 32)
+
+
+class Remover:
+    """Takes a node away without notice, as soon as there are rows of it."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster, self._is_removed = cluster, False
+        self._node = cluster.add_node(**NODE)
+        self.rows: Counter[str] = Counter()
+
+    def begin(self, total: int, finished: int, errors: int) -> None:
+        pass
+
+    def advance(self, row: Row) -> None:
+        self.rows["lost" if row.model == self._node.node_id else "left"] += 1
+        if self.rows["lost"] and not self._is_removed:
+            self._is_removed = True
+            self._cluster.remove_node(self._node, allow_graceful=False)
+
+
+if __name__ == "__main__":
+    folder, output, gpus = sys.argv[1:]
+    NODE = {"num_cpus": 2, "num_gpus": int(gpus), "object_store_memory": 100 << 20}
+    ray_data._Engine = SlowEngine  # type: ignore[assignment, misc]
+    ray_data._look_at_model = look
+    ray_data._BATCH_IMAGES = 8
+    # More engines than the node that is left has CPUs, or as many as there are GPUs.
+    engines = 2 if int(gpus) else 3
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={**NODE, "include_dashboard": False, "_system_config": QUICK},
+    )
+    try:
+        remover = Remover(cluster)
+        cluster.wait_for_nodes()
+        run(
+            Job(open_source(folder), folder, Path(output), shard_size=20),
+            lambda: ray_data.RayStage(ServeConfig(), Ask(), cluster.address, engines),
+            remover,
+        )
+        print(json.dumps(remover.rows))
+    finally:
+        cluster.shutdown()

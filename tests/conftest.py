@@ -14,9 +14,17 @@ IMAGES = Path(__file__).resolve().parent.parent / "examples" / "images"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Makes the folder that all workers share, before they start."""
+    """Makes the folder that all workers share, and gives each worker a core.
+
+    Whatever a worker starts inherits its core. Threads of several workers that wait for each other
+    within a layer, on cores that others use, would make all of them several times slower.
+    """
     if not hasattr(config, "workerinput"):
         os.environ[RUN_FOLDER] = tempfile.mkdtemp(prefix="gradcam-tests-")
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    number = int(config.workerinput["workerid"].removeprefix("gw"))
+    os.sched_setaffinity(0, {cores[number % len(cores)]})
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

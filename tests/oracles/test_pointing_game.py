@@ -1,4 +1,4 @@
-"""Do the maps point at what decides? A small CNN is trained to name a shape on photographs."""
+"""Do the maps point at what decides? A small CNN names a shape on photographs."""
 
 from pathlib import Path
 from typing import Any
@@ -8,18 +8,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
 from gradcam_server.methods import METHODS
 from gradcam_server.requests import Method
 from oracles.adapter import explain
+from oracles.shapes import LAYERS, NONE, SIZE, backgrounds, draw, prepared, trained
 
 Array = NDArray[Any]
 
-SIZE = 64
-NAMES = ("cat", "espresso", "astronaut")
-NONE, SQUARE, CIRCLE, TRIANGLE = range(4)
-LAYERS = ("block", "conv3")
 # How far the hit rate must exceed that of a random pixel: both.
 TIMES_CHANCE, ABOVE_CHANCE = 3.0, 0.5
 # What becomes random, and the largest mean rank correlation with the maps before. Methods that
@@ -31,78 +27,9 @@ RANDOM_LAYERS = {
 }
 
 
-def backgrounds(images: Path, *, held_out: bool) -> list[Array]:
-    """The left halves of the photographs to train on, the right halves held out."""
-    halves = []
-    for name in NAMES:
-        photograph = Image.open(images / f"{name}.jpg").convert("RGB")
-        photograph.thumbnail((360, 360))
-        middle = photograph.width // 2
-        left, right = (middle, photograph.width) if held_out else (0, middle)
-        halves.append(np.asarray(photograph.crop((left, 0, right, photograph.height))))
-    return halves
-
-
-def draw(sources: list[Array], count: int, seed: int) -> tuple[Array, Array, Array]:
-    """Crops with an outlined shape on each, or none.
-
-    Returns:
-        uint8 images, classes, and boxes (top, bottom, left, right), the ends excluded.
-    """
-    generator = np.random.default_rng(seed)
-    images, boxes = np.empty((count, SIZE, SIZE, 3), np.uint8), np.zeros((count, 4), int)
-    classes = np.arange(count) % 4
-    for row, kind in enumerate(classes):
-        source = sources[generator.integers(len(sources))]
-        top, left = (generator.integers(0, size - SIZE + 1) for size in source.shape[:2])
-        crop = Image.fromarray(source[top : top + SIZE, left : left + SIZE])
-        side = int(generator.integers(14, 25))
-        x, y = (int(value) for value in generator.integers(0, SIZE - side, 2))
-        colour = tuple(int(value) for value in generator.integers(200, 256, 3))
-        pen, right, bottom = ImageDraw.Draw(crop), x + side - 1, y + side - 1
-        if kind == SQUARE:
-            pen.rectangle((x, y, right, bottom), outline=colour, width=2)
-        elif kind == CIRCLE:
-            pen.ellipse((x, y, right, bottom), outline=colour, width=2)
-        elif kind == TRIANGLE:
-            corners = ((x + side // 2, y), (right, bottom), (x, bottom))
-            pen.polygon(corners, outline=colour, width=2)
-        images[row], boxes[row] = np.asarray(crop), (y, y + side, x, x + side)
-    return images, classes, boxes
-
-
-def prepared(images: Array) -> Array:
-    return (images.astype(np.float32) - 127) / 128
-
-
-def build() -> keras.Model:
-    """A CNN to 16 x 16 positions, a residual block, global average pooling and Dense."""
-    inputs = keras.Input((SIZE, SIZE, 3))
-    x = inputs
-    for number, (channels, stride) in enumerate([(16, 2), (32, 2), (48, 1)], start=1):
-        x = keras.layers.Conv2D(channels, 3, stride, padding="same", use_bias=False)(x)
-        x = keras.layers.BatchNormalization(momentum=0.9)(x)
-        x = keras.layers.ReLU(name=f"conv{number}")(x)
-    y = keras.layers.Conv2D(48, 3, padding="same", use_bias=False, name="last_conv")(x)
-    y = keras.layers.BatchNormalization(momentum=0.9, name="last_bn")(y)
-    x = keras.layers.ReLU(name=LAYERS[0])(keras.layers.Add()([x, y]))
-    x = keras.layers.GlobalAveragePooling2D()(x)
-    return keras.Model(inputs, keras.layers.Dense(4, name="logits")(x))
-
-
 @pytest.fixture(scope="module")
-def network(images: Path) -> keras.Model:
-    """Trained from a seed, in about 30 seconds on two cores."""
-    keras.utils.set_random_seed(1)
-    model = build()
-    pictures, classes, _ = draw(backgrounds(images, held_out=False), 4000, seed=1)
-    steps = 8 * 4000 // 64
-    model.compile(
-        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(4e-3, steps)),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
-    model.fit(prepared(pictures), classes, batch_size=64, epochs=8, verbose=0)
-    return model
+def network() -> keras.Model:
+    return trained()
 
 
 @pytest.fixture(scope="module")

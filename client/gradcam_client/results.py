@@ -340,6 +340,23 @@ class ClassInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Extent:
+    """A rectangle of a model's input, in its pixels; it may reach beyond the input.
+
+    Attributes:
+        top: Upper edge; 0 is the input's.
+        left: Left edge; 0 is the input's.
+        height: Height.
+        width: Width.
+    """
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+
+@dataclass(frozen=True, slots=True)
 class LayerInfo:
     """A layer of a model.
 
@@ -348,12 +365,15 @@ class LayerInfo:
         type: Its Keras class, such as "Conv2D".
         output_shape: The shape of its output; -1 is the batch size.
         explainable: Whether it can be explained.
+        extent: The part of the model's input that its raw heat maps cover, where the model crops or
+            pads images itself; None is the whole input.
     """
 
     name: str
     type: str
     output_shape: tuple[int, ...]
     explainable: bool
+    extent: Extent | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,7 +433,13 @@ class ModelInfo:
             compilation_count=model.compilation_count,
             classes=tuple(ClassInfo(one.name, tuple(one.aliases)) for one in model.classes),
             layers=tuple(
-                LayerInfo(one.name, one.type, tuple(one.output_shape), one.explainable)
+                LayerInfo(
+                    one.name,
+                    one.type,
+                    tuple(one.output_shape),
+                    one.explainable,
+                    _extent(one.extent) if one.HasField("extent") else None,
+                )
                 for one in model.layers
             ),
         )
@@ -424,3 +450,7 @@ def _forms_for(path: Path) -> tuple[str, ...]:
     if forms is None:
         raise ValueError(f"{path.name} must end in {', '.join(_FORMS_BY_SUFFIX)}")
     return forms
+
+
+def _extent(message: pb.Extent) -> Extent:
+    return Extent(message.top_px, message.left_px, message.height_px, message.width_px)

@@ -392,13 +392,27 @@ class ModelClass(_message.Message):
     def __init__(self, name: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Layer(_message.Message):
-    __slots__ = ("name", "type", "output_shape", "explainable")
+    __slots__ = ("name", "type", "output_shape", "explainable", "extent")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_SHAPE_FIELD_NUMBER: _ClassVar[int]
     EXPLAINABLE_FIELD_NUMBER: _ClassVar[int]
+    EXTENT_FIELD_NUMBER: _ClassVar[int]
     name: str
     type: str
     output_shape: _containers.RepeatedScalarFieldContainer[int]
     explainable: bool
-    def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., output_shape: _Optional[_Iterable[int]] = ..., explainable: bool = ...) -> None: ...
+    extent: Extent
+    def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., output_shape: _Optional[_Iterable[int]] = ..., explainable: bool = ..., extent: _Optional[_Union[Extent, _Mapping]] = ...) -> None: ...
+
+class Extent(_message.Message):
+    __slots__ = ("top_px", "left_px", "height_px", "width_px")
+    TOP_PX_FIELD_NUMBER: _ClassVar[int]
+    LEFT_PX_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_PX_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_PX_FIELD_NUMBER: _ClassVar[int]
+    top_px: float
+    left_px: float
+    height_px: float
+    width_px: float
+    def __init__(self, top_px: _Optional[float] = ..., left_px: _Optional[float] = ..., height_px: _Optional[float] = ..., width_px: _Optional[float] = ...) -> None: ...

@@ -22,6 +22,8 @@ from gradcam_server.compilers import CompilerError
 from gradcam_server.config import Precision
 from gradcam_server.errors import StartupError
 from gradcam_server.layers import LayerInfo, has_positions
+from gradcam_server.models.extents import IMAGE
+from gradcam_server.models.graph_extents import cut_out, find_graph_extents
 from gradcam_server.models.network import OutputActivation
 
 logger = logging.getLogger(__name__)
@@ -181,6 +183,28 @@ class SavedModelNetwork:
             name="model",
         )
 
+    def _compute_from(
+        self, source: str, values: tf.Tensor, names: Sequence[str]
+    ) -> Sequence[tf.Tensor]:
+        """Computes the first outputs of operations from that of one; see ``Compute``."""
+        graph = cut_out(self._graph, names, source)
+        used = {name.partition(":")[0] for node in graph.node for name in node.input}
+
+        def run(given: tf.Tensor) -> list[tf.Tensor]:
+            image = tf.zeros((len(values), *self.input_size, 3), self._image.dtype)
+            mapped = {self._image.name: image}
+            mapped[self._image.name if source == IMAGE else f"{source}:0"] = given
+            capture = tf.compat.v1.get_default_graph().capture
+            mapped |= {name: capture(tensor) for name, tensor in self._captures.items()}
+            return tf.graph_util.import_graph_def(
+                graph,
+                input_map={n: one for n, one in mapped.items() if n.partition(":")[0] in used},
+                return_elements=[f"{name}:0" for name in names],
+                name="",
+            )
+
+        return tf.function(run, autograph=False)(values)
+
     def _trace(self) -> tuple[dict[str, str], tuple[LayerInfo, ...], str, int, OutputActivation]:
         """Runs once on symbols.
 
@@ -208,6 +232,15 @@ class SavedModelNetwork:
         logits, activation = self._find_logits(output, shape[1])
         between = _after(traced.inputs[0].op) & _before(logits)
         self._refuse_channels_first(between)
+        order = [one for one in traced.graph.get_operations() if one in between]
+        extents = find_graph_extents(
+            self._path.name,
+            [one for one in order if one not in made],
+            {one: made[one] for one in order if one in made},
+            (*self.input_size, 3),
+            self._image.dtype.name,
+            self._compute_from,
+        )
         listed = {
             name: one.outputs[0]
             for one, name in made.items()
@@ -222,9 +255,13 @@ class SavedModelNetwork:
         }
         layers = tuple(
             LayerInfo(
-                short, tensor.op.type, tuple(tensor.shape), has_positions(tuple(tensor.shape))
+                short,
+                tensor.op.type,
+                tuple(tensor.shape),
+                has_positions(tuple(tensor.shape)),
+                extents.get(name),
             )
-            for short, tensor in zip(tensors, listed.values(), strict=True)
+            for short, (name, tensor) in zip(tensors, listed.items(), strict=True)
         )
         position = logits.name.rpartition(":")[2]
         return tensors, layers, f"{made[logits.op]}:{position}", shape[1], activation

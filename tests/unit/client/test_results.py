@@ -9,7 +9,7 @@ import pytest
 
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_client import ImageExplanation, ModelInfo, Prediction, ServingStats
-from gradcam_client.results import ClassInfo, Explanation, LayerInfo
+from gradcam_client.results import ClassInfo, Explanation, Extent, LayerInfo
 
 
 @pytest.fixture
@@ -153,7 +153,12 @@ def test_a_model_is_read() -> None:
         max_target_count=8,
         compilation_count=3,
         classes=[pb.ModelClass(name="tabby", aliases=["n02123045"])],
-        layers=[pb.Layer(name="last", type="Conv2D", output_shape=[-1, 7, 7], explainable=True)],
+        layers=[
+            pb.Layer(name="last", type="Conv2D", output_shape=[-1, 7, 7], explainable=True),
+            pb.Layer(
+                name="crop", extent=pb.Extent(top_px=-4, left_px=2, height_px=8, width_px=0.5)
+            ),
+        ],
     )
     assert ModelInfo.from_proto(model) == ModelInfo(
         name="resnet50",
@@ -169,5 +174,8 @@ def test_a_model_is_read() -> None:
         max_target_count=8,
         compilation_count=3,
         classes=(ClassInfo("tabby", ("n02123045",)),),
-        layers=(LayerInfo("last", "Conv2D", (-1, 7, 7), True),),
+        layers=(
+            LayerInfo("last", "Conv2D", (-1, 7, 7), True),
+            LayerInfo("crop", "", (), False, Extent(-4, 2, 8, 0.5)),
+        ),
     )

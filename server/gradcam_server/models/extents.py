@@ -1,0 +1,268 @@
+"""Which part of the model's input the map of each layer covers.
+
+Models crop, pad and resize images themselves. In front of the first convolution every tensor is
+probed with images that show positions (``positions.py``). Behind it, convolutions and pooling keep
+the extent: their maps are stretched over it. There only the layers that are known to move
+positions are probed, each alone.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradcam_server.layers import Extent, has_positions
+from gradcam_server.models.positions import (
+    MovedPositionsError,
+    UnknownPositionsError,
+    locate,
+    position_images,
+)
+
+logger = logging.getLogger(__name__)
+
+IMAGE = ""
+"""The key of the model's input."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A layer or an operation, in the order of computation.
+
+    Attributes:
+        key: Its name.
+        inputs: Keys of the steps whose values it is given.
+        shape: Shape of its first output.
+        dtype: Type of its first output.
+        window: (height, width) of the window, for convolutions and pooling; (1, 1) for other layers
+            that mix values by their weights; None for all others.
+        moves: Whether its type is one that crops, pads, resizes or moves positions.
+    """
+
+    key: str
+    inputs: tuple[str, ...]
+    shape: tuple[int | None, ...]
+    dtype: str
+    window: tuple[int, int] | None = None
+    moves: bool = False
+
+
+Run = Callable[[str, NDArray[np.float32], Sequence[Step]], Mapping[str, NDArray[np.floating]]]
+"""Computes steps, in their order, from values of one key; returns their first outputs by key."""
+
+
+def find_extents(
+    model: str, steps: Sequence[Step], shape: tuple[int, int, int], dtype: str, run: Run
+) -> dict[str, Extent]:
+    """Finds the extents of all steps, and warns of those that cannot be found.
+
+    Args:
+        model: The model's name, for the warning.
+        steps: All steps on the way from the image to the logits.
+        shape: (height, width, channels) of the model's input.
+        dtype: Its type.
+        run: Computes steps.
+
+    Returns:
+        By key; without those that cover the whole input, and those of which nothing is known.
+    """
+    walk = _Walk(steps, shape, dtype, run)
+    walk.run()
+    if walk.problems:
+        logger.warning(
+            "%s moves pixels in a way that cannot be followed: heat maps of these layers, and of "
+            "those behind them, may lie in the wrong place: %s. Crop, resize and flip images "
+            "before they are sent, or serve the model without these layers",
+            *(model, "; ".join(walk.problems)),
+        )
+    return {key: one for key, one in walk.extents.items() if one and one != walk.whole}
+
+
+class _Walk:
+    """One walk through a model.
+
+    Attributes:
+        extents: By key; None if it is not known. Steps without positions have none.
+        problems: What could not be followed, for people.
+    """
+
+    def __init__(
+        self, steps: Sequence[Step], shape: tuple[int, int, int], dtype: str, run: Run
+    ) -> None:
+        image = Step(IMAGE, (), (None, *shape), dtype)
+        self.whole = Extent(0.0, 0.0, float(shape[0]), float(shape[1]))
+        self.extents: dict[str, Extent | None] = {IMAGE: self.whole}
+        self.problems: list[str] = []
+        self._steps, self._run = steps, run
+        self._by_key = {IMAGE: image, **{step.key: step for step in steps}}
+        self._users: dict[str, list[Step]] = defaultdict(list)
+        for step in steps:
+            for key in step.inputs:
+                self._users[key].append(step)
+        self._front = {IMAGE}
+        # Before a chain of steps that move: what it began with.
+        self._origins: dict[str, Step] = {}
+
+    def run(self) -> None:
+        """Fills the attributes."""
+        front = []
+        for step in self._steps:
+            if step.window is None and all(key in self._front for key in step.inputs):
+                self._front.add(step.key)
+                front.append(step)
+        values = self._compute(IMAGE, front) if any(map(_is_map, front)) else {}
+        for step in self._steps:
+            self._visit(step, values.get(step.key))
+
+    def _visit(self, step: Step, values: NDArray[np.floating] | None) -> None:
+        given = [self.extents[key] for key in step.inputs if key in self.extents]
+        if not given or not _has_positions(step):
+            return
+        if None in given:
+            self.extents[step.key] = None
+            return
+        first = given[0]
+        assert first is not None
+        tolerance = max(
+            1.0, *(_spacing(first, self._by_key[key]) for key in step.inputs if key in self.extents)
+        )
+        if any(one and _distance(one, first) > tolerance for one in given):
+            self.extents[step.key] = self._give_up(
+                step, "joins maps that cover different parts of the image"
+            )
+            return
+        if step.window is not None or not _is_map(step):
+            self.extents[step.key] = first
+        elif step.key in self._front:
+            self.extents[step.key] = self._placed(step, first, values)
+        elif step.moves and any(key in self._front for key in step.inputs):
+            self.extents[step.key] = self._give_up(step, "moves pixels by what the image shows")
+        elif step.moves and len(step.inputs) == 1 and self._changes_size(step):
+            self.extents[step.key] = self._placed(step, first, None)
+        else:
+            self.extents[step.key] = first
+
+    def _placed(
+        self, step: Step, given: Extent, values: NDArray[np.floating] | None
+    ) -> Extent | None:
+        """Locates a step by its values for the image, or alone.
+
+        Args:
+            step: The step.
+            given: The extent of its inputs.
+            values: What it computes from the images that show positions; None if not known.
+        """
+        source = self._by_key[step.inputs[0]]
+        try:
+            placed = self._located(step, source, given, values)
+        except UnknownPositionsError:
+            if self._changes_size(step):
+                return self._give_up(step, "changes height or width")
+            return given
+        except MovedPositionsError:
+            return self._give_up(step, "moves pixels")
+        if self._is_padding_of_windows(step, given, placed):
+            return given
+        if step.key not in self._front:
+            origin = self._origins.get(source.key, source)
+            self._origins[step.key] = origin
+            before = self.extents[origin.key]
+            # Padding at one side and cropping at the other, as NASNet does, shifts by a position.
+            if (
+                before
+                and origin.shape[1:3] == step.shape[1:3]
+                and _distance(placed, before) <= 1.01 * _spacing(before, origin)
+            ):
+                return before
+        return placed
+
+    def _located(
+        self, step: Step, source: Step, given: Extent, values: NDArray[np.floating] | None
+    ) -> Extent:
+        if values is not None:
+            with suppress(UnknownPositionsError):
+                return locate(values, (round(self.whole.height), round(self.whole.width)))
+        if len(step.inputs) != 1 or not _is_map(source):
+            raise UnknownPositionsError
+        values = self._compute(source.key, [step]).get(step.key)
+        if values is None:
+            raise UnknownPositionsError
+        height, width = (size or 0 for size in source.shape[1:3])
+        part = locate(values, (height, width))
+        vertical, horizontal = given.height / height, given.width / width
+        return Extent(
+            given.top + part.top * vertical,
+            given.left + part.left * horizontal,
+            part.height * vertical,
+            part.width * horizontal,
+        )
+
+    def _changes_size(self, step: Step) -> bool:
+        return step.shape[1:3] != self._by_key[step.inputs[0]].shape[1:3]
+
+    def _is_padding_of_windows(self, step: Step, given: Extent, placed: Extent) -> bool:
+        """Returns whether a step pads for the convolutions or pooling that use it, and only that.
+
+        That is so if no window sees nothing but padding.
+        """
+        height, width = (size or 1 for size in step.shape[1:3])
+        vertical, horizontal = placed.height / height, placed.width / width
+        above = (given.top - placed.top) / vertical
+        below = (placed.top + placed.height - given.top - given.height) / vertical
+        before = (given.left - placed.left) / horizontal
+        behind = (placed.left + placed.width - given.left - given.width) / horizontal
+        users = self._users[step.key]
+        return bool(users) and all(
+            user.window is not None
+            and all(-0.01 < one < user.window[0] - 0.9 for one in (above, below))
+            and all(-0.01 < one < user.window[1] - 0.9 for one in (before, behind))
+            for user in users
+        )
+
+    def _compute(self, source: str, steps: Sequence[Step]) -> Mapping[str, NDArray[np.floating]]:
+        origin = self._by_key[source]
+        height, width, channels = (size or 0 for size in origin.shape[1:])
+        images = position_images((height, width, channels), origin.dtype)
+        try:
+            return self._run(source, images, steps)
+        except Exception as error:  # noqa: BLE001 - any code of the model's may run
+            logger.debug("Positions behind %s cannot be probed: %r", source or "the image", error)
+            return {}
+
+    def _give_up(self, step: Step, reason: str) -> None:
+        self.problems.append(f"{step.key} {reason}")
+
+
+def _is_map(step: Step) -> bool:
+    """Returns whether a step's output is (batch, height, width, channels) of known sizes."""
+    return has_positions(step.shape) and None not in step.shape[1:]
+
+
+def _has_positions(step: Step) -> bool:
+    return len(step.shape) > 2 and any(size != 1 for size in step.shape[1:-1])
+
+
+def _spacing(extent: Extent, step: Step) -> float:
+    """Returns the pixels between two positions of a step's map."""
+    if not _is_map(step):
+        return 0.0
+    height, width = (size or 1 for size in step.shape[1:3])
+    return max(extent.height / height, extent.width / width)
+
+
+def _distance(one: Extent, other: Extent) -> float:
+    """Returns how far the edges of two extents are apart at most, in pixels."""
+    return max(abs(a - b) for a, b in zip(_edges(one), _edges(other), strict=True))
+
+
+def _edges(extent: Extent) -> Iterable[float]:
+    return (
+        extent.top,
+        extent.left,
+        extent.top + extent.height,
+        extent.left + extent.width,
+    )

@@ -1,0 +1,301 @@
+"""Which part of the image each layer's map covers, in models that crop, pad and resize it."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers, ops
+
+from gradcam_server.geometry import fit
+from gradcam_server.layers import Extent
+from gradcam_server.models.keras_network import KerasNetwork
+from gradcam_server.models.saved_model_network import SavedModelNetwork
+from gradcam_server.requests import ResizeMode
+
+HEIGHT, WIDTH = 96, 80
+SQUARE = (slice(44, 60), slice(40, 56))
+WHOLE = Extent(0, 0, HEIGHT, WIDTH)
+
+
+def red_square() -> np.ndarray:
+    """A red square on grey, as the issue shows it."""
+    image = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
+    image[SQUARE] = 255, 0, 0
+    return image
+
+
+@keras.saving.register_keras_serializable("test_extents")
+class OwnCrop(layers.Layer):
+    """What people write themselves: no weights, and no name that we could know."""
+
+    def call(self, images: Any) -> Any:
+        """Crops."""
+        return images[:, 24:72, 16:64]
+
+
+@keras.saving.register_keras_serializable("test_extents")
+class CropWindow(layers.Layer):
+    """A crop and resize in one, by boxes that are made for each image."""
+
+    def call(self, images: Any) -> Any:
+        """Crops."""
+        boxes = tf.tile([[24 / 95, 16 / 79, 71 / 95, 63 / 79]], (tf.shape(images)[0], 1))
+        return tf.image.crop_and_resize(images, boxes, tf.range(tf.shape(images)[0]), (48, 48))
+
+    def compute_output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the window's."""
+        return (shape[0], 48, 48, shape[3])
+
+
+def nested(inputs: Any) -> Any:
+    inner = keras.Sequential([keras.Input((HEIGHT, WIDTH, 3)), layers.CenterCrop(48, 40)])
+    outer = keras.Sequential([keras.Input((HEIGHT, WIDTH, 3)), inner])
+    return outer(inputs)
+
+
+# What a model may begin with, and the rectangle that is left of the image, by hand.
+BEGINNINGS: dict[str, tuple[Callable[[Any], Any], Extent]] = {
+    "centre crop": (lambda x: layers.CenterCrop(48, 40)(x), Extent(24, 20, 48, 40)),
+    "cropping": (layers.Cropping2D(((30, 10), (5, 15))), Extent(30, 5, 56, 60)),
+    "padding": (layers.ZeroPadding2D(((20, 4), (0, 12))), Extent(-20, 0, 120, 92)),
+    "resizing": (lambda x: layers.Resizing(48, 48)(x), WHOLE),
+    "nearest": (lambda x: layers.Resizing(64, 60, interpolation="nearest")(x), WHOLE),
+    "resizing with padding": (
+        lambda x: layers.Resizing(48, 48, pad_to_aspect_ratio=True)(x),
+        Extent(0, -8, 96, 96),
+    ),
+    "resizing with a crop": (
+        lambda x: layers.Resizing(40, 40, crop_to_aspect_ratio=True)(x),
+        Extent(8, 0, 80, 80),
+    ),
+    "random crop": (lambda x: layers.RandomCrop(96, 40)(x), Extent(0, 20, 96, 40)),
+    "nested": (nested, Extent(24, 20, 48, 40)),
+    "slicing": (lambda x: x[:, 20:70, 10:60], Extent(20, 10, 50, 50)),
+    "every second pixel": (lambda x: x[:, 32:80:2, 20:68:2], Extent(31.5, 19.5, 48, 48)),
+    "operations": (
+        lambda x: ops.image.resize(ops.image.crop_images(x, 24, 16, 24, 16), (24, 24)),
+        Extent(24, 16, 48, 48),
+    ),
+    "mirrored padding": (
+        lambda x: ops.pad(x, ((0, 0), (20, 0), (8, 8), (0, 0)), mode="reflect"),
+        Extent(-20, -8, 116, 96),
+    ),
+    "padding then crop": (
+        lambda x: layers.Cropping2D(((0, 32), (0, 0)))(layers.ZeroPadding2D(((32, 0), (0, 0)))(x)),
+        Extent(-32, 0, 96, 80),
+    ),
+    "scaling before": (
+        lambda x: layers.CenterCrop(48, 40)(layers.Rescaling(1 / 127.5, offset=-1)(x)),
+        Extent(24, 20, 48, 40),
+    ),
+    "standardised before": (
+        lambda x: layers.CenterCrop(48, 40)(x - ops.mean(x, axis=(1, 2, 3), keepdims=True)),
+        Extent(24, 20, 48, 40),
+    ),
+    "own layer": (lambda x: OwnCrop()(x), Extent(24, 16, 48, 48)),
+    "own window": (lambda x: CropWindow()(x), Extent(24, 16, 48, 48)),
+    "behind a convolution": (
+        lambda x: layers.CenterCrop(48, 40)(redness()(x)),
+        Extent(24, 20, 48, 40),
+    ),
+}
+
+
+def redness() -> layers.Layer:
+    """A convolution whose first channel is how red a position is; twice is as good as once."""
+    layer = layers.Conv2D(3, 3, padding="same", use_bias=False)
+    layer.build((None, None, None, 3))
+    kernel = np.zeros((3, 3, 3, 3), np.float32)
+    kernel[1, 1, :, 0] = 1, -0.5, -0.5
+    layer.set_weights([kernel])
+    return layer
+
+
+def model_of(begin: Callable[[Any], Any], dtype: str = "float32") -> keras.Model:
+    """A model of redness, of whatever the beginning makes of the image."""
+    inputs = keras.Input((HEIGHT, WIDTH, 3), dtype=dtype)
+    x = layers.AveragePooling2D(4, padding="same", name="last")(redness()(begin(inputs)))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(2, kernel_initializer="identity")(x))
+
+
+def explain(network: Any, pixels: np.ndarray) -> tuple[np.ndarray, Extent | None]:
+    """Explains class 0 at the last layer, by the paper's formula."""
+    info = [one for one in network.layers if one.explainable][-1]
+
+    @tf.function(autograph=False)
+    def run(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        (activation,), logits = network.compute(images, [info.name])
+        (gradient,) = tf.gradients(logits[:, 0], activation)
+        return activation, gradient
+
+    activation, gradient = (one.numpy()[0] for one in run(tf.constant(pixels[None], tf.float32)))
+    weights = gradient.mean(axis=(0, 1))
+    return np.maximum(activation @ weights, 0), info.extent
+
+
+def on_image(heatmap: np.ndarray, extent: Extent | None) -> np.ndarray:
+    placement = fit(red_square(), (HEIGHT, WIDTH), ResizeMode.STRETCH)[1]
+    return placement.map_to_image(heatmap.astype(np.float32), extent)
+
+
+def pasted(heatmap: np.ndarray, extent: Extent) -> np.ndarray:
+    """The oracle: the map enlarged by OpenCV to its rectangle, pasted where that lies."""
+    top, left, height, width = (
+        round(one) for one in (extent.top, extent.left, extent.height, extent.width)
+    )
+    large = cv2.resize(heatmap.astype(np.float32), (width, height))
+    canvas = np.zeros((3 * HEIGHT, 3 * WIDTH), np.float32)
+    canvas[HEIGHT + top :, WIDTH + left :][:height, :width] = large
+    return canvas[HEIGHT : 2 * HEIGHT, WIDTH : 2 * WIDTH]
+
+
+def share_on_square(heat: np.ndarray) -> float:
+    return float(heat[SQUARE].sum() / heat.sum())
+
+
+def as_saved_model(model: keras.Model, folder: Path) -> SavedModelNetwork:
+    module = tf.Module()
+    module.model = model
+    call = tf.function(lambda images: {"scores": model(images, training=False)}, autograph=False)
+    images = tf.TensorSpec((None, HEIGHT, WIDTH, 3), model.inputs[0].dtype)
+    tf.saved_model.save(module, str(folder), call.get_concrete_function(images))
+    return SavedModelNetwork(folder)
+
+
+@pytest.mark.parametrize("beginning", BEGINNINGS)
+@pytest.mark.parametrize("kind", ["keras", "saved_model"])
+def test_heat_lies_on_what_the_model_saw(
+    beginning: str, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A model's own crops, pads and resizes are undone: heat lies on the red square."""
+    begin, expected = BEGINNINGS[beginning]
+    model = model_of(begin)
+    with caplog.at_level(logging.WARNING, "gradcam_server"):
+        network = KerasNetwork(model) if kind == "keras" else as_saved_model(model, tmp_path)
+    assert not caplog.records
+    heatmap, extent = explain(network, red_square())
+    found = extent or WHOLE
+    for edge in ("top", "left", "height", "width"):
+        assert getattr(found, edge) == pytest.approx(getattr(expected, edge), abs=0.3), edge
+    share = share_on_square(on_image(heatmap, extent))
+    assert share == pytest.approx(share_on_square(pasted(heatmap, expected)), abs=0.02)
+    assert share > 0.6
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16"])
+def test_coarse_types_show_positions_too(dtype: str) -> None:
+    """The rectangle is found to within a pixel where values have few digits."""
+    (first, *_) = KerasNetwork(model_of(BEGINNINGS["slicing"][0], dtype)).layers[-4:]
+    assert first.extent is not None
+    assert first.extent.top == pytest.approx(20, abs=0.5)
+    assert first.extent.width == pytest.approx(50, abs=0.5)
+
+
+class OwnFlip(layers.Layer):
+    """Flips, and says nothing of it."""
+
+    def call(self, images: Any) -> Any:
+        """Flips."""
+        return images[:, ::-1]
+
+
+class Glimpse(layers.Layer):
+    """Moves the image by numbers that were computed from it."""
+
+    def call(self, images: Any, by: Any) -> Any:
+        """Moves."""
+        return images * by[:, None, None]
+
+
+def two_crops(x: Any) -> Any:
+    return layers.Concatenate()([x[:, :48, :40], x[:, 48:, 40:]])
+
+
+def glimpse(x: Any) -> Any:
+    by = layers.GlobalAveragePooling2D()(redness()(x))
+    return Glimpse()(x, by)
+
+
+UNFOLLOWED: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "flip": (lambda x: ops.flip(x, axis=2), "flip moves pixels"),
+    "own flip": (lambda x: OwnFlip()(x), "own_flip moves pixels"),
+    "transposed": (lambda x: ops.transpose(x, (0, 2, 1, 3)), "transpose moves pixels"),
+    "rolled": (lambda x: ops.roll(x, 30, axis=1), "roll moves pixels"),
+    "warped": (
+        lambda x: ops.image.affine_transform(x, np.array([0.9, 0.5, 0, -0.5, 0.9, 30, 0, 0.0])),
+        "affine_transform moves pixels",
+    ),
+    "two parts": (two_crops, "concatenate joins maps"),
+    "by its content": (glimpse, "glimpse moves pixels by what the image shows"),
+}
+
+
+@pytest.mark.parametrize("beginning", UNFOLLOWED)
+def test_what_cannot_be_followed_is_warned_of(
+    beginning: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning names the layer that flips, turns, warps or joins."""
+    begin, expected = UNFOLLOWED[beginning]
+    keras.backend.clear_session()  # Names begin anew.
+    with caplog.at_level(logging.WARNING, "gradcam_server"):
+        network = KerasNetwork(model_of(begin))
+    (record,) = caplog.records
+    assert expected in record.getMessage()
+    assert network.layers[-3].extent is None
+
+
+def test_operations_that_cannot_be_followed_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A SavedModel's warning names the operation."""
+    with caplog.at_level(logging.WARNING, "gradcam_server"):
+        as_saved_model(model_of(lambda x: ops.flip(x, axis=2)), tmp_path)
+    (record,) = caplog.records
+    assert "ReverseV2 moves pixels" in record.getMessage()
+
+
+def padded_convolution(x: Any) -> Any:
+    """As the ResNets of keras.applications begin."""
+    x = layers.ZeroPadding2D(3)(x)
+    x = layers.Conv2D(4, 7, strides=2)(x)
+    return layers.MaxPooling2D(3, strides=2)(layers.ZeroPadding2D(1)(x))
+
+
+def shifted_by_one(x: Any) -> Any:
+    """As NASNet reduces a map: two poolings, one of them shifted by a position."""
+    x = layers.Conv2D(4, 3, strides=2)(x)
+    shifted = layers.Cropping2D(((1, 0), (1, 0)))(layers.ZeroPadding2D(((0, 1), (0, 1)))(x))
+    pools = [layers.AveragePooling2D(1, strides=2)(one) for one in (x, shifted)]
+    return layers.Concatenate()([layers.Conv2D(4, 1)(one) for one in pools])
+
+
+def squeezed(x: Any) -> Any:
+    """As EfficientNet weighs channels, and a decoder joins maps of two sizes."""
+    x = layers.Conv2D(4, 3, strides=2, padding="same")(layers.Rescaling(1 / 255)(x))
+    weights = layers.Reshape((1, 1, 4))(layers.GlobalAveragePooling2D()(x))
+    x = layers.Multiply()([x, layers.Conv2D(4, 1, activation="sigmoid")(weights)])
+    small = layers.AveragePooling2D(2)(x)
+    return layers.Add()([x, layers.UpSampling2D(2, interpolation="bilinear")(small)])
+
+
+@pytest.mark.parametrize("begin", [padded_convolution, shifted_by_one, squeezed])
+@pytest.mark.parametrize("kind", ["keras", "saved_model"])
+def test_maps_of_convolutions_cover_the_whole_input(
+    begin: Callable[[Any], Any], kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Padding for windows, strides and joins of whole maps change nothing, and warn of nothing."""
+    inputs = keras.Input((HEIGHT, WIDTH, 3))
+    x = layers.GlobalAveragePooling2D()(begin(inputs))
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    with caplog.at_level(logging.WARNING, "gradcam_server"):
+        network = KerasNetwork(model) if kind == "keras" else as_saved_model(model, tmp_path)
+    assert not caplog.records
+    padding = {"ZeroPadding2D", "Pad"} if begin is shifted_by_one else set()
+    assert {one.type for one in network.layers if one.extent} == padding

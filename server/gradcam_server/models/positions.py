@@ -42,6 +42,8 @@ def position_images(shape: tuple[int, int, int], dtype: str) -> NDArray[np.float
     columns = np.broadcast_to(_centres(width) / width, (height, width))
     growth = np.stack([np.zeros((height, width)), np.ones((height, width)), rows, columns])
     images = _GREY + _STEP.get(dtype, _COARSE_STEP) * growth
+    if "int" in dtype:
+        images = np.rint(images)
     return np.repeat(images[..., None], channels, axis=3).astype(np.float32)
 
 

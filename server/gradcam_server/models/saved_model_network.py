@@ -203,7 +203,7 @@ class SavedModelNetwork:
                 name="",
             )
 
-        return tf.function(run, autograph=False)(values)
+        return tf.function(run, autograph=False).get_concrete_function(values)(values)
 
     def _trace(self) -> tuple[dict[str, str], tuple[LayerInfo, ...], str, int, OutputActivation]:
         """Runs once on symbols.

@@ -25,6 +25,9 @@ from gradcam_server.models.positions import (
 
 logger = logging.getLogger(__name__)
 
+# Pixels; what values are rounded to on their way makes no difference.
+_ROUNDING = 0.1
+
 IMAGE = ""
 """The key of the model's input."""
 
@@ -114,7 +117,8 @@ class _Walk:
             if step.window is None and all(key in self._front for key in step.inputs):
                 self._front.add(step.key)
                 front.append(step)
-        values = self._compute(IMAGE, front) if any(map(_is_map, front)) else {}
+        is_needed = any(_is_map(one) and not self._is_padding_of_windows(one) for one in front)
+        values = self._compute(IMAGE, front) if is_needed else {}
         for step in self._steps:
             self._visit(step, values.get(step.key))
 
@@ -135,7 +139,7 @@ class _Walk:
                 step, "joins maps that cover different parts of the image"
             )
             return
-        if step.window is not None or not _is_map(step):
+        if step.window is not None or not _is_map(step) or self._is_padding_of_windows(step):
             self.extents[step.key] = first
         elif step.key in self._front:
             self.extents[step.key] = self._placed(step, first, values)
@@ -156,16 +160,16 @@ class _Walk:
             given: The extent of its inputs.
             values: What it computes from the images that show positions; None if not known.
         """
-        source = self._by_key[step.inputs[0]]
+        source = next(self._by_key[key] for key in step.inputs if key in self.extents)
         try:
             placed = self._located(step, source, given, values)
         except UnknownPositionsError:
-            if self._changes_size(step):
-                return self._give_up(step, "changes height or width")
-            return given
+            if step.shape[1:3] == source.shape[1:3]:
+                return given
+            return self._give_up(step, "changes height or width")
         except MovedPositionsError:
             return self._give_up(step, "moves pixels")
-        if self._is_padding_of_windows(step, given, placed):
+        if _distance(placed, given) < _ROUNDING:
             return given
         if step.key not in self._front:
             origin = self._origins.get(source.key, source)
@@ -204,29 +208,28 @@ class _Walk:
     def _changes_size(self, step: Step) -> bool:
         return step.shape[1:3] != self._by_key[step.inputs[0]].shape[1:3]
 
-    def _is_padding_of_windows(self, step: Step, given: Extent, placed: Extent) -> bool:
-        """Returns whether a step pads for the convolutions or pooling that use it, and only that.
-
-        That is so if no window sees nothing but padding.
-        """
-        height, width = (size or 1 for size in step.shape[1:3])
-        vertical, horizontal = placed.height / height, placed.width / width
-        above = (given.top - placed.top) / vertical
-        below = (placed.top + placed.height - given.top - given.height) / vertical
-        before = (given.left - placed.left) / horizontal
-        behind = (placed.left + placed.width - given.left - given.width) / horizontal
-        users = self._users[step.key]
-        return bool(users) and all(
-            user.window is not None
-            and all(-0.01 < one < user.window[0] - 0.9 for one in (above, below))
-            and all(-0.01 < one < user.window[1] - 0.9 for one in (before, behind))
-            for user in users
+    def _is_padding_of_windows(self, step: Step) -> bool:
+        """Returns whether a step adds no more than "same" padding for the windows that use it."""
+        before, users = self._by_key[step.inputs[0]], self._users[step.key]
+        return (
+            bool(users)
+            and len(step.inputs) == 1
+            and _is_map(before)
+            and self._changes_size(step)
+            and all(
+                user.window is not None and 0 <= (after or 0) - (size or 0) < user.window[axis]
+                for user in users
+                for axis, (after, size) in enumerate(
+                    zip(step.shape[1:3], before.shape[1:3], strict=True)
+                )
+            )
         )
 
     def _compute(self, source: str, steps: Sequence[Step]) -> Mapping[str, NDArray[np.floating]]:
         origin = self._by_key[source]
         height, width, channels = (size or 0 for size in origin.shape[1:])
-        images = position_images((height, width, channels), origin.dtype)
+        dtypes = {origin.dtype, *(step.dtype for step in steps)}
+        images = position_images((height, width, channels), dtypes)
         try:
             return self._run(source, images, steps)
         except Exception as error:  # noqa: BLE001 - any code of the model's may run

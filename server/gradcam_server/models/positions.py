@@ -6,6 +6,8 @@ are only scaled and moved, so how far a value has grown tells its row and column
 crop, padding or resize, whatever layer or operation makes it.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,8 +15,9 @@ from gradcam_server.layers import Extent
 
 _GREY = 64
 # Small, so that curves such as a gamma correction are straight; whole numbers need more.
-_STEP = {"float32": 1.0, "float64": 1.0}
+_STEP = 1.0
 _COARSE_STEP = 64.0
+_FINE_TYPES = {"float32", "float64"}
 # A value that grows less than this part of what others do is mixed with a margin.
 _WHOLE = 0.99
 
@@ -27,12 +30,12 @@ class MovedPositionsError(Exception):
     """The positions come from a flipped, turned or warped image, or from several parts of it."""
 
 
-def position_images(shape: tuple[int, int, int], dtype: str) -> NDArray[np.float32]:
+def position_images(shape: tuple[int, int, int], dtypes: Collection[str]) -> NDArray[np.float32]:
     """Returns the four images.
 
     Args:
         shape: (height, width, channels).
-        dtype: Type to which they will be cast.
+        dtypes: Types to which they will be cast on their way.
 
     Returns:
         float32, shape (4, height, width, channels).
@@ -41,8 +44,8 @@ def position_images(shape: tuple[int, int, int], dtype: str) -> NDArray[np.float
     rows = np.broadcast_to(_centres(height)[:, None] / height, (height, width))
     columns = np.broadcast_to(_centres(width) / width, (height, width))
     growth = np.stack([np.zeros((height, width)), np.ones((height, width)), rows, columns])
-    images = _GREY + _STEP.get(dtype, _COARSE_STEP) * growth
-    if "int" in dtype:
+    images = _GREY + (_STEP if _FINE_TYPES.issuperset(dtypes) else _COARSE_STEP) * growth
+    if any("int" in one for one in dtypes):
         images = np.rint(images)
     return np.repeat(images[..., None], channels, axis=3).astype(np.float32)
 
@@ -100,7 +103,9 @@ def _locate_axis(coordinates: NDArray[np.float64], size: int) -> tuple[float, fl
     slopes = (centre[second] - centre[first]) / (positions[second] - positions[first])
     slope = float(np.median(slopes))
     start = float(np.median(centre - slope * positions))
-    tolerance = max(1.0, abs(slope))
+    # Of types with few digits the coordinates have steps, too.
+    gap = float(np.quantile(np.diff(np.unique(centre)), 0.9)) if slope else 0.0
+    tolerance = max(1.0, abs(slope), gap)
     on_line = np.abs(centre - start - slope * positions) <= tolerance
     inner = on_line & (centre > tolerance) & (centre < size - tolerance)
     if inner.sum() >= 4:  # Near its borders a resized image is replicated.

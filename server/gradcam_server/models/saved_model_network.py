@@ -191,11 +191,10 @@ class SavedModelNetwork:
         used = {name.partition(":")[0] for node in graph.node for name in node.input}
 
         def run(given: tf.Tensor) -> list[tf.Tensor]:
-            image = tf.zeros((len(values), *self.input_size, 3), self._image.dtype)
-            mapped = {self._image.name: image}
-            mapped[self._image.name if source == IMAGE else f"{source}:0"] = given
             capture = tf.compat.v1.get_default_graph().capture
-            mapped |= {name: capture(tensor) for name, tensor in self._captures.items()}
+            mapped = {name: capture(tensor) for name, tensor in self._captures.items()}
+            mapped[self._image.name] = tf.zeros((1, *self.input_size, 3), self._image.dtype)
+            mapped[self._image.name if source == IMAGE else f"{source}:0"] = given
             return tf.graph_util.import_graph_def(
                 graph,
                 input_map={n: one for n, one in mapped.items() if n.partition(":")[0] in used},
@@ -203,7 +202,10 @@ class SavedModelNetwork:
                 name="",
             )
 
-        return tf.function(run, autograph=False).get_concrete_function(values)(values)
+        # One after another: the model may be made for single images.
+        function = tf.function(run, autograph=False).get_concrete_function(values[:1])
+        outputs = [function(one[None]) for one in values]
+        return [tf.concat(one, axis=0) for one in zip(*outputs, strict=True)]
 
     def _trace(self) -> tuple[dict[str, str], tuple[LayerInfo, ...], str, int, OutputActivation]:
         """Runs once on symbols.

@@ -168,42 +168,8 @@ def as_saved_model(model: keras.Model, folder: Path) -> SavedModelNetwork:
     return SavedModelNetwork(folder)
 
 
-def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    texts = [record.getMessage() for record in caplog.records]
-    return [text for text in texts if "wrong place" in text]
-
-
-@pytest.mark.parametrize("beginning", BEGINNINGS)
-@pytest.mark.parametrize("kind", ["keras", "saved_model"])
-def test_heat_lies_on_what_the_model_saw(
-    beginning: str, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A model's own crops, pads and resizes are undone: heat lies on the red square."""
-    begin, expected = BEGINNINGS[beginning]
-    model = model_of(begin)
-    with caplog.at_level(logging.WARNING, "gradcam_server"):
-        network = KerasNetwork(model) if kind == "keras" else as_saved_model(model, tmp_path)
-    assert not warnings(caplog)
-    heatmap, extent = explain(network, red_square())
-    found = extent or WHOLE
-    for edge in ("top", "left", "height", "width"):
-        assert getattr(found, edge) == pytest.approx(getattr(expected, edge), abs=0.3), edge
-    share = share_on_square(on_image(heatmap, extent))
-    assert share == pytest.approx(share_on_square(pasted(heatmap, expected)), abs=0.02)
-    assert share > 0.5
-
-
-SEEN = {
-    **{name: begin for name, (begin, _) in BEGINNINGS.items()},
-    # What it does in inference depends on Keras' version.
-    "random crop": lambda x: layers.RandomCrop(48, 40)(x),
-}
-
-
-@pytest.mark.parametrize("beginning", SEEN)
-def test_a_map_covers_the_pixels_on_which_it_depends(beginning: str) -> None:
-    """Within the image an extent is the box of the pixels by which the map has a gradient."""
-    network = KerasNetwork(model_of(SEEN[beginning]))
+def check_gradient(network: Any) -> None:
+    """Compares the extent of the last map with the box of the pixels on which it depends."""
     extent = next(one.extent for one in network.layers if one.name == "last") or WHOLE
     images = tf.random.stateless_uniform((1, HEIGHT, WIDTH, 3), (1, 2))
     with tf.GradientTape() as tape:
@@ -218,13 +184,81 @@ def test_a_map_covers_the_pixels_on_which_it_depends(beginning: str) -> None:
         assert reached.max() + 1 == pytest.approx(min(start + length, size), abs=2)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "float16"])
-def test_coarse_types_show_positions_too(dtype: str) -> None:
-    """The rectangle is found to within a pixel where values have few digits."""
-    (first, *_) = KerasNetwork(model_of(BEGINNINGS["slicing"][0], dtype)).layers[-4:]
-    assert first.extent is not None
-    assert first.extent.top == pytest.approx(20, abs=0.5)
-    assert first.extent.width == pytest.approx(50, abs=0.5)
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    texts = [record.getMessage() for record in caplog.records]
+    return [text for text in texts if "wrong place" in text]
+
+
+def check_heat(network: Any, expected: Extent) -> None:
+    """Compares the heat with that of the rectangle by hand."""
+    heatmap, extent = explain(network, red_square())
+    found = extent or WHOLE
+    for edge in ("top", "left", "height", "width"):
+        assert getattr(found, edge) == pytest.approx(getattr(expected, edge), abs=0.3), edge
+    share = share_on_square(on_image(heatmap, extent))
+    assert share == pytest.approx(share_on_square(pasted(heatmap, expected)), abs=0.02)
+    assert share > 0.5
+
+
+@pytest.mark.parametrize("beginning", BEGINNINGS)
+def test_heat_lies_on_what_the_model_saw(beginning: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A Keras model's own crops, pads and resizes are undone: heat lies on the red square.
+
+    Within the image an extent is also the box of the pixels by which the map has a gradient.
+    """
+    begin, expected = BEGINNINGS[beginning]
+    with caplog.at_level(logging.WARNING, "gradcam_server"):
+        network = KerasNetwork(model_of(begin))
+    assert not warnings(caplog)
+    check_heat(network, expected)
+    check_gradient(network)
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    ["centre crop", "padding", "resizing with padding", "own window", "behind a convolution"],
+)
+def test_heat_of_a_saved_model_lies_on_what_it_saw(
+    beginning: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same, where operations are all that is known."""
+    begin, expected = BEGINNINGS[beginning]
+    with caplog.at_level(logging.WARNING, "gradcam_server"):
+        network = as_saved_model(model_of(begin), tmp_path)
+    assert not warnings(caplog)
+    check_heat(network, expected)
+
+
+def test_a_random_crop_covers_what_keras_makes_of_it() -> None:
+    """Whether inference crops the centre or nothing depends on Keras' version."""
+    check_gradient(KerasNetwork(model_of(lambda x: layers.RandomCrop(48, 40)(x))))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "policy", "tolerance"),
+    [
+        ("uint8", "float32", 0.5),
+        ("float16", "float16", 0.5),
+        ("float32", "mixed_float16", 0.5),
+        ("float32", "mixed_bfloat16", 2),
+    ],
+)
+def test_coarse_types_show_positions_too(
+    dtype: str, policy: str, tolerance: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The rectangle is found, to within the digits of a type, and nothing is warned of."""
+
+    def begin(x: Any) -> Any:
+        x = layers.Rescaling(1 / 127.5, offset=-1, dtype=policy)(x)
+        return layers.CenterCrop(48, 40, dtype=policy)(x)
+
+    network = KerasNetwork(model_of(begin, dtype))
+    assert not warnings(caplog)
+    by_name = {one.name: one.extent for one in network.layers}
+    assert by_name["last"] is not None
+    assert by_name["last"].top == pytest.approx(24, abs=tolerance)
+    assert by_name["last"].width == pytest.approx(40, abs=tolerance)
+    assert [one.extent for one in network.layers if one.type == "Rescaling"] == [None]
 
 
 class OwnFlip(layers.Layer):

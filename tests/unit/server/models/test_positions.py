@@ -17,7 +17,7 @@ SIZE = (48, 40)
 
 
 def images() -> np.ndarray:
-    return position_images((*SIZE, 3), "float32")
+    return position_images((*SIZE, 3), {"float32"})
 
 
 @given(

@@ -44,6 +44,7 @@ class Step:
         window: (height, width) of the window, for convolutions and pooling; (1, 1) for other layers
             that mix values by their weights; None for all others.
         moves: Whether its type is one that crops, pads, resizes or moves positions.
+        is_hidden: Whether it may hold several layers that cannot be seen.
     """
 
     key: str
@@ -52,14 +53,23 @@ class Step:
     dtype: str
     window: tuple[int, int] | None = None
     moves: bool = False
+    is_hidden: bool = False
 
 
 Run = Callable[[str, NDArray[np.float32], Sequence[Step]], Mapping[str, NDArray[np.floating]]]
 """Computes steps, in their order, from values of one key; returns their first outputs by key."""
 
+Differentiate = Callable[[Step], NDArray[np.floating]]
+"""Gives the size of a step's gradient by each position of its one input, shape (h, w)."""
+
 
 def find_extents(
-    model: str, steps: Sequence[Step], shape: tuple[int, int, int], dtype: str, run: Run
+    model: str,
+    steps: Sequence[Step],
+    shape: tuple[int, int, int],
+    dtype: str,
+    run: Run,
+    differentiate: Differentiate | None = None,
 ) -> dict[str, Extent]:
     """Finds the extents of all steps, and warns of those that cannot be found.
 
@@ -69,11 +79,12 @@ def find_extents(
         shape: (height, width, channels) of the model's input.
         dtype: Its type.
         run: Computes steps.
+        differentiate: Gives gradients; needed if a step is hidden.
 
     Returns:
         By key; without those that cover the whole input, and those of which nothing is known.
     """
-    walk = _Walk(steps, shape, dtype, run)
+    walk = _Walk(steps, shape, dtype, run, differentiate)
     walk.run()
     if walk.problems:
         logger.warning(
@@ -94,13 +105,18 @@ class _Walk:
     """
 
     def __init__(
-        self, steps: Sequence[Step], shape: tuple[int, int, int], dtype: str, run: Run
+        self,
+        steps: Sequence[Step],
+        shape: tuple[int, int, int],
+        dtype: str,
+        run: Run,
+        differentiate: Differentiate | None,
     ) -> None:
         image = Step(IMAGE, (), (None, *shape), dtype)
         self.whole = Extent(0.0, 0.0, float(shape[0]), float(shape[1]))
         self.extents: dict[str, Extent | None] = {IMAGE: self.whole}
         self.problems: list[str] = []
-        self._steps, self._run = steps, run
+        self._steps, self._run, self._differentiate = steps, run, differentiate
         self._by_key = {IMAGE: image, **{step.key: step for step in steps}}
         self._users: dict[str, list[Step]] = defaultdict(list)
         for step in steps:
@@ -139,7 +155,9 @@ class _Walk:
                 step, "joins maps that cover different parts of the image"
             )
             return
-        if step.window is not None or not _is_map(step) or self._is_padding_of_windows(step):
+        if step.is_hidden and step.inputs[0] in self._front:
+            self.extents[step.key] = self._reached(step, first)
+        elif step.window is not None or not _is_map(step) or self._is_padding_of_windows(step):
             self.extents[step.key] = first
         elif step.key in self._front:
             self.extents[step.key] = self._placed(step, first, values)
@@ -204,6 +222,35 @@ class _Walk:
             part.height * vertical,
             part.width * horizontal,
         )
+
+    def _reached(self, step: Step, given: Extent) -> Extent:
+        """Returns the part of its input on which a hidden step depends.
+
+        What lies inside is a crop; padding inside cannot be seen.
+        """
+        source = self._by_key[step.inputs[0]]
+        if not self._differentiate or len(step.inputs) != 1 or not _is_map(source):
+            return given
+        try:
+            gradient = self._differentiate(step)
+        except Exception as error:  # noqa: BLE001 - any code of the model's may run
+            logger.debug("%s has no gradient: %r", step.key, error)
+            return given
+        rows, columns = (np.flatnonzero(gradient.any(axis=axis)) for axis in (1, 0))
+        if not len(rows):
+            return given
+        vertical, horizontal = (
+            length / count
+            for length, count in zip((given.height, given.width), gradient.shape, strict=True)
+        )
+        reached = Extent(
+            given.top + rows[0] * vertical,
+            given.left + columns[0] * horizontal,
+            (rows[-1] + 1 - rows[0]) * vertical,
+            (columns[-1] + 1 - columns[0]) * horizontal,
+        )
+        # Strides may leave out pixels at the borders.
+        return given if _distance(reached, given) <= 2 * _spacing(given, step) else reached
 
     def _changes_size(self, step: Step) -> bool:
         return step.shape[1:3] != self._by_key[step.inputs[0]].shape[1:3]

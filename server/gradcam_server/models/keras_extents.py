@@ -118,7 +118,22 @@ def find_keras_extents(
             values.update(zip(map(id, call.outputs), outputs, strict=True))
         return {step.key: np.asarray(values[id(symbols[step.key])], float) for step in wanted}
 
-    return find_extents(model, steps, tuple(image.shape[1:]), image.dtype, run)
+    def differentiate(step: Step) -> NDArray[np.floating]:
+        call = by_name[step.key]
+        (symbol,) = call.inputs
+        noise = np.random.default_rng(0).uniform(size=(1, *symbol.shape[1:]))
+        images = tf.cast(noise, symbol.dtype)
+        args, kwargs = keras.tree.map_structure(
+            lambda leaf: images if leaf is symbol else leaf, call.arguments
+        )
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            output = keras.tree.flatten(call.operation(*args, **kwargs))[0]
+            score = tf.reduce_sum(output * output)
+        return np.abs(np.asarray(tape.gradient(score, images), float)[0]).sum(axis=-1)
+
+    shape = tuple(image.shape[1:])
+    return find_extents(model, steps, shape, image.dtype, run, differentiate)
 
 
 def _step(call: Call, makers: Mapping[int, str]) -> Step:
@@ -132,6 +147,7 @@ def _step(call: Call, makers: Mapping[int, str]) -> Step:
         shape=tuple(call.outputs[0].shape),
         dtype=call.outputs[0].dtype,
         window=window,
+        is_hidden=is_own and window is not None,
         moves=window is None
         and (
             is_own

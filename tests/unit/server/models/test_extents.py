@@ -53,6 +53,24 @@ class CropWindow(layers.Layer):
         return (shape[0], 48, 48, shape[3])
 
 
+@keras.saving.register_keras_serializable("test_extents")
+class OwnStem(layers.Layer):
+    """A crop and a convolution, where we cannot see the one for the other."""
+
+    def build(self, shape: tuple[int, ...]) -> None:
+        """Makes the convolution."""
+        self.convolution = redness()
+        super().build(shape)
+
+    def call(self, images: Any) -> Any:
+        """Crops, and sees red."""
+        return self.convolution(images[:, 24:72, 16:64])
+
+    def compute_output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the crop's."""
+        return (shape[0], 48, 48, 3)
+
+
 def nested(inputs: Any) -> Any:
     inner = keras.Sequential([keras.Input((HEIGHT, WIDTH, 3)), layers.CenterCrop(48, 40)])
     outer = keras.Sequential([keras.Input((HEIGHT, WIDTH, 3)), inner])
@@ -98,6 +116,7 @@ BEGINNINGS: dict[str, tuple[Callable[[Any], Any], Extent]] = {
         Extent(24, 20, 48, 40),
     ),
     "own layer": (lambda x: OwnCrop()(x), Extent(24, 16, 48, 48)),
+    "own stem": (lambda x: OwnStem()(x), Extent(24, 16, 48, 48)),
     "own window": (lambda x: CropWindow()(x), Extent(24, 16, 48, 48)),
     "behind a convolution": (
         lambda x: layers.CenterCrop(48, 40)(redness()(x)),

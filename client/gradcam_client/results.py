@@ -124,6 +124,28 @@ class Heatmap:
 
 
 @dataclass(frozen=True, slots=True)
+class Extent:
+    """A rectangle of a model's input, in its pixels; it may reach beyond the input.
+
+    Attributes:
+        top: Upper edge; 0 is the input's.
+        left: Left edge; 0 is the input's.
+        height: Height.
+        width: Width.
+    """
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+    @classmethod
+    def from_proto(cls, extent: pb.Extent) -> Self:
+        """Reads the protobuf message."""
+        return cls(extent.top_px, extent.left_px, extent.height_px, extent.width_px)
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """Where the evidence for one class lies.
 
@@ -142,6 +164,8 @@ class Explanation:
             lost in rounding: ask for the logit.
         against: The class it was contrasted with, or None.
         against_name: Its name.
+        extent: The part of the model's input that the raw heat map covers, where the model crops or
+            pads images itself; None is the whole input. Maps of the image's size are placed by it.
     """
 
     index: int
@@ -157,6 +181,7 @@ class Explanation:
     saturated: bool = False
     against: int | None = None
     against_name: str = ""
+    extent: Extent | None = None
 
     @property
     def heatmap(self) -> NDArray[np.float32]:
@@ -220,6 +245,9 @@ class Explanation:
                 else None
             ),
             against_name=explanation.against_class_name,
+            extent=Extent.from_proto(explanation.extent)
+            if explanation.HasField("extent")
+            else None,
         )
 
 
@@ -340,23 +368,6 @@ class ClassInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Extent:
-    """A rectangle of a model's input, in its pixels; it may reach beyond the input.
-
-    Attributes:
-        top: Upper edge; 0 is the input's.
-        left: Left edge; 0 is the input's.
-        height: Height.
-        width: Width.
-    """
-
-    top: float
-    left: float
-    height: float
-    width: float
-
-
-@dataclass(frozen=True, slots=True)
 class LayerInfo:
     """A layer of a model.
 
@@ -438,7 +449,7 @@ class ModelInfo:
                     one.type,
                     tuple(one.output_shape),
                     one.explainable,
-                    _extent(one.extent) if one.HasField("extent") else None,
+                    Extent.from_proto(one.extent) if one.HasField("extent") else None,
                 )
                 for one in model.layers
             ),
@@ -450,7 +461,3 @@ def _forms_for(path: Path) -> tuple[str, ...]:
     if forms is None:
         raise ValueError(f"{path.name} must end in {', '.join(_FORMS_BY_SUFFIX)}")
     return forms
-
-
-def _extent(message: pb.Extent) -> Extent:
-    return Extent(message.top_px, message.left_px, message.height_px, message.width_px)

@@ -176,14 +176,16 @@ def to_model(
                 type=layer.type,
                 output_shape=[-1 if size is None else size for size in layer.output_shape],
                 explainable=layer.explainable,
-                extent=None if layer.extent is None else _extent(layer.extent),
+                extent=_extent(layer.extent),
             )
             for layer in served.layers
         )
     return model
 
 
-def _extent(extent: Extent) -> pb.Extent:
+def _extent(extent: Extent | None) -> pb.Extent | None:
+    if extent is None:
+        return None
     return pb.Extent(
         top_px=extent.top, left_px=extent.left, height_px=extent.height, width_px=extent.width
     )
@@ -284,6 +286,7 @@ def _explanation(explanation: Explanation) -> pb.Explanation:
         saturated=explanation.saturated,
         against_class_index=explanation.against,
         against_class_name=explanation.against_name,
+        extent=_extent(explanation.extent),
         heatmaps=[
             pb.Heatmap(
                 format=_FORMAT_NUMBERS[heatmap.format],

@@ -392,4 +392,5 @@ def _explanation(
         and probability * (1 - probability) < _SATURATED,
         against=None if against == NO_CLASS else against,
         against_name="" if against == NO_CLASS else labels.name(against),
+        extent=one.extent,
     )

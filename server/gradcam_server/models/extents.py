@@ -151,26 +151,22 @@ class _Walk:
             1.0, *(_spacing(first, self._by_key[key]) for key in step.inputs if key in self.extents)
         )
         if any(one and _distance(one, first) > tolerance for one in given):
-            self.extents[step.key] = self._give_up(
-                step, "joins maps that cover different parts of the image"
-            )
+            self._give_up(step, "joins maps that cover different parts of the image")
             return
         if step.is_hidden and step.inputs[0] in self._front:
             self.extents[step.key] = self._reached(step, first)
         elif step.window is not None or not _is_map(step) or self._is_padding_of_windows(step):
             self.extents[step.key] = first
         elif step.key in self._front:
-            self.extents[step.key] = self._placed(step, first, values)
+            self._place(step, first, values)
         elif step.moves and any(key in self._front for key in step.inputs):
-            self.extents[step.key] = self._give_up(step, "moves pixels by what the image shows")
+            self._give_up(step, "moves pixels by what the image shows")
         elif step.moves and len(step.inputs) == 1 and self._changes_size(step):
-            self.extents[step.key] = self._placed(step, first, None)
+            self._place(step, first, None)
         else:
             self.extents[step.key] = first
 
-    def _placed(
-        self, step: Step, given: Extent, values: NDArray[np.floating] | None
-    ) -> Extent | None:
+    def _place(self, step: Step, given: Extent, values: NDArray[np.floating] | None) -> None:
         """Locates a step by its values for the image, or alone.
 
         Args:
@@ -181,26 +177,30 @@ class _Walk:
         source = next(self._by_key[key] for key in step.inputs if key in self.extents)
         try:
             placed = self._located(step, source, given, values)
-        except UnknownPositionsError:
-            if step.shape[1:3] == source.shape[1:3]:
-                return given
-            return self._give_up(step, "changes height or width")
         except MovedPositionsError:
-            return self._give_up(step, "moves pixels")
-        if _distance(placed, given) < _ROUNDING:
-            return given
+            self._give_up(step, "moves pixels")
+            return
+        except UnknownPositionsError:
+            if step.shape[1:3] != source.shape[1:3]:
+                self._give_up(step, "changes height or width")
+                return
+            placed = given
         if step.key not in self._front:
-            origin = self._origins.get(source.key, source)
-            self._origins[step.key] = origin
-            before = self.extents[origin.key]
-            # Padding at one side and cropping at the other, as NASNet does, shifts by a position.
-            if (
-                before
-                and origin.shape[1:3] == step.shape[1:3]
-                and _distance(placed, before) <= 1.01 * _spacing(before, origin)
-            ):
-                return before
-        return placed
+            placed = self._without_shift(step, source, placed)
+        self.extents[step.key] = given if _distance(placed, given) < _ROUNDING else placed
+
+    def _without_shift(self, step: Step, source: Step, placed: Extent) -> Extent:
+        """Returns the extent before a chain of pads and crops that only shifts by a position.
+
+        That is how NASNet reduces a map; the next layers join it with one that is not shifted.
+        """
+        origin = self._origins.get(source.key, source)
+        self._origins[step.key] = origin
+        before = self.extents[origin.key]
+        if before is None or origin.shape[1:3] != step.shape[1:3]:
+            return placed
+        is_shift = _distance(placed, before) <= 1.01 * _spacing(before, origin)
+        return before if is_shift else placed
 
     def _located(
         self, step: Step, source: Step, given: Extent, values: NDArray[np.floating] | None
@@ -284,6 +284,7 @@ class _Walk:
             return {}
 
     def _give_up(self, step: Step, reason: str) -> None:
+        self.extents[step.key] = None
         self.problems.append(f"{step.key} {reason}")
 
 

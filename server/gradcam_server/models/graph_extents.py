@@ -86,7 +86,7 @@ def find_graph_extents(
     ) -> Mapping[str, NDArray[np.floating]]:
         names = [step.key for step in wanted if len(step.shape) == 4]
         values = compute(source, tf.cast(images, types[source]), names)
-        return {name: np.asarray(value, float) for name, value in zip(names, values, strict=True)}
+        return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
 
     return find_extents(model, steps, shape, dtype, run)
 

@@ -116,7 +116,7 @@ def find_keras_extents(
             )
             outputs = keras.tree.flatten(call.operation(*args, **kwargs))
             values.update(zip(map(id, call.outputs), outputs, strict=True))
-        return {step.key: np.asarray(values[id(symbols[step.key])], float) for step in wanted}
+        return {step.key: np.asarray(values[id(symbols[step.key])]) for step in wanted}
 
     def differentiate(step: Step) -> NDArray[np.floating]:
         call = by_name[step.key]

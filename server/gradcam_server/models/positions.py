@@ -130,4 +130,4 @@ def _locate_axis(coordinates: NDArray[np.float64], size: int) -> tuple[float, fl
 
 
 def _centres(count: int) -> NDArray[np.float64]:
-    return np.arange(count) + 0.5
+    return np.arange(count, dtype=np.float64) + 0.5

@@ -59,6 +59,13 @@ def test_values_of_a_newer_server_are_unknown() -> None:
     assert (read.method, read.heatmaps[0].format) == ("unknown", "unknown")
 
 
+def test_a_raw_map_says_what_it_covers(result: ImageExplanation) -> None:
+    """The extent is read; without one a map covers the whole input."""
+    assert result.explanations[0].extent is None
+    read = Explanation.from_proto(pb.Explanation(extent=pb.Extent(left_px=-4, width_px=8.5)))
+    assert read.extent == Extent(0, -4, 0, 8.5)
+
+
 def test_the_raw_heat_map_is_an_array(result: ImageExplanation) -> None:
     """The heat map is float32 (h, w) at layer resolution, and cannot be written to."""
     heatmap = result.explanations[0].heatmap

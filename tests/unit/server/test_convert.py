@@ -1,11 +1,14 @@
 """Protobuf messages to and from the pipeline's types."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_server.convert import to_request, to_response
 from gradcam_server.errors import InvalidRequestError
+from gradcam_server.layers import Extent
 from gradcam_server.requests import (
     Colormap,
     ExplainedImage,
@@ -132,3 +135,8 @@ def test_answers_are_written_whole() -> None:
     times = (stats.decode_us, stats.queue_us, stats.compute_us, stats.render_us)
     assert (*times, stats.batch_size, stats.padded_batch_size) == (1, 2, 3, 4, 5, 8)
     assert not to_response(explained, include_logits=False).logits
+    assert not explanation.HasField("extent")
+    part = dataclasses.replace(explained.explanations[0], extent=Extent(-1, 2, 3, 4.5))
+    explained = dataclasses.replace(explained, explanations=(part,))
+    extent = to_response(explained, include_logits=False).explanations[0].extent
+    assert (extent.top_px, extent.left_px, extent.height_px, extent.width_px) == (-1, 2, 3, 4.5)

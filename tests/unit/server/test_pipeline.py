@@ -153,6 +153,7 @@ async def test_a_map_lies_on_the_part_that_its_layer_covers(
     image = RawImage(bytes(3 * 224 * 224), *INPUT_SIZE)
     form = HeatmapForm(HeatmapFormat.IMAGE_FLOAT32)
     answer = await pipeline.explain(ExplainRequest(image, forms=(form,)))
+    assert answer.explanations[0].extent == extent
     heat = np.frombuffer(answer.explanations[0].heatmaps[0].data, "<f4").reshape(INPUT_SIZE)
     rows = np.flatnonzero(heat.any(axis=1))
     assert (rows.min(), rows.max()) == (112, 167)

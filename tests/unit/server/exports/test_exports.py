@@ -84,7 +84,7 @@ def test_what_layers_cover_is_kept(exported: Path, tmp_path: Path) -> None:
         manifest, layers=(dataclasses.replace(first, extent=extent), *others), sha256={}
     )
     (tmp_path / MANIFEST).write_text(changed.to_json())
-    assert read_manifest(tmp_path) == changed
+    assert read_manifest(tmp_path).layers == changed.layers
 
 
 @pytest.mark.parametrize(

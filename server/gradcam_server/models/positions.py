@@ -64,9 +64,10 @@ def locate(values: NDArray[np.floating], size: tuple[int, int]) -> Extent:
         UnknownPositionsError: The values do not tell.
         MovedPositionsError: It is no rectangle.
     """
-    if len(values) != 4:  # The batch was rearranged.
+    values = values.astype(np.float64)
+    if len(values) != 4 or not np.isfinite(values).all():  # 4: the batch was not rearranged.
         raise UnknownPositionsError
-    grey, light, rows, columns = values.astype(np.float64)
+    grey, light, rows, columns = values
     growth = light - grey
     channel = int(np.abs(growth).sum(axis=(0, 1)).argmax())
     growth = growth[..., channel]

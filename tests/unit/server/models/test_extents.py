@@ -367,7 +367,15 @@ def squeezed(x: Any) -> Any:
     return layers.Add()([x, layers.UpSampling2D(2, interpolation="bilinear")(small)])
 
 
-@pytest.mark.parametrize("begin", [padded_convolution, shifted_by_one, squeezed])
+def normalised(x: Any) -> Any:
+    """What hides positions from a probe, and moves none of them."""
+    standardised = (x - ops.mean(x, axis=(1, 2), keepdims=True)) / (ops.std(x) + 1e-3)
+    scaled = x / (ops.max(x, axis=(1, 2, 3), keepdims=True) + 1e-3)
+    x = layers.Concatenate()([ops.clip(x, 0, 1), standardised, scaled, ops.ones_like(x)])
+    return layers.Conv2D(4, 3)(x)
+
+
+@pytest.mark.parametrize("begin", [padded_convolution, shifted_by_one, squeezed, normalised])
 @pytest.mark.parametrize("kind", ["keras", "saved_model"])
 def test_maps_of_convolutions_cover_the_whole_input(
     begin: Callable[[Any], Any], kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -79,8 +79,9 @@ def test_what_is_no_rectangle_is_said(move) -> None:  # type: ignore[no-untyped-
         lambda one: one * 0,
         lambda one: one - one.mean(axis=(1, 2, 3), keepdims=True),
         lambda one: one.reshape(8, 24, 40, 3),
+        lambda one: np.where(one > 64.5, np.nan, one),
     ],
-    ids=["constant", "centred", "other batch"],
+    ids=["constant", "centred", "other batch", "not a number"],
 )
 def test_what_shows_nothing_is_unknown(lose) -> None:  # type: ignore[no-untyped-def]
     """Nothing is said of values that do not show positions."""

@@ -24,7 +24,7 @@ WHOLE = Extent(0, 0, HEIGHT, WIDTH)
 
 
 def red_square() -> np.ndarray:
-    """A red square on grey, as the issue shows it."""
+    """A red square on grey."""
     image = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
     image[SQUARE] = 255, 0, 0
     return image

@@ -44,6 +44,7 @@ from gradcam_client.requests import (
 from gradcam_client.results import (
     ClassInfo,
     Explanation,
+    Extent,
     Heatmap,
     ImageExplanation,
     LayerInfo,
@@ -63,6 +64,7 @@ __all__ = [
     "DeadlineExceededError",
     "ExplainOptions",
     "Explanation",
+    "Extent",
     "GradCamError",
     "GrayPng",
     "Heatmap",

@@ -124,6 +124,28 @@ class Heatmap:
 
 
 @dataclass(frozen=True, slots=True)
+class Extent:
+    """A rectangle of a model's input, in its pixels; it may reach beyond the input.
+
+    Attributes:
+        top: Upper edge; 0 is the input's.
+        left: Left edge; 0 is the input's.
+        height: Height.
+        width: Width.
+    """
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+    @classmethod
+    def from_proto(cls, extent: pb.Extent) -> Self:
+        """Reads the protobuf message."""
+        return cls(extent.top_px, extent.left_px, extent.height_px, extent.width_px)
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """Where the evidence for one class lies.
 
@@ -142,6 +164,8 @@ class Explanation:
             lost in rounding: ask for the logit.
         against: The class it was contrasted with, or None.
         against_name: Its name.
+        extent: The part of the model's input that the raw heat map covers, where the model crops or
+            pads images itself; None is the whole input. Maps of the image's size are placed by it.
     """
 
     index: int
@@ -157,6 +181,7 @@ class Explanation:
     saturated: bool = False
     against: int | None = None
     against_name: str = ""
+    extent: Extent | None = None
 
     @property
     def heatmap(self) -> NDArray[np.float32]:
@@ -220,6 +245,9 @@ class Explanation:
                 else None
             ),
             against_name=explanation.against_class_name,
+            extent=Extent.from_proto(explanation.extent)
+            if explanation.HasField("extent")
+            else None,
         )
 
 
@@ -356,12 +384,15 @@ class LayerInfo:
         type: Its Keras class, such as "Conv2D".
         output_shape: The shape of its output; -1 is the batch size.
         explainable: Whether it can be explained.
+        extent: The part of the model's input that its raw heat maps cover, where the model crops or
+            pads images itself; None is the whole input.
     """
 
     name: str
     type: str
     output_shape: tuple[int, ...]
     explainable: bool
+    extent: Extent | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -427,7 +458,13 @@ class ModelInfo:
             compilation_count=model.compilation_count,
             classes=tuple(ClassInfo(one.name, tuple(one.aliases)) for one in model.classes),
             layers=tuple(
-                LayerInfo(one.name, one.type, tuple(one.output_shape), one.explainable)
+                LayerInfo(
+                    one.name,
+                    one.type,
+                    tuple(one.output_shape),
+                    one.explainable,
+                    Extent.from_proto(one.extent) if one.HasField("extent") else None,
+                )
                 for one in model.layers
             ),
         )

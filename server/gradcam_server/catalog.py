@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from gradcam_server.errors import InvalidRequestError, NotFoundError
 from gradcam_server.graph_io import GraphKey
 from gradcam_server.labels import ClassLabels
-from gradcam_server.layers import LayerInfo
+from gradcam_server.layers import Extent, LayerInfo
 from gradcam_server.models import model_id
 from gradcam_server.models.preprocessing import Preprocessing
 from gradcam_server.requests import Method, ScoreType
@@ -51,6 +51,14 @@ class ServedModel:
     def id(self) -> str:
         """Name and version in one, as graphs are keyed by."""
         return model_id(self.name, self.version)
+
+    def extent(self, layer: str) -> Extent | None:
+        """Returns the part of the input that a layer's map covers; None is the whole input.
+
+        Args:
+            layer: Its path; what is no layer, such as the pixels, covers the whole input.
+        """
+        return next((one.extent for one in self.layers if one.name == layer), None)
 
     def resolve_layers(self, names: Sequence[str]) -> tuple[str, ...]:
         """Finds layers by path, or by their name alone where only one has it.

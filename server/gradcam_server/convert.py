@@ -7,6 +7,7 @@ from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_server.batching import DispatchReason
 from gradcam_server.catalog import Catalog, ServedModel
 from gradcam_server.errors import InvalidRequestError
+from gradcam_server.layers import Extent
 from gradcam_server.requests import (
     Colormap,
     ExplainedImage,
@@ -179,10 +180,19 @@ def to_model(
                 type=layer.type,
                 output_shape=[-1 if size is None else size for size in layer.output_shape],
                 explainable=layer.explainable,
+                extent=_extent(layer.extent),
             )
             for layer in served.layers
         )
     return model
+
+
+def _extent(extent: Extent | None) -> pb.Extent | None:
+    if extent is None:
+        return None
+    return pb.Extent(
+        top_px=extent.top, left_px=extent.left, height_px=extent.height, width_px=extent.width
+    )
 
 
 def _image(message: pb.ExplainImageRequest) -> bytes | RawImage:
@@ -280,6 +290,7 @@ def _explanation(explanation: Explanation) -> pb.Explanation:
         saturated=explanation.saturated,
         against_class_index=explanation.against,
         against_class_name=explanation.against_name,
+        extent=_extent(explanation.extent),
         heatmaps=[
             pb.Heatmap(
                 format=_FORMAT_NUMBERS[heatmap.format],

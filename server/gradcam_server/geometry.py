@@ -4,6 +4,7 @@ import functools
 import math
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from cykooz_resizer import (
     CropBox,
@@ -16,6 +17,7 @@ from cykooz_resizer import (
 )
 from numpy.typing import NDArray
 
+from gradcam_server.layers import Extent
 from gradcam_server.requests import ResizeMode
 
 # Normalisation takes the ImageNet mean to about zero, so margins carry no signal.
@@ -37,29 +39,36 @@ class Span:
     input_start: int
     input_length: int
 
-    def interpolation_matrix(self, map_size: int) -> NDArray[np.float32]:
+    def interpolation_matrix(
+        self, map_size: int, start: float = 0, length: float | None = None
+    ) -> NDArray[np.float32]:
         """Weights that take a map over the input to the pixels of the image.
 
         Bilinear with half-pixel centres and replicated borders, as
         ``tf.image.resize`` and ``cv2.INTER_LINEAR``; zero where the image lies
-        outside the input.
+        outside the input, or outside the part of it that the map covers.
 
         Args:
             map_size: Length of the map along this axis.
+            start: Where the map begins, in pixels of the input.
+            length: How long it is there; None is the whole input.
 
         Returns:
             float32, shape (image_size, map_size).
         """
         pixel = np.arange(self.image_length) + 0.5
         on_input = self.input_start + pixel * self.input_length / self.image_length
-        on_map = np.clip(on_input * map_size / self.input_size - 0.5, 0, map_size - 1)
+        from_start = on_input - start
+        length = self.input_size if length is None else length
+        is_covered = (from_start >= 0) & (from_start <= length)
+        on_map = np.clip(from_start * map_size / length - 0.5, 0, map_size - 1)
         lower = np.floor(on_map).astype(np.intp)
         upper = np.minimum(lower + 1, map_size - 1)
         fraction = on_map - lower
         matrix = np.zeros((self.image_size, map_size), np.float32)
         rows = self.image_start + np.arange(self.image_length)
-        matrix[rows, lower] += 1 - fraction
-        matrix[rows, upper] += fraction
+        matrix[rows, lower] += (1 - fraction) * is_covered
+        matrix[rows, upper] += fraction * is_covered
         return matrix
 
 
@@ -70,18 +79,41 @@ class Placement:
     vertical: Span
     horizontal: Span
 
-    def map_to_image(self, heatmap: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Maps a heat map back onto the whole original image.
+    def map_to_image(
+        self, heatmap: NDArray[np.float32], extent: Extent | None = None
+    ) -> NDArray[np.float32]:
+        """Maps a heat map back onto the whole original image; it is zero where the map is not.
 
         Args:
-            heatmap: float32, shape (h, w), over the model's whole input.
+            heatmap: float32, shape (h, w).
+            extent: The part of the model's input that it covers; None is the whole input.
 
         Returns:
             float32, shape (image height, image width).
         """
-        rows = self.vertical.interpolation_matrix(heatmap.shape[0])
-        columns = self.horizontal.interpolation_matrix(heatmap.shape[1])
+        vertical = (extent.top, extent.height) if extent else ()
+        horizontal = (extent.left, extent.width) if extent else ()
+        rows = self.vertical.interpolation_matrix(heatmap.shape[0], *vertical)
+        columns = self.horizontal.interpolation_matrix(heatmap.shape[1], *horizontal)
         return np.asarray(rows @ heatmap @ columns.T, np.float32)
+
+
+def enlarge(
+    heatmap: NDArray[np.float32], input_size: tuple[int, int], extent: Extent | None
+) -> NDArray[np.float32]:
+    """Maps a heat map to the model's input; it is zero where the map is not.
+
+    Args:
+        heatmap: float32, shape (h, w).
+        input_size: (height, width) of the model's input.
+        extent: The part of the input that the map covers; None is the whole input.
+
+    Returns:
+        float32, of the input's size.
+    """
+    if extent is None:
+        return cv2.resize(heatmap, input_size[::-1], interpolation=cv2.INTER_LINEAR)
+    return _place(input_size, input_size, ResizeMode.STRETCH).map_to_image(heatmap, extent)
 
 
 def shrinkage(image_size: tuple[int, int], input_size: tuple[int, int], mode: ResizeMode) -> float:

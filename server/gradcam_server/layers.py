@@ -5,6 +5,23 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Extent:
+    """A rectangle of the model's input, in its pixels; it may reach beyond the input.
+
+    Attributes:
+        top: Upper edge; 0 is the input's.
+        left: Left edge; 0 is the input's.
+        height: Height.
+        width: Width.
+    """
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+
+@dataclass(frozen=True)
 class LayerInfo:
     """A layer: its name, type, output shape (None is the batch) and use.
 
@@ -13,12 +30,14 @@ class LayerInfo:
         type: Keras class, or TensorFlow operation.
         output_shape: Shape of the output; None is the batch size.
         explainable: Whether it has a (B, H, W, C) output of more than one position.
+        extent: The part of the model's input that its map covers; None is the whole input.
     """
 
     name: str
     type: str
     output_shape: tuple[int | None, ...]
     explainable: bool
+    extent: Extent | None = None
 
 
 def has_positions(shape: Sequence[int | None]) -> bool:

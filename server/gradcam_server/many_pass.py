@@ -9,9 +9,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from gradcam_server.geometry import enlarge
+from gradcam_server.layers import Extent
 
 _I = TypeVar("_I")
 _T = TypeVar("_T")
@@ -87,6 +89,7 @@ async def score_cam(
     channels: Maps,
     zero: Pixels,
     evaluate: Callable[[Pixels], Awaitable[NDArray[np.float32]]],
+    extent: Extent | None = None,
 ) -> Maps:
     """Score-CAM before its ReLU: sum_k w_k A_k, w = softmax of the masked images' scores.
 
@@ -99,17 +102,21 @@ async def score_cam(
         channels: A_k, float32, shape (K, h, w). Constant ones are left out.
         zero: The colour that preprocessing takes to zero, float32, shape (3,).
         evaluate: Gives the scores, float32, shape (targets,).
+        extent: The part of the image that the channels cover; None is the whole image.
 
     Returns:
         float32, shape (targets, h, w); zero if all channels are constant.
     """
     pixels = image.astype(np.float32)
-    height, width = image.shape[:2]
+    size = (image.shape[0], image.shape[1])
+    is_covered = enlarge(np.ones(channels.shape[1:], np.float32), size, extent) > 0
 
     async def score(channel: Maps) -> NDArray[np.float32]:
-        enlarged = cv2.resize(channel, (width, height), interpolation=cv2.INTER_LINEAR)
-        least, greatest = enlarged.min(), enlarged.max()
-        mask = ((enlarged - least) / (greatest - least))[..., None]
+        enlarged = enlarge(channel, size, extent)
+        least, greatest = enlarged[is_covered].min(), enlarged[is_covered].max()
+        # It can be constant where the image is, and vary in the model's own margins.
+        scaled = (enlarged - least) / (greatest - least or np.float32(1))
+        mask = np.where(is_covered, scaled, np.float32(0))[..., None]
         return await evaluate((zero + mask * (pixels - zero)).astype(np.float32))
 
     varying = channels[np.ptp(channels, axis=(1, 2)) > 0]

@@ -142,7 +142,12 @@ class _Run:
 
         channels = await self._compute(extracting, fitted.astype(np.float32))
         zero = np.array(ZERO_COLORS[self._model.preprocessing], np.float32)
-        return tuple([await score_cam(fitted, one, zero, score) for one in channels.maps])
+        return tuple(
+            [
+                await score_cam(fitted, one, zero, score, self._model.extent(layer))
+                for one, layer in zip(channels.maps, layers, strict=True)
+            ]
+        )
 
     async def _smooth_grad(self, fitted: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
         smooth = self._request.smooth_grad

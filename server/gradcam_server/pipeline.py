@@ -29,6 +29,7 @@ from gradcam_server.graph_io import (
     by_rank,
 )
 from gradcam_server.labels import ClassLabels
+from gradcam_server.layers import Extent
 from gradcam_server.perturbation import Perturbation, count_passes
 from gradcam_server.render import RenderedMap, count_bytes, needs_image, render
 from gradcam_server.requests import (
@@ -107,6 +108,7 @@ class Pipeline:
         model = self._computer.catalog.find_model(request.model, request.model_version)
         self._check_counts(request)
         layers = model.resolve_layers(request.layers)
+        _check_fusion(request, model, layers)
         targets = self._choose_targets(request, model.labels)
         passes = count_passes(request, self._config.max_passes)
         progress = progress or Progress()
@@ -124,15 +126,18 @@ class Pipeline:
                 )
                 stats.compute_us += round((perf_counter() - started) * 1e6)
                 stats.pass_count = progress.completed
-            self._sampler.offer(model, request.method, fitted, output)
             if request.method is Method.INTEGRATED_GRADIENTS:
                 layers = (PIXELS,)
-            maps = list(_maps(output, layers, request.layer_fusion))
+            extent = model.extent(layers[0])
+            self._sampler.offer(model, request.method, fitted, output, extent)
+            maps = list(_maps(output, model, layers, request.layer_fusion))
             rendered, stats.render_us = await self._run(
                 request.priority,
                 not needs_image(request.forms)
                 and sum(one.values.size for one in maps) <= _FEW_VALUES,
-                lambda: [render(one.values, image, placement, request.forms) for one in maps],
+                lambda: [
+                    render(one.values, image, placement, request.forms, one.extent) for one in maps
+                ],
             )
         return ExplainedImage(
             model=model.name,
@@ -265,6 +270,18 @@ class Pipeline:
         ]
 
 
+def _check_fusion(request: ExplainRequest, model: ServedModel, layers: Sequence[str]) -> None:
+    if request.layer_fusion is LayerFusion.NONE:
+        return
+    if len({model.extent(layer) for layer in layers}) > 1:
+        raise InvalidRequestError(
+            "layer_fusion",
+            f"the maps of {' and '.join(layers)} cannot be fused: {model.id} crops or pads between "
+            "these layers, so they cover different parts of the image; choose layers on one side "
+            "of that",
+        )
+
+
 def load(
     image: bytes | RawImage,
     config: ServeConfig,
@@ -330,21 +347,25 @@ def _predictions(output: GraphOutput, labels: ClassLabels, count: int) -> tuple[
 
 @dataclass(frozen=True)
 class _Map:
-    """One map before its ReLU: of which target, and of which layers."""
+    """One map before its ReLU: of which target and layers, and which part of the input."""
 
     target: int
     layer: str
     values: NDArray[np.float32]
+    extent: Extent | None
 
 
-def _maps(output: GraphOutput, layers: Sequence[str], fusion: LayerFusion) -> Iterator[_Map]:
+def _maps(
+    output: GraphOutput, model: ServedModel, layers: Sequence[str], fusion: LayerFusion
+) -> Iterator[_Map]:
     for target in range(len(output.classes)):
         of_layers = [of_layer[target] for of_layer in output.maps]
         if fusion is LayerFusion.LAYER_CAM:
-            yield _Map(target, " + ".join(layers), fuse_layer_cam(of_layers))
+            extent = model.extent(layers[0])
+            yield _Map(target, " + ".join(layers), fuse_layer_cam(of_layers), extent)
         else:
             for layer, values in zip(layers, of_layers, strict=True):
-                yield _Map(target, layer, values)
+                yield _Map(target, layer, values, model.extent(layer))
 
 
 def _explanation(
@@ -373,4 +394,5 @@ def _explanation(
         and probability * (1 - probability) < _SATURATED,
         against=None if against == NO_CLASS else against,
         against_name="" if against == NO_CLASS else labels.name(against),
+        extent=one.extent,
     )

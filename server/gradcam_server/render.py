@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradcam_server.geometry import Placement
+from gradcam_server.layers import Extent
 from gradcam_server.requests import Colormap, Heatmap, HeatmapForm, HeatmapFormat
 
 _COLORMAPS = {
@@ -56,6 +57,7 @@ def render(
     image: NDArray[np.uint8],
     placement: Placement,
     forms: Sequence[HeatmapForm],
+    extent: Extent | None = None,
 ) -> RenderedMap:
     """Renders one explanation in every wanted form.
 
@@ -67,6 +69,7 @@ def render(
         image: The decoded original, uint8 RGB, shape (H, W, 3); unused unless ``needs_image``.
         placement: How the image lay on the model's input.
         forms: The wanted forms.
+        extent: The part of the model's input that the map covers; None is the whole input.
 
     Returns:
         The range of ``signed_map`` and one heat map for each form.
@@ -80,7 +83,7 @@ def render(
     on_image = np.zeros((0, 0), np.float32)
     if needs_image(forms):
         scale = np.float32(1) if degenerate else np.float32(raw_max)
-        on_image = placement.map_to_image((raw / scale).astype(np.float32))
+        on_image = placement.map_to_image((raw / scale).astype(np.float32), extent)
     return RenderedMap(
         raw_min, raw_max, degenerate, tuple(_heatmap(form, raw, on_image, image) for form in forms)
     )

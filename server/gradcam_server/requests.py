@@ -8,6 +8,8 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from gradcam_server.layers import Extent
+
 _WATCH_INTERVAL_S = 0.2
 
 
@@ -201,6 +203,7 @@ class Explanation:
         saturated: Whether it is a probability too near to 1 or 0 to have a gradient.
         against: The class that it was contrasted with.
         against_name: Its name.
+        extent: The part of the model's input that raw maps cover; None is the whole input.
     """
 
     index: int
@@ -216,6 +219,7 @@ class Explanation:
     saturated: bool = False
     against: int | None = None
     against_name: str = ""
+    extent: Extent | None = None
 
 
 @dataclass

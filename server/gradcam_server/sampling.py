@@ -5,7 +5,6 @@ import logging
 import random
 from collections.abc import Callable, Iterable
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,7 +12,9 @@ from gradcam_server.batching import Urgency
 from gradcam_server.catalog import ServedModel
 from gradcam_server.computer import Computer
 from gradcam_server.faithfulness import auc, deletion_images, insertion_images, is_degenerate
+from gradcam_server.geometry import enlarge
 from gradcam_server.graph_io import GraphItem, GraphKey, GraphOutput, GraphTarget
+from gradcam_server.layers import Extent
 from gradcam_server.requests import Method, ScoreType
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,12 @@ class FaithfulnessSampler:
         self._task: asyncio.Task[None] | None = None
 
     def offer(
-        self, model: ServedModel, method: Method, fitted: NDArray[np.uint8], output: GraphOutput
+        self,
+        model: ServedModel,
+        method: Method,
+        fitted: NDArray[np.uint8],
+        output: GraphOutput,
+        extent: Extent | None = None,
     ) -> None:
         """Perhaps measures the map of an answer's first target at its first layer.
 
@@ -51,11 +57,13 @@ class FaithfulnessSampler:
             method: How the map was made.
             fitted: The image at the model's input size, uint8 RGB, shape (H, W, 3).
             output: The answer.
+            extent: The part of the input that the map covers; None is the whole input.
         """
         if not self._share or not len(output.classes) or random.random() >= self._share:  # noqa: S311
             return
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._measure(model, method, fitted, output))
+            measuring = self._measure(model, method, fitted, output, extent)
+            self._task = asyncio.create_task(measuring)
 
     async def close(self) -> None:
         """Stops measuring."""
@@ -64,11 +72,15 @@ class FaithfulnessSampler:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _measure(
-        self, model: ServedModel, method: Method, fitted: NDArray[np.uint8], output: GraphOutput
+        self,
+        model: ServedModel,
+        method: Method,
+        fitted: NDArray[np.uint8],
+        output: GraphOutput,
+        extent: Extent | None,
     ) -> None:
-        height, width = fitted.shape[:2]
         values = np.nan_to_num(np.maximum(output.maps[0][0], 0), posinf=0)
-        heatmap = cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR)
+        heatmap = enlarge(values, (fitted.shape[0], fitted.shape[1]), extent)
         if is_degenerate(heatmap):
             return
         target = int(output.classes[0])

@@ -90,7 +90,7 @@ def client(server: RunningRayApp) -> Iterator[Client]:
 
 
 def test_two_models_are_served_at_once(client: Client, cat_jpeg: bytes) -> None:
-    """A traced model and an export, in every replica: both are listed, and each answers for itself."""
+    """A traced model and an export in each replica: both are listed, each answers for itself."""
     names = ["efficientnet-lite0", "exported"]
     assert [model.name for model in client.list_models()] == names
     assert client.get_model("exported").default_layer == "top_activation"

@@ -72,7 +72,9 @@ class Guarded:
         replace(self.tokens, "\n".join(map(to_toml, tokens)).encode())
 
     def write_config(self, formats: int = 2, more: str = "") -> None:
-        replace(self.config, (CONFIG.format(model=exported_model(), formats=formats) + more).encode())
+        replace(
+            self.config, (CONFIG.format(model=exported_model(), formats=formats) + more).encode()
+        )
 
     @property
     def address(self) -> str:

@@ -234,7 +234,7 @@ class Prediction(_message.Message):
     def __init__(self, class_index: _Optional[int] = ..., class_name: _Optional[str] = ..., probability: _Optional[float] = ..., logit: _Optional[float] = ...) -> None: ...
 
 class Explanation(_message.Message):
-    __slots__ = ("class_index", "class_name", "score", "layer", "method", "raw_min", "raw_max", "degenerate", "heatmaps", "score_type", "saturated", "against_class_index", "against_class_name")
+    __slots__ = ("class_index", "class_name", "score", "layer", "method", "raw_min", "raw_max", "degenerate", "heatmaps", "score_type", "saturated", "against_class_index", "against_class_name", "extent")
     CLASS_INDEX_FIELD_NUMBER: _ClassVar[int]
     CLASS_NAME_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
@@ -248,6 +248,7 @@ class Explanation(_message.Message):
     SATURATED_FIELD_NUMBER: _ClassVar[int]
     AGAINST_CLASS_INDEX_FIELD_NUMBER: _ClassVar[int]
     AGAINST_CLASS_NAME_FIELD_NUMBER: _ClassVar[int]
+    EXTENT_FIELD_NUMBER: _ClassVar[int]
     class_index: int
     class_name: str
     score: float
@@ -261,7 +262,20 @@ class Explanation(_message.Message):
     saturated: bool
     against_class_index: int
     against_class_name: str
-    def __init__(self, class_index: _Optional[int] = ..., class_name: _Optional[str] = ..., score: _Optional[float] = ..., layer: _Optional[str] = ..., method: _Optional[_Union[Method, str]] = ..., raw_min: _Optional[float] = ..., raw_max: _Optional[float] = ..., degenerate: bool = ..., heatmaps: _Optional[_Iterable[_Union[Heatmap, _Mapping]]] = ..., score_type: _Optional[_Union[ScoreType, str]] = ..., saturated: bool = ..., against_class_index: _Optional[int] = ..., against_class_name: _Optional[str] = ...) -> None: ...
+    extent: Extent
+    def __init__(self, class_index: _Optional[int] = ..., class_name: _Optional[str] = ..., score: _Optional[float] = ..., layer: _Optional[str] = ..., method: _Optional[_Union[Method, str]] = ..., raw_min: _Optional[float] = ..., raw_max: _Optional[float] = ..., degenerate: bool = ..., heatmaps: _Optional[_Iterable[_Union[Heatmap, _Mapping]]] = ..., score_type: _Optional[_Union[ScoreType, str]] = ..., saturated: bool = ..., against_class_index: _Optional[int] = ..., against_class_name: _Optional[str] = ..., extent: _Optional[_Union[Extent, _Mapping]] = ...) -> None: ...
+
+class Extent(_message.Message):
+    __slots__ = ("top_px", "left_px", "height_px", "width_px")
+    TOP_PX_FIELD_NUMBER: _ClassVar[int]
+    LEFT_PX_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_PX_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_PX_FIELD_NUMBER: _ClassVar[int]
+    top_px: float
+    left_px: float
+    height_px: float
+    width_px: float
+    def __init__(self, top_px: _Optional[float] = ..., left_px: _Optional[float] = ..., height_px: _Optional[float] = ..., width_px: _Optional[float] = ...) -> None: ...
 
 class Heatmap(_message.Message):
     __slots__ = ("format", "height_px", "width_px", "data", "normalization", "interpolation")
@@ -400,13 +414,15 @@ class ModelClass(_message.Message):
     def __init__(self, name: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Layer(_message.Message):
-    __slots__ = ("name", "type", "output_shape", "explainable")
+    __slots__ = ("name", "type", "output_shape", "explainable", "extent")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_SHAPE_FIELD_NUMBER: _ClassVar[int]
     EXPLAINABLE_FIELD_NUMBER: _ClassVar[int]
+    EXTENT_FIELD_NUMBER: _ClassVar[int]
     name: str
     type: str
     output_shape: _containers.RepeatedScalarFieldContainer[int]
     explainable: bool
-    def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., output_shape: _Optional[_Iterable[int]] = ..., explainable: bool = ...) -> None: ...
+    extent: Extent
+    def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., output_shape: _Optional[_Iterable[int]] = ..., explainable: bool = ..., extent: _Optional[_Union[Extent, _Mapping]] = ...) -> None: ...

@@ -11,7 +11,7 @@ from gradcam_server.config import Precision
 from gradcam_server.errors import StartupError
 from gradcam_server.graph_io import GraphKey
 from gradcam_server.labels import ClassLabel, ClassLabels
-from gradcam_server.layers import LayerInfo
+from gradcam_server.layers import Extent, LayerInfo
 from gradcam_server.models.preprocessing import Preprocessing
 from gradcam_server.requests import Method, ScoreType
 
@@ -105,7 +105,7 @@ class Manifest:
         document = {
             "format": FORMAT,
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
-            "layers": [dataclasses.astuple(layer) for layer in self.layers],
+            "layers": [_layer_row(layer) for layer in self.layers],
             "labels": [[label.name, *label.aliases] for label in self.labels.labels],
             "graphs": [dataclasses.asdict(graph) for graph in self.graphs],
             "agreement": self.agreement and dataclasses.asdict(self.agreement),
@@ -157,6 +157,12 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _layer_row(layer: LayerInfo) -> list[Any]:
+    """Returns a layer's values; the extent only if it has one, as in manifests before extents."""
+    extent = [] if layer.extent is None else [dataclasses.astuple(layer.extent)]
+    return [layer.name, layer.type, layer.output_shape, layer.explainable, *extent]
+
+
 def _parse(document: dict[str, Any]) -> Manifest:
     agreement = document["agreement"]
     return Manifest(
@@ -165,8 +171,8 @@ def _parse(document: dict[str, Any]) -> Manifest:
             "input_size": _pair(document["input_size"]),
             "preprocessing": Preprocessing(document["preprocessing"]),
             "layers": tuple(
-                LayerInfo(name, kind, tuple(shape), explainable)
-                for name, kind, shape, explainable in document["layers"]
+                LayerInfo(name, kind, tuple(shape), explainable, *(Extent(*one) for one in extent))
+                for name, kind, shape, explainable, *extent in document["layers"]
             ),
             "labels": ClassLabels(
                 [ClassLabel(name, tuple(aliases)) for name, *aliases in document["labels"]]

@@ -24,6 +24,7 @@ from gradcam_server.config import Precision
 from gradcam_server.errors import StartupError
 from gradcam_server.layers import LayerInfo, has_positions
 from gradcam_server.models.batch_norm import Fold, can_fold
+from gradcam_server.models.keras_extents import find_keras_extents
 from gradcam_server.models.network import LinearHead, OutputActivation
 from gradcam_server.models.pixel_scaling import do_layers_scale
 from gradcam_server.models.precision import computing_in
@@ -261,12 +262,14 @@ class KerasNetwork:
     def _list_layers(self, model: keras.Model) -> tuple[LayerInfo, ...]:
         name = model.inputs[0]._keras_history.operation.name
         first = LayerInfo(name, "InputLayer", tuple(self._input.shape), False)
+        extents = find_keras_extents(model.name, self._calls, self._input)
         others = (
             LayerInfo(
                 call.name,
                 type(call.operation).__name__,
                 tuple(call.outputs[0].shape),
                 has_positions(call.outputs[0].shape) and "float" in call.outputs[0].dtype,
+                extents.get(call.name),
             )
             for call in sorted(self._calls, key=lambda call: call.position)
             if len(call.outputs) == 1 and call.position[0] >= 0

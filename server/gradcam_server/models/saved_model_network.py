@@ -22,6 +22,8 @@ from gradcam_server.compilers import CompilerError
 from gradcam_server.config import Precision
 from gradcam_server.errors import StartupError
 from gradcam_server.layers import LayerInfo, has_positions
+from gradcam_server.models.extents import IMAGE
+from gradcam_server.models.graph_extents import cut_out, find_graph_extents
 from gradcam_server.models.network import OutputActivation
 from gradcam_server.models.pixel_scaling import do_operations_scale
 
@@ -182,6 +184,30 @@ class SavedModelNetwork:
             name="model",
         )
 
+    def _compute_from(
+        self, source: str, values: tf.Tensor, names: Sequence[str]
+    ) -> Sequence[tf.Tensor]:
+        """Computes the first outputs of operations from that of one; see ``Compute``."""
+        graph = cut_out(self._graph, names, source)
+        used = {name.partition(":")[0] for node in graph.node for name in node.input}
+
+        def run(given: tf.Tensor) -> list[tf.Tensor]:
+            capture = tf.compat.v1.get_default_graph().capture
+            mapped = {name: capture(tensor) for name, tensor in self._captures.items()}
+            mapped[self._image.name] = tf.zeros((1, *self.input_size, 3), self._image.dtype)
+            mapped[self._image.name if source == IMAGE else f"{source}:0"] = given
+            return tf.graph_util.import_graph_def(
+                graph,
+                input_map={n: one for n, one in mapped.items() if n.partition(":")[0] in used},
+                return_elements=[f"{name}:0" for name in names],
+                name="",
+            )
+
+        # One after another: the model may be made for single images.
+        function = tf.function(run, autograph=False).get_concrete_function(values[:1])
+        outputs = [function(one[None]) for one in values]
+        return [tf.concat(one, axis=0) for one in zip(*outputs, strict=True)]
+
     def _trace(self) -> tuple[dict[str, str], tuple[LayerInfo, ...], str, int, OutputActivation]:
         """Runs once on symbols.
 
@@ -213,6 +239,15 @@ class SavedModelNetwork:
         self.scales_pixels = not self._image.dtype.is_floating or do_operations_scale(
             traced.inputs[0], between
         )
+        order = [one for one in traced.graph.get_operations() if one in between]
+        extents = find_graph_extents(
+            self._path.name,
+            [one for one in order if one not in made],
+            {one: made[one] for one in order if one in made},
+            (*self.input_size, 3),
+            self._image.dtype.name,
+            self._compute_from,
+        )
         listed = {
             name: one.outputs[0]
             for one, name in made.items()
@@ -227,9 +262,13 @@ class SavedModelNetwork:
         }
         layers = tuple(
             LayerInfo(
-                short, tensor.op.type, tuple(tensor.shape), has_positions(tuple(tensor.shape))
+                short,
+                tensor.op.type,
+                tuple(tensor.shape),
+                has_positions(tuple(tensor.shape)),
+                extents.get(name),
             )
-            for short, tensor in zip(tensors, listed.values(), strict=True)
+            for short, (name, tensor) in zip(tensors, listed.items(), strict=True)
         )
         position = logits.name.rpartition(":")[2]
         return tensors, layers, f"{made[logits.op]}:{position}", shape[1], activation

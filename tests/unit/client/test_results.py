@@ -9,7 +9,7 @@ import pytest
 
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_client import ImageExplanation, ModelInfo, Prediction, ServingStats
-from gradcam_client.results import ClassInfo, Explanation, LayerInfo
+from gradcam_client.results import ClassInfo, Explanation, Extent, LayerInfo
 
 
 @pytest.fixture
@@ -58,6 +58,13 @@ def test_values_of_a_newer_server_are_unknown() -> None:
     explanation = pb.Explanation(method=99, heatmaps=[heatmap])  # type: ignore[arg-type]
     read = Explanation.from_proto(explanation)
     assert (read.method, read.heatmaps[0].format) == ("unknown", "unknown")
+
+
+def test_a_raw_map_says_what_it_covers(result: ImageExplanation) -> None:
+    """The extent is read; without one a map covers the whole input."""
+    assert result.explanations[0].extent is None
+    read = Explanation.from_proto(pb.Explanation(extent=pb.Extent(left_px=-4, width_px=8.5)))
+    assert read.extent == Extent(0, -4, 0, 8.5)
 
 
 def test_the_raw_heat_map_is_an_array(result: ImageExplanation) -> None:
@@ -156,7 +163,12 @@ def test_a_model_is_read() -> None:
         preprocessing="torch",
         preprocessing_declared=True,
         classes=[pb.ModelClass(name="tabby", aliases=["n02123045"])],
-        layers=[pb.Layer(name="last", type="Conv2D", output_shape=[-1, 7, 7], explainable=True)],
+        layers=[
+            pb.Layer(name="last", type="Conv2D", output_shape=[-1, 7, 7], explainable=True),
+            pb.Layer(
+                name="crop", extent=pb.Extent(top_px=-4, left_px=2, height_px=8, width_px=0.5)
+            ),
+        ],
     )
     assert ModelInfo.from_proto(model) == ModelInfo(
         name="resnet50",
@@ -174,5 +186,8 @@ def test_a_model_is_read() -> None:
         preprocessing="torch",
         preprocessing_declared=True,
         classes=(ClassInfo("tabby", ("n02123045",)),),
-        layers=(LayerInfo("last", "Conv2D", (-1, 7, 7), True),),
+        layers=(
+            LayerInfo("last", "Conv2D", (-1, 7, 7), True),
+            LayerInfo("crop", "", (), False, Extent(-4, 2, 8, 0.5)),
+        ),
     )

@@ -1,5 +1,7 @@
 """Protobuf messages to and from the pipeline's types."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from gradcam_server.catalog import Catalog, ServedModel
 from gradcam_server.convert import to_model, to_request, to_response
 from gradcam_server.errors import InvalidRequestError
 from gradcam_server.labels import ClassLabel, ClassLabels
+from gradcam_server.layers import Extent
 from gradcam_server.models.preprocessing import Preprocessing
 from gradcam_server.requests import (
     Colormap,
@@ -153,3 +156,8 @@ def test_answers_are_written_whole() -> None:
     times = (stats.decode_us, stats.queue_us, stats.compute_us, stats.render_us)
     assert (*times, stats.batch_size, stats.padded_batch_size) == (1, 2, 3, 4, 5, 8)
     assert not to_response(explained, include_logits=False).logits
+    assert not explanation.HasField("extent")
+    part = dataclasses.replace(explained.explanations[0], extent=Extent(-1, 2, 3, 4.5))
+    explained = dataclasses.replace(explained, explanations=(part,))
+    extent = to_response(explained, include_logits=False).explanations[0].extent
+    assert (extent.top_px, extent.left_px, extent.height_px, extent.width_px) == (-1, 2, 3, 4.5)

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gradcam_server.geometry import LETTERBOX_COLOR, fit, shrinkage
+from gradcam_server.geometry import LETTERBOX_COLOR, enlarge, fit, shrinkage
+from gradcam_server.layers import Extent
 from gradcam_server.requests import ResizeMode
 
 INPUT = (224, 224)
@@ -139,3 +140,35 @@ def test_extreme_aspect_ratios_take_memory_of_their_own_size_only() -> None:
     """A letterboxed line of 100,000 pixels does not become a square."""
     placement = fit(noise(1, 100_000), INPUT, ResizeMode.LETTERBOX)[1]
     assert placement.map_to_image(np.ones((7, 7), np.float32)).shape == (1, 100_000)
+
+
+@pytest.mark.parametrize(
+    "extent", [Extent(56, 28, 112, 84), Extent(-56, 0, 336, 224), Extent(28, -28, 84, 112)]
+)
+def test_a_map_of_a_part_of_the_input_lies_on_that_part(extent: Extent) -> None:
+    """A map that covers a crop, or more than the input, is what OpenCV enlarges, pasted there."""
+    heatmap = np.random.default_rng(3).random((7, 7), dtype=np.float32)
+    top, left, height, width = map(int, (extent.top, extent.left, extent.height, extent.width))
+    canvas = np.zeros((3 * 224, 3 * 224), np.float32)
+    canvas[224 + top :, 224 + left :][:height, :width] = cv2.resize(heatmap, (width, height))
+    expected = canvas[224:448, 224:448]
+    np.testing.assert_allclose(enlarge(heatmap, INPUT, extent), expected, atol=1e-5)
+    mirrored = fit(noise(*INPUT), INPUT, ResizeMode.STRETCH)[1].map_to_image(heatmap, extent)
+    np.testing.assert_allclose(mirrored, expected, atol=1e-5)
+
+
+def test_a_crop_of_the_model_is_one_of_the_fitted_image() -> None:
+    """A letterboxed image is placed first, the model's own crop lies inside that."""
+    placement = fit(noise(100, 200), INPUT, ResizeMode.LETTERBOX)[1]
+    back = placement.map_to_image(np.ones((7, 7), np.float32), Extent(56, 0, 56, 224))
+    np.testing.assert_allclose(back[:50], 1, rtol=1e-6)  # The image's upper half.
+    assert not back[50:].any()
+
+
+def test_the_whole_input_as_an_extent_changes_nothing() -> None:
+    """Without an extent a map covers the whole input."""
+    heatmap = np.random.default_rng(3).random((7, 5), dtype=np.float32)
+    for mode in ResizeMode:
+        placement = fit(noise(90, 120), INPUT, mode)[1]
+        whole = placement.map_to_image(heatmap, Extent(0, 0, *INPUT))
+        np.testing.assert_array_equal(whole, placement.map_to_image(heatmap))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gradcam_server.errors import EngineLostError
+from gradcam_server.layers import Extent
 from gradcam_server.many_pass import Maps, Pixels, integrated_gradients, score_cam, smooth_grad
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
@@ -88,6 +89,22 @@ async def test_score_cam_masks_towards_zero_of_the_network() -> None:
     await score_cam(IMAGE, channel, zero, note)
     np.testing.assert_allclose(seen[0][0, 0], IMAGE[0, 0], atol=1e-3)
     np.testing.assert_allclose(seen[0][5, 4], zero, atol=1e-3)
+
+
+async def test_score_cam_masks_what_the_channels_cover() -> None:
+    """A channel of a crop masks that crop, and all that the network does not see is hidden."""
+    channel = np.array([[[3.0, -1.0], [-1.0, -1.0]]], np.float32)
+    zero = np.array([10.0, 20.0, 30.0], np.float32)
+    seen: list[Pixels] = []
+
+    async def note(pixels: Pixels) -> np.ndarray:
+        seen.append(pixels)
+        return np.zeros(1, np.float32)
+
+    await score_cam(IMAGE, channel, zero, note, Extent(2, 1, 2, 2))
+    expected = np.broadcast_to(zero, IMAGE.shape).copy()
+    expected[2, 1] = IMAGE[2, 1]
+    np.testing.assert_allclose(seen[0], expected, atol=1e-3)
 
 
 async def test_constant_channels_give_a_zero_map() -> None:

@@ -1,6 +1,7 @@
 """The way of one image, with an engine that answers at once."""
 
 import asyncio
+import dataclasses
 import io
 import threading
 from collections.abc import AsyncIterator, Sequence
@@ -12,11 +13,14 @@ from PIL import Image
 
 from gradcam_server import pipeline as module
 from gradcam_server.config import ServeConfig
+from gradcam_server.errors import InvalidRequestError
+from gradcam_server.layers import Extent, LayerInfo
 from gradcam_server.pipeline import Pipeline
 from gradcam_server.requests import (
     ExplainRequest,
     HeatmapForm,
     HeatmapFormat,
+    LayerFusion,
     RawImage,
     ResizeMode,
     TopK,
@@ -133,3 +137,35 @@ async def test_quick_work_waits_for_no_thread(
     gate.set()
     assert (await answer).image_height == size[0]
     await asyncio.gather(*busy)
+
+
+def with_layers(computer: InstantComputer, *layers: LayerInfo) -> None:
+    model = dataclasses.replace(computer.catalog.models[0], layers=layers)
+    computer.catalog = dataclasses.replace(computer.catalog, models=(model,))
+
+
+async def test_a_map_lies_on_the_part_that_its_layer_covers(
+    pipeline: Pipeline, computer: InstantComputer
+) -> None:
+    """A layer behind the model's own crop has no heat outside that crop."""
+    extent = Extent(112, 0, 56, 224)
+    with_layers(computer, LayerInfo("top", "Conv2D", (None, 7, 7, 8), True, extent))
+    image = RawImage(bytes(3 * 224 * 224), *INPUT_SIZE)
+    form = HeatmapForm(HeatmapFormat.IMAGE_FLOAT32)
+    answer = await pipeline.explain(ExplainRequest(image, forms=(form,)))
+    assert answer.explanations[0].extent == extent
+    heat = np.frombuffer(answer.explanations[0].heatmaps[0].data, "<f4").reshape(INPUT_SIZE)
+    rows = np.flatnonzero(heat.any(axis=1))
+    assert (rows.min(), rows.max()) == (112, 167)
+
+
+async def test_maps_of_different_parts_are_not_fused(
+    pipeline: Pipeline, computer: InstantComputer
+) -> None:
+    """Fusing them would put heat in the wrong place: the request is refused, and says why."""
+    part = LayerInfo("part", "Conv2D", (None, 7, 7, 8), True, Extent(0, 0, 9, 9))
+    with_layers(computer, LayerInfo("top", "Conv2D", (None, 7, 7, 8), True), part)
+    image = RawImage(bytes(3 * 224 * 224), *INPUT_SIZE)
+    fused = ExplainRequest(image, layers=("top", "part"), layer_fusion=LayerFusion.LAYER_CAM)
+    with pytest.raises(InvalidRequestError, match="top and part cannot be fused"):
+        await pipeline.explain(fused)

@@ -1,5 +1,6 @@
 """An export answers as the model does, without TensorFlow, and only as it was written."""
 
+import dataclasses
 import json
 import logging
 import subprocess
@@ -20,6 +21,7 @@ from gradcam_server.errors import InvalidRequestError, StartupError
 from gradcam_server.exports.manifest import MANIFEST, hash_file, read_manifest
 from gradcam_server.exports.writer import SAVED_MODEL, SIGNATURE, write
 from gradcam_server.graph_io import NO_CLASS, GraphItem, GraphKey, GraphOutput, GraphTarget, by_rank
+from gradcam_server.layers import Extent
 from gradcam_server.models.preprocessing import Preprocessing
 from gradcam_server.models.source import ModelSource
 from gradcam_server.requests import Method, ScoreType
@@ -83,6 +85,21 @@ def answer(graph: CompiledGraph) -> list[GraphOutput]:
     images = np.random.default_rng(1).integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)
     targets = [GraphTarget(by_rank(0)), GraphTarget(2, 4)]
     return graph.run([GraphItem(image, targets) for image in images], 4)
+
+
+def test_what_layers_cover_is_kept(exported: Path, tmp_path: Path) -> None:
+    """Extents are kept; layers of older manifests, which have none, cover the whole input."""
+    manifest = read_manifest(exported)
+    assert {layer.extent for layer in manifest.layers} == {None}
+    rows = json.loads(manifest.to_json())["layers"]
+    assert {len(row) for row in rows} == {4}  # As before there were extents.
+    first, *others = manifest.layers
+    extent = Extent(-8.0, 0.0, 48.5, 32.0)
+    changed = dataclasses.replace(
+        manifest, layers=(dataclasses.replace(first, extent=extent), *others), sha256={}
+    )
+    (tmp_path / MANIFEST).write_text(changed.to_json())
+    assert read_manifest(tmp_path).layers == changed.layers
 
 
 @pytest.mark.parametrize(

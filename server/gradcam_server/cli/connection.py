@@ -20,6 +20,7 @@ from gradcam_client.transport import (
     ChannelOptions,
     Metadata,
     bearer,
+    open_channel,
     split_target,
 )
 from gradcam_server.config import flag, variable
@@ -103,10 +104,10 @@ class Connection:
         Raises:
             click.ClickException: As of ``client``.
         """
-        credentials = self._credentials(address)
-        if credentials is None:
-            return grpc.insecure_channel(address)
-        return grpc.secure_channel(address, credentials, self._channel_options)
+        channel: grpc.Channel = open_channel(
+            grpc, address, self._credentials(address), self._channel_options
+        )
+        return channel
 
     def aio_channel(self, address: str, options: ChannelOptions = ()) -> grpc.aio.Channel:
         """Makes a channel to one server for the running event loop.
@@ -114,11 +115,11 @@ class Connection:
         Raises:
             click.ClickException: As of ``client``.
         """
-        credentials = self._credentials(address)
         options = (*self._channel_options, *options)
-        if credentials is None:
-            return grpc.aio.insecure_channel(address, options)
-        return grpc.aio.secure_channel(address, credentials, options)
+        channel: grpc.aio.Channel = open_channel(
+            grpc.aio, address, self._credentials(address), options
+        )
+        return channel
 
     @property
     def metadata(self) -> Metadata:

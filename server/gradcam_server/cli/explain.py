@@ -17,6 +17,7 @@ from gradcam_client import (
     Raw,
     SmoothGrad,
 )
+from gradcam_client.image_files import shown
 from gradcam_client.requests import (
     COLORMAPS,
     LAYER_FUSIONS,
@@ -341,4 +342,4 @@ def _print(path: Path, result: ImageExplanation, written: Sequence[Path]) -> Non
 def _report_failure(path: Path, error: Exception | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"path": str(path), "error": error_as_json(error)}))
-    click.echo(f"Error: {path}: {readable(str(error))}", file=sys.stderr)
+    click.echo(f"Error: {shown(path)}: {readable(str(error))}", file=sys.stderr)

@@ -11,6 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gradcam_server.cli import main
+from unit.client.conftest import PROXY_VARIABLES
+from unit.client.fake_server import serving
 
 OF_A_MODEL = (
     ("--preprocessing", "tf"),
@@ -55,6 +57,12 @@ def free_port() -> Iterator[int]:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in PROXY_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
 
 
 # Options.
@@ -194,6 +202,33 @@ def test_a_link_is_no_server(tmp_path: Path, scheme: str) -> None:
         result = gradcam(*arguments)
         assert result.exit_code == 1
         assert f'"host:port" without {scheme}://' in said(result)
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy"])
+def test_no_proxy_leads_to_a_server_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_port: int, variable: str
+) -> None:
+    """Nor to its administration: a container's health check works behind a company's proxy."""
+    monkeypatch.setenv(variable, f"http://127.0.0.1:{free_port}")
+    (tmp_path / "1.jpg").write_bytes(b"7")
+    with serving() as server:
+        assert gradcam("health", server.target).stdout == "SERVING\n"
+        assert gradcam("layers", "--server", server.target).exit_code == 0
+        batch = ("batch", tmp_path, tmp_path / "out", "--server", server.target)
+        assert "proxy" not in gradcam(*batch).output
+        assert len(server.received) == 1
+        assert "UNIMPLEMENTED" in said(gradcam("reload", server.target))
+
+
+def test_a_proxy_on_the_way_is_named(monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
+    """By health, by reload, and by what goes through the client."""
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port}")
+    address = "gradcam.example.org:50051"
+    for arguments in (("health", address), ("reload", address), ("layers", "--server", address)):
+        result = gradcam(*arguments)
+        assert result.exit_code == 1
+        assert "environment variable http_proxy" in said(result)
+        assert "no_proxy=gradcam.example.org" in said(result)
 
 
 # Images that are none.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gradcam_client import Client, build_request
+from gradcam_client import Client, ImageInput, build_request
 from gradcam_client.image_files import shown
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40).decode()
@@ -39,7 +39,7 @@ def test_what_is_no_path_is_named(image: str | Path, message: str) -> None:
 def test_a_stream_goes_on_after_what_is_no_path(tmp_path: Path) -> None:
     """Each of its images has such an error as its outcome."""
     (tmp_path / "page.jpg").write_text("<!DOCTYPE html><html>")
-    given = [PNG, "https://example.org/cat.jpg", tmp_path / "page.jpg"]
+    given: list[ImageInput] = [PNG, "https://example.org/cat.jpg", tmp_path / "page.jpg"]
     with Client("127.0.0.1:1") as client:
         errors = [str(outcome.error) for outcome in client.explain_stream(given)]
     for said, expected in zip(errors, ("base64", "link", "HTML"), strict=True):

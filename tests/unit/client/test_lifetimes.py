@@ -151,7 +151,9 @@ async def test_a_closed_asynchronous_client_says_so(server: FakeServer) -> None:
 
 
 @pytest.mark.parametrize("method", ["explain", "health"])
-def test_a_client_that_is_closed_just_then_says_so(server: FakeServer, method: str) -> None:
+def test_a_client_that_is_closed_just_then_says_so(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
     """Between taking a channel and calling over it."""
     client = Client(server.target)
     take = client._lines.take
@@ -161,6 +163,6 @@ def test_a_client_that_is_closed_just_then_says_so(server: FakeServer, method: s
         client.close()
         return line
 
-    client._lines.take = take_and_close  # type: ignore[method-assign]
+    monkeypatch.setattr(client._lines, "take", take_and_close)
     with pytest.raises(CallCancelledError, match="the client is closed"):
         getattr(client, method)(*([b"7"] if method == "explain" else []))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gradcam_client import GradCamError, RetryPolicy, UnavailableError
+from gradcam_client import RetryPolicy, UnavailableError
 from gradcam_client.unreachable import explain
 from unit.client.both import Connect
 from unit.client.conftest import PROXY_VARIABLES
@@ -113,10 +113,8 @@ def test_a_refused_connection_says_where_and_how_to_start(
         with pytest.raises(UnavailableError, match=expected) as raised:
             client.explain(b"7")
         (outcome,) = client.explain_stream([b"7"])
-        with pytest.raises(GradCamError, match=f"nothing listens at {target}"):
-            client.wait_ready(0.3)
     assert str(outcome.error) == str(raised.value)
-    assert outcome.error.request_id  # type: ignore[union-attr]
+    assert outcome.error.request_id
 
 
 def test_a_socket_that_is_not_there_is_named(connect: Connect) -> None:

@@ -132,14 +132,12 @@ async def test_no_channel_takes_a_proxy_to_this_machine(monkeypatch: pytest.Monk
     """Of either kind; elsewhere gRPC's own rule holds."""
     seen: list[object] = []
     for module in (grpc, grpc.aio):
-        opening = module.insecure_channel
-        monkeypatch.setattr(
-            module,
-            "insecure_channel",
-            lambda target, options, opening=opening: (
-                seen.append(dict(options).get("grpc.enable_http_proxy")) or opening(target, options)
-            ),
-        )
+
+        def opening(target: str, options: Any, open_channel: Any = module.insecure_channel) -> Any:
+            seen.append(dict(options).get("grpc.enable_http_proxy"))
+            return open_channel(target, options)
+
+        monkeypatch.setattr(module, "insecure_channel", opening)
     for server in ("127.0.0.1:1", ELSEWHERE):
         Connection().channel(server).close()
         await Connection().aio_channel(server).close()

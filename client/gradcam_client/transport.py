@@ -66,10 +66,8 @@ def split_target(target: str | Sequence[str]) -> tuple[str, ...]:
     targets = tuple(dict.fromkeys(one.strip() for one in target))
     for one in targets:
         if link := _LINK.match(one):
-            raise ValueError(
-                f'target must be "host:port" without {link[0]}, not {one!r}'
-                + ("; TLS is asked for by credentials" if link[0] == "https://" else "")
-            )
+            tls = "; TLS is asked for by credentials, or --tls" if link[0] == "https://" else ""
+            raise ValueError(f'target must be "host:port" without {link[0]}, not {one[:80]!r}{tls}')
     if not all(targets) or not targets:
         raise ValueError(f'target must be "host:port" or several of these, not {target!r}')
     return targets

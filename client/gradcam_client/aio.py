@@ -9,7 +9,7 @@ from collections.abc import (
     Sequence,
 )
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, NoReturn, Self, Unpack
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_client.errors import (
     GradCamError,
+    closed_error,
     decisive,
 )
 from gradcam_client.lines import Call, Lines, Route
@@ -29,7 +30,6 @@ from gradcam_client.task_stream import (
     Asynchronous,
     TaskStream,
     cancel_tasks,
-    closed_error,
     is_task_cancelled,
 )
 from gradcam_client.transport import (
@@ -43,9 +43,11 @@ from gradcam_client.transport import (
     SERVING,
     ChannelOptions,
     Token,
+    check_channels,
     check_images,
     check_timeout,
     merge_options,
+    not_picklable,
     not_ready,
     open_channels,
     serving_status,
@@ -53,11 +55,17 @@ from gradcam_client.transport import (
     still_starting,
 )
 
+_ELSEWHERE = (
+    "this AsyncClient is connected in another event loop; make one in each loop (asyncio.run makes "
+    "a new loop each time), or keep to one loop"
+)
+
 
 class AsyncClient:
-    """Asks a server. Make it inside a running event loop.
+    """Asks a server. It may be made anywhere: it connects at the first await, in that loop.
 
-    Its methods are those of ``Client``; cancelling one cancels its call.
+    It belongs to the event loop that uses it first, and so to one process. Its methods are those
+    of ``Client``; cancelling one cancels its call.
 
     Args:
         target: The server, "host:port" or any other gRPC target; or several servers, as a
@@ -106,11 +114,19 @@ class AsyncClient:
             allow_insecure=allow_insecure_token,
         )
         options = merge_options(max_message_bytes, retry, channel_options)
+        check_channels(channels)
         self._lines = Lines(
-            [(0, channel)]
-            if channel
-            else open_channels(grpc.aio, targets, channels, credentials, options)
+            lambda: (
+                [(0, "", channel)]
+                if channel
+                else open_channels(grpc.aio, targets, channels, credentials, options)
+            ),
+            asyncio.get_running_loop,
+            _ELSEWHERE,
         )
+
+    def __reduce__(self) -> NoReturn:
+        raise not_picklable(self)
 
     async def __aenter__(self) -> Self:
         return self
@@ -125,9 +141,8 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the channels, unless one was given."""
-        if not self._owns_channels:
-            return
-        await asyncio.gather(*(line.channel.close() for line in self._lines.all))
+        if self._owns_channels:
+            await asyncio.gather(*(channel.close() for channel in self._lines.close()))
 
     async def explain(
         self,

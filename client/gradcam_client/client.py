@@ -1,11 +1,12 @@
 """The synchronous client."""
 
+import os
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, NoReturn, Self, Unpack
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -30,9 +31,11 @@ from gradcam_client.transport import (
     SERVING,
     ChannelOptions,
     Token,
+    check_channels,
     check_images,
     check_timeout,
     merge_options,
+    not_picklable,
     not_ready,
     open_channels,
     serving_status,
@@ -40,9 +43,16 @@ from gradcam_client.transport import (
     still_starting,
 )
 
+_ELSEWHERE = (
+    "this Client is connected in the process that forked this one; make one in each process, after "
+    "the fork"
+)
+
 
 class Client:
     """Asks a server. Safe for threads; closing it cancels what is under way.
+
+    It belongs to the process that made it: each process makes one of its own.
 
     Args:
         target: The server, "host:port" or any other gRPC target; or several servers, as a
@@ -91,11 +101,20 @@ class Client:
             allow_insecure=allow_insecure_token,
         )
         options = merge_options(max_message_bytes, retry, channel_options)
+        check_channels(channels)
         self._lines = Lines(
-            [(0, channel)]
-            if channel
-            else open_channels(grpc, targets, channels, credentials, options)
+            lambda: (
+                [(0, "", channel)]
+                if channel
+                else open_channels(grpc, targets, channels, credentials, options)
+            ),
+            os.getpid,
+            _ELSEWHERE,
         )
+        self._lines.open()
+
+    def __reduce__(self) -> NoReturn:
+        raise not_picklable(self)
 
     def __enter__(self) -> Self:
         return self
@@ -110,10 +129,9 @@ class Client:
 
     def close(self) -> None:
         """Closes the channels, unless one was given."""
-        if not self._owns_channels:
-            return
-        for line in self._lines.all:
-            line.channel.close()
+        if self._owns_channels:
+            for channel in self._lines.close():
+                channel.close()
 
     def explain(
         self,
@@ -300,7 +318,8 @@ def _ask_twice(call: Call, method: str, request: object, hedge_after_s: float) -
         def start() -> None:
             options, line = call.options(), call.begin()
             under_way.callback(call.end, line)
-            future = getattr(line.service, method).future(request, **options)
+            with call.unless_closed():
+                future = getattr(line.service, method).future(request, **options)
             under_way.callback(future.cancel)
             future.add_done_callback(lambda future: ended.put((line, future)))
 

@@ -108,7 +108,7 @@ class DeadlineExceededError(GradCamError):
 
 
 class CallCancelledError(GradCamError):
-    """The call was cancelled under way, for instance by closing the client."""
+    """The call was cancelled, or could not begin, because the client was closed, for instance."""
 
 
 class ServerError(GradCamError):
@@ -186,6 +186,13 @@ def from_rpc_error(error: grpc.RpcError) -> GradCamError:
         status = None
     details = status.details if status else ()
     return from_code(error.code(), error.details() or "", details)
+
+
+def closed_error() -> CallCancelledError:
+    """Returns the error of a call, begun or not, whose client is closed."""
+    return CallCancelledError(
+        grpc.StatusCode.CANCELLED, "the client is closed; make another one, or close it later"
+    )
 
 
 def decisive(errors: Sequence[GradCamError], *, are_all: bool) -> GradCamError | None:

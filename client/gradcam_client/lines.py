@@ -5,10 +5,11 @@ call or stream -> Route -> Lines -> Line (a channel to one server) -> attempt
 `-- a server that refused rests a while  <-'
 """
 
+import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,10 +18,17 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
-from gradcam_client.errors import GradCamError, OverloadedError, UnavailableError, from_rpc_error
+from gradcam_client.errors import (
+    GradCamError,
+    OverloadedError,
+    UnavailableError,
+    closed_error,
+    from_rpc_error,
+)
 from gradcam_client.retry import RetryPolicy
 from gradcam_client.tracing import trace_metadata
 from gradcam_client.transport import RECONNECT_S, Metadata, Token, bearer, make_request_id
+from gradcam_client.unreachable import explained
 
 
 @dataclass(slots=True, eq=False)
@@ -29,11 +37,13 @@ class Line:
 
     Attributes:
         server: The number of the server it leads to.
+        target: The gRPC target of that server; empty if the channel was the caller's.
         channel: The channel.
         load: Attempts and streams that are under way.
     """
 
     server: int
+    target: str
     channel: Any
     load: int = 0
     service: Any = field(init=False)
@@ -52,18 +62,70 @@ class Lines:
     it asked for, one without a connection for as long as it takes to connect again; while all
     rest, all are asked.
 
+    Channels serve only the process, or the event loop, in which they were opened.
+
     Args:
-        channels: (number of the server, channel) of each line.
+        open_channels: Opens the channels: (number of the server, its target, channel) of each.
+        home: Returns where we are: the process, or the running event loop.
+        elsewhere: The error where channels are used in another one.
     """
 
-    def __init__(self, channels: Sequence[tuple[int, Any]]) -> None:
-        self.all = tuple(Line(server, channel) for server, channel in channels)
+    def __init__(
+        self,
+        open_channels: Callable[[], Sequence[tuple[int, str, Any]]],
+        home: Callable[[], object] = os.getpid,
+        elsewhere: str = "",
+    ) -> None:
+        self._open_channels = open_channels
+        self._home, self._elsewhere = home, elsewhere
+        self._opened_in: object = None
         self._lock = threading.Lock()
-        self._rests_until = {line.server: 0.0 for line in self.all}
         self._turn = 0
+        self._rests_until: dict[int, float] = {}
+        self.all: tuple[Line, ...] = ()
+        self.closed = False
+
+    def open(self) -> None:
+        """Opens the channels unless they are open.
+
+        Raises:
+            CallCancelledError: They are closed.
+            RuntimeError: They were opened in another process or event loop.
+        """
+        home = self._home()
+        if self.closed:
+            raise closed_error()
+        if self._opened_in is None:
+            self.all = tuple(Line(*opened) for opened in self._open_channels())
+            self._rests_until = {line.server: 0.0 for line in self.all}
+            self._opened_in = home
+        elif self._opened_in != home:
+            raise RuntimeError(self._elsewhere)
+
+    def close(self) -> list[Any]:
+        """Takes no attempts any more.
+
+        Returns:
+            The channels, to be closed; none if there were none or this was done before.
+
+        Raises:
+            RuntimeError: As of ``open``.
+        """
+        if self.closed or self._opened_in is None:
+            self.closed = True
+            return []
+        self.open()
+        self.closed = True
+        return [line.channel for line in self.all]
 
     def take(self, tried: Counter[Line], now: float) -> Line:
-        """Counts an attempt on the best line after those that a call has tried."""
+        """Counts an attempt on the best line after those that a call has tried.
+
+        Raises:
+            CallCancelledError: As of ``open``.
+            RuntimeError: As of ``open``.
+        """
+        self.open()
         tried_servers: Counter[int] = Counter()
         for line, count in tried.items():
             tried_servers[line.server] += count
@@ -101,7 +163,7 @@ class Lines:
     def rested_in_s(self, now: float) -> float:
         """Returns in how many seconds some server has rested."""
         with self._lock:
-            return max(0.0, min(self._rests_until.values()) - now)
+            return max(0.0, min(self._rests_until.values(), default=0.0) - now)
 
 
 class Route:
@@ -148,7 +210,8 @@ class Route:
         self._lines.release(line)
 
     def failed(self, line: Line, error: GradCamError) -> GradCamError:
-        """Notes what an attempt ended in, and names the call in it."""
+        """Notes what an attempt ended in; returns it with the call's name, in clear words."""
+        error = explained(error, line.target)
         error.request_id = self.request_id
         self._lines.failed(line, error, time.monotonic())
         return error
@@ -159,11 +222,22 @@ class Route:
         return self._lines.rested_in_s(time.monotonic())
 
     @contextmanager
+    def unless_closed(self) -> Iterator[None]:
+        """Begins a call: where the client has just been closed, gRPC's error becomes ours."""
+        try:
+            yield
+        except (ValueError, grpc.aio.UsageError):
+            if not self._lines.closed:
+                raise
+            raise closed_error() from None
+
+    @contextmanager
     def attempt(self) -> Iterator[Line]:
         """Makes an attempt: takes a line and gives it back; its error becomes ours."""
         line = self.begin()
         try:
-            yield line
+            with self.unless_closed():
+                yield line
         except grpc.RpcError as error:
             raise self.failed(line, from_rpc_error(error)) from error
         except GradCamError as error:

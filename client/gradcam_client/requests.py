@@ -4,13 +4,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from pathlib import Path
 from typing import TypeAlias, TypedDict, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradcam.v1 import explanation_service_pb2 as pb
+from gradcam_client.image_files import read_image_file
 
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | NDArray[np.uint8]
 """An image: the path of a file, the bytes of a file (JPEG, PNG, WebP or BMP), or
@@ -279,7 +279,8 @@ def with_image(template: pb.ExplainImageRequest, image: ImageInput) -> pb.Explai
     Raises:
         OSError: The file cannot be read; ``FileNotFoundError`` if there is none.
         TypeError: Neither a path, bytes nor an array, or an array that is not uint8.
-        ValueError: An array that is not (H, W, 3).
+        ValueError: An array that is not (H, W, 3), a link or base64 text given as a path, or a
+            file of another format, as HEIC.
     """
     request = pb.ExplainImageRequest()
     request.CopyFrom(template)
@@ -288,7 +289,7 @@ def with_image(template: pb.ExplainImageRequest, image: ImageInput) -> pb.Explai
     elif isinstance(image, bytes):
         request.encoded_image = image
     elif isinstance(image, str | os.PathLike):
-        request.encoded_image = Path(image).read_bytes()
+        request.encoded_image = read_image_file(image)
     else:
         raise TypeError(
             "an image must be a path, the bytes of a file or a uint8 RGB array (H, W, 3), "

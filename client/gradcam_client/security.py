@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Sequence
-from ipaddress import ip_address
 from pathlib import Path
 
 import grpc
 
+from gradcam_client.addresses import is_loopback
 from gradcam_client.transport import Token, bearer
 
 
@@ -100,29 +100,9 @@ def check_token(
             "with allow_insecure_token=True"
         )
     for target in targets:
-        if not _is_loopback(target):
+        if not is_loopback(target):
             raise ValueError(
                 f"a token to {target} needs TLS, for instance credentials=tls_credentials(); "
                 "allow_insecure_token=True sends it in plain text"
             )
     return token
-
-
-def _is_loopback(target: str) -> bool:
-    if target.startswith(("unix:", "unix-abstract:")):
-        return True
-    for scheme in ("dns:///", "dns:", "ipv4:", "ipv6:"):
-        target = target.removeprefix(scheme)
-    return all(_is_loopback_host(_host(address)) for address in target.split(","))
-
-
-def _host(address: str) -> str:
-    host, colon, _ = address.rpartition(":")
-    return (host if colon else address).strip("[]")
-
-
-def _is_loopback_host(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -10,9 +10,9 @@ import grpc
 
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_client.errors import (
-    CallCancelledError,
     GradCamError,
     UnavailableError,
+    closed_error,
     from_rpc_error,
 )
 from gradcam_client.lines import Route
@@ -142,13 +142,13 @@ class TaskStream:
             metadata, line = self._route.metadata(), self._route.begin()
             try:
                 requests = self._requests(self._epoch)
-                error = await self._read(
-                    line.service.StreamExplainImages(requests, metadata=metadata)
-                )
+                with self._route.unless_closed():
+                    call = line.service.StreamExplainImages(requests, metadata=metadata)
+                error = await self._read(call)
             finally:
                 self._route.end(line)
             if not self._ledger.all_answered:
-                self._route.failed(line, error)
+                error = self._route.failed(line, error)
             self._ledger.broke(error, time.monotonic(), self._route.rested_in_s)
             self._notify()
 
@@ -240,7 +240,3 @@ def is_task_cancelled() -> bool:
     # When the channel is closed gRPC raises CancelledError in tasks that nobody cancelled.
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def closed_error() -> CallCancelledError:
-    return CallCancelledError(grpc.StatusCode.CANCELLED, "the client was closed")

@@ -170,7 +170,8 @@ class ThreadedStream:
         with self._changed:
             self._epoch += 1
             requests = self._requests(self._epoch)
-            self._call = line.service.StreamExplainImages(requests, metadata=metadata)
+            with self._route.unless_closed():
+                self._call = line.service.StreamExplainImages(requests, metadata=metadata)
             if self._closed:
                 self._call.cancel()
             return self._call, self._epoch

@@ -12,6 +12,7 @@ import grpc
 import numpy as np
 from grpc_health.v1 import health_pb2
 
+from gradcam_client.addresses import is_loopback
 from gradcam_client.errors import DeadlineExceededError, GradCamError, UnavailableError
 from gradcam_client.retry import RetryPolicy
 
@@ -47,6 +48,7 @@ _RESOLVED = ("dns:", "ipv4:", "ipv6:")
 _SCHEME = re.compile(
     r"(dns|ipv[46]|unix|unix-abstract|vsock|xds):|[a-z][a-z0-9+.-]*://", re.IGNORECASE
 )
+_LINK = re.compile(r"(https?|grpcs?|tcp)://", re.IGNORECASE)
 # Leaves out servers that say, while they drain for instance, that they do not serve.
 _ROUND_ROBIN = json.dumps(
     {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
@@ -57,11 +59,15 @@ def split_target(target: str | Sequence[str]) -> tuple[str, ...]:
     """Returns the gRPC targets that are named by one or by many, or by "a:1,b:2".
 
     Raises:
-        ValueError: There is none, or one is empty.
+        ValueError: There is none, or one is empty or a link.
     """
     if isinstance(target, str):
         target = [target] if _SCHEME.match(target) else target.split(",")
     targets = tuple(dict.fromkeys(one.strip() for one in target))
+    for one in targets:
+        if link := _LINK.match(one):
+            tls = "; TLS is asked for by credentials, or --tls" if link[0] == "https://" else ""
+            raise ValueError(f'target must be "host:port" without {link[0]}, not {one[:80]!r}{tls}')
     if not all(targets) or not targets:
         raise ValueError(f'target must be "host:port" or several of these, not {target!r}')
     return targets
@@ -99,29 +105,56 @@ def open_channels(
     channels: int,
     credentials: grpc.ChannelCredentials | None,
     options: dict[str, Any],
-) -> list[tuple[int, Any]]:
+) -> list[tuple[int, str, Any]]:
     """Opens so many channels to each target, each a connection of its own.
 
     Returns:
-        (number of the target, channel), one round of the targets after the other.
-
-    Raises:
-        ValueError: channels is not positive.
+        (number of the target, target, channel), one round of the targets after the other.
     """
-    if channels < 1:
-        raise ValueError(f"channels must be at least 1, not {channels}")
     if channels > 1:  # else gRPC shares a connection between equal channels
         options = {"grpc.use_local_subchannel_pool": 1, **options}
     opened = []
     for number, target in [*enumerate(targets)] * channels:
         is_several = target.startswith(_RESOLVED)
         balanced = {"grpc.service_config": _ROUND_ROBIN, **options} if is_several else options
-        items = list(balanced.items())
-        if credentials is None:
-            opened.append((number, grpc_or_aio.insecure_channel(target, items)))
-        else:
-            opened.append((number, grpc_or_aio.secure_channel(target, credentials, items)))
+        channel = open_channel(grpc_or_aio, target, credentials, [*balanced.items()])
+        opened.append((number, target, channel))
     return opened
+
+
+def open_channel(
+    grpc_or_aio: Any,
+    target: str,
+    credentials: grpc.ChannelCredentials | None,
+    options: ChannelOptions = (),
+) -> Any:
+    """Opens a channel, to this machine without the proxy that the environment may name.
+
+    Args:
+        grpc_or_aio: The module ``grpc`` or ``grpc.aio``.
+        target: Where to.
+        credentials: For TLS; None is plain text.
+        options: Of the channel; they win over ours.
+
+    Returns:
+        A channel of that module.
+    """
+    if is_loopback(target):
+        options = [("grpc.enable_http_proxy", 0), *options]
+    if credentials is None:
+        return grpc_or_aio.insecure_channel(target, options)
+    return grpc_or_aio.secure_channel(target, credentials, options)
+
+
+def check_channels(channels: int) -> int:
+    """Returns the number of channels to each server.
+
+    Raises:
+        ValueError: It is not positive.
+    """
+    if channels < 1:
+        raise ValueError(f"channels must be at least 1, not {channels}")
+    return channels
 
 
 def bearer(token: str) -> str:
@@ -171,6 +204,14 @@ def check_images(images: object) -> None:
     is_pixels = isinstance(images, np.ndarray) and images.ndim < 4
     if is_pixels or isinstance(images, str | bytes | os.PathLike):
         raise TypeError("explain_stream takes an iterable of images; explain takes one image")
+
+
+def not_picklable(client: object) -> TypeError:
+    """Returns the error of a client that is sent to another process, or copied."""
+    return TypeError(
+        f"{type(client).__name__} cannot be pickled or copied: its connections belong to this "
+        "process; make one in each process, for instance in the initializer of a pool"
+    )
 
 
 def serving_status(response: health_pb2.HealthCheckResponse) -> str:

@@ -1,29 +1,15 @@
 """Bytes to pixels: encoded or raw images to uint8 RGB, refused before they cost anything."""
 
-import io
-import re
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeAlias
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from gradcam_server.errors import InvalidRequestError
+from gradcam_server.image_header import JPEG, Size, read_size
 from gradcam_server.requests import RawImage
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-FORMATS_TEXT = "JPEG, PNG, WebP or BMP"
-_PNG = b"\x89PNG\r\n\x1a\n"
-_CHUNK_BYTES = 12  # its length, kind and checksum
-_JPEG = b"\xff\xd8"
-# Begins a segment, whose length follows; all but the last. Compressed data have none.
-_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
-_SCAN, _END = b"\xff\xda", b"\xff\xd9"
-_MAX_SCANS = 64  # encoders make about ten
 
 # OpenCV's flags for libjpeg's scaled transforms, by how many pixels of an axis become one.
 _REDUCTIONS = {
@@ -36,13 +22,7 @@ _REDUCTIONS = {
 # then has pixels to average, as it has in the whole image.
 _MARGIN = 2
 
-Size: TypeAlias = tuple[int, int]
-"""Height and width in pixels."""
-
-# decode_image applies the configured limit to the size that it reads from the header.
-Image.MAX_IMAGE_PIXELS = None
-# Broken images are answered to the caller, not logged; Pillow's warnings would be kept for ever.
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+# Broken images are answered to the caller, not logged.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
@@ -86,14 +66,13 @@ def decode_reduced(
     Raises:
         InvalidRequestError: As ``decode_image``.
     """
-    declared = _declared_size(data)
+    declared = read_size(data)
     _check_size("encoded_image", *declared, max_pixels)
-    reduction = _reduction(declared, shrinkage) if data.startswith(_JPEG) else 1
+    reduction = _reduction(declared, shrinkage) if data.startswith(JPEG) else 1
     image = None
-    if _is_worth_decoding(data):
-        with suppress(cv2.error):
-            flags = cv2.IMREAD_COLOR_RGB | _REDUCTIONS.get(reduction, 0)
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    with suppress(cv2.error):
+        flags = cv2.IMREAD_COLOR_RGB | _REDUCTIONS.get(reduction, 0)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if image is None:
         height, width = declared
         raise InvalidRequestError(
@@ -103,24 +82,6 @@ def decode_reduced(
     upright = _reduced(declared, reduction) == image.shape[:2]
     size = declared if upright else (declared[1], declared[0])
     return image.astype(np.uint8, copy=False), size
-
-
-def _declared_size(data: bytes) -> Size:
-    """Reads the size in a header, which EXIF may turn."""
-    if not data:
-        raise InvalidRequestError("encoded_image", f"the image is empty; send a {FORMATS_TEXT}")
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
-            width, height = header.size
-            return height, width
-    except UnidentifiedImageError:
-        raise InvalidRequestError(
-            "encoded_image", f"the {len(data)} bytes are not a {FORMATS_TEXT} image"
-        ) from None
-    except Exception as error:  # noqa: BLE001 - a corrupt header can raise almost anything
-        raise InvalidRequestError(
-            "encoded_image", f"the image's header is corrupt ({type(error).__name__})"
-        ) from None
 
 
 def _reduction(declared: Size, shrinkage: Callable[[Size], float]) -> int:
@@ -157,40 +118,6 @@ def view_raw(image: RawImage, max_pixels: int) -> NDArray[np.uint8]:
             f"x 3 channels = {expected} bytes of uint8 RGB",
         )
     return np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3)
-
-
-def _is_worth_decoding(data: bytes) -> bool:
-    """Returns whether OpenCV will need no more memory and time than a file's size warrants."""
-    if data.startswith(_PNG):
-        # It takes the memory that a chunk declares, up to 4 GiB, before it reads it.
-        return _has_whole_chunks(data)
-    if data.startswith(_JPEG):
-        # Each scan passes over the whole image, and may be 30 bytes long.
-        return _count_scans(data) <= _MAX_SCANS
-    return True
-
-
-def _count_scans(jpeg: bytes) -> int:
-    """Returns the scans of a JPEG up to its end; what follows that does not count."""
-    count, at = 0, len(_JPEG)
-    while (marker := _MARKER.search(jpeg, at)) and marker[0] != _END:
-        count += marker[0] == _SCAN
-        at = marker.end() + int.from_bytes(jpeg[marker.end() : marker.end() + 2])
-    return count
-
-
-def _has_whole_chunks(png: bytes) -> bool:
-    """Returns whether each chunk's data are there; what follows the last one does not count."""
-    start = len(_PNG)
-    while start < len(png):
-        length = int.from_bytes(png[start : start + 4])
-        kind = png[start + 4 : start + 8]
-        start += length + _CHUNK_BYTES
-        if start > len(png):
-            return False
-        if kind == b"IEND":
-            return True
-    return False
 
 
 def _check_size(field: str, height: int, width: int, max_pixels: int) -> None:

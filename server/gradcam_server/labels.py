@@ -8,6 +8,9 @@ from importlib.resources import files
 
 from gradcam_server.errors import InvalidRequestError
 
+_MAX_LISTED = 10  # classes, in an error
+_MAX_SHOWN = 80  # characters of a name, in an error
+
 
 @dataclass(frozen=True)
 class ClassLabel:
@@ -76,16 +79,24 @@ class ClassLabels:
                 "targets",
                 f"class name {target!r} fits several classes: {self._listed(found)}; use an index",
             )
-        raise InvalidRequestError("targets", f"unknown class {target!r}{self._suggestions(wanted)}")
+        shown = target if len(target) <= _MAX_SHOWN else f"{target[:_MAX_SHOWN]}..."
+        raise InvalidRequestError("targets", f"unknown class {shown!r}{self._suggestions(wanted)}")
 
     def _suggestions(self, wanted: str) -> str:
+        if len(self.labels) <= _MAX_LISTED:
+            return f"; the model has {self._listed(range(len(self.labels)))}"
         known = {**self._by_alias, **self._by_name}
-        close = difflib.get_close_matches(wanted, known, n=3, cutoff=0.7)
+        close = difflib.get_close_matches(wanted[:_MAX_SHOWN], known, n=3, cutoff=0.7)
         indices = sorted({index for name in close for index in known[name]})
         return f"; did you mean {self._listed(indices)}?" if indices else ""
 
     def _listed(self, indices: Sequence[int]) -> str:
-        return ", ".join(f"{index} ({self.name(index)})" for index in indices)
+        listed = []
+        for index in indices[:_MAX_LISTED]:
+            name = self.name(index)[:_MAX_SHOWN]
+            listed.append(f"{index} ({name})" if name else str(index))
+        more = len(indices) - len(listed)
+        return ", ".join(listed) + (f" and {more} more" if more else "")
 
 
 @cache

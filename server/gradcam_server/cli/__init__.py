@@ -1,6 +1,7 @@
 """The ``gradcam`` command. Importing it imports neither TensorFlow nor OpenCV."""
 
 import os
+from difflib import get_close_matches
 from importlib import import_module
 
 import click
@@ -40,6 +41,16 @@ class _Commands(click.Group):
             # gRPC reads it when it is imported. Its log repeats what errors say, in many lines.
             os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         return getattr(import_module(f"{__name__}.{cmd_name}"), cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in _COMMANDS and not name.startswith("-"):
+            close = get_close_matches(name, _COMMANDS)
+            meant = f"did you mean {' or '.join(close)}?" if close else ", ".join(_COMMANDS)
+            raise click.UsageError(f"there is no command {name!r}; {meant}", ctx)
+        return super().resolve_command(ctx, args)
 
 
 @click.group(

@@ -24,7 +24,12 @@ from gradcam_client.requests import METHODS, RESIZE_MODES
 from gradcam_server.batch.ask import HEATMAP_TYPES, Ask
 from gradcam_server.batch.plan import Share
 from gradcam_server.cli.common import errors_for_people
-from gradcam_server.cli.connection import Connection, connection_options
+from gradcam_server.cli.connection import (
+    OF_THE_SERVER,
+    Connection,
+    connection_options,
+    refuse_given,
+)
 from gradcam_server.cli.progress_lines import ProgressLines
 from gradcam_server.cli.session import class_of
 from gradcam_server.config import ServeConfig, from_options, setting_options
@@ -249,14 +254,8 @@ def _config(ctx: click.Context, settings: Mapping[str, Any]) -> ServeConfig:
 
 
 def _refuse_with_server(ctx: click.Context) -> None:
-    """Refuses what would be passed over. Variables may be set for other commands, too."""
-    for name in (*_ITS_OWN, *_LOCAL_ONLY):
-        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            flag = "--" + name.replace("_", "-")
-            raise click.UsageError(
-                f"{flag} says how images are explained here; with --server the servers do it, as "
-                "they were started"
-            )
+    refuse_given(ctx, _ITS_OWN, OF_THE_SERVER)
+    refuse_given(ctx, _LOCAL_ONLY, "says who explains; with --server the servers do")
 
 
 def _engine(

@@ -16,7 +16,7 @@ _SERVER_PACKAGES = (
 
 @contextmanager
 def errors_for_people() -> Iterator[None]:
-    """Turns errors with a clear message into that message and exit status 1."""
+    """Turns errors with a clear message into that message and exit status 1, in a command."""
     try:
         yield
     except (ExplanationServerError, GradCamError) as error:
@@ -24,8 +24,14 @@ def errors_for_people() -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _SERVER_PACKAGES:
             raise
-        raise click.ClickException(
-            f"this needs {error.name}, which comes with the server: "
-            "pip install 'gradcam-server[cpu]' (or [gpu]). "
-            "To ask a running server, use gradcam explain --server HOST:PORT."
-        ) from error
+        raise click.ClickException(_needs_server_extra(error.name or "")) from error
+
+
+def _needs_server_extra(package: str) -> str:
+    context = click.get_current_context()
+    asks = any(option.name == "server" for option in context.command.params)
+    elsewhere = "; with --server HOST:PORT it asks a running server instead" if asks else ""
+    return (
+        f"{context.command_path} needs what comes with the server (here {package} is missing): "
+        f"pip install 'gradcam-server[cpu]', or [gpu] for GPUs{elsewhere}"
+    )

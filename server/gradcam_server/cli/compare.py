@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradcam_client import Explanation, ImageExplanation, OverlayPng
+from gradcam_client.image_files import shown
 from gradcam_client.requests import COLORMAPS, METHODS
 from gradcam_server.cli.common import errors_for_people
 from gradcam_server.cli.pictures import decode_png, load_image, new_figure
@@ -112,7 +113,7 @@ def compare(
     try:
         pixels = load_image(image, _MAX_SIDE)
     except (OSError, ValueError) as error:
-        raise click.ClickException(f"{image}: {error}") from error
+        raise click.ClickException(f"{shown(image)}: {error}") from error
     answers = []
     with (
         errors_for_people(),

@@ -3,7 +3,7 @@
 import functools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +20,12 @@ from gradcam_client.transport import (
     ChannelOptions,
     Metadata,
     bearer,
+    open_channel,
     split_target,
 )
 from gradcam_server.config import flag, variable
 
+OF_THE_SERVER = "belongs to the server: give it to gradcam serve, and leave it out with --server"
 TOKEN_VARIABLE = variable("token")
 
 # What gRPC and servers say, and what it means to who types commands.
@@ -103,10 +105,10 @@ class Connection:
         Raises:
             click.ClickException: As of ``client``.
         """
-        credentials = self._credentials(address)
-        if credentials is None:
-            return grpc.insecure_channel(address)
-        return grpc.secure_channel(address, credentials, self._channel_options)
+        channel: grpc.Channel = open_channel(
+            grpc, address, self._credentials(address), self._channel_options
+        )
+        return channel
 
     def aio_channel(self, address: str, options: ChannelOptions = ()) -> grpc.aio.Channel:
         """Makes a channel to one server for the running event loop.
@@ -114,11 +116,11 @@ class Connection:
         Raises:
             click.ClickException: As of ``client``.
         """
-        credentials = self._credentials(address)
         options = (*self._channel_options, *options)
-        if credentials is None:
-            return grpc.aio.insecure_channel(address, options)
-        return grpc.aio.secure_channel(address, credentials, options)
+        channel: grpc.aio.Channel = open_channel(
+            grpc.aio, address, self._credentials(address), options
+        )
+        return channel
 
     @property
     def metadata(self) -> Metadata:
@@ -184,6 +186,47 @@ class Connection:
         except ValueError as error:
             raise click.ClickException(f"{where}: {error}") from error
         return token
+
+
+def refuse_given(ctx: click.Context, names: Iterable[str], why: str) -> None:
+    """Refuses options that would be passed over. Variables may be set for other commands, too.
+
+    Args:
+        ctx: The command's.
+        names: Of the options' parameters.
+        why: What follows the flag in the error.
+
+    Raises:
+        click.UsageError: One is on the command line.
+    """
+    for name in names:
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} {why}", ctx)
+
+
+def check_server_options(server: str | None, model: str, of_the_model: Iterable[str]) -> None:
+    """Refuses options that have no effect with --server, or without it, in a command.
+
+    Args:
+        server: The server, if one is asked.
+        model: The model's name.
+        of_the_model: The parameters that say how a model is loaded in this process.
+
+    Raises:
+        click.UsageError: One is on the command line.
+    """
+    ctx = click.get_current_context()
+    if not server:
+        of_the_connection = (field.name for field in fields(Connection))
+        refuse_given(ctx, of_the_connection, "says how a server is asked; name it with --server")
+        return
+    refuse_given(ctx, of_the_model, OF_THE_SERVER)
+    if "=" in model:
+        raise click.UsageError(
+            "--model NAME=PATH loads a file in this process; with --server give the name of one "
+            "of the server's models",
+            ctx,
+        )
 
 
 def readable(text: str) -> str:

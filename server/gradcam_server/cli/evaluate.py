@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradcam_client import Explanation, GradCamError, ImageArray, SmoothGrad
+from gradcam_client.image_files import shown
 from gradcam_client.requests import METHODS
 from gradcam_server import faithfulness
 from gradcam_server.cli.common import errors_for_people
@@ -183,7 +184,7 @@ def evaluate(
             record = evaluator.evaluate(path, methods, masks, bar.advance)
             records.append(record)
             for method, error in _errors(record):
-                about = f"{path}: {method}" if method else str(path)
+                about = f"{shown(path)}: {method}" if method else shown(path)
                 click.echo(f"Error: {about}: {error['message']}", file=sys.stderr)
     report = _report(records, methods, protocol)
     if output:

@@ -17,6 +17,7 @@ from gradcam_client import (
     Raw,
     SmoothGrad,
 )
+from gradcam_client.image_files import shown
 from gradcam_client.requests import (
     COLORMAPS,
     LAYER_FUSIONS,
@@ -370,4 +371,4 @@ def _show_likely_answers(path: Path, client: "LocalClient", resize: str) -> None
 def _report_failure(path: Path, error: Exception | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"path": str(path), "error": error_as_json(error)}))
-    click.echo(f"Error: {path}: {readable(str(error))}", file=sys.stderr)
+    click.echo(f"Error: {shown(path)}: {readable(str(error))}", file=sys.stderr)

@@ -20,6 +20,7 @@ def health(server: str, service: str, timeout_s: float, connection: Connection) 
         with connection.client(server) as client:
             status = client.health(service, timeout_s=timeout_s)
     except GradCamError as error:
-        raise click.ClickException(f"{server}: {readable(str(error))}") from error
+        text = readable(str(error))
+        raise click.ClickException(text if server in text else f"{server}: {text}") from error
     click.echo(status)
     raise SystemExit(0 if status == "SERVING" else 1)

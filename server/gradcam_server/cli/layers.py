@@ -4,7 +4,7 @@ import click
 
 from gradcam_client import ModelInfo
 from gradcam_server.cli.common import errors_for_people
-from gradcam_server.cli.connection import Connection, connection_options
+from gradcam_server.cli.connection import Connection, check_server_options, connection_options
 
 _HEADINGS = ("LAYER", "TYPE", "OUTPUT SHAPE", "")
 
@@ -32,6 +32,7 @@ def layers(
     The default is the last one with a (batch, height, width, channels) output before
     the global pooling.
     """
+    check_server_options(server, model, ["custom_objects"])
     with errors_for_people():
         if server:
             with connection.client(server) as client:

@@ -10,6 +10,9 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from gradcam_client.file_types import describe
+from gradcam_client.image_files import read_file
+
 if TYPE_CHECKING:
     from PIL import Image as PillowImage
 
@@ -39,7 +42,7 @@ def load_image(path: Path, max_side: int) -> NDArray[np.uint8]:
 
     Raises:
         OSError: There is no such file, or it is no image.
-        ValueError: It is too large to be decoded safely.
+        ValueError: It is too large to be decoded safely, or ``path`` is a link or base64 text.
     """
     image = _open(path)
     if image.mode.startswith("I;16"):  # grey of 16 bits, which Pillow would clip to 255
@@ -96,10 +99,14 @@ def new_figure(width: float, height: float) -> Any:
 
 def _open(path: Path) -> "PillowImage.Image":
     with needs_plot_extra():
-        from PIL import Image, ImageOps
+        from PIL import Image, ImageOps, UnidentifiedImageError
     try:
-        with Image.open(path) as file:
+        data = read_file(path)
+        with Image.open(io.BytesIO(data)) as file:
             return ImageOps.exif_transpose(file)
+    except UnidentifiedImageError as error:
+        kind = describe(data) or "not an image that Pillow can read"
+        raise OSError(f"the file is {kind}") from error
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from error
     except SyntaxError as error:  # what Pillow raises for some broken PNGs

@@ -5,6 +5,7 @@ import grpc
 
 from gradcam.admin.v1 import admin_service_pb2 as pb
 from gradcam.admin.v1 import admin_service_pb2_grpc as pb_grpc
+from gradcam_client.unreachable import explain
 from gradcam_server.cli.connection import Connection, connection_options, readable
 
 
@@ -26,7 +27,8 @@ def reload(address: str, timeout_s: float, connection: Connection) -> None:
                 pb.ReloadRequest(), timeout=timeout_s, metadata=connection.metadata
             )
         except grpc.RpcError as error:
-            text = readable(error.details() or "")
+            details = error.details() or ""
+            text = explain(details, address) or readable(details)
             raise click.ClickException(f"{error.code().name}: {text}") from error
     for model in done.models:
         click.echo(":".join(filter(None, (model.name, model.version))))

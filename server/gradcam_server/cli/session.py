@@ -1,9 +1,10 @@
 """What commands that explain images share: who answers, here or a server, and progress."""
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import click
 import numpy as np
@@ -14,11 +15,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from gradcam_client import GradCamError
 from gradcam_client import Progress as ImageProgress
 from gradcam_client.requests import MANY_PASS_METHODS, METHODS
-from gradcam_server.cli.connection import Connection, connection_options, readable
+from gradcam_server.cli.connection import (
+    Connection,
+    check_server_options,
+    connection_options,
+    readable,
+)
 
 ONE_PASS_METHODS = tuple(name for name in METHODS if name not in MANY_PASS_METHODS)
 
 _LOCAL_BATCH_SIZES = (1, 4)
+# The options that say how a model is loaded in this process.
+_OF_THE_MODEL = ("weights", "seed", "preprocessing", "labels", "input_size", "custom_objects")
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -98,7 +106,17 @@ def _given(value: str | None) -> tuple[str, ...]:
 
 
 def place_options(command: _F) -> _F:
-    """Adds the options of a ``Place``: --server and its connection, --model and its loading."""
+    """Adds the options of a ``Place``: --server and its connection, --model and its loading.
+
+    With --server the options of loading are refused, and without it those of the connection.
+    """
+
+    @functools.wraps(command)
+    def placed(*args: Any, **options: Any) -> Any:
+        check_server_options(options["server"], options["model"], _OF_THE_MODEL)
+        return command(*args, **options)
+
+    decorated: Any = placed
     for option in (
         click.option(
             "--custom-objects",
@@ -133,8 +151,8 @@ def place_options(command: _F) -> _F:
             "--server", metavar="HOST:PORT", help="Ask this server; else work in-process."
         ),
     ):
-        command = option(command)
-    return command
+        decorated = option(decorated)
+    return cast("_F", decorated)
 
 
 def class_of(text: str) -> int | str:

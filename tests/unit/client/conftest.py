@@ -9,6 +9,8 @@ from gradcam_client import RetryPolicy
 from unit.client.both import Connect, connect_async, connect_sync
 from unit.client.fake_server import FakeServer, serving
 
+PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy", "no_grpc_proxy", "no_proxy")
+
 
 @pytest.fixture
 def server() -> Iterator[FakeServer]:

@@ -14,7 +14,9 @@ AWAY = UnavailableError(CODE.UNAVAILABLE, "away")
 
 def make_lines(*servers: int) -> Lines:
     channel = grpc.insecure_channel("127.0.0.1:1")  # connects when it is used
-    return Lines([(server, channel) for server in servers])
+    lines = Lines(lambda: [(server, "127.0.0.1:1", channel) for server in servers])
+    lines.open()
+    return lines
 
 
 def take(lines: Lines, now: float = 0, tried: Counter[Line] | None = None) -> int:

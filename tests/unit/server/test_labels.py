@@ -51,6 +51,28 @@ def test_unknown_classes_are_refused_with_help(target: str | int, message: str) 
         imagenet_labels().index(target)
 
 
+@pytest.mark.parametrize("wanted", ["bird", "catt", "x" * 500])
+def test_a_model_of_few_classes_lists_them(wanted: str) -> None:
+    """Each with its index; what was asked for is not repeated at length."""
+    labels = ClassLabels([ClassLabel("cat"), ClassLabel("dog"), ClassLabel("")])
+    with pytest.raises(
+        InvalidRequestError, match=r"; the model has 0 \(cat\), 1 \(dog\), 2$"
+    ) as error:
+        labels.index(wanted)
+    assert len(str(error.value)) < 160
+
+
+def test_long_lists_are_cut() -> None:
+    """A name of thousands of classes, and names of thousands of characters."""
+    labels = ClassLabels([ClassLabel("twin")] * 3000)
+    with pytest.raises(InvalidRequestError, match=r", 9 \(twin\) and 2990 more; use an index$"):
+        labels.index("twin")
+    labels = ClassLabels([ClassLabel("long" * 1000)])
+    with pytest.raises(InvalidRequestError) as error:
+        labels.index("other")
+    assert len(str(error.value)) < 200
+
+
 def test_a_name_goes_before_another_class_alias() -> None:
     """A synonym of one class does not hide the name of another."""
     labels = ClassLabels([ClassLabel("projectile", ("missile",)), ClassLabel("missile")])

@@ -128,6 +128,22 @@ def test_every_setting_of_tls_implies_it(opened: list[Any], connection: Connecti
     assert names == [connection.tls_server_name] * 2
 
 
+async def test_no_channel_takes_a_proxy_to_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of either kind; elsewhere gRPC's own rule holds."""
+    seen: list[object] = []
+    for module in (grpc, grpc.aio):
+
+        def opening(target: str, options: Any, open_channel: Any = module.insecure_channel) -> Any:
+            seen.append(dict(options).get("grpc.enable_http_proxy"))
+            return open_channel(target, options)
+
+        monkeypatch.setattr(module, "insecure_channel", opening)
+    for server in ("127.0.0.1:1", ELSEWHERE):
+        Connection().channel(server).close()
+        await Connection().aio_channel(server).close()
+    assert seen == [0, 0, None, None]
+
+
 def test_plain_text_is_the_default(opened: list[Any]) -> None:
     """On loopback, and elsewhere."""
     for server in ("localhost:1", ELSEWHERE):

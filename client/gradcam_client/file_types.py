@@ -1,0 +1,64 @@
+"""Names what bytes are that were given as an image and are none that a server decodes."""
+
+import re
+
+FORMATS_TEXT = "JPEG, PNG, WebP or BMP"
+"""The formats of image files that a server decodes."""
+
+_HEAD_BYTES = 1024
+_MIN_BASE64 = 64
+_WHITE_SPACE = b" \t\r\n"
+
+# How files begin. An ISO media file names its brands, the first of which says what it is.
+_SIGNATURES: tuple[tuple[str, bytes], ...] = (
+    ("AVIF", rb"....ftyp(avif|avis)"),
+    ("HEIC", rb"....ftyp(hei[cfsmx]|hev[cmsx])"),
+    ("HEIC or AVIF", rb"....ftypm(if1|sf1|iaf)"),
+    ("a video (MP4 or QuickTime)", rb"....(ftyp|moov)"),
+    ("GIF", rb"GIF8[79]a"),
+    ("TIFF", rb"II[*+]\0|MM\0[*+]"),
+    ("JPEG 2000", rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51"),
+    ("JPEG XL", rb"\0\0\0\x0cJXL \r\n\x87\n|\xff\x0a"),
+    ("PDF", rb"%PDF-"),
+    ("PostScript", rb"%!PS"),
+    ("PSD", rb"8BPS"),
+    ("an icon (ICO)", rb"\0\0[\x01\x02]\0[^\0]\0"),
+    ("OpenEXR", rb"v/1\x01"),
+    ("DICOM", rb".{128}DICM"),
+    ("a NumPy file", rb"\x93NUMPY"),
+    ("NetPBM (PPM, PGM)", rb"P[1-7]\s"),
+    ("a ZIP archive", rb"PK\x03\x04"),
+    ("compressed by gzip", rb"\x1f\x8b\x08"),
+    ("a Git LFS pointer, not the file itself (git lfs pull)", rb"version https://git-lfs"),
+)
+# The same for text, after white space and in any case.
+_TEXTS: tuple[tuple[str, bytes], ...] = (
+    ("SVG", rb"((<\?xml|<!--).*?)?<(!DOCTYPE svg|svg\b)"),
+    ("HTML", rb"((<\?xml|<!--).*?)?<(!DOCTYPE html|html|head|body|title)\b"),
+    ("XML", rb"<\?xml"),
+    ("JSON", rb'\{\s*("|\})|\[\s*[{"\[]'),
+    ("a data: URL (decode what follows its comma: base64.b64decode)", rb"data:[\w/+.-]*[;,]"),
+)
+_BASE64 = re.compile(rb"[A-Za-z0-9+/_\-\r\n]{%d,}={0,2}\s*" % _MIN_BASE64)
+_NAMED = [
+    *((name, re.compile(pattern, re.DOTALL)) for name, pattern in _SIGNATURES),
+    *((name, re.compile(rb"\s*" + text, re.DOTALL | re.IGNORECASE)) for name, text in _TEXTS),
+]
+
+
+def describe(data: bytes) -> str | None:
+    """Names the type of data that are no image of ``FORMATS_TEXT``.
+
+    Args:
+        data: The bytes, of which the first kilobyte counts.
+
+    Returns:
+        Such as "HEIC", "a ZIP archive" or "base64 text"; None if the type is not known.
+    """
+    head = data[:_HEAD_BYTES].removeprefix(b"\xef\xbb\xbf")
+    for name, pattern in _NAMED:
+        if pattern.match(head):
+            return name
+    if _BASE64.fullmatch(head):
+        return "base64 text (decode it: base64.b64decode)"
+    return None

@@ -1,0 +1,20 @@
+"""Sizes of image files against TensorFlow's decoders."""
+
+import pytest
+import tensorflow as tf
+
+from gradcam_server.image_header import read_size
+from support.image_variants import variants
+
+# TensorFlow reads neither WebP nor these BMP files: old, or with more between header and pixels.
+NOT_READ = ("webp", "bmp-os2", "bmp-gap", "bmp-palette", "bmp-v5")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [pytest.param(data, id=name) for name, data in variants() if not name.startswith(NOT_READ)],
+)
+def test_sizes_are_those_that_tensorflow_decodes(data: bytes) -> None:
+    """The header's size is the decoded one, whatever the metadata are."""
+    decoded = tf.io.decode_image(data, channels=0 if data[:2] == b"BM" else 3)
+    assert read_size(data) == tuple(decoded.shape[:2])

@@ -1,0 +1,168 @@
+"""Where and when a client may be used: loops, processes, after its closing."""
+
+import asyncio
+import copy
+import multiprocessing
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from gradcam_client import AsyncClient, CallCancelledError, Client
+from unit.client.fake_server import FakeServer
+
+NOWHERE = "127.0.0.1:1"
+# Forks while a client is there, and tells what its use in the child ends in.
+FORK = """
+import os, sys
+from gradcam_client import Client
+client = Client("127.0.0.1:1")
+if os.fork() == 0:
+    try:
+        {use}
+    except Exception as error:
+        print(type(error).__name__, error, flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+# Event loops.
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_asynchronous_client_may_be_made_outside_a_loop(server: FakeServer) -> None:
+    """As at the top of a module: it connects in the loop that uses it."""
+    client = AsyncClient(server.target)
+    outcomes = client.explain_stream([b"1", b"2"])
+
+    async def use() -> list[int]:
+        found = [(await client.explain(b"7")).top.index]
+        found += [one.unwrap().top.index async for one in outcomes]
+        await client.close()
+        return found
+
+    assert asyncio.run(use()) == [7, 1, 2]
+
+
+@pytest.mark.parametrize("loop_is_closed", [True, False])
+def test_a_second_loop_is_told_plainly(server: FakeServer, loop_is_closed: bool) -> None:
+    """Calls, streams and closing say that a loop takes a client of its own."""
+    client = AsyncClient(server.target)
+
+    async def collect() -> list[Any]:
+        return [one async for one in client.explain_stream([b"1"])]
+
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        first.run(client.explain(b"7"))
+        if loop_is_closed:
+            first.run(client._lines.all[0].channel.close())
+            first.close()
+        for use in (lambda: client.explain(b"7"), client.health, collect, client.close):
+            with pytest.raises(RuntimeError, match="another event loop; make one in each loop"):
+                second.run(use())
+        if not loop_is_closed:
+            assert first.run(client.explain(b"8")).top.index == 8
+            first.run(client.close())
+
+
+def test_an_unused_asynchronous_client_is_closed_anywhere() -> None:
+    """There is nothing to close, and closing twice does no harm."""
+    client = AsyncClient(NOWHERE)
+    asyncio.run(client.close())
+    asyncio.run(client.close())
+
+
+# Processes.
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    "send",
+    [
+        pickle.dumps,
+        copy.copy,
+        copy.deepcopy,
+        lambda client: pickle.dumps(client.explain),
+        lambda client: multiprocessing.get_context("spawn").Process(args=(client,)).start(),
+    ],
+    ids=["pickle", "copy", "deepcopy", "method", "spawn"],
+)
+def test_a_client_cannot_be_sent(kind: type[Any], send: Callable[[Any], object]) -> None:
+    """The error says that each process makes one of its own, whatever the client holds."""
+    client = kind(NOWHERE, token=lambda: "a lambda cannot be pickled, either")
+    expected = f"^{kind.__name__} cannot be pickled or copied.*make one in each process"
+    with pytest.raises(TypeError, match=expected):
+        send(client)
+
+
+@pytest.mark.parametrize(
+    "use",
+    ["client.explain(b'7')", "client.health()", "list(client.explain_stream([b'7']))"],
+)
+def test_a_client_is_not_used_after_a_fork(use: str) -> None:
+    """It says so at once: gRPC would hang, or end in an error of its own."""
+    command = [sys.executable, "-c", FORK.format(use=use)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout.startswith("RuntimeError this Client is connected in the process that")
+    assert "make one in each process, after the fork" in ended.stdout
+
+
+# After closing.
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda client: client.explain(b"7"),
+        lambda client: client.explain(b"7", hedge_after_s=1),
+        lambda client: client.health(),
+        lambda client: client.list_models(),
+        lambda client: list(client.explain_stream([b"7"])),
+    ],
+    ids=["explain", "hedged", "health", "models", "stream"],
+)
+def test_a_closed_client_says_so(server: FakeServer, use: Callable[[Client], object]) -> None:
+    """In its own words, and with the error of calls that were under way."""
+    client = Client(server.target)
+    client.explain(b"7")
+    client.close()
+    client.close()
+    with pytest.raises(CallCancelledError, match="the client is closed; make another one"):
+        use(client)
+
+
+async def test_a_closed_asynchronous_client_says_so(server: FakeServer) -> None:
+    """Used before or not."""
+    for is_used in (True, False):
+        client = AsyncClient(server.target)
+        if is_used:
+            await client.explain(b"7")
+        await client.close()
+        with pytest.raises(CallCancelledError, match="the client is closed"):
+            await client.explain(b"7")
+        with pytest.raises(CallCancelledError, match="the client is closed"):
+            await anext(client.explain_stream([b"7"]))
+        with pytest.raises(CallCancelledError, match="the client is closed"):
+            await client.health()
+
+
+@pytest.mark.parametrize("method", ["explain", "health"])
+def test_a_client_that_is_closed_just_then_says_so(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Between taking a channel and calling over it."""
+    client = Client(server.target)
+    take = client._lines.take
+
+    def take_and_close(*arguments: Any) -> Any:
+        line = take(*arguments)
+        client.close()
+        return line
+
+    monkeypatch.setattr(client._lines, "take", take_and_close)
+    with pytest.raises(CallCancelledError, match="the client is closed"):
+        getattr(client, method)(*([b"7"] if method == "explain" else []))

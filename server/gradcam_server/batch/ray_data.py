@@ -197,7 +197,8 @@ def _errors_of_ray() -> Iterator[None]:
 def _told_of_lost_gpus(needed: float, interval_s: float = _LOOK_AT_GPUS_S) -> Iterator[None]:
     """Until this is left, says when the cluster has fewer GPUs than the engines need.
 
-    Ray Data waits for an engine that finds no place, and for the images that it had in work.
+    Ray Data gives the images that an engine had in work to no other: they wait until the engine
+    finds a free GPU, at the latest one of an engine that has nothing left to do.
 
     Args:
         needed: GPUs of all engines.
@@ -215,12 +216,13 @@ def _told_of_lost_gpus(needed: float, interval_s: float = _LOOK_AT_GPUS_S) -> It
             is_short = not is_short
             if is_short:
                 logger.warning(
-                    "The engines need %g GPUs, and the cluster has %g left: the job waits until "
-                    "they are back. Stop it and start it again to finish it with those left.",
+                    "The engines need %g GPUs, and the cluster has %g left: images that lost "
+                    "engines had in work wait for a free GPU, and their shards with them. A job "
+                    "that is stopped and started again does not wait.",
                     *(needed, gpus),
                 )
             else:
-                logger.warning("The cluster has %g GPUs again: the job goes on", gpus)
+                logger.warning("The cluster has %g GPUs again", gpus)
 
     looking = threading.Thread(target=look, name="look at GPUs", daemon=True)
     looking.start()

@@ -49,7 +49,7 @@ def test_lost_gpus_are_told_once_and_so_is_their_return(
     assert lost.startswith(
         "The engines need 1.9998 GPUs, and the cluster has 1 left: the job waits"
     )
-    assert back == "The cluster has 2 GPUs again: the job goes on"
+    assert back == "The cluster has 2 GPUs again"
 
 
 def test_a_job_without_gpus_misses_none(

@@ -121,8 +121,8 @@ class Supervisor:
         """Starts an engine, and puts it in the place of the old one; if it fails, that stays."""
         computer = await RemoteComputer.start(config, self)
         try:
-            await self._others.share(config, computer)
             explainer = Explainer(share(config), computer, self._metrics)
+            await self._others.share(config, computer)
             self._tell_metrics(config, computer)
             self._publish(explainer)
         except BaseException:

@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +26,21 @@ def test_a_node_that_is_lost_costs_no_image_and_doubles_none(tmp_path: Path) -> 
     for number in range(COUNT):
         pixels = np.full((8, 8, 3), number, np.uint8)
         Image.fromarray(pixels).save(photos / f"{number:03}.png")
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(photos), str(output), "0"],
-        capture_output=True,
+    with subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(photos), str(output)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=240,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout.splitlines()[-1])
+        start_new_session=True,
+    ) as job:
+        try:
+            printed, errors = job.communicate(timeout=240)
+        finally:
+            with suppress(ProcessLookupError):  # Ray's processes, if any are left
+                os.killpg(job.pid, signal.SIGKILL)
+    assert job.returncode == 0, errors
+    rows = json.loads(printed.splitlines()[-1])
     assert rows["lost"] > 0
     assert rows["lost"] + rows["left"] == COUNT
     shards = [pq.read_table(shard) for shard in sorted(output.glob("part-*.parquet"))]

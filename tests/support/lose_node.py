@@ -1,4 +1,4 @@
-"""A job on a Ray cluster of two nodes, of which one is lost: FOLDER OUTPUT GPUS_OF_EACH_NODE.
+"""A job on a Ray cluster of two nodes, of which one is lost: FOLDER OUTPUT.
 
 The engines are made up, and slow. Prints how many rows each of the two nodes gave, as JSON.
 """
@@ -21,6 +21,9 @@ from gradcam_server.batch.job import Job, run
 from gradcam_server.batch.schema import OK, Row, to_batch
 from gradcam_server.config import ServeConfig
 
+# More engines than the node that is left has CPUs.
+NODE = {"num_cpus": 2, "object_store_memory": 100 << 20}
+ENGINES = 3
 # So that the loss is noticed in seconds.
 QUICK = {
     "health_check_initial_delay_ms": 1000,
@@ -70,13 +73,10 @@ class Remover:
 
 
 if __name__ == "__main__":
-    folder, output, gpus = sys.argv[1:]
-    NODE = {"num_cpus": 2, "num_gpus": int(gpus), "object_store_memory": 100 << 20}
+    folder, output = sys.argv[1:]
     ray_data._Engine = SlowEngine  # type: ignore[assignment, misc]
     ray_data._look_at_model = look
     ray_data._BATCH_IMAGES = 8
-    # More engines than the node that is left has CPUs, or as many as there are GPUs.
-    engines = 2 if int(gpus) else 3
     cluster = Cluster(
         initialize_head=True,
         head_node_args={**NODE, "include_dashboard": False, "_system_config": QUICK},
@@ -86,7 +86,7 @@ if __name__ == "__main__":
         cluster.wait_for_nodes()
         run(
             Job(open_source(folder), folder, Path(output), shard_size=20),
-            lambda: ray_data.RayStage(ServeConfig(), Ask(), cluster.address, engines),
+            lambda: ray_data.RayStage(ServeConfig(), Ask(), cluster.address, ENGINES),
             remover,
         )
         print(json.dumps(remover.rows))

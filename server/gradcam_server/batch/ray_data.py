@@ -9,6 +9,7 @@ way, starts actors again that die and gives their tasks to others; nothing here 
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,6 +32,8 @@ from gradcam_server.config import ServeConfig
 from gradcam_server.errors import ExplanationServerError
 from gradcam_server.requests import RawImage
 
+logger = logging.getLogger(__name__)
+
 # Read and decoded by one task; of small jobs so many that each CPU has some.
 _TASK_IMAGES = 256
 _TASKS_PER_CPU = 8
@@ -44,6 +47,7 @@ _MOST_BLOCKS = 2000
 # engines find room on the others, and leave the CPUs to the tasks that read for them. It is not
 # none, which Ray would also place on nodes that offer no CPU, as heads of clusters often do.
 _ENGINE_CPUS = 0.01
+_LOOK_AT_GPUS_S = 10.0
 
 _IMAGES = pa.schema(
     [
@@ -152,7 +156,7 @@ class RayStage:
             num_cpus=_ENGINE_CPUS,
             num_gpus=self._gpus,
         )
-        with _errors_of_ray():
+        with _errors_of_ray(), _told_of_lost_gpus(self._gpus * self._actors):
             for table in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
                 yield from from_columns(table)
 
@@ -187,6 +191,46 @@ def _errors_of_ray() -> Iterator[None]:
         while cause is not None and not isinstance(cause, ExplanationServerError):
             cause = getattr(cause, "cause", None) or cause.__cause__
         raise StageError(str(cause or error)) from error
+
+
+@contextmanager
+def _told_of_lost_gpus(needed: float, interval_s: float = _LOOK_AT_GPUS_S) -> Iterator[None]:
+    """Until this is left, says when the cluster has fewer GPUs than the engines need.
+
+    Ray Data gives the images that an engine had in work to no other: they wait until the engine
+    finds a free GPU, at the latest one of an engine that has nothing left to do.
+
+    Args:
+        needed: GPUs of all engines.
+        interval_s: How often to look, in seconds.
+    """
+    left = threading.Event()
+
+    def look() -> None:
+        is_short = False
+        while not left.wait(interval_s):
+            gpus = ray.cluster_resources().get("GPU", 0)
+            # Fractions of GPUs do not add up exactly.
+            if is_short == (gpus < needed - 1e-3):
+                continue
+            is_short = not is_short
+            if is_short:
+                logger.warning(
+                    "The engines need %g GPUs, and the cluster has %g left: images that lost "
+                    "engines had in work wait for a free GPU, and their shards with them. A job "
+                    "that is stopped and started again does not wait.",
+                    *(needed, gpus),
+                )
+            else:
+                logger.warning("The cluster has %g GPUs again", gpus)
+
+    looking = threading.Thread(target=look, name="look at GPUs", daemon=True)
+    looking.start()
+    try:
+        yield
+    finally:
+        left.set()
+        looking.join()
 
 
 # Its process ends with it: it would keep a model in memory.

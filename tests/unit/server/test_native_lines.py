@@ -1,15 +1,19 @@
 """Lines of native code as records of the log."""
 
+import errno
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gradcam_server import native_lines
+from gradcam_server.errors import StartupError
 
 
 def records(script: str, level: str = "info") -> tuple[list[dict[str, Any]], int]:
@@ -53,6 +57,27 @@ def test_stderr_is_what_it_was_afterwards() -> None:
     script = "pass\nlogging.warning('python')\nos.write(2, b'{\"message\": \"native\"}')"
     found, _ = records(script)
     assert [one["message"] for one in found] == ["python", "native"]
+
+
+@pytest.mark.parametrize("name", ["dup", "Popen"])
+def test_a_log_without_its_process_is_a_failure_to_start(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The server says what it had too little of; stderr is as before, no descriptor is left."""
+
+    def fail(*_: object, **__: object) -> Any:
+        raise OSError(errno.EMFILE, "")
+
+    before, open_before = sys.stderr, len(list(Path("/proc/self/fd").iterdir()))
+    monkeypatch.setattr(os if name == "dup" else subprocess, name, fail)
+    with (
+        pytest.raises(StartupError, match=r"--log-format json .* descriptors left \(EMFILE\)"),
+        native_lines.logged_as_json("info"),
+    ):
+        pass
+    assert sys.stderr is before
+    assert native_lines.stderr_for_children() == ()
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_before
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from gradcam_server.config import Precision
 from gradcam_server.graph_io import NO_CLASS, PIXELS, GraphKey
 from gradcam_server.methods import METHODS
 from gradcam_server.models.loaded import LoadedModel
-from gradcam_server.models.network import OutputActivation
+from gradcam_server.models.network import PROBABILITIES
 from gradcam_server.models.preprocessing import preprocess, takes_bgr
 from gradcam_server.requests import ScoreType
 
@@ -79,7 +79,7 @@ class ExplanationGraph:
         features: Any = activations.pop() if head else None
         if not layers:
             activations = [pixels]
-        probabilities = _ACTIVATIONS[network.output_activation](logits)
+        probabilities = PROBABILITIES[network.output_activation](logits)
         values = logits if self.key.score_type is ScoreType.LOGIT else probabilities
         chosen, other = _choose(classes, logits), _choose(against, logits)
         contrasted = tf.cast(against != NO_CLASS, tf.float32)
@@ -140,9 +140,6 @@ class DisconnectedLayerError(ValueError):
     def __init__(self, layer: str) -> None:
         super().__init__(f"the classes do not depend on {layer}")
         self.layer = layer
-
-
-_ACTIVATIONS = {OutputActivation.SOFTMAX: tf.nn.softmax, OutputActivation.SIGMOID: tf.nn.sigmoid}
 
 
 def _choose(classes: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

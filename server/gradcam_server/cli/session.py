@@ -33,6 +33,7 @@ class Place:
         weights: Weights of the model in this process.
         seed: Seed of its random weights.
         preprocessing: How pixels are scaled for a model from a file.
+        outputs: What the file's outputs are.
         labels: Its file of class names.
         input_size: HEIGHTxWIDTH, where the file leaves it open.
         custom_objects: Modules that register the file's own classes.
@@ -44,6 +45,7 @@ class Place:
     weights: str
     seed: int
     preprocessing: str | None = None
+    outputs: str | None = None
     labels: str | None = None
     input_size: str | None = None
     custom_objects: tuple[str, ...] = ()
@@ -83,6 +85,7 @@ class Place:
             weights=(self.weights,),
             seed=self.seed,
             preprocessing=_given(self.preprocessing),
+            outputs=_given(self.outputs),
             labels=_given(self.labels),
             input_size=_given(self.input_size),
             custom_objects=self.custom_objects,
@@ -108,6 +111,11 @@ def place_options(command: _F) -> _F:
         ),
         click.option("--input-size", metavar="HxW", help="Where a file leaves it open."),
         click.option("--labels", metavar="FILE", help="Names of the classes of a model."),
+        click.option(
+            "--outputs",
+            metavar="logits|softmax|sigmoid|probabilities",
+            help="What the outputs of a model from a file are, where they do not tell.",
+        ),
         click.option(
             "--preprocessing",
             metavar="none|caffe|torch|tf|lite",

@@ -123,6 +123,7 @@ def test_what_was_not_exported_is_refused(exported: Path) -> None:
     [
         ({"max_targets": 5}, "--max-targets 3"),
         ({"preprocessing": ("tf",)}, "part of the export"),
+        ({"outputs": ("sigmoid",)}, "part of the export"),
         ({"input_size": ("64x64",)}, "part of the export"),
     ],
 )

@@ -7,10 +7,9 @@ called on symbols of the served input size, nested models replaced by their laye
 are written down. ``compute`` repeats them on tensors, and can return any of them.
 """
 
-import copy
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -235,7 +234,7 @@ class KerasNetwork:
         while (last := makers.get(id(symbol))) and _keeps_values(last):
             behind.insert(0, last)
             (symbol,) = last.inputs
-        is_linear = last is not None and _is_linear(last.operation)
+        is_linear = _is_linear(last, makers)
         if is_linear and declared is Outputs.LOGITS:  # Nothing to find out.
             return output, Ending(usual_activation(output.shape[1]))
         activation = _activation(last) if last else None
@@ -253,8 +252,10 @@ class KerasNetwork:
         """Returns what a call applies its activation to."""
         if not isinstance(call.operation, _LAYERS_WITH_ACTIVATION):
             return call.inputs[0]
-        # A second layer with the same weights, so that the first stays as it is.
-        layer = copy.copy(call.operation)
+        # A second layer with the same weights, so that the first stays as it is. Not copy.copy:
+        # Keras makes that save and load the layer.
+        layer = object.__new__(type(call.operation))
+        vars(layer).update(vars(call.operation))
         layer.activation = keras.activations.linear
         return self._repeat([replace(call, operation=layer)], call.inputs[0])
 
@@ -412,12 +413,26 @@ _LAYERS_WITH_ACTIVATION = (
 )
 
 
-def _is_linear(operation: Any) -> bool:
-    """Returns whether an operation is a layer that could have an activation, and has none."""
-    return (
-        isinstance(operation, _LAYERS_WITH_ACTIVATION)
-        and operation.activation is keras.activations.linear
-    )
+# By the names of Keras' layers and operations; the second need a number as the other factor.
+_LINEAR_COMBINATIONS = {"Add", "Average", "Concatenate", "Rescaling", "Subtract"}
+_LINEAR_SCALINGS = {"Divide", "Multiply", "TrueDivide"}
+
+
+def _is_linear(call: _Call | None, makers: Mapping[int, _Call]) -> bool:
+    """Returns whether layers that could have an activation, and have none, make a call's output.
+
+    Args:
+        call: The call.
+        makers: Calls by the identities of the symbols that they make.
+    """
+    if call is None:
+        return False
+    if isinstance(call.operation, _LAYERS_WITH_ACTIVATION):
+        return call.operation.activation is keras.activations.linear
+    kind = type(call.operation).__name__
+    if kind not in _LINEAR_COMBINATIONS and (kind not in _LINEAR_SCALINGS or len(call.inputs) > 1):
+        return False
+    return all(_is_linear(makers.get(id(symbol)), makers) for symbol in call.inputs)
 
 
 def _with_input(call: _Call, given: Any) -> Any:

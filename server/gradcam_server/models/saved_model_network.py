@@ -47,8 +47,10 @@ _ENDINGS = {
     "LogSoftmax": OutputActivation.SOFTMAX,
     "Sigmoid": OutputActivation.SIGMOID,
 }
-_LINEAR = {"BiasAdd", "Conv2D", "Einsum", "MatMul"}
-_SUMS = {"Add", "AddV2"}
+_LINEAR = {"Conv2D", "Einsum", "MatMul"}
+_LINEAR_COMBINATIONS = {"Add", "AddN", "AddV2", "BiasAdd", "ConcatV2", "Sub"}
+_LINEAR_SCALINGS = {"Mul", "RealDiv"}
+_CONSTANT = {"Const", "ReadVariableOp"}
 
 
 class SavedModelNetwork:
@@ -297,13 +299,16 @@ def _name_in(made: Mapping[tf.Operation, str], tensor: tf.Tensor) -> str:
 
 
 def _is_linear(tensor: tf.Tensor) -> bool:
-    """Returns whether a dense or convolutional layer without activation makes a tensor."""
+    """Returns whether products with weights, without an activation, make a tensor."""
     operation = tensor.op
-    if operation.type in _SUMS:  # Of a product and a bias.
-        return any(one.op.type in _LINEAR for one in operation.inputs) and any(
-            one.op.type in {"ReadVariableOp", "Const"} for one in operation.inputs
-        )
-    return operation.type in _LINEAR
+    if operation.type in _LINEAR:
+        return True
+    if operation.type not in _LINEAR_COMBINATIONS | _LINEAR_SCALINGS | _SAME_VALUES:
+        return False
+    computed = [one for one in operation.inputs if one.op.type not in _CONSTANT]
+    if operation.type in _LINEAR_SCALINGS and len(computed) > 1:
+        return False
+    return bool(computed) and all(_is_linear(one) for one in computed)
 
 
 def _after(operation: tf.Operation) -> set[tf.Operation]:

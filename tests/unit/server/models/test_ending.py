@@ -1,7 +1,7 @@
 """Whatever a model ends in, the probabilities are its own."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,14 @@ from gradcam_server.models import ModelSpec, load
 from gradcam_server.models.keras_network import KerasNetwork
 from gradcam_server.models.network import PROBABILITIES, Network, OutputActivation
 from gradcam_server.models.outputs import Outputs
+from gradcam_server.models.saved_model_network import SavedModelNetwork
 
 SIZE = 8
 CLASSES = 3
+RANDOM = keras.initializers.RandomNormal(stddev=0.5)
+# From dark to bright.
 IMAGES = np.random.default_rng(2).uniform(0, 255, (5, SIZE, SIZE, 3)).astype(np.float32)
+IMAGES *= np.linspace(0.1, 1, len(IMAGES), dtype=np.float32)[:, None, None, None]
 
 
 @keras.saving.register_keras_serializable("ending")
@@ -45,7 +49,7 @@ class Doubled(layers.Dense):
 
 
 def dense(features: Any, activation: Any = None, classes: int = CLASSES) -> Any:
-    return layers.Dense(classes, activation, kernel_initializer="random_normal")(features)
+    return layers.Dense(classes, activation, kernel_initializer=RANDOM)(features)
 
 
 def mean(activation: str, classes: int = CLASSES) -> Callable[[Any], Any]:
@@ -101,15 +105,26 @@ def build(ending: Callable[[Any], Any]) -> keras.Model:
     return keras.Model(image, ending(layers.GlobalMaxPooling2D()(x)), name="mine")
 
 
-def load_as(kind: str, model: keras.Model, folder: Path, **options: Any) -> Network:
-    folder.mkdir(exist_ok=True)
+def answers(model: keras.Model) -> NDArray[np.float32]:
+    return model(IMAGES, training=False).numpy()
+
+
+def network_of(
+    kind: str, model: keras.Model, folder: Path, outputs: Outputs | None = None
+) -> Network:
     if kind == "keras":
-        path = folder / "m.keras"
-        model.save(path)
-    else:
-        path = folder / "saved"
-        model.export(path, verbose=False)
-    return load(ModelSpec("mine", str(path), **options)).network
+        return KerasNetwork(model, outputs=outputs)
+    if not folder.exists():
+        model.export(folder, verbose=False)
+    return SavedModelNetwork(folder, outputs=outputs)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.levelno >= logging.WARNING and record.name.startswith("gradcam_server")
+    ]
 
 
 def probabilities(network: Network) -> NDArray[np.float32]:
@@ -127,68 +142,70 @@ def gradients(network: Network) -> NDArray[np.float32]:
     return np.stack(tf.function(run, autograph=False)(tf.constant(IMAGES)))
 
 
-KINDS = pytest.mark.parametrize("kind", ["keras", "saved model"])
+def kinds(endings: Iterable[str], saved: Iterable[str]) -> pytest.MarkDecorator:
+    """Each ending as a Keras model, some as SavedModels, which take a second to write."""
+    cases = [("keras", one) for one in endings] + [("saved model", one) for one in saved]
+    return pytest.mark.parametrize(("kind", "ending"), cases)
 
 
-@KINDS
-@pytest.mark.parametrize("ending", DISTRIBUTIONS)
+@kinds(DISTRIBUTIONS, ["mean of softmaxes", "temperature in the activation", "calibrated"])
 def test_probabilities_are_reported_as_they_are(
     ending: str, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A softmax is never applied to what is a distribution already; logits are logarithms."""
     model = build(DISTRIBUTIONS[ending])
-    expected = model.predict(IMAGES, verbose=0)
-    assert expected.std(axis=0).min() > 0.01
-    network = load_as(kind, model, tmp_path)
+    expected = answers(model)
+    assert expected.std(axis=0).max() > 0.01
+    network = network_of(kind, model, tmp_path / "saved")
     np.testing.assert_allclose(probabilities(network), expected, rtol=1e-4, atol=1e-6)
     _, logits = network.compute(tf.constant(IMAGES), [])
     np.testing.assert_allclose(tf.nn.softmax(logits), expected, rtol=1e-3, atol=1e-5)
     assert (np.abs(gradients(network)).max(axis=(1, 2, 3, 4)) > 0).all()
-    assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
+    assert not warnings(caplog)
 
 
-@KINDS
-@pytest.mark.parametrize("ending", SOFTMAXES | SIGMOIDS)
+@kinds(SOFTMAXES | SIGMOIDS, ["softmax, scaled by one", "by another name"])
 def test_activations_are_told_by_what_they_do(
     ending: str, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever their names and wherever they stand, probabilities are the model's own."""
     model = build((SOFTMAXES | SIGMOIDS)[ending])
-    expected = model.predict(IMAGES, verbose=0)
-    network = load_as(kind, model, tmp_path)
+    expected = answers(model)
+    network = network_of(kind, model, tmp_path / "saved")
     np.testing.assert_allclose(probabilities(network), expected, rtol=1e-4, atol=1e-6)
     if kind == "keras":
         wanted = OutputActivation.SOFTMAX if ending in SOFTMAXES else OutputActivation.SIGMOID
         assert network.output_activation is wanted
-        assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
+        assert not warnings(caplog)
 
 
-@KINDS
-@pytest.mark.parametrize("ending", SHARES)
+@kinds(SHARES, ["mean of sigmoids"])
 def test_what_cannot_be_told_is_a_warning(
     ending: str, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Numbers from 0 to 1 that need not sum to 1: the warning names the setting, which ends it."""
     model = build(SHARES[ending])
-    expected = model.predict(IMAGES, verbose=0)
-    network = load_as(kind, model, tmp_path)
-    (warning,) = [one for one in caplog.records if one.levelno >= logging.WARNING]
-    assert "--outputs logits, softmax, sigmoid or probabilities" in warning.getMessage()
+    expected = answers(model)
+    network = network_of(kind, model, tmp_path / "saved")
+    (warning,) = warnings(caplog)
+    assert "--outputs logits, softmax, sigmoid or probabilities" in warning
     np.testing.assert_allclose(probabilities(network), expected, rtol=1e-4, atol=1e-6)
     assert (np.abs(gradients(network)).max(axis=(1, 2, 3, 4)) > 0).all()
     caplog.clear()
-    said = load_as(kind, model, tmp_path / "again", outputs=Outputs.PROBABILITIES)
+    said = network_of(kind, model, tmp_path / "saved", Outputs.PROBABILITIES)
     np.testing.assert_allclose(probabilities(said), expected, rtol=1e-4, atol=1e-6)
-    denied = load_as(kind, model, tmp_path / "logits", outputs=Outputs.SIGMOID)
+    denied = network_of(kind, model, tmp_path / "saved", Outputs.SIGMOID)
     _, logits = denied.compute(tf.constant(IMAGES), [])
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-6)
-    assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
+    assert not warnings(caplog)
 
 
 LOGITS: dict[str, tuple[Callable[[Any], Any], OutputActivation]] = {
     "linear": (dense, OutputActivation.SOFTMAX),
     "one linear": (lambda x: dense(x, None, 1), OutputActivation.SIGMOID),
     "mean of logits": (lambda x: layers.Average()([dense(x), dense(x)]), OutputActivation.SOFTMAX),
+    "logits, scaled": (lambda x: layers.Rescaling(0.5)(dense(x)), OutputActivation.SOFTMAX),
+    "one logit, divided": (lambda x: dense(x, None, 1) / 2.0, OutputActivation.SIGMOID),
     "logarithm of a mean": (lambda x: ops.log(mean("softmax")(x)), OutputActivation.SOFTMAX),
     "log-softmax": (lambda x: ops.log_softmax(dense(x)), OutputActivation.SOFTMAX),
     "log-softmax of TensorFlow": (
@@ -198,23 +215,21 @@ LOGITS: dict[str, tuple[Callable[[Any], Any], OutputActivation]] = {
 }
 
 
-@KINDS
-@pytest.mark.parametrize("ending", LOGITS)
+@kinds(LOGITS, ["linear", "logits, scaled", "logarithm of a mean"])
 def test_logits_stay_logits(
     ending: str, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Outputs of both signs, or logarithms of a distribution, get their softmax or sigmoid."""
     apply, activation = LOGITS[ending]
     model = build(apply)
-    answers = model.predict(IMAGES, verbose=0)
-    network = load_as(kind, model, tmp_path)
+    own = answers(model)
+    network = network_of(kind, model, tmp_path / "saved")
     assert network.output_activation is activation
-    expected = PROBABILITIES[activation](answers)
+    expected = PROBABILITIES[activation](own)
     np.testing.assert_allclose(probabilities(network), expected, rtol=1e-4, atol=1e-6)
-    assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
+    assert not warnings(caplog)
 
 
-@KINDS
 @pytest.mark.parametrize(
     "ending",
     [
@@ -225,23 +240,21 @@ def test_logits_stay_logits(
     ids=["percent", "relu", "logarithms of shares"],
 )
 def test_numbers_of_one_sign_are_warned_of(
-    ending: Callable[[Any], Any], kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ending: Callable[[Any], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     """They are taken for logits, which they need not be."""
-    load_as(kind, build(ending), tmp_path)
-    (warning,) = [one for one in caplog.records if one.levelno >= logging.WARNING]
-    assert "it cannot be told whether its outputs" in warning.getMessage()
-    assert "--outputs" in warning.getMessage()
+    KerasNetwork(build(ending))
+    (warning,) = warnings(caplog)
+    assert "it cannot be told whether its outputs" in warning
+    assert "--outputs" in warning
 
 
 def test_an_activation_is_only_taken_off_if_it_explains_the_outputs() -> None:
     """A layer that changes what its activation gives is taken as a whole."""
     model = build(
-        lambda x: layers.Rescaling(0.5)(
-            Doubled(CLASSES, "softmax", kernel_initializer="random_normal")(x)
-        )
+        lambda x: layers.Rescaling(0.5)(Doubled(CLASSES, "softmax", kernel_initializer=RANDOM)(x))
     )
-    expected = model.predict(IMAGES, verbose=0)
+    expected = answers(model)
     network = KerasNetwork(model)
     assert network.output_activation is OutputActivation.EXPONENTIAL
     np.testing.assert_allclose(probabilities(network), expected, rtol=1e-4, atol=1e-6)
@@ -251,7 +264,7 @@ def test_an_activation_is_only_taken_off_if_it_explains_the_outputs() -> None:
 def test_certain_answers_have_finite_logits_and_slopes(ending: Callable[[Any], Any]) -> None:
     """Probabilities of exactly 0 and 1 are kept."""
     model = build(lambda x: ending(layers.Rescaling(1e5)(x)))
-    expected = model.predict(IMAGES, verbose=0)
+    expected = answers(model)
     assert expected.min() == 0 or expected.max() == 1
     network = KerasNetwork(model)
     _, logits = network.compute(tf.constant(IMAGES), [])
@@ -302,22 +315,22 @@ def test_what_is_declared_is_done(
 ) -> None:
     """And warned of no more."""
     assert KerasNetwork(build(ending), outputs=outputs).output_activation is activation
-    assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
+    assert not warnings(caplog)
 
 
 def test_a_shared_last_layer_keeps_its_activation_elsewhere() -> None:
     """Its last call alone gives logits."""
 
     def twice(x: Any) -> Any:
-        shared = layers.Dense(6, "softmax", kernel_initializer="random_normal")
+        shared = layers.Dense(6, "softmax", kernel_initializer=RANDOM)
         return shared(shared(x))
 
     model = build(twice)
-    expected = model.predict(IMAGES, verbose=0)
+    expected = answers(model)
     network = KerasNetwork(model)
     assert network.output_activation is OutputActivation.SOFTMAX
     np.testing.assert_allclose(probabilities(network), expected, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(model.predict(IMAGES, verbose=0), expected, rtol=1e-6)
+    np.testing.assert_allclose(answers(model), expected, rtol=1e-6)
 
 
 NO_AND_YES = {
@@ -327,17 +340,17 @@ NO_AND_YES = {
 }
 
 
-@KINDS
 @pytest.mark.parametrize("ending", NO_AND_YES)
-def test_two_names_make_two_classes_of_one_output(ending: str, kind: str, tmp_path: Path) -> None:
+def test_two_names_make_two_classes_of_one_output(ending: str, tmp_path: Path) -> None:
     """The negative class comes first; all it has mirrors the positive one's."""
     model = build(NO_AND_YES[ending])
-    positive = model.predict(IMAGES, verbose=0)
+    positive = answers(model)
     if ending == "logit":
         positive = tf.nn.sigmoid(positive).numpy()
     names = tmp_path / "names.txt"
     names.write_text("healthy\nill\n")
-    network = load_as(kind, model, tmp_path, labels=names)
+    model.save(tmp_path / "m.keras")
+    network = load(ModelSpec("mine", str(tmp_path / "m.keras"), labels=names)).network
     assert network.class_count == 2
     expected = np.concatenate([1 - positive, positive], axis=1)
     np.testing.assert_allclose(probabilities(network), expected, rtol=1e-4, atol=1e-6)
@@ -373,3 +386,19 @@ def test_built_in_models_know_their_outputs() -> None:
     """The option is refused for them."""
     with pytest.raises(StartupError, match="--outputs logits: resnet50 is built in"):
         load(ModelSpec("resnet50", "resnet50", "none", outputs=Outputs.LOGITS))
+
+
+@pytest.mark.parametrize("name", ["m.keras", "m.h5"])
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+@pytest.mark.parametrize("function", [tf.nn.softmax, tf.nn.log_softmax, ops.softmax, tf.nn.sigmoid])
+def test_functions_of_tensorflow_need_no_registration(
+    function: Callable[[Any], Any], name: str, tmp_path: Path
+) -> None:
+    """A file that names them is read, and answers as the model's own predict."""
+    model = build(lambda x: dense(layers.Activation(tf.nn.leaky_relu)(x), function))
+    model.save(tmp_path / name)
+    network = load(ModelSpec("mine", str(tmp_path / name))).network
+    expected = model.predict(IMAGES, verbose=0)
+    if function is tf.nn.log_softmax:
+        expected = np.exp(expected)
+    np.testing.assert_allclose(probabilities(network), expected, rtol=1e-4, atol=1e-6)

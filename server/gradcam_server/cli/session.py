@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gradcam_client import GradCamError
+from gradcam_client import GradCamError, ImageExplanation
 from gradcam_client import Progress as ImageProgress
 from gradcam_client.requests import MANY_PASS_METHODS, METHODS
 from gradcam_server.cli.connection import Connection, connection_options, readable
@@ -19,6 +19,9 @@ from gradcam_server.cli.connection import Connection, connection_options, readab
 ONE_PASS_METHODS = tuple(name for name in METHODS if name not in MANY_PASS_METHODS)
 
 _LOCAL_BATCH_SIZES = (1, 4)
+
+# More than any model has.
+ALL_CLASSES = 2**31 - 1
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -156,10 +159,18 @@ def error_as_json(error: Exception | None) -> dict[str, str]:
     return {"code": code, "message": readable(str(error))}
 
 
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Returns probabilities along the last axis."""
-    exponential = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-    return np.asarray(exponential / exponential.sum(axis=-1, keepdims=True))
+def probabilities_of(answer: ImageExplanation) -> NDArray[np.float64]:
+    """Returns the probabilities of all classes, shape (classes,).
+
+    They are the server's: logits do not say whether they are of a softmax.
+
+    Args:
+        answer: To a request with a ``prediction_count`` of ``ALL_CLASSES``.
+    """
+    probabilities = np.empty(len(answer.predictions))
+    for one in answer.predictions:
+        probabilities[one.index] = one.probability
+    return probabilities
 
 
 class Bar:

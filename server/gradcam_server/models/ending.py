@@ -53,10 +53,13 @@ class Ending:
         """
         if not self.holds_probabilities:
             return outputs
-        logits = tf.math.log(tf.maximum(outputs, _MIN_PROBABILITY))
-        if self.activation is OutputActivation.SIGMOID:
-            logits -= tf.math.log(tf.maximum(1 - outputs, _MIN_PROBABILITY))
-        return logits
+        logits = _log(outputs)
+        return logits - _log(1 - outputs) if self.activation is OutputActivation.SIGMOID else logits
+
+
+def _log(probabilities: tf.Tensor) -> tf.Tensor:
+    # Not tf.maximum, whose gradient OpenVINO does not convert.
+    return tf.math.log(tf.nn.relu(probabilities - _MIN_PROBABILITY) + _MIN_PROBABILITY)
 
 
 def activation_of(

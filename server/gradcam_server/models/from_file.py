@@ -105,7 +105,7 @@ def _network(path: Path, input_size: tuple[int, int] | None, outputs: Outputs | 
     except Exception as error:
         advice = _advice(str(error), _keras_version(path))
         raise StartupError(f"cannot load {path}: {advice}") from error
-    return KerasNetwork(model, input_size, outputs)
+    return KerasNetwork(model, input_size, outputs, path.name)
 
 
 def _custom_objects() -> dict[str, Any]:

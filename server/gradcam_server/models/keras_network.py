@@ -85,6 +85,7 @@ class KerasNetwork:
         model: The model; for its exclusive use.
         input_size: (height, width), if the model leaves it open; 224 x 224 by default.
         outputs: What the model's outputs are, where they do not tell.
+        name: What the log calls the model; its own name by default.
 
     Raises:
         StartupError: The model cannot be explained; the text says why.
@@ -95,6 +96,7 @@ class KerasNetwork:
         model: keras.Model,
         input_size: tuple[int, int] | None = None,
         outputs: Outputs | None = None,
+        name: str | None = None,
     ) -> None:
         if not _has_graph(model):
             raise StartupError(f"{model.name} cannot be explained: {_NO_GRAPH}")
@@ -114,7 +116,7 @@ class KerasNetwork:
             ) from error
         self.input_size: tuple[int, int] = shape[1:3]
         self._check(model, output)
-        self._logits, self._ending = self._find_logits(model, output, outputs)
+        self._logits, self._ending = self._find_logits(name or model.name, output, outputs)
         self.output_activation = self._ending.activation
         self.class_count: int = self._logits.shape[-1]
         self._calls = list(_needed(self._calls, self._logits))
@@ -225,7 +227,7 @@ class KerasNetwork:
                 )
 
     def _find_logits(
-        self, model: keras.Model, output: Any, declared: Outputs | None
+        self, name: str, output: Any, declared: Outputs | None
     ) -> tuple[keras.KerasTensor, Ending]:
         """Finds what the last softmax or sigmoid is applied to; the output if there is none."""
         (output,) = keras.tree.flatten(output)
@@ -239,13 +241,13 @@ class KerasNetwork:
             return output, Ending(usual_activation(output.shape[1]))
         activation = _activation(last) if last else None
         if not last or not activation:
-            (answers,) = self._run_on_probes(model.name, [output])
-            return output, judge(model.name, answers, is_linear=is_linear, declared=declared)
+            (answers,) = self._run_on_probes(name, [output])
+            return output, judge(name, answers, is_linear=is_linear, declared=declared)
         logits = self._repeat(behind, self._without_activation(last))
-        answers, before = self._run_on_probes(model.name, [output, logits])
+        answers, before = self._run_on_probes(name, [output, logits])
         if not makes(activation, before, answers, output.dtype):
-            return output, judge(model.name, answers, is_linear=False, declared=declared)
-        check_declared(model.name, activation, declared)
+            return output, judge(name, answers, is_linear=False, declared=declared)
+        check_declared(name, activation, declared)
         return logits, Ending(activation)
 
     def _without_activation(self, call: _Call) -> keras.KerasTensor:

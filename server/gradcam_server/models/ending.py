@@ -278,12 +278,10 @@ def _declared(model: str, outputs: NDArray[np.float32], declared: Outputs) -> En
 
 
 def _are_distributions(outputs: NDArray[np.float32]) -> bool:
+    if outputs.shape[1] == 1 or not _are_shares(outputs):
+        return False
     sums = outputs.sum(axis=1, dtype=np.float64)
-    return (
-        outputs.shape[1] > 1
-        and _are_shares(outputs)
-        and bool(np.allclose(sums, 1, rtol=0, atol=_SUM_TOLERANCE))
-    )
+    return bool(np.allclose(sums, 1, rtol=0, atol=_SUM_TOLERANCE))
 
 
 def _are_shares(outputs: NDArray[np.float32]) -> bool:

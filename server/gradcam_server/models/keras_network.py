@@ -232,7 +232,8 @@ class KerasNetwork:
         """Finds what the last softmax or sigmoid is applied to; the output if there is none."""
         (output,) = keras.tree.flatten(output)
         makers = {id(made): call for call in self._calls for made in call.outputs}
-        symbol, behind = output, []
+        symbol = output
+        behind: list[_Call] = []
         while (last := makers.get(id(symbol))) and _keeps_values(last):
             behind.insert(0, last)
             (symbol,) = last.inputs
@@ -462,12 +463,13 @@ def _keeps_values(call: _Call) -> bool:
 
 def _activation(call: _Call) -> OutputActivation | None:
     """Returns what a call applies last, if that turns logits into probabilities."""
-    if isinstance(call.operation, _LAYERS_WITH_ACTIVATION):
-        (made,) = call.outputs
-        return activation_of(call.operation.activation, made.shape[1:], made.dtype)
-    if not _maps_one_tensor(call) or call.inputs[0].shape != call.outputs[0].shape:
+    if not _maps_one_tensor(call):
         return None
     (given,), (made,) = call.inputs, call.outputs
+    if isinstance(call.operation, _LAYERS_WITH_ACTIVATION):
+        return activation_of(call.operation.activation, made.shape[1:], made.dtype)
+    if given.shape != made.shape:
+        return None
     return activation_of(partial(_call_on, call), given.shape[1:], made.dtype)
 
 

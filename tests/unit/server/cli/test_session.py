@@ -9,6 +9,8 @@ import pytest
 from keras import layers
 
 from gradcam_server.cli.session import ALL_CLASSES, Place, probabilities_of
+from gradcam_server.config import Compiler, ServeConfig
+from gradcam_server.local import LocalClient
 
 SIZE = 8
 
@@ -36,8 +38,10 @@ def test_probabilities_are_the_models_own(
 ) -> None:
     """Not a softmax of the logits: these do not say what makes probabilities of them."""
     path, original = model
-    place = Place(None, f"small={path}", "imagenet", 0, outputs="probabilities")
-    with place.open(1, 1) as client:
+    config = ServeConfig(
+        model=(f"small={path}",), compiler=Compiler.TENSORFLOW, batch_sizes=(1,), max_targets=1
+    )
+    with LocalClient(config) as client:
         (outcome,) = client.explain_stream([pixels], top_k=0, prediction_count=ALL_CLASSES)
     expected = original(pixels[None].astype(np.float32), training=False)[0]
     np.testing.assert_allclose(probabilities_of(outcome.unwrap()), expected, rtol=1e-4)
@@ -48,8 +52,11 @@ def test_a_warning_of_the_model_reaches_stderr(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Commands that explain in-process set up no log; what cannot be told is shown anyway."""
+    """Commands that explain in-process set up no log; it is shown anyway, until it is answered."""
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     with Place(None, f"small={model[0]}", "imagenet", 0).open(1, 1):
         pass
     assert "m.keras: it cannot be told whether its outputs" in capsys.readouterr().err
+    with Place(None, f"small={model[0]}", "imagenet", 0, outputs="probabilities").open(1, 1):
+        pass
+    assert "outputs" not in capsys.readouterr().err

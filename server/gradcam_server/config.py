@@ -13,6 +13,7 @@ import click
 from gradcam_server.errors import StartupError
 from gradcam_server.ladder import check_ladder
 from gradcam_server.models import BUILT_IN, DEFAULT_MODEL, ModelSpec
+from gradcam_server.models.outputs import Outputs
 from gradcam_server.models.preprocessing import Preprocessing
 
 ENV_PREFIX = "GRADCAM_"
@@ -125,6 +126,14 @@ class ServeConfig:
         "modes of keras.applications) or lite. Built-in models know theirs; for a model from a "
         "file it is none, with a warning if no layer of the model scales pixels. With several "
         "models: MODEL=VALUE, repeated.",
+        str,
+        multiple=True,
+    )
+    outputs: tuple[str, ...] = _option(
+        (),
+        "What the outputs of a model from a file are, if its log warns that they do not tell: "
+        "logits, the logits of a softmax or of a sigmoid, or probabilities. With several models: "
+        "MODEL=VALUE, repeated.",
         str,
         multiple=True,
     )
@@ -332,10 +341,13 @@ class ServeConfig:
                 raise StartupError(
                     f"--model {key}: there are several models of this name, so it needs a version"
                 )
-        # A file has its weights, so a value for all models is for the built-in ones.
+        # A file has its weights, so a value for all models is for the built-in ones; these know
+        # their outputs.
         built_in = [key for key, source in sources.items() if source in BUILT_IN]
+        files = [key for key in sources if key not in built_in]
         weights = _by_model("weights", self.weights, sources, built_in or sources)
         preprocessing = _by_model("preprocessing", self.preprocessing, sources, sources)
+        outputs = _by_model("outputs", self.outputs, sources, files or sources)
         labels = _by_model("labels", self.labels, sources, sources)
         input_sizes = _by_model("input_size", self.input_size, sources, sources)
         return tuple(
@@ -349,6 +361,7 @@ class ServeConfig:
                 _size(input_sizes.get(key)),
                 self.custom_objects,
                 key.partition(":")[2],
+                _outputs(outputs.get(key)),
             )
             for key, source in sources.items()
         )
@@ -388,6 +401,14 @@ def _preprocessing(value: str | None) -> Preprocessing | None:
     if value not in set(Preprocessing):
         raise StartupError(f"--preprocessing {value}: it must be one of {', '.join(Preprocessing)}")
     return Preprocessing(value)
+
+
+def _outputs(value: str | None) -> Outputs | None:
+    if value is None:
+        return None
+    if value not in set(Outputs):
+        raise StartupError(f"--outputs {value}: it must be one of {', '.join(Outputs)}")
+    return Outputs(value)
 
 
 def _size(value: str | None) -> tuple[int, int] | None:

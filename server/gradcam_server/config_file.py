@@ -10,7 +10,7 @@ from gradcam_server.config import ServeConfig
 from gradcam_server.errors import StartupError
 from gradcam_server.models import model_id
 
-_OF_MODELS = ("weights", "preprocessing", "labels", "input_size")
+_OF_MODELS = ("weights", "preprocessing", "outputs", "labels", "input_size")
 _FILES = ("tls_certificate", "tls_key", "tls_client_ca", "token_file")
 _MODEL_KEYS = ("name", "version", "path", *_OF_MODELS)
 

@@ -12,7 +12,6 @@ from PIL import Image
 
 from gradcam_client import ImageArray
 from gradcam_server.cli.pictures import load_image, load_mask
-from gradcam_server.cli.session import softmax
 from gradcam_server.config import Compiler, ServeConfig
 from gradcam_server.faithfulness import auc, deletion_images, insertion_images
 from gradcam_server.local import LocalClient
@@ -74,7 +73,8 @@ def areas(
     for images in (deletion_images, insertion_images):
         outcomes = client.explain_stream(images(image, heatmap), top_k=0, include_logits=True)
         logits = np.array([outcome.unwrap().logits for outcome in outcomes], np.float32)
-        curves.append(auc(softmax(logits)[:, index]))
+        exponential = np.exp(logits - logits.max(axis=1, keepdims=True))
+        curves.append(auc((exponential / exponential.sum(axis=1, keepdims=True))[:, index]))
     return curves[0], curves[1]
 
 

@@ -30,6 +30,7 @@ def identity(config: ServeConfig) -> dict[str, Any]:
         "weights": spec.weights,
         "seed": spec.seed,
         "preprocessing": _preprocessing(spec),
+        "outputs": None if spec.outputs is None else str(spec.outputs),
         "labels": None if spec.labels is None else str(spec.labels),
         "input_size": None if spec.input_size is None else list(spec.input_size),
         "precision": str(config.precision),

@@ -46,7 +46,8 @@ _LEAST_RATED_S = 1.0
 _INTERRUPTED = 130  # the exit status of shells: 128 and the number of SIGINT
 # Options of the engine and of its models, which are the server's, too.
 _SETTINGS = (
-    *("model", "weights", "preprocessing", "labels", "input_size", "custom_objects", "seed"),
+    *("model", "weights", "preprocessing", "outputs", "labels", "input_size", "custom_objects"),
+    "seed",
     *("batch_sizes", "compiler", "precision", "device", "device_memory_mib", "compute_threads"),
     *("compute_streams", "cache_dir", "max_passes", "max_image_pixels", "reduced_decode"),
     *("worker_threads", "log_level", "log_format"),

@@ -15,12 +15,13 @@ from gradcam_client.requests import COLORMAPS, METHODS
 from gradcam_server.cli.common import errors_for_people
 from gradcam_server.cli.pictures import decode_png, load_image, new_figure
 from gradcam_server.cli.session import (
+    ALL_CLASSES,
     ONE_PASS_METHODS,
     Place,
     class_of,
     place_options,
+    probabilities_of,
     progress_bar,
-    softmax,
 )
 
 # Sharp in a cell of the picture.
@@ -129,7 +130,7 @@ def compare(
                 method=method,
                 layer=layer,
                 heatmaps=[OverlayPng(alpha, colormap)],
-                include_logits=True,
+                prediction_count=ALL_CLASSES,
             )
             answers.append(outcome.unwrap())
             bar.advance()
@@ -180,8 +181,7 @@ def _draw(
     heading_y = grid_top - 0.09
     write(_MARGIN + cell_width / 2, heading_y, **_heading(name, cell_width))
     place_image(_MARGIN, grid_top, pixels)
-    assert first.logits is not None  # they were asked for
-    probabilities = softmax(first.logits)
+    probabilities = probabilities_of(first)
     for row, explanation in enumerate(first.explanations):
         y = grid_top + row * row_height
         middle = y + cell_height / 2 + 0.1 * labels[row].count("\n")

@@ -19,13 +19,14 @@ from gradcam_server import faithfulness
 from gradcam_server.cli.common import errors_for_people
 from gradcam_server.cli.pictures import load_image, load_mask, new_figure
 from gradcam_server.cli.session import (
+    ALL_CLASSES,
     ONE_PASS_METHODS,
     Place,
     class_of,
     error_as_json,
     place_options,
+    probabilities_of,
     progress_bar,
-    softmax,
 )
 
 # More than the input of the built-in models, and little enough to send many times.
@@ -288,9 +289,9 @@ class _Evaluator:
         self, images: Iterable[NDArray[np.uint8]], index: int
     ) -> NDArray[np.float64]:
         outcomes = self._client.explain_stream(
-            images, model=self._model, top_k=0, prediction_count=0, include_logits=True
+            images, model=self._model, top_k=0, prediction_count=ALL_CLASSES
         )
-        return softmax(np.stack([one.unwrap().logits for one in outcomes]))[:, index]
+        return np.array([probabilities_of(one.unwrap())[index] for one in outcomes])
 
 
 def _errors(record: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:

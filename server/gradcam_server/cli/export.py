@@ -13,6 +13,7 @@ _SETTINGS = (
     "model",
     "weights",
     "preprocessing",
+    "outputs",
     "labels",
     "input_size",
     "custom_objects",

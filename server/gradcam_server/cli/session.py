@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gradcam_client import GradCamError
+from gradcam_client import GradCamError, ImageExplanation
 from gradcam_client import Progress as ImageProgress
 from gradcam_client.requests import MANY_PASS_METHODS, METHODS
 from gradcam_server.cli.connection import (
@@ -28,6 +28,9 @@ _LOCAL_BATCH_SIZES = (1, 4)
 # The options that say how a model is loaded in this process.
 _OF_THE_MODEL = ("weights", "seed", "preprocessing", "labels", "input_size", "custom_objects")
 
+# More than any model has.
+ALL_CLASSES = 2**31 - 1
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -41,6 +44,7 @@ class Place:
         weights: Weights of the model in this process.
         seed: Seed of its random weights.
         preprocessing: How pixels are scaled for a model from a file.
+        outputs: What the file's outputs are.
         labels: Its file of class names.
         input_size: HEIGHTxWIDTH, where the file leaves it open.
         custom_objects: Modules that register the file's own classes.
@@ -52,6 +56,7 @@ class Place:
     weights: str
     seed: int
     preprocessing: str | None = None
+    outputs: str | None = None
     labels: str | None = None
     input_size: str | None = None
     custom_objects: tuple[str, ...] = ()
@@ -91,6 +96,7 @@ class Place:
             weights=(self.weights,),
             seed=self.seed,
             preprocessing=_given(self.preprocessing),
+            outputs=_given(self.outputs),
             labels=_given(self.labels),
             input_size=_given(self.input_size),
             custom_objects=self.custom_objects,
@@ -126,6 +132,11 @@ def place_options(command: _F) -> _F:
         ),
         click.option("--input-size", metavar="HxW", help="Where a file leaves it open."),
         click.option("--labels", metavar="FILE", help="Names of the classes of a model."),
+        click.option(
+            "--outputs",
+            metavar="logits|softmax|sigmoid|probabilities",
+            help="What the outputs of a model from a file are, where they do not tell.",
+        ),
         click.option(
             "--preprocessing",
             metavar="none|caffe|torch|tf|lite",
@@ -166,10 +177,18 @@ def error_as_json(error: Exception | None) -> dict[str, str]:
     return {"code": code, "message": readable(str(error))}
 
 
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Returns probabilities along the last axis."""
-    exponential = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-    return np.asarray(exponential / exponential.sum(axis=-1, keepdims=True))
+def probabilities_of(answer: ImageExplanation) -> NDArray[np.float64]:
+    """Returns the probabilities of all classes, shape (classes,).
+
+    They are the server's: logits do not say whether they are of a softmax.
+
+    Args:
+        answer: To a request with a ``prediction_count`` of ``ALL_CLASSES``.
+    """
+    probabilities = np.empty(len(answer.predictions))
+    for one in answer.predictions:
+        probabilities[one.index] = one.probability
+    return probabilities
 
 
 class Bar:

@@ -39,10 +39,10 @@ class ExportedSource:
         self._folder = Path(spec.source)
         self._manifest = manifest = read_manifest(self._folder)
         self._counter = counter
-        if spec.preprocessing or spec.labels or spec.input_size:
+        if spec.preprocessing or spec.outputs or spec.labels or spec.input_size:
             raise StartupError(
-                f"{spec.name}: preprocessing, labels and input size are part of the export "
-                f"{self._folder}; give them to gradcam export"
+                f"{spec.name}: preprocessing, outputs, labels and input size are part of the "
+                f"export {self._folder}; give them to gradcam export"
             )
         if config.max_targets != manifest.max_targets:
             raise StartupError(

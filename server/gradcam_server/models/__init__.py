@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradcam_server.errors import StartupError
+from gradcam_server.models.outputs import Outputs
 from gradcam_server.models.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class ModelSpec:
         input_size: (height, width), where a file leaves it open.
         custom_objects: Python modules that register the classes which a file needs.
         version: Distinguishes models of one name.
+        outputs: What a file's outputs are; None is found out.
     """
 
     name: str
@@ -66,6 +68,7 @@ class ModelSpec:
     input_size: tuple[int, int] | None = None
     custom_objects: tuple[str, ...] = ()
     version: str = ""
+    outputs: Outputs | None = None
 
     @property
     def id(self) -> str:
@@ -85,6 +88,11 @@ def load(spec: ModelSpec) -> LoadedModel:
         StartupError: No such model, or it or its weights cannot be had or explained; the
             text names the ways out.
     """
+    if spec.built_in and spec.outputs:
+        raise StartupError(
+            f"--outputs {spec.outputs}: {spec.source} is built in and knows its outputs; the "
+            "option is for models from files"
+        )
     if spec.source == EMBEDDED:
         from gradcam_server.models import embedded
 

@@ -17,6 +17,7 @@ from gradcam_server.models import ModelSpec
 from gradcam_server.models.keras_network import KerasNetwork
 from gradcam_server.models.label_file import read_labels
 from gradcam_server.models.loaded import LoadedModel
+from gradcam_server.models.outputs import Outputs
 from gradcam_server.models.preprocessing import Preprocessing
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def load(spec: ModelSpec) -> LoadedModel:
         logger.warning(
             "%s has random weights (seed %d): its answers mean nothing", spec.name, spec.seed
         )
-    network = KerasNetwork(model, spec.input_size)
+    network = KerasNetwork(model, spec.input_size, Outputs.LOGITS)
     return LoadedModel(
         name=spec.name,
         network=network,

@@ -11,6 +11,7 @@ from gradcam_server.models import ModelSpec, efficientnet_lite0
 from gradcam_server.models.keras_network import KerasNetwork
 from gradcam_server.models.label_file import read_labels
 from gradcam_server.models.loaded import LoadedModel
+from gradcam_server.models.outputs import Outputs
 from gradcam_server.models.preprocessing import Preprocessing
 from gradcam_server.models.torch_checkpoint import read_torch_checkpoint
 
@@ -39,7 +40,7 @@ def load(spec: ModelSpec) -> LoadedModel:
         raise StartupError(f"cannot load {spec.source}: {error}") from error
     if spec.weights == "random":
         logger.warning("%s has random weights (seed %d)", spec.name, spec.seed)
-    network = KerasNetwork(model, spec.input_size)
+    network = KerasNetwork(model, spec.input_size, Outputs.LOGITS)
     return LoadedModel(
         name=spec.name,
         network=network,

@@ -5,21 +5,32 @@ import logging
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import h5py
 import keras
+import tensorflow as tf
 
 from gradcam_server.errors import StartupError
 from gradcam_server.models import ModelSpec
+from gradcam_server.models.binary import TwoClasses
 from gradcam_server.models.keras_network import KerasNetwork
 from gradcam_server.models.label_file import no_labels, read_labels
 from gradcam_server.models.loaded import LoadedModel
+from gradcam_server.models.network import OutputActivation
+from gradcam_server.models.outputs import Outputs
 from gradcam_server.models.preprocessing import Preprocessing
 from gradcam_server.models.saved_model_network import SavedModelNetwork
 
 logger = logging.getLogger(__name__)
 
 _SUFFIXES = (".keras", ".h5", ".hdf5")
+# TensorFlow's own functions, which files may name as activations and Keras does not know.
+_TENSORFLOW_FUNCTIONS = (
+    *(tf.nn.softmax, tf.nn.log_softmax, tf.nn.sigmoid, tf.math.log_sigmoid, tf.nn.tanh),
+    *(tf.nn.relu, tf.nn.relu6, tf.nn.crelu, tf.nn.leaky_relu, tf.nn.elu, tf.nn.selu),
+    *(tf.nn.gelu, tf.nn.silu, tf.nn.swish, tf.nn.softplus, tf.nn.softsign),
+)
 _CUSTOM = (
     "It needs a class or function of its author's: decorate that with "
     "@keras.saving.register_keras_serializable() in a Python module, put the module's folder "
@@ -51,8 +62,13 @@ def load(spec: ModelSpec) -> LoadedModel:
         )
     if not path.exists():
         raise StartupError(f"the model {path} does not exist")
-    network = _network(path, spec.input_size)
+    network = _network(path, spec.input_size, spec.outputs)
     scales_pixels = network.scales_pixels
+    is_binary = network.class_count == 1 and network.output_activation is OutputActivation.SIGMOID
+    counts = (1, 2) if is_binary else (network.class_count,)
+    labels = read_labels(spec.labels, *counts) or no_labels(network.class_count)
+    if len(labels) > network.class_count:
+        network = TwoClasses(network)
     preprocessing = spec.preprocessing or Preprocessing.NONE
     logger.info(
         "%s: %d classes, images of %dx%d, preprocessing %s (%s)",
@@ -63,18 +79,20 @@ def load(spec: ModelSpec) -> LoadedModel:
         name=spec.name,
         network=network,
         preprocessing=preprocessing,
-        labels=read_labels(spec.labels, network.class_count) or no_labels(network.class_count),
+        labels=labels,
         weights=f"file {path.name}",
         preprocessing_declared=spec.preprocessing is not None,
         scales_pixels=scales_pixels,
     )
 
 
-def _network(path: Path, input_size: tuple[int, int] | None) -> KerasNetwork | SavedModelNetwork:
+def _network(
+    path: Path, input_size: tuple[int, int] | None, outputs: Outputs | None
+) -> KerasNetwork | SavedModelNetwork:
     if path.is_dir():
         if not (path / "saved_model.pb").is_file():
             raise StartupError(f"{path} is no SavedModel: it has no saved_model.pb")
-        return SavedModelNetwork(path, input_size)
+        return SavedModelNetwork(path, input_size, outputs)
     if path.suffix not in _SUFFIXES:
         raise StartupError(
             f"cannot load {path}: its name must end in {', '.join(_SUFFIXES)}, or it must be "
@@ -86,11 +104,22 @@ def _network(path: Path, input_size: tuple[int, int] | None) -> KerasNetwork | S
             "write it with model.save"
         )
     try:
-        model = keras.models.load_model(path, compile=False, safe_mode=True)
+        model = keras.models.load_model(
+            path, custom_objects=_custom_objects(), compile=False, safe_mode=True
+        )
     except Exception as error:
         advice = _advice(str(error), _keras_version(path))
         raise StartupError(f"cannot load {path}: {advice}") from error
-    return KerasNetwork(model, input_size)
+    return KerasNetwork(model, input_size, outputs, path.name)
+
+
+def _custom_objects() -> dict[str, Any]:
+    """Returns TensorFlow's functions by the names that Keras gives them in files."""
+    return {
+        function.__name__: function
+        for function in _TENSORFLOW_FUNCTIONS
+        if not hasattr(keras.activations, function.__name__)
+    }
 
 
 def _holds_model(path: Path) -> bool:

@@ -7,29 +7,39 @@ called on symbols of the served input size, nested models replaced by their laye
 are written down. ``compute`` repeats them on tensors, and can return any of them.
 """
 
-import logging
-import re
+import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras.src.models.functional import Functional
+from numpy.typing import NDArray
 
 from gradcam_server.config import Precision
 from gradcam_server.errors import StartupError
 from gradcam_server.layers import LayerInfo, has_positions
 from gradcam_server.models.batch_norm import Fold, can_fold
+from gradcam_server.models.ending import (
+    Ending,
+    activation_of,
+    check_declared,
+    judge,
+    keeps_values,
+    makes,
+    run_on_probes,
+    usual_activation,
+)
 from gradcam_server.models.keras_extents import find_keras_extents
 from gradcam_server.models.network import LinearHead, OutputActivation
+from gradcam_server.models.outputs import Outputs
 from gradcam_server.models.pixel_scaling import do_layers_scale
 from gradcam_server.models.precision import computing_in
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_INPUT_SIZE = (224, 224)
 
@@ -69,20 +79,27 @@ class KerasNetwork:
     several times has one entry for each call: "conv", "conv#2", "conv#3". All run in inference
     mode, whatever was said when the model was built.
 
-    A softmax or sigmoid at the end is taken off, so that the model gives logits. If it is the
-    activation of the last dense or convolutional layer, **that layer is changed**: the model
-    given here gives logits from then on. Batch normalisations are folded into the layers before
-    them (see ``Fold``), which changes these.
+    A softmax or sigmoid at the end is taken off, so that the network gives logits. Where there is
+    none, the model's answers to a few images tell whether they are logits (see ``judge``). Batch
+    normalisations are folded into the layers before them (see ``Fold``), which changes the model.
 
     Args:
         model: The model; for its exclusive use.
         input_size: (height, width), if the model leaves it open; 224 x 224 by default.
+        outputs: What the model's outputs are, where they do not tell.
+        name: What the log calls the model; its own name by default.
 
     Raises:
         StartupError: The model cannot be explained; the text says why.
     """
 
-    def __init__(self, model: keras.Model, input_size: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        input_size: tuple[int, int] | None = None,
+        outputs: Outputs | None = None,
+        name: str | None = None,
+    ) -> None:
         if not _has_graph(model):
             raise StartupError(f"{model.name} cannot be explained: {_NO_GRAPH}")
         self._calls: list[_Call] = []
@@ -101,7 +118,8 @@ class KerasNetwork:
             ) from error
         self.input_size: tuple[int, int] = shape[1:3]
         self._check(model, output)
-        self._logits, self.output_activation = self._without_activation(model, output)
+        self._logits, self._ending = self._find_logits(name or model.name, output, outputs)
+        self.output_activation = self._ending.activation
         self.class_count: int = self._logits.shape[-1]
         self._calls = list(_needed(self._calls, self._logits))
         self._folds = dict(_fold(self._calls, self._logits))
@@ -148,7 +166,7 @@ class KerasNetwork:
                 for symbol, output in zip(call.outputs, outputs, strict=True):
                     values[id(symbol)] = output
         seen = [values[id(self._outputs[name])] for name in layers]
-        return seen, tf.cast(values[id(self._logits)], tf.float32)
+        return seen, self._ending.to_logits(tf.cast(values[id(self._logits)], tf.float32))
 
     def _flatten(
         self, model: keras.Model, inputs: Any, path: str, position: tuple[int, ...]
@@ -211,40 +229,64 @@ class KerasNetwork:
                     "only channels_last models can be served"
                 )
 
-    def _without_activation(
-        self, model: keras.Model, output: Any
-    ) -> tuple[keras.KerasTensor, OutputActivation]:
-        """Finds the logits: what the last softmax or sigmoid is applied to."""
-        (symbol,) = keras.tree.flatten(output)
+    def _find_logits(
+        self, name: str, output: Any, declared: Outputs | None
+    ) -> tuple[keras.KerasTensor, Ending]:
+        """Finds what the last softmax or sigmoid is applied to; the output if there is none."""
+        (output,) = keras.tree.flatten(output)
         makers = {id(made): call for call in self._calls for made in call.outputs}
+        symbol = output
         behind: list[_Call] = []
-        while (call := makers.get(id(symbol))) and _only_rearranges(call):
-            behind.insert(0, call)
-            (symbol,) = call.inputs
-        ending = _ending(call) if call else None
-        if not call or not ending:
-            (output,) = keras.tree.flatten(output)
-            # One linear output can only be the log-odds of a yes.
-            ending = OutputActivation.SIGMOID if output.shape[1] == 1 else OutputActivation.SOFTMAX
-            logger.info(
-                "%s ends in neither softmax nor sigmoid: its outputs are taken for the logits of "
-                "a %s",
-                *(model.name, ending),
-            )
-            return output, ending
-        if isinstance(call.operation, _LAYERS_WITH_ACTIVATION):
-            if sum(other.operation is call.operation for other in self._calls) > 1:
-                raise StartupError(
-                    f"{model.name} cannot be explained: its last layer {call.name} is used more "
-                    "than once, so its activation cannot be taken off"
+        while (last := makers.get(id(symbol))) and _keeps_values(last):
+            behind.insert(0, last)
+            (symbol,) = last.inputs
+        is_linear = _is_linear(last, makers)
+        if is_linear and declared is Outputs.LOGITS:  # Nothing to find out.
+            return output, Ending(usual_activation(output.shape[1]))
+        activation = _activation(last) if last else None
+        if not last or not activation:
+            (answers,) = self._run_on_probes(name, [output])
+            return output, judge(name, answers, is_linear=is_linear, declared=declared)
+        logits = self._repeat(behind, self._without_activation(last))
+        answers, before = self._run_on_probes(name, [output, logits])
+        if not makes(activation, before, answers, output.dtype):
+            return output, judge(name, answers, is_linear=False, declared=declared)
+        check_declared(name, activation, declared)
+        return logits, Ending(activation)
+
+    def _without_activation(self, call: _Call) -> keras.KerasTensor:
+        """Returns what a call applies its activation to."""
+        if not isinstance(call.operation, _LAYERS_WITH_ACTIVATION):
+            return call.inputs[0]
+        # A second layer with the same weights, so that the first stays as it is. Not copy.copy:
+        # Keras makes that save and load the layer.
+        layer = object.__new__(type(call.operation))
+        vars(layer).update(vars(call.operation))
+        layer.activation = keras.activations.linear
+        return self._repeat([replace(call, operation=layer)], call.inputs[0])
+
+    def _repeat(self, calls: Sequence[_Call], symbol: keras.KerasTensor) -> keras.KerasTensor:
+        """Makes calls of one tensor again, on another."""
+        for call in calls:
+            args, kwargs = _with_input(call, symbol)
+            symbol = call.operation(*args, **kwargs)
+            self._calls.append(replace(call, arguments=(args, kwargs), outputs=(symbol,)))
+        return symbol
+
+    def _run_on_probes(
+        self, model: str, symbols: Sequence[keras.KerasTensor]
+    ) -> list[NDArray[np.float32]]:
+        def run(images: tf.Tensor) -> list[tf.Tensor]:
+            values = {id(self._input): tf.cast(images, self._input.dtype)}
+            for call in self._calls:
+                args, kwargs = keras.tree.map_structure(
+                    lambda leaf: values[id(leaf)] if _is_symbol(leaf) else leaf, call.arguments
                 )
-            call.operation.activation = keras.activations.linear
-        else:
-            (symbol,) = call.inputs
-        for call in behind:
-            symbol = self._call(call.operation, "", call.position, symbol)
-            self._calls[-1] = replace(self._calls[-1], name=call.name)
-        return symbol, ending
+                made = keras.tree.flatten(call.operation(*args, **kwargs))
+                values.update(zip(map(id, call.outputs), made, strict=True))
+            return [values[id(symbol)] for symbol in symbols]
+
+        return run_on_probes(model, run, self.input_size)
 
     def _find_head(self) -> LinearHead | None:
         last = self._calls[-1]
@@ -252,6 +294,8 @@ class KerasNetwork:
         if type(layer) is not keras.layers.Dense or last.outputs[0] is not self._logits:
             return None
         if layer.activation is not keras.activations.linear or layer.quantization_mode is not None:
+            return None
+        if self._ending.holds_probabilities:
             return None
         (given,) = last.inputs
         name = next((name for name, made in self._outputs.items() if made is given), None)
@@ -366,13 +410,6 @@ def _turned(layer: keras.layers.Conv2D) -> Iterator[None]:
         yield
 
 
-_REARRANGING_LAYERS = (
-    keras.layers.Dropout,
-    keras.layers.Flatten,
-    keras.layers.Identity,
-    keras.layers.Reshape,
-)
-_REARRANGING_OPERATIONS = {"Cast", "Reshape", "Squeeze"}
 _LAYERS_WITH_ACTIVATION = (
     keras.layers.Conv1D,
     keras.layers.Conv2D,
@@ -382,43 +419,65 @@ _LAYERS_WITH_ACTIVATION = (
     keras.layers.EinsumDense,
     keras.layers.SeparableConv2D,
 )
-_ENDINGS = {
-    "softmax": OutputActivation.SOFTMAX,
-    "log_softmax": OutputActivation.SOFTMAX,
-    "sigmoid": OutputActivation.SIGMOID,
-    "log_sigmoid": OutputActivation.SIGMOID,
-}
 
 
-def _only_rearranges(call: _Call) -> bool:
-    """Returns whether a call keeps the values of its one input."""
-    operation = call.operation
-    if len(call.inputs) != 1 or len(call.outputs) != 1:
+# By the names of Keras' layers and operations; the second need a number as the other factor.
+_LINEAR_COMBINATIONS = {"Add", "Average", "Concatenate", "Rescaling", "Subtract"}
+_LINEAR_SCALINGS = {"Divide", "Multiply", "TrueDivide"}
+
+
+def _is_linear(call: _Call | None, makers: Mapping[int, _Call]) -> bool:
+    """Returns whether layers that could have an activation, and have none, make a call's output.
+
+    Args:
+        call: The call.
+        makers: Calls by the identities of the symbols that they make.
+    """
+    if call is None:
         return False
-    if isinstance(operation, keras.layers.Activation):
-        return operation.activation is keras.activations.linear
-    if isinstance(operation, keras.Layer):
-        return isinstance(operation, _REARRANGING_LAYERS)
-    return type(operation).__name__ in _REARRANGING_OPERATIONS
+    if isinstance(call.operation, _LAYERS_WITH_ACTIVATION):
+        return call.operation.activation is keras.activations.linear
+    kind = type(call.operation).__name__
+    if kind not in _LINEAR_COMBINATIONS and (kind not in _LINEAR_SCALINGS or len(call.inputs) > 1):
+        return False
+    return all(_is_linear(makers.get(id(symbol)), makers) for symbol in call.inputs)
 
 
-def _ending(call: _Call) -> OutputActivation | None:
+def _with_input(call: _Call, given: Any) -> Any:
+    """Returns the arguments of a call of one tensor, with another in its place."""
+    return keras.tree.map_structure(
+        lambda leaf: given if _is_symbol(leaf) else leaf, call.arguments
+    )
+
+
+def _maps_one_tensor(call: _Call) -> bool:
+    return len(call.inputs) == 1 == len(call.outputs) and all(
+        "float" in one.dtype and None not in one.shape[1:] for one in (*call.inputs, *call.outputs)
+    )
+
+
+def _keeps_values(call: _Call) -> bool:
+    """Returns whether a call returns the values of its one input, in their order."""
+    if not _maps_one_tensor(call):
+        return False
+    (given,), (made,) = call.inputs, call.outputs
+    if math.prod(given.shape[1:]) != math.prod(made.shape[1:]):
+        return False
+    return keeps_values(partial(_call_on, call), given.shape[1:], made.dtype)
+
+
+def _activation(call: _Call) -> OutputActivation | None:
     """Returns what a call applies last, if that turns logits into probabilities."""
-    operation = call.operation
-    if isinstance(operation, keras.layers.Softmax):
-        name, axis = "softmax", operation.axis
-    elif isinstance(operation, (keras.layers.Activation, *_LAYERS_WITH_ACTIVATION)):
-        name, axis = getattr(operation.activation, "__name__", ""), -1
-    elif not isinstance(operation, keras.Layer):
-        # The operation of keras.ops.log_softmax is called LogSoftmax.
-        name = re.sub("(?<=[a-z])(?=[A-Z])", "_", type(operation).__name__).lower()
-        axis = getattr(operation, "axis", -1)
-    else:
+    if not _maps_one_tensor(call):
         return None
-    ending = _ENDINGS.get(name)
-    shape = call.outputs[0].shape
-    if ending is OutputActivation.SOFTMAX and (
-        axis not in {-1, len(shape) - 1} or any(size != 1 for size in shape[1:-1])
-    ):
-        return None  # Not over the classes.
-    return ending
+    (given,), (made,) = call.inputs, call.outputs
+    if isinstance(call.operation, _LAYERS_WITH_ACTIVATION):
+        return activation_of(call.operation.activation, made.shape[1:], made.dtype)
+    if given.shape != made.shape:
+        return None
+    return activation_of(partial(_call_on, call), given.shape[1:], made.dtype)
+
+
+def _call_on(call: _Call, given: tf.Tensor) -> tf.Tensor:
+    args, kwargs = _with_input(call, given)
+    return call.operation(*args, **kwargs)

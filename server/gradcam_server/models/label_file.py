@@ -7,7 +7,7 @@ from gradcam_server.errors import StartupError
 from gradcam_server.labels import ClassLabel, ClassLabels, imagenet_labels
 
 
-def read_labels(path: Path | None, class_count: int) -> ClassLabels | None:
+def read_labels(path: Path | None, *class_counts: int) -> ClassLabels | None:
     """Reads the names of a model's classes, in the order of its outputs.
 
     Args:
@@ -15,7 +15,8 @@ def read_labels(path: Path | None, class_count: int) -> ClassLabels | None:
             An empty line, "" or null is a class without a name, which goes by its index;
             empty lines at the end that would be classes too many are none. ``imagenet``
             is ImageNet's 1000. None gives None.
-        class_count: How many there must be.
+        *class_counts: How many there may be, in ascending order: as many as the model has, or
+            for a model with one output, 1 (the positive class) or 2 (the negative class first).
 
     Raises:
         StartupError: The file cannot be read, or has another number of names.
@@ -25,10 +26,13 @@ def read_labels(path: Path | None, class_count: int) -> ClassLabels | None:
     if str(path) == "imagenet":
         labels = imagenet_labels()
     else:
-        labels = ClassLabels([ClassLabel(name) for name in _read(path, class_count)])
-    if len(labels) != class_count:
+        labels = ClassLabels([ClassLabel(name) for name in _read(path, class_counts[0])])
+    if len(labels) not in class_counts:
+        known = f"{class_counts[0]}"
+        if len(class_counts) > 1:
+            known = "one output: name the positive class, or the negative and the positive one"
         raise StartupError(
-            f"--labels {path}: it names {len(labels)} classes, and the model has {class_count}"
+            f"--labels {path}: it names {len(labels)} classes, and the model has {known}"
         )
     return labels
 

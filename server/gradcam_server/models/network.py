@@ -16,6 +16,14 @@ class OutputActivation(StrEnum):
 
     SOFTMAX = "softmax"
     SIGMOID = "sigmoid"
+    EXPONENTIAL = "exponential"  # The logits are logarithms of the model's own probabilities.
+
+
+PROBABILITIES = {
+    OutputActivation.SOFTMAX: tf.nn.softmax,
+    OutputActivation.SIGMOID: tf.nn.sigmoid,
+    OutputActivation.EXPONENTIAL: tf.exp,
+}
 
 
 PROBABILITIES = {OutputActivation.SOFTMAX: tf.nn.softmax, OutputActivation.SIGMOID: tf.nn.sigmoid}

@@ -9,11 +9,13 @@ leaves behind. It is dropped, and the operations themselves are differentiated.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 from tensorflow.python.framework.convert_to_constants import (
     _run_inline_graph_optimization as inline_calls,
 )
@@ -22,9 +24,17 @@ from gradcam_server.compilers import CompilerError
 from gradcam_server.config import Precision
 from gradcam_server.errors import StartupError
 from gradcam_server.layers import LayerInfo, has_positions
+from gradcam_server.models.ending import (
+    Ending,
+    check_declared,
+    judge,
+    makes,
+    run_on_probes,
+)
 from gradcam_server.models.extents import IMAGE
 from gradcam_server.models.graph_extents import cut_out, find_graph_extents
 from gradcam_server.models.network import OutputActivation
+from gradcam_server.models.outputs import Outputs
 from gradcam_server.models.pixel_scaling import do_operations_scale
 
 logger = logging.getLogger(__name__)
@@ -40,6 +50,10 @@ _ENDINGS = {
     "LogSoftmax": OutputActivation.SOFTMAX,
     "Sigmoid": OutputActivation.SIGMOID,
 }
+_LINEAR = {"Conv2D", "Einsum", "MatMul"}
+_LINEAR_COMBINATIONS = {"Add", "AddN", "AddV2", "BiasAdd", "ConcatV2", "Sub"}
+_LINEAR_SCALINGS = {"Mul", "RealDiv"}
+_CONSTANT = {"Const", "ReadVariableOp"}
 
 
 class SavedModelNetwork:
@@ -51,12 +65,18 @@ class SavedModelNetwork:
     Args:
         path: The folder.
         input_size: (height, width), if the model leaves it open; 224 x 224 by default.
+        outputs: What the model's outputs are, where they do not tell.
 
     Raises:
         StartupError: The model cannot be explained; the text says why.
     """
 
-    def __init__(self, path: Path, input_size: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        input_size: tuple[int, int] | None = None,
+        outputs: Outputs | None = None,
+    ) -> None:
         self._path = path
         self.head, self.can_reverse = None, False  # It has operations, no layers.
         try:
@@ -76,8 +96,9 @@ class SavedModelNetwork:
         self._drop_custom_gradients()
         self.input_size = self._choose_size(input_size)
         self._captures = self._find_captures()
-        found = self._trace()
-        self._tensors, self.layers, self._logits, self.class_count, self.output_activation = found
+        found = self._trace(outputs)
+        self._tensors, self.layers, self._logits, self.class_count, self._ending = found
+        self.output_activation = self._ending.activation
 
     def compute(
         self,
@@ -96,7 +117,8 @@ class SavedModelNetwork:
         *seen, logits = self._import(
             inputs, [*(self._tensors[name] for name in layers), self._logits]
         )
-        return seen, tf.cast(tf.reshape(logits, (-1, self.class_count)), tf.float32)
+        logits = tf.cast(tf.reshape(logits, (-1, self.class_count)), tf.float32)
+        return seen, self._ending.to_logits(logits)
 
     def _error(self, reason: str) -> StartupError:
         return StartupError(f"{self._path} cannot be explained: {reason}")
@@ -208,12 +230,14 @@ class SavedModelNetwork:
         outputs = [function(one[None]) for one in values]
         return [tf.concat(one, axis=0) for one in zip(*outputs, strict=True)]
 
-    def _trace(self) -> tuple[dict[str, str], tuple[LayerInfo, ...], str, int, OutputActivation]:
+    def _trace(
+        self, outputs: Outputs | None
+    ) -> tuple[dict[str, str], tuple[LayerInfo, ...], str, int, Ending]:
         """Runs once on symbols.
 
         Returns:
             The tensor of each layer, the layers, the tensor of the logits, their number, and
-            what is applied to them.
+            the ending.
         """
         names = [node.name for node in self._graph.node]
         made: dict[tf.Operation, str] = {}
@@ -232,7 +256,7 @@ class SavedModelNetwork:
         shape = tuple(output.shape) if output.shape.rank else ()
         if len(shape) != 2 or shape[1] is None:
             raise self._error(f"its output must be (batch, classes), and is {shape}")
-        logits, activation = self._find_logits(output, shape[1])
+        logits, ending = self._find_logits(output, shape[1], made, outputs)
         between = _after(traced.inputs[0].op) & _before(logits)
         self._refuse_channels_first(between)
         # Integers can only be pixels as they are.
@@ -270,29 +294,65 @@ class SavedModelNetwork:
             )
             for short, (name, tensor) in zip(tensors, listed.items(), strict=True)
         )
-        position = logits.name.rpartition(":")[2]
-        return tensors, layers, f"{made[logits.op]}:{position}", shape[1], activation
+        return tensors, layers, _name_in(made, logits), shape[1], ending
 
-    def _find_logits(self, output: tf.Tensor, classes: int) -> tuple[tf.Tensor, OutputActivation]:
+    def _find_logits(
+        self,
+        output: tf.Tensor,
+        classes: int,
+        made: Mapping[tf.Operation, str],
+        declared: Outputs | None,
+    ) -> tuple[tf.Tensor, Ending]:
+        """Finds what the last softmax or sigmoid is applied to; the output if there is none."""
         tensor = output
         while tensor.op.type in _SAME_VALUES:
             tensor = tensor.op.inputs[0]
-        ending = _ENDINGS.get(tensor.op.type)
-        if ending is OutputActivation.SOFTMAX and tensor.shape[-1] != classes:
-            ending = None
-        if ending:
-            return tensor.op.inputs[0], ending
-        ending = OutputActivation.SIGMOID if classes == 1 else OutputActivation.SOFTMAX
-        logger.info(
-            "%s ends in neither softmax nor sigmoid: its outputs are taken for the logits of a %s",
-            *(self._path.name, ending),
+        activation = _ENDINGS.get(tensor.op.type)
+        if activation is OutputActivation.SOFTMAX and tensor.shape[-1] != classes:
+            activation = None
+        name = self._path.name
+        if activation:
+            logits = tensor.op.inputs[0]
+            answers, before = self._run_on_probes(made, [output, logits])
+            if makes(activation, before, answers, output.dtype.name):
+                check_declared(name, activation, declared)
+                return logits, Ending(activation)
+        (answers,) = self._run_on_probes(made, [output])
+        is_linear = not activation and _is_linear(tensor)
+        return output, judge(name, answers, is_linear=is_linear, declared=declared)
+
+    def _run_on_probes(
+        self, made: Mapping[tf.Operation, str], tensors: Sequence[tf.Tensor]
+    ) -> list[NDArray[np.float32]]:
+        names = [_name_in(made, tensor) for tensor in tensors]
+        batch_size = self._image.shape[0] or 1
+        return run_on_probes(
+            *(self._path.name, lambda images: self._import(images, names)),
+            *(self.input_size, batch_size),
         )
-        return output, ending
 
     def _refuse_channels_first(self, operations: set[tf.Operation]) -> None:
         for operation in operations:
             if operation.type.startswith("Conv2D") and b"NCHW" in operation.get_attr("data_format"):
                 raise self._error("it is channels_first; only channels_last models can be served")
+
+
+def _name_in(made: Mapping[tf.Operation, str], tensor: tf.Tensor) -> str:
+    """Returns the name that a traced tensor has in the SavedModel's own graph."""
+    return f"{made[tensor.op]}:{tensor.name.rpartition(':')[2]}"
+
+
+def _is_linear(tensor: tf.Tensor) -> bool:
+    """Returns whether products with weights, without an activation, make a tensor."""
+    operation = tensor.op
+    if operation.type in _LINEAR:
+        return True
+    if operation.type not in _LINEAR_COMBINATIONS | _LINEAR_SCALINGS | _SAME_VALUES:
+        return False
+    computed = [one for one in operation.inputs if one.op.type not in _CONSTANT]
+    if operation.type in _LINEAR_SCALINGS and len(computed) > 1:
+        return False
+    return bool(computed) and all(_is_linear(one) for one in computed)
 
 
 def _after(operation: tf.Operation) -> set[tf.Operation]:

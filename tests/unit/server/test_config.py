@@ -10,6 +10,7 @@ from gradcam_server.cli.serve import serve
 from gradcam_server.config import Compiler, Precision, ServeConfig, flag, variable
 from gradcam_server.errors import StartupError
 from gradcam_server.models import ModelSpec
+from gradcam_server.models.outputs import Outputs
 from gradcam_server.models.preprocessing import Preprocessing
 
 
@@ -51,6 +52,7 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "model": ("efficientnet-lite0", ("efficientnet-lite0",)),
     "weights": ("random", ("random",)),
     "preprocessing": ("caffe", ("caffe",)),
+    "outputs": ("sigmoid", ("sigmoid",)),
     "labels": ("names.txt", ("names.txt",)),
     "input_size": ("160x160", ("160x160",)),
     "custom_objects": ("my_layers", ("my_layers",)),
@@ -149,10 +151,11 @@ def test_models_have_versions() -> None:
 
 
 def test_options_of_models_are_read() -> None:
-    """Preprocessing, labels and sizes go by model; modules are for all."""
+    """Preprocessing, labels and sizes go by model; outputs are of files; modules are for all."""
     found = specs(
         model=("vgg16", "mine=m.keras"),
         preprocessing=("mine=tf",),
+        outputs=("probabilities",),
         labels=("mine=names.txt",),
         input_size=("mine=160x200",),
         custom_objects=("one", "two"),
@@ -160,6 +163,7 @@ def test_options_of_models_are_read() -> None:
     mine = found["mine"]
     assert (mine.preprocessing, mine.labels) == (Preprocessing.TF, Path("names.txt"))
     assert (mine.input_size, mine.custom_objects) == ((160, 200), ("one", "two"))
+    assert (mine.outputs, found["vgg16"].outputs) == (Outputs.PROBABILITIES, None)
     other = found["vgg16"]
     assert (other.preprocessing, other.labels, other.input_size) == (None, None, None)
     assert specs(input_size=("8x9",))["resnet50"].input_size == (8, 9)
@@ -172,6 +176,7 @@ def test_options_of_models_are_read() -> None:
         ({"labels": ("a.txt", "resnet=b.txt")}, "--labels was given as a.txt, resnet=b.txt"),
         ({"labels": ("resnet50=a", "resnet50=b")}, "--labels was given twice for resnet50"),
         ({"preprocessing": ("torhc",)}, "torhc: it must be one of none, caffe, torch, tf, lite"),
+        ({"outputs": ("logit",)}, "logit: it must be one of logits, softmax, sigmoid, probab"),
         ({"input_size": ("224",)}, "224: it must be HEIGHTxWIDTH"),
         ({"input_size": ("0x5",)}, "0x5: it must be HEIGHTxWIDTH"),
         ({"model": ("resnet50", "resnet50")}, "two models of the name 'resnet50'"),

@@ -48,6 +48,7 @@ def file(tmp_path: Path) -> Path:
         name = "cats"
         version = "2"
         path = "cats.keras"
+        outputs = "sigmoid"
         labels = "names.txt"
         input_size = "160x160"
 
@@ -65,6 +66,7 @@ def test_a_file_sets_what_flags_set(parse, file: Path) -> None:  # type: ignore[
     assert (config.port, config.batch_sizes, config.warm) == (7000, (1, 16), ("layercam",))
     cats, vgg = config.model_specs()
     assert (cats.id, cats.source) == ("cats:2", str(file.parent / "cats.keras"))
+    assert cats.outputs == "sigmoid"
     assert (cats.labels, cats.input_size) == (file.parent / "names.txt", (160, 160))
     assert (vgg.source, vgg.weights) == ("vgg16", "random")
 

@@ -84,6 +84,7 @@ def test_a_models_identity_is_what_its_files_hold(tmp_path: Path) -> None:
     assert of("a") == of("b") == of("a", batch_sizes=(8,), worker_threads=1)
     assert of("a") != of("c")
     assert of("a") != of("a", preprocessing=("caffe",))
+    assert of("a") != of("a", outputs=("sigmoid",))
     # What ends the warning must not make another job of it.
     assert of("a") == of("a", preprocessing=("none",))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -118,6 +119,33 @@ def test_it_answers_as_the_model(model: Path, exported: Path, layer: str, method
         np.testing.assert_allclose(ours.maps[0], theirs.maps[0], rtol=1e-3, atol=1e-4 * scale)
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_probabilities_of_a_mean_are_exported(activation: str, tmp_path: Path) -> None:
+    """An export of a model that ends in probabilities reports these, and explains them."""
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(4, 3, activation="relu", name="conv")(image)
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 128)(x))
+    heads = [keras.layers.Dense(3, activation)(x) for _ in range(2)]
+    model = keras.Model(image, keras.layers.Average()(heads))
+    model.save(tmp_path / "m.keras")
+    source = Engine(settings(tmp_path / "m.keras")).sources["small"]
+    assert isinstance(source, ModelSource)
+    key = GraphKey("small", ("conv",), Method.GRAD_CAM, ScoreType.LOGIT, TARGETS)
+    write(source, [key], (1, 4), tmp_path / "export")
+    images = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    items = [GraphItem(one, [GraphTarget(by_rank(0))]) for one in images]
+    ours, theirs = (
+        Engine(settings(path)).sources["small"].compile(key, (1, 4)).run(items, 4)
+        for path in (tmp_path / "export", tmp_path / "m.keras")
+    )
+    expected = model(images.astype(np.float32), training=False)
+    for one, other, probabilities in zip(ours, theirs, expected, strict=True):
+        np.testing.assert_allclose(one.probabilities, probabilities, rtol=1e-4)
+        assert np.abs(other.maps[0]).max() > 0
+        scale = np.abs(other.maps[0]).max()
+        np.testing.assert_allclose(one.maps[0], other.maps[0], rtol=1e-3, atol=1e-4 * scale)
+
+
 def test_the_model_is_described_alike(model: Path, exported: Path) -> None:
     """Layers, classes, input size and preprocessing are the model's own."""
     ours = Engine(settings(exported)).catalog.find_model("small")
@@ -213,6 +241,7 @@ def test_what_cannot_be_exported_is_not_advised_to_be(
     [
         ({"max_targets": 5}, "--max-targets 3"),
         ({"preprocessing": ("tf",)}, "part of the export"),
+        ({"outputs": ("sigmoid",)}, "part of the export"),
         ({"input_size": ("64x64",)}, "part of the export"),
     ],
 )

@@ -26,9 +26,6 @@ PROBABILITIES = {
 }
 
 
-PROBABILITIES = {OutputActivation.SOFTMAX: tf.nn.softmax, OutputActivation.SIGMOID: tf.nn.sigmoid}
-
-
 @dataclass(frozen=True)
 class LinearHead:
     """The dense layer at the end: logits = features @ kernel + bias.

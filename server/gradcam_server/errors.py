@@ -19,6 +19,8 @@ Each message is written for the caller: what was wrong, and what would be right.
 ``status.py`` holds the one table from these errors to gRPC codes.
 """
 
+import re
+
 
 class ExplanationServerError(Exception):
     """Base of all errors whose message may be shown to a caller."""
@@ -103,3 +105,27 @@ class NotReadyError(RetryableError):
 
 class EngineLostError(RetryableError):
     """The process that computes died, or hung and was killed."""
+
+
+_MAX_QUOTE = 300
+# Before the line that says what is wrong: "Graph execution error:", "<stack traces unavailable>",
+# "Exception encountered when calling Conv2D.call()."
+_HEADING = re.compile(r".*:$|<.*>$|Exception encountered when calling")
+_COLOUR = re.compile(r"\x1b\[\d*m")
+
+
+def quote(error: BaseException | str) -> str:
+    """Returns what a library's error says, short enough for one line of ours.
+
+    Args:
+        error: The error, or its text.
+
+    Returns:
+        Its first line that is more than a heading, at most 300 characters; its type if it has no
+        text.
+    """
+    lines = [line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    line = next((line for line in lines if not _HEADING.match(line)), lines[0])
+    return line if len(line) <= _MAX_QUOTE else f"{line[:_MAX_QUOTE]} ..."

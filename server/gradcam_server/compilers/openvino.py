@@ -1,6 +1,7 @@
 """OpenVINO on CPUs, given the same function, gradient operations included."""
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,9 @@ from gradcam_server.compilers.openvino_runtime import openvino
 from gradcam_server.config import Precision
 from gradcam_server.errors import quote
 from gradcam_server.graph import DisconnectedLayerError, ExplanationGraph
+
+# Of OpenVINO's report, the line that names the operations.
+_UNKNOWN = re.compile(r"No conversion rule found .*")
 
 OUTPUTS = ("logits", "probabilities", "chosen", "scores")
 
@@ -59,7 +63,9 @@ def convert(graph: ExplanationGraph) -> openvino.Model:
     except (CompilerError, DisconnectedLayerError):
         raise
     except Exception as error:
-        raise CompilerError(f"OpenVINO cannot convert it: {quote(error)}") from error
+        unknown = _UNKNOWN.search(str(error))
+        reason = quote(unknown[0] if unknown else error)
+        raise CompilerError(f"OpenVINO cannot convert it: {reason}") from error
     return model
 
 

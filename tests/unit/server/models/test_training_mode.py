@@ -110,6 +110,7 @@ def test_models_in_training_mode_are_refused(
     assert "training=False" in str(refusal.value)
 
 
+@pytest.mark.parametrize("training", ["dropout", "custom"], indirect=True)
 def test_models_in_training_mode_are_not_exported(
     training: tuple[Path, str], tmp_path: Path
 ) -> None:

@@ -379,13 +379,14 @@ def test_models_whose_input_fixes_the_batch_size_are_served_at_any(
     np.testing.assert_allclose(tf.nn.softmax(logits), inner(IMAGES, training=False), rtol=1e-4)
 
 
-def test_a_layer_that_calls_a_saved_model_names_the_way_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["m.keras", "m.h5"])
+def test_a_layer_that_calls_a_saved_model_names_the_way_out(name: str, tmp_path: Path) -> None:
     """The folder that it calls can be served; safe mode cannot be left."""
     transfer().export(tmp_path / "saved", verbose=False)
     inner = layers.TFSMLayer(str(tmp_path / "saved"), call_endpoint="serving_default")
-    keras.Sequential([keras.Input(SHAPE), inner]).save(tmp_path / "m.keras")
+    keras.Sequential([keras.Input(SHAPE), inner]).save(tmp_path / name)
     with pytest.raises(StartupError, match="serve the SavedModel's folder itself") as refusal:
-        load_file(tmp_path / "m.keras")
+        load_file(tmp_path / name)
     assert "safe_mode" not in str(refusal.value)
 
 

@@ -121,7 +121,7 @@ def _keras_version(path: Path) -> str:
 def _advice(error: str, version: str) -> str:
     if "`Lambda` layer" in error:
         return _LAMBDA
-    if "TFSMLayer" in error and "safe_mode" in error:
+    if re.search("`TFSMLayer`|Unknown layer: 'TFSMLayer'", error):
         return _TFSM
     if "safe_mode" in error:
         return _UNSAFE

@@ -40,7 +40,7 @@ def test_errors_cross_to_another_process(error: Exception) -> None:
             "Model wasn't converted.",
         ),
         (
-            "Exception encountered when calling Flat.call().\n\n\x1b[1mCannot reshape\x1b[0m\n\nArgs:",
+            "Exception encountered when calling F.call().\n\n\x1b[1mCannot reshape\x1b[0m\n\nArgs:",
             "Cannot reshape",
         ),
         ("Only a heading:", "Only a heading:"),

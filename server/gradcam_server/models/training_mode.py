@@ -6,6 +6,7 @@ differently each time, or depending on the other images of the batch. So one ima
 alone, again, and among others, and the logits are compared.
 """
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -22,6 +23,8 @@ from gradcam_server.config import Precision
 from gradcam_server.graph_io import GraphItem
 from gradcam_server.models.loaded import LoadedModel
 from gradcam_server.models.network import Network
+
+logger = logging.getLogger(__name__)
 
 # Of the logits' root mean square. The same executable computes the same image in the same order:
 # only atomic additions on GPUs may round otherwise.
@@ -46,7 +49,8 @@ def find_training_mode(
 
     Args:
         model: The model, to name what is wrong in it.
-        graph: A graph of it; with a single batch size of 1 there are no others.
+        graph: A graph of it. If 1 is its only batch size there are no others, and operations that
+            look like training are only warned of.
         precision: What the graph computes the network in.
 
     Returns:
@@ -64,6 +68,12 @@ def find_training_mode(
         among = _difference(_logits(graph, others, largest, row=1), alone)
         if among > (_MAX_AMONG if exact else _MAX_AMONG_REDUCED):
             return _refusal(model, "computed in a batch with other images", among)
+    elif names := find_operations(model.network):
+        logger.warning(
+            "%s may run in training mode at %s: among other images, which a batch size of 1 leaves "
+            "no place for, an image may get another answer. Export the model with training=False",
+            *(model.name, _listed(names)),
+        )
     return None
 
 
@@ -109,14 +119,18 @@ def _difference(logits: Array, expected: Array) -> float:
 
 def _refusal(model: LoadedModel, when: str, difference: float) -> str:
     names = find_operations(model.network)
-    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-    where = f", most likely at {', '.join(names[:_MAX_NAMES])}{more}" if names else ""
+    where = f", most likely at {_listed(names)}" if names else ""
     return (
         f"{model.name} runs in training mode{where}: the logits of an image change by "
         f"{difference:.1%} when it is {when}. Export the model with training=False; a layer of "
         "your own must draw no random numbers and use no statistics of its batch when its call "
         "gets training=False"
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more
 
 
 def _before(nodes: dict[str, Any], name: str) -> set[str]:

@@ -146,23 +146,30 @@ def test_layers_in_inference_mode_are_served(
     assert engine.catalog.models[0].compiler == Compiler.TENSORFLOW
 
 
-def test_a_saved_model_in_inference_mode_is_served(tmp_path: Path) -> None:
-    """The same layers that are refused in training mode."""
+def test_a_saved_model_in_inference_mode_is_served(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same layers that are refused in training mode, without a warning."""
     model = build(layers.Dropout(0.3), layers.BatchNormalization(), layers.GaussianNoise(0.1))
     model.export(tmp_path / "saved", verbose=False)
-    open_engine(tmp_path / "saved").warm_up()
+    for sizes in ((1, 2), (1,)):
+        open_engine(tmp_path / "saved", batch_sizes=sizes).warm_up()
+    assert "training mode" not in caplog.text
 
 
 @pytest.mark.parametrize("sizes", [(1,), (3,), (2, 4)])
-def test_any_batch_sizes_will_do(sizes: tuple[int, ...], tmp_path: Path) -> None:
-    """Random layers are found at each; statistics of the batch as soon as there are others."""
+def test_any_batch_sizes_will_do(
+    sizes: tuple[int, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Random layers are found at each; statistics of the batch are warned of without others."""
     build(AlwaysDropout()).save(tmp_path / "random.keras")
     with pytest.raises(StartupError, match="training mode"):
         open_engine(tmp_path / "random.keras", batch_sizes=sizes).warm_up()
-    build(OfItsBatch()).save(tmp_path / "batch.keras")
+    build(OfItsBatch(name="mine")).save(tmp_path / "batch.keras")
     engine = open_engine(tmp_path / "batch.keras", batch_sizes=sizes)
     if sizes == (1,):
         engine.warm_up()
+        assert "may run in training mode at mine (Mean)" in caplog.text
     else:
         with pytest.raises(StartupError, match="training mode"):
             engine.warm_up()

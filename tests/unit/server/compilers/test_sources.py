@@ -205,3 +205,34 @@ def test_every_source_can_be_exported(
         against=tf.constant(np.full_like(classes, NO_CLASS)),
     )
     np.testing.assert_allclose(found["logits"], case.expected.logits, rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_be_frozen_runs_elsewhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A SavedModel that looks up a table is served by TensorFlow, with the reason in the log."""
+    model, _ = build("plain")
+    module = tf.Module()
+    module.model = model
+    scales = tf.lookup.KeyValueTensorInitializer(tf.constant([0, 1]), tf.constant([1.0, 2.0]))
+    module.table = tf.lookup.StaticHashTable(scales, 0.0)
+
+    def serve(images: tf.Tensor) -> tf.Tensor:
+        scale = tf.reshape(module.table.lookup(tf.constant(1)), ())
+        return model(images * scale, training=False)
+
+    module.serve = tf.function(
+        serve,
+        input_signature=[tf.TensorSpec((None, SIZE, SIZE, 3), tf.float32)],
+    )
+    tf.saved_model.save(module, str(tmp_path), signatures=module.serve)
+    loaded = load(ModelSpec("mine", str(tmp_path)))
+    layer = default_layer(loaded.network.layers)
+    key = GraphKey("mine", (layer,), Method.GRAD_CAM, ScoreType.LOGIT, 1)
+    graph = ExplanationGraph(loaded, key, CompilationCounter())
+    compiled = compile_graph(graph, (2,), Compiler.OPENVINO)
+    assert compiled.compiler is Compiler.TENSORFLOW
+    assert "cannot be made a constant, such as a table" in caplog.text
+    output = compiled.run([GraphItem(image) for image in IMAGES], 2)
+    expected = model(2 * IMAGES.astype(np.float32), training=False)
+    np.testing.assert_allclose([one.probabilities for one in output], expected, rtol=1e-4)

@@ -66,20 +66,17 @@ class Engine:
             tuple(self._served), tuple(self._warm), config.batch_sizes, config.max_targets
         )
 
-    def check(self) -> Catalog:
-        """Returns the catalog without compiling anything.
-
-        Raises:
-            StartupError: What was named to be warm cannot be.
-        """
-        self.warm_keys()
-        return self.catalog
+    @property
+    def warm(self) -> Mapping[GraphKey, CompiledGraph]:
+        """The graphs that were compiled while warming up."""
+        return self._warm
 
     def warm_up(self) -> None:
         """Compiles every batch size of Grad-CAM at the default layers, and of what was named.
 
         Raises:
-            StartupError: What was named to be warm cannot be.
+            StartupError: What was named to be warm cannot be, or a model cannot be compiled or
+                runs in training mode.
         """
         for key in self.warm_keys():
             try:

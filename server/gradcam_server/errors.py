@@ -21,6 +21,7 @@ Each message is written for the caller: what was wrong, and what would be right.
 
 import errno
 import os
+import re
 
 _SHORTAGES = {
     errno.EMFILE: "no file descriptors left",
@@ -130,3 +131,27 @@ def failure_reason(error: BaseException) -> str:
         case MemoryError():
             return "no memory left (MemoryError)"
     return f"{type(error).__name__}: {error}"
+
+
+_MAX_QUOTE = 300
+# Before the line that says what is wrong: "Graph execution error:", "<stack traces unavailable>",
+# "Exception encountered when calling Conv2D.call()."
+_HEADING = re.compile(r".*:$|<.*>$|Exception encountered when calling")
+_COLOUR = re.compile(r"\x1b\[\d*m")
+
+
+def quote(error: BaseException | str) -> str:
+    """Returns what a library's error says, short enough for one line of ours.
+
+    Args:
+        error: The error, or its text.
+
+    Returns:
+        Its first line that is more than a heading, at most 300 characters; its type if it has no
+        text.
+    """
+    lines = [line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    line = next((line for line in lines if not _HEADING.match(line)), lines[0])
+    return line if len(line) <= _MAX_QUOTE else f"{line[:_MAX_QUOTE]} ..."

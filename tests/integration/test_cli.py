@@ -168,16 +168,3 @@ def test_health_is_an_exit_status(server: RunningServer) -> None:
 def test_help_is_there(command: str) -> None:
     """Every command explains itself, without TensorFlow."""
     assert f"Usage: gradcam {command}" in gradcam(command, "--help").stdout
-
-
-def test_a_configuration_can_be_checked(tmp_path: Path) -> None:
-    """``--check`` loads the models and names them, or says what is wrong; it does not listen."""
-    file = tmp_path / "gradcam.toml"
-    file.write_text("warm = ['layercam@top_conv']\n[[models]]\nname = 'efficientnet-lite0'\n")
-    command = [GRADCAM, "serve", "--config", str(file), "--check"]
-    good = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "efficientnet-lite0: imagenet, 1000 classes, ready to be served" in good.stdout
-    file.write_text("warm = ['layercam@nowhere']\n[[models]]\nname = 'efficientnet-lite0'\n")
-    bad = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert bad.returncode == 1
-    assert "no layer 'nowhere'" in bad.stderr

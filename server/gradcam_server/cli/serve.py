@@ -40,7 +40,11 @@ def _use_file(ctx: click.Context, _: click.Parameter, path: Path | None) -> None
     help="TOML file with settings: the flags' names with underscores, and [[models]].",
 )
 @serve_options
-@click.option("--check", is_flag=True, help="Only load the models, without compiling, and exit.")
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Load and compile the models as for serving, say what was compiled, and exit.",
+)
 @click.pass_context
 def serve(ctx: click.Context, /, check: bool, **options: Any) -> None:
     """Serve predictions and explanations over gRPC.
@@ -95,6 +99,11 @@ def _check(config: ServeConfig) -> None:
     check_listening(config)
     server_credentials(config)
     read_token_file(config)
-    catalog = Engine(config).check()
-    for model in catalog.models:
+    engine = Engine(config)
+    engine.warm_up()
+    for model in engine.catalog.models:
         click.echo(f"{model.id}: {model.weights}, {len(model.labels)} classes, ready to be served")
+        for key, graph in engine.warm.items():
+            if key.model == model.id:
+                times = ", ".join(f"{size}: {s * 1e3:.1f}" for size, s in graph.cost_s.items())
+                click.echo(f"  {key}, by {graph.compiler}; milliseconds by batch size: {times}")

@@ -2,8 +2,10 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from time import perf_counter
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,10 +13,13 @@ from gradcam_server.compiled import Array, CompiledGraph, Executable, Places
 from gradcam_server.compilers import CompilerError, Prepared, find_compiler
 from gradcam_server.compilers.memory import Memory
 from gradcam_server.config import Compiler, Precision
-from gradcam_server.graph import ExplanationGraph
+from gradcam_server.errors import quote
+from gradcam_server.graph import DisconnectedLayerError, ExplanationGraph
 from gradcam_server.graph_io import NO_CLASS
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 CANDIDATES = (Compiler.OPENVINO, Compiler.TENSORFLOW, Compiler.XLA)
 _TIMED_RUNS = 3
@@ -54,6 +59,8 @@ def compile_graph(
 
 
 class _Trials:
+    """Tries compilers. Whatever one of them raises is its own failure, and another is taken."""
+
     def __init__(
         self, graph: ExplanationGraph, batch_sizes: Sequence[int], precision: Precision
     ) -> None:
@@ -61,14 +68,25 @@ class _Trials:
         self._largest = max(batch_sizes)
         self._prepared: dict[Compiler, Prepared] = {}
         self._places: dict[Compiler, Places] = {}
+        self._failures: dict[Compiler, str] = {}
 
     def compile(self, compiler: Compiler, memory: Memory | None) -> CompiledGraph:
         if compiler is Compiler.AUTO:
-            compiler = self._fastest(memory)
-        elif not self._try(compiler, logging.WARNING):
-            if not self._try(Compiler.TENSORFLOW, logging.WARNING):
-                raise CompilerError(f"{self._graph.key} cannot be compiled in {self._precision}")
-            compiler = Compiler.TENSORFLOW
+            order, level = self._by_speed(memory), logging.INFO
+        else:
+            order, level = [compiler], logging.WARNING
+        for one in dict.fromkeys((*order, Compiler.TENSORFLOW)):
+            if one in self._failures or not self._try(one, level):
+                continue
+            if compiled := self._contained(one, level, partial(self._compile_all, one)):
+                return compiled
+        reasons = "; ".join(f"{one}: {reason}" for one, reason in self._failures.items())
+        raise CompilerError(
+            f"{self._graph.key} cannot be compiled in {self._precision} ({reasons})"
+        )
+
+    def _compile_all(self, compiler: Compiler) -> CompiledGraph:
+        """Compiles the other batch sizes, and times all."""
         ladder = {
             size: self._places[compiler]
             if size == self._largest
@@ -86,48 +104,52 @@ class _Trials:
         key, input_size = self._graph.key, self._graph.model.input_size
         return CompiledGraph(key, input_size, compiler, ladder, cost_s)
 
-    def _fastest(self, memory: Memory | None) -> Compiler:
+    def _by_speed(self, memory: Memory | None) -> list[Compiler]:
+        """Returns the compilers that can compile the graph, the fastest first."""
         question = self._question()
         seconds = _known(memory.recall(question)) if memory else {}
         remembered = bool(seconds)
         if remembered and not self._try(min(seconds, key=seconds.__getitem__), logging.WARNING):
-            seconds = {}
+            seconds, remembered = {}, False
         if not seconds:
-            candidates = [one for one in self._candidates() if self._try(one, logging.DEBUG)]
-            if not candidates:
-                raise CompilerError(f"{self._graph.key} cannot be compiled in {self._precision}")
+            candidates = [one for one in self._candidates() if self._try(one, logging.INFO)]
             seconds = self._race(candidates)
-            if memory:
+            if memory and seconds:
                 memory.remember(question, {one.value: took for one, took in seconds.items()})
-        fastest = min(seconds, key=seconds.__getitem__)
-        logger.info(
-            "%s is the fastest for %s in %s%s; milliseconds at batch size %d: %s",
-            *(fastest, self._graph.key, self._precision),
-            " (measured before)" if remembered else "",
-            self._largest,
-            ", ".join(f"{one}: {took * 1e3:.1f}" for one, took in seconds.items()),
-        )
-        # What lost is not needed any more.
-        self._prepared = {fastest: self._prepared[fastest]}
-        self._places = {fastest: self._places[fastest]}
-        return fastest
+        order = sorted(seconds, key=seconds.__getitem__)
+        if order:
+            logger.info(
+                "%s is the fastest for %s in %s%s; milliseconds at batch size %d: %s",
+                *(order[0], self._graph.key, self._precision),
+                " (measured before)" if remembered else "",
+                self._largest,
+                ", ".join(f"{one}: {took * 1e3:.1f}" for one, took in seconds.items()),
+            )
+        # The slower ones hold memory, and are compiled again should the fastest fail.
+        self._prepared = {one: self._prepared[one] for one in order[:1]}
+        self._places = {one: self._places[one] for one in order[:1]}
+        return order
 
     def _race(self, candidates: Sequence[Compiler]) -> dict[Compiler, float]:
         """Times in turns, so that what else the machine does falls on all alike."""
         arguments = _noise(self._graph, self._largest)
         best = dict.fromkeys(candidates, math.inf)
-        for turn in range(1 + _TURNS):
-            least = min(best.values())
-            for one, seconds in best.items():
-                if turn == 0:
-                    _seconds(self._places[one][0], arguments)  # warms up
-                elif turn == 1 or seconds < _HOPELESS * least:
-                    best[one] = min(seconds, _seconds(self._places[one][0], arguments))
+        for turn in range(_TURNS):
+            least = min(best.values(), default=0.0)
+            for one, seconds in list(best.items()):
+                if turn == 0 or seconds < _HOPELESS * least:
+                    run = partial(_seconds, self._places[one][0], arguments)
+                    took = self._contained(one, logging.WARNING, run)
+                    if took is None:
+                        del best[one]
+                    else:
+                        best[one] = min(seconds, took)
         return best
 
     def _candidates(self) -> Sequence[Compiler]:
         on_gpu = (self._graph.model.device or "").startswith("GPU")
-        return (Compiler.XLA,) if on_gpu else CANDIDATES
+        candidates = (Compiler.XLA,) if on_gpu else CANDIDATES
+        return [one for one in candidates if one not in self._failures]
 
     def _question(self) -> str:
         network = self._graph.model.network
@@ -136,18 +158,43 @@ class _Trials:
         return repr((key, self._graph.model.input_size, self._largest, self._precision, layers))
 
     def _try(self, compiler: Compiler, level: int) -> bool:
-        """Compiles for the largest batch size; returns whether that can be used."""
-        try:
+        """Compiles for the largest batch size and runs it; returns whether that can be used."""
+        if compiler in self._places:
+            return True
+
+        def attempt() -> bool:
             prepared = find_compiler(compiler)(self._graph, self._precision)
             places = prepared(self._largest)
             if compiler is Compiler.OPENVINO:  # the others are TensorFlow's own
                 for place in places[:2]:  # all streams are alike
                     check(self._graph, place, self._precision)
-        except CompilerError as error:
-            logger.log(level, "%s does not compile %s: %s", compiler, self._graph.key, error)
-            return False
-        self._prepared[compiler], self._places[compiler] = prepared, places
-        return True
+            places[0](*_noise(self._graph, self._largest))  # XLA compiles only now
+            self._prepared[compiler], self._places[compiler] = prepared, places
+            return True
+
+        return bool(self._contained(compiler, level, attempt))
+
+    def _contained(self, compiler: Compiler, level: int, work: Callable[[], T]) -> T | None:
+        """Returns what ``work`` returns; None if it fails, which is logged.
+
+        Args:
+            compiler: What fails if it does.
+            level: Of the log line if the compiler says that it cannot; else it is a warning.
+            work: What to do.
+
+        Raises:
+            DisconnectedLayerError: It is the graph's fault.
+        """
+        try:
+            return work()
+        except DisconnectedLayerError:
+            raise
+        except Exception as error:
+            level = level if isinstance(error, CompilerError) else logging.WARNING
+            self._failures[compiler] = quote(error)
+            logger.log(level, "%s does not compile %s: %s", compiler, self._graph.key, quote(error))
+            logger.debug("The failure of %s", compiler, exc_info=error)
+            return None
 
 
 def check(graph: ExplanationGraph, executable: Executable, precision: Precision) -> None:

@@ -1,6 +1,7 @@
 """OpenVINO on CPUs, given the same function, gradient operations included."""
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,11 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 from gradcam_server.compilers import CompilerError, Prepared, openvino_runtime
 from gradcam_server.compilers.openvino_runtime import openvino
 from gradcam_server.config import Precision
+from gradcam_server.errors import quote
 from gradcam_server.graph import DisconnectedLayerError, ExplanationGraph
+
+# Of OpenVINO's report, the line that names the operations.
+_UNKNOWN = re.compile(r"No conversion rule found .*")
 
 OUTPUTS = ("logits", "probabilities", "chosen", "scores")
 
@@ -46,27 +51,41 @@ def convert(graph: ExplanationGraph) -> openvino.Model:
         DisconnectedLayerError: The scores don't depend on one of the layers.
     """
     try:
-        function = tf.function(
-            _without_shapes_at_run_time(graph.explain),
-            input_signature=graph.signature(None),
-            autograph=False,
-        ).get_concrete_function()
-        _KEPT.append(function)
-        # Constants: OpenVINO folds them, and unused gradients that it does not know go.
-        frozen = convert_variables_to_constants_v2(function)
-        names = [tensor.name for tensor in frozen.outputs]
+        frozen = _freeze(graph)
+        inputs, outputs = ([one.name for one in each] for each in (frozen.inputs, frozen.outputs))
         # Given the function it would add inner tensors to the outputs.
         with _root_logger_kept():
-            model = openvino.convert_model(frozen.graph, output=names)
-    except DisconnectedLayerError:
+            model = openvino.convert_model(frozen.graph, output=outputs)
+        for old, name in zip(inputs, openvino_runtime.INPUTS, strict=True):
+            model.input(old).set_names({name})
+        for old, name in zip(outputs, output_names(graph), strict=True):
+            model.output(old).set_names({name})
+    except (CompilerError, DisconnectedLayerError):
         raise
     except Exception as error:
-        raise CompilerError(f"OpenVINO cannot convert it: {error}") from error
-    for tensor, name in zip(frozen.inputs, openvino_runtime.INPUTS, strict=True):
-        model.input(tensor.name).set_names({name})
-    for old, name in zip(names, output_names(graph), strict=True):
-        model.output(old).set_names({name})
+        unknown = _UNKNOWN.search(str(error))
+        reason = quote(unknown[0] if unknown else error)
+        raise CompilerError(f"OpenVINO cannot convert it: {reason}") from error
     return model
+
+
+def _freeze(graph: ExplanationGraph) -> Any:
+    """Traces a graph and makes constants of its weights: OpenVINO folds these.
+
+    Unused gradients, which OpenVINO may not know, go with that.
+    """
+    function = tf.function(
+        _without_shapes_at_run_time(graph.explain),
+        input_signature=graph.signature(None),
+        autograph=False,
+    ).get_concrete_function()
+    _KEPT.append(function)
+    frozen = convert_variables_to_constants_v2(function)
+    if others := [one.name for one in frozen.inputs[len(openvino_runtime.INPUTS) :]]:
+        raise CompilerError(
+            f"it depends on what cannot be made a constant, such as a table: {', '.join(others)}"
+        )
+    return frozen
 
 
 @contextmanager

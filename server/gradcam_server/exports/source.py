@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gradcam_server.catalog import ServedModel
 from gradcam_server.compiled import CompilationCounter, CompiledGraph, Executable
 from gradcam_server.config import Compiler, ServeConfig
-from gradcam_server.errors import InvalidRequestError, StartupError
+from gradcam_server.errors import InvalidRequestError, StartupError, quote
 from gradcam_server.exports.manifest import ExportedGraph, read_manifest
 from gradcam_server.graph_io import NO_CLASS, GraphKey, by_rank
 from gradcam_server.models import ModelSpec
@@ -76,7 +76,7 @@ class ExportedSource:
         """Reads a graph and compiles it for this CPU.
 
         Raises:
-            InvalidRequestError: It was not exported.
+            InvalidRequestError: It was not exported, or OpenVINO cannot run it here.
         """
         if key not in self._graphs:
             raise InvalidRequestError(
@@ -89,10 +89,17 @@ class ExportedSource:
         self._counter.increment()
         graph, manifest = self._graphs[key], self._manifest
         began = perf_counter()
-        places = openvino_runtime.load_model(
-            self._folder / graph.file, graph.outputs, manifest.precision
-        )
-        cost_s = self._costs(places[0], graph, batch_sizes)
+        try:
+            places = openvino_runtime.load_model(
+                self._folder / graph.file, graph.outputs, manifest.precision
+            )
+            cost_s = self._costs(places[0], graph, batch_sizes)
+        except Exception as error:
+            raise InvalidRequestError(
+                "method",
+                f"{key} cannot be run by OpenVINO: {quote(error)}. Export the model again with "
+                "the versions that are installed here, or serve the model itself",
+            ) from error
         logger.info(
             "Read %s in %s and compiled it in %.1f s; milliseconds by batch size: %s",
             *(key, manifest.precision, perf_counter() - began),

@@ -15,10 +15,10 @@ from gradcam_server import __version__
 from gradcam_server.compiled import CompilationCounter
 from gradcam_server.compilers import CompilerError, openvino_runtime
 from gradcam_server.compilers import openvino as converter
-from gradcam_server.compilers.choice import check, time_executable
+from gradcam_server.compilers.choice import check, compile_graph, time_executable
 from gradcam_server.compilers.openvino_runtime import INPUTS, openvino
-from gradcam_server.config import Precision
-from gradcam_server.errors import StartupError
+from gradcam_server.config import Compiler, Precision
+from gradcam_server.errors import StartupError, quote
 from gradcam_server.exports.agreement import measure
 from gradcam_server.exports.manifest import MANIFEST, Agreement, ExportedGraph, Manifest, hash_file
 from gradcam_server.exports.quantize import quantize
@@ -26,11 +26,13 @@ from gradcam_server.exports.samples import load_samples
 from gradcam_server.graph import DisconnectedLayerError, ExplanationGraph
 from gradcam_server.graph_io import GraphKey
 from gradcam_server.models.source import ModelSource
+from gradcam_server.models.training_mode import find_training_mode
 
 logger = logging.getLogger(__name__)
 
 _PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "openvino", "nncf")
 SAVED_MODEL, SIGNATURE = "saved_model", "explain"
+_CHECKED_SIZES = (2,)
 
 
 def write(
@@ -90,6 +92,7 @@ class _Writer:
     def write(
         self, keys: Sequence[GraphKey], batch_sizes: Sequence[int], least_correlation: float
     ) -> Manifest:
+        self._check_model(keys[0])
         graphs = [
             self._write_graph(number, key, batch_sizes, least_correlation)
             for number, key in enumerate(keys)
@@ -118,6 +121,17 @@ class _Writer:
         (self._folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         return manifest
 
+    def _check_model(self, key: GraphKey) -> None:
+        """Has TensorFlow compute an image alone, again, and among others."""
+        loaded = self._source.loaded
+        graph = ExplanationGraph(loaded, key, CompilationCounter())
+        try:
+            compiled = compile_graph(graph, _CHECKED_SIZES, Compiler.TENSORFLOW)
+        except (CompilerError, DisconnectedLayerError) as error:
+            raise StartupError(f"{key} cannot be exported: {error}") from error
+        if reason := find_training_mode(loaded, compiled):
+            raise StartupError(reason)
+
     def _write_graph(
         self, number: int, key: GraphKey, batch_sizes: Sequence[int], least_correlation: float
     ) -> ExportedGraph:
@@ -130,8 +144,10 @@ class _Writer:
             if self._precision is Precision.INT8 and self._samples:
                 model = quantize(model, self._samples.calibration, key.max_targets)
             executable, *_ = openvino_runtime.load_model(model, names, self._precision)
-        except (CompilerError, DisconnectedLayerError) as error:
-            raise StartupError(f"{key} cannot be exported: {error}") from error
+        except StartupError:
+            raise
+        except Exception as error:
+            raise StartupError(f"{key} cannot be exported: {quote(error)}") from error
         if self._samples and not number:
             self._agreement = measure(
                 executable,

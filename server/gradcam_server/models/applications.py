@@ -11,7 +11,7 @@ import keras
 from keras import applications
 from keras.src.utils.naming import reset_uids
 
-from gradcam_server.errors import StartupError
+from gradcam_server.errors import StartupError, quote
 from gradcam_server.labels import imagenet_labels
 from gradcam_server.models import ModelSpec
 from gradcam_server.models.keras_network import KerasNetwork
@@ -110,7 +110,7 @@ def _imagenet(name: str) -> keras.Model:
     except Exception as error:
         raise StartupError(
             f"the ImageNet weights of {name} are neither in Keras' cache nor could they be "
-            f"downloaded ({error}). {_WAYS_OUT}"
+            f"downloaded ({quote(error)}). {_WAYS_OUT}"
         ) from error
     finally:
         socket.setdefaulttimeout(previous)
@@ -133,7 +133,7 @@ def _from_file(name: str, path: Path) -> keras.Model:
             model.load_weights(path)
     except Exception as error:
         raise StartupError(
-            f"the weights in {path} do not fit {name} with 1000 classes: {error}"
+            f"the weights in {path} do not fit {name} with 1000 classes: {quote(error)}"
         ) from error
     return model
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import keras
 
-from gradcam_server.errors import StartupError
+from gradcam_server.errors import StartupError, quote
 from gradcam_server.labels import imagenet_labels
 from gradcam_server.models import ModelSpec, efficientnet_lite0
 from gradcam_server.models.keras_network import KerasNetwork
@@ -37,7 +37,7 @@ def load(spec: ModelSpec) -> LoadedModel:
             case file:
                 model, origin = _from_file(Path(file)), f"file {Path(file).name}"
     except (OSError, ValueError) as error:
-        raise StartupError(f"cannot load {spec.source}: {error}") from error
+        raise StartupError(f"cannot load {spec.source}: {quote(error)}") from error
     if spec.weights == "random":
         logger.warning("%s has random weights (seed %d)", spec.name, spec.seed)
     network = KerasNetwork(model, spec.input_size, Outputs.LOGITS)

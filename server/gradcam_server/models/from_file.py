@@ -11,7 +11,7 @@ import h5py
 import keras
 import tensorflow as tf
 
-from gradcam_server.errors import StartupError
+from gradcam_server.errors import StartupError, quote
 from gradcam_server.models import ModelSpec
 from gradcam_server.models.binary import TwoClasses
 from gradcam_server.models.keras_network import KerasNetwork
@@ -40,6 +40,11 @@ _LAMBDA = (
     "It holds a Lambda layer, whose Python code a file must not bring along. Replace it by a "
     "layer class with @keras.saving.register_keras_serializable() (see --custom-objects) or by "
     "keras.ops, or export the model with model.export(FOLDER) and serve that."
+)
+_TFSM = "It holds a TFSMLayer, which only calls a SavedModel: serve the SavedModel's folder itself."
+_UNSAFE = (
+    "It holds what could run Python code of its author's, and a file must not bring that along. "
+    "Export the model with model.export(FOLDER), and serve the folder."
 )
 _KERAS_2 = (
     "It was written by Keras {}, and Keras 3 reads such files only in part. Load it with that "
@@ -147,8 +152,14 @@ def _keras_version(path: Path) -> str:
 def _advice(error: str, version: str) -> str:
     if "`Lambda` layer" in error:
         return _LAMBDA
+    if re.search("`TFSMLayer`|Unknown layer: 'TFSMLayer'", error):
+        return _TFSM
+    if "safe_mode" in error:
+        return _UNSAFE
+    # Of errors within errors the last one is the cause; before it stands the configuration.
+    cause = error.rpartition("Exception encountered:")[2]
     if version.startswith(("1.", "2.")):
-        return f"{error} {_KERAS_2.format(version)}"
+        return f"{_KERAS_2.format(version)} Keras says: {quote(cause)}"
     if missing := re.search(r"Could not locate [^.\n]*|Unknown layer: [^.\n]*", error):
-        return f"{missing[0]}. {_CUSTOM}"
-    return error
+        return f"{quote(missing[0])}. {_CUSTOM}"
+    return quote(cause)

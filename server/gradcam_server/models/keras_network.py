@@ -22,7 +22,7 @@ from keras.src.models.functional import Functional
 from numpy.typing import NDArray
 
 from gradcam_server.config import Precision
-from gradcam_server.errors import StartupError
+from gradcam_server.errors import StartupError, quote
 from gradcam_server.layers import LayerInfo, has_positions
 from gradcam_server.models.batch_norm import Fold, can_fold
 from gradcam_server.models.ending import (
@@ -114,7 +114,7 @@ class KerasNetwork:
             size = "x".join(map(str, input_size or DEFAULT_INPUT_SIZE))
             raise StartupError(
                 f"{model.name} cannot be run layer by layer, with an input of {size} if it "
-                f"leaves that open (--input-size): {error}"
+                f"leaves that open (--input-size): {quote(error)}"
             ) from error
         self.input_size: tuple[int, int] = shape[1:3]
         self._check(model, output)

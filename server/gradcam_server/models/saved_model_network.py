@@ -22,7 +22,7 @@ from tensorflow.python.framework.convert_to_constants import (
 
 from gradcam_server.compilers import CompilerError
 from gradcam_server.config import Precision
-from gradcam_server.errors import StartupError
+from gradcam_server.errors import StartupError, quote
 from gradcam_server.layers import LayerInfo, has_positions
 from gradcam_server.models.ending import (
     Ending,
@@ -82,7 +82,7 @@ class SavedModelNetwork:
         try:
             self._model = tf.saved_model.load(str(path))  # Owns the variables.
         except Exception as error:
-            raise StartupError(f"cannot load {path}: {error}") from error
+            raise StartupError(f"cannot load {path}: {quote(error)}") from error
         signatures = dict(self._model.signatures)
         if len(signatures) > 1 and _SIGNATURE in signatures:
             signatures = {_SIGNATURE: signatures[_SIGNATURE]}
@@ -96,6 +96,8 @@ class SavedModelNetwork:
         self._drop_custom_gradients()
         self.input_size = self._choose_size(input_size)
         self._captures = self._find_captures()
+        handles = {id(tensor) for tensor in self._captures.values()}
+        self._variables = [one for one in self._signature.variables if id(one.handle) in handles]
         found = self._trace(outputs)
         self._tensors, self.layers, self._logits, self.class_count, self._ending = found
         self.output_activation = self._ending.activation
@@ -136,6 +138,12 @@ class SavedModelNetwork:
         if image.shape.rank != 4 or image.shape[3] not in {3, None}:
             raise self._error(
                 f"its input must be (batch, height, width, 3), and is {tuple(image.shape or ())}"
+            )
+        if (size := image.shape[0]) is not None:
+            raise self._error(
+                f"its batch size is fixed at {size}, and images come in batches of other sizes: "
+                "export it with an open one (an Input without batch_size, then "
+                "model.export(FOLDER); or tf.TensorSpec((None, HEIGHT, WIDTH, 3)) as its signature)"
             )
         return image
 
@@ -197,8 +205,10 @@ class SavedModelNetwork:
     def _import(self, inputs: tf.Tensor, names: Sequence[str]) -> list[tf.Tensor]:
         """Copies the operations into the current graph and returns some of their outputs."""
         images = tf.ensure_shape(tf.cast(inputs, self._image.dtype), (None, *self.input_size, 3))
-        capture = tf.compat.v1.get_default_graph().capture
-        captured = {name: capture(tensor) for name, tensor in self._captures.items()}
+        graph = tf.compat.v1.get_default_graph()
+        captured = {name: graph.capture(tensor) for name, tensor in self._captures.items()}
+        for variable in self._variables:
+            graph.watch_variable(variable)  # A graph can freeze and save only what it knows of.
         return tf.graph_util.import_graph_def(
             self._graph,
             input_map={self._image.name: images, **captured},
@@ -250,7 +260,9 @@ class SavedModelNetwork:
             traced = tf.function(run, autograph=False).get_concrete_function(specification)
         except Exception as error:
             size = "x".join(map(str, self.input_size))
-            raise self._error(f"it cannot be run with an input of {size}: {error}") from error
+            raise self._error(
+                f"it cannot be run with an input of {size}: {quote(error)}"
+            ) from error
         end = self._signature.outputs[0].op.name
         output = next(one.outputs[0] for one, name in made.items() if name == end)
         shape = tuple(output.shape) if output.shape.rank else ()

@@ -24,6 +24,7 @@ from gradcam_server.models import ModelSpec, load
 from gradcam_server.models.likely import answer_by_likely_preprocessing
 from gradcam_server.models.loaded import LoadedModel
 from gradcam_server.models.preprocessing import UNDECLARED, Preprocessing
+from gradcam_server.models.training_mode import find_training_mode
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class ModelSource:
             self.loaded = loaded = replace(load(spec), device=devices[0])
         self._others = [_load_on(device, spec) for device in devices[1:]]
         self._config, self._counter = config, counter
+        self._is_checked = False
         folder = Path(config.cache_dir) if config.cache_dir else default_folder()
         self._memory = Memory(folder / _TIMES)
         layers = loaded.network.layers
@@ -84,7 +86,7 @@ class ModelSource:
         return answer_by_likely_preprocessing(self.loaded, image) if self._is_doubtful else {}
 
     def compile(self, key: GraphKey, batch_sizes: Sequence[int]) -> CompiledGraph:
-        """Traces, compiles and times a graph."""
+        """Traces, compiles and times a graph; the first one must answer alike each time."""
         config = self._config
 
         def on(loaded: LoadedModel, compiler: Compiler) -> CompiledGraph:
@@ -93,6 +95,7 @@ class ModelSource:
 
         try:
             first = on(self.loaded, config.compiler)
+            self._check(first)
             return first.beside([on(loaded, first.compiler) for loaded in self._others])
         except DisconnectedLayerError as error:
             raise InvalidRequestError(
@@ -102,6 +105,13 @@ class ModelSource:
             ) from error
         except CompilerError as error:
             raise InvalidRequestError("method", str(error)) from error
+
+    def _check(self, graph: CompiledGraph) -> None:
+        if self._is_checked:
+            return
+        if reason := find_training_mode(self.loaded, graph, self._config.precision):
+            raise InvalidRequestError("model", reason)
+        self._is_checked = True
 
 
 def _load_on(device: str, spec: ModelSpec) -> LoadedModel:

@@ -73,7 +73,7 @@ def test_the_catalog_says_what_auto_chose(
     """The compiler that was the faster one, not the setting; nothing before it is known."""
     monkeypatch.setattr(choice, "CANDIDATES", (chosen,))
     engine = make(compiler=Compiler.AUTO, cache_dir=str(tmp_path))
-    assert engine.check().models[0].compiler == ""
+    assert engine.catalog.models[0].compiler == ""
     engine.warm_up()
     assert engine.catalog.models[0].compiler == chosen.value
 

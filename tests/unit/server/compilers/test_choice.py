@@ -1,5 +1,6 @@
 """Compilers give the same answers, and the fastest that gives them is chosen."""
 
+import dataclasses
 import logging
 import sys
 from collections.abc import Sequence
@@ -7,20 +8,23 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from gradcam_server import threads
-from gradcam_server.compiled import Array, CompilationCounter, CompiledGraph
+from gradcam_server.compiled import Array, CompilationCounter, CompiledGraph, Places
 from gradcam_server.compilers import CompilerError, Prepare, Prepared, choice, find_compiler
 from gradcam_server.compilers.choice import compile_graph
 from gradcam_server.compilers.memory import Memory
 from gradcam_server.config import Compiler, Precision
-from gradcam_server.graph import ExplanationGraph
+from gradcam_server.graph import DisconnectedLayerError, ExplanationGraph
 from gradcam_server.graph_io import GraphItem, GraphKey, GraphOutput, GraphTarget, by_rank
+from gradcam_server.models.keras_network import KerasNetwork
 from gradcam_server.models.loaded import LoadedModel
 from gradcam_server.requests import MANY_PASS_METHODS, Method, ScoreType
-from support.small_model import SIZE, load_small
+from support.small_model import CLASSES, SIZE, load_small
 
 METHODS = [method for method in Method if method not in MANY_PASS_METHODS]
 
@@ -179,12 +183,119 @@ def test_a_compiler_with_other_answers_is_not_used(
     """However fast it is; and when it was asked for, a warning says so."""
     use(monkeypatch, openvino=_Fake(error=10.0))
     monkeypatch.setattr(choice, "CANDIDATES", (Compiler.OPENVINO,))
-    with pytest.raises(CompilerError):
-        compile_graph(graph(model), (1,), Compiler.AUTO)
+    compiled = compile_graph(graph(model), (1,), Compiler.AUTO)
+    assert compiled.compiler is Compiler.TENSORFLOW
     with caplog.at_level(logging.WARNING):
         compiled = compile_graph(graph(model), (1,), Compiler.OPENVINO)
     assert compiled.compiler is Compiler.TENSORFLOW
     assert "its answers differ" in caplog.text
+
+
+class _Broken(_Fake):
+    """Fails at one step of its work.
+
+    Args:
+        step: "prepare", "compile" (of a batch size), "run", or "check" (it gives too few outputs).
+        error: What it raises then.
+        smallest: Whether it fails at batch size 1 only.
+    """
+
+    def __init__(self, step: str, error: Exception, smallest: bool = False) -> None:
+        super().__init__(takes_s=0.001)
+        self.step, self.error, self.smallest = step, error, smallest
+
+    def prepare(self, graph: ExplanationGraph, precision: Precision) -> Prepared:
+        self.fail("prepare", 1)
+        prepared = super().prepare(graph, precision)
+
+        def places(size: int) -> Places:
+            self.fail("compile", size)
+
+            def run(*arrays: Array) -> Sequence[Array]:
+                self.fail("run", len(arrays[0]))
+                outputs = prepared(size)[0](*arrays)
+                return outputs[:-1] if self.step == "check" else outputs
+
+            return (run,)
+
+        return places
+
+    def fail(self, step: str, size: int) -> None:
+        if step == self.step and (size == 1 or not self.smallest):
+            raise self.error
+
+
+FAILURES = {
+    "prepare": _Broken("prepare", ValueError("zip() argument 2 is shorter than argument 1")),
+    "compile": _Broken("compile", RuntimeError("Heading:\nno memory")),
+    "run": _Broken("run", tf.errors.InvalidArgumentError(None, None, "Cannot reshape")),
+    "check": _Broken("check", RuntimeError()),
+    "smallest": _Broken("compile", KeyError("x"), smallest=True),
+    "smallest run": _Broken("run", AssertionError(), smallest=True),
+}
+
+
+@pytest.mark.parametrize("wanted", [Compiler.OPENVINO, Compiler.AUTO])
+@pytest.mark.parametrize("failure", FAILURES)
+def test_whatever_a_compiler_raises_is_its_own_failure(
+    model: LoadedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    wanted: Compiler,
+    failure: str,
+) -> None:
+    """While converting, compiling, running or checking, at any size: another takes its place."""
+    use(monkeypatch, openvino=FAILURES[failure], xla=_Fake(takes_s=0.01))
+    monkeypatch.setattr(choice, "CANDIDATES", (Compiler.OPENVINO, Compiler.XLA))
+    with caplog.at_level(logging.WARNING):
+        compiled = compile_graph(graph(model), (1, 2), wanted)
+    auto = wanted is Compiler.AUTO
+    assert compiled.compiler is (Compiler.XLA if auto else Compiler.TENSORFLOW)
+    (line,) = (one.getMessage() for one in caplog.records if one.levelno == logging.WARNING)
+    assert line.startswith("openvino does not compile small, gradcam")
+    expected = compile_graph(graph(model), (2,), Compiler.TENSORFLOW)
+    assert_alike(answers(compiled), answers(expected), rtol=1e-4)
+
+
+def test_a_remembered_compiler_that_fails_is_replaced(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All are timed again, and from then on the other one is remembered."""
+    monkeypatch.setattr(choice, "CANDIDATES", (Compiler.OPENVINO, Compiler.XLA))
+    memory = Memory(tmp_path / "times.json")
+    use(monkeypatch, openvino=_Fake(takes_s=0.001), xla=_Fake())
+    assert compile_graph(graph(model), (1,), memory=memory).compiler is Compiler.OPENVINO
+    for failure in ("run", "prepare"):
+        use(monkeypatch, openvino=FAILURES[failure], xla=_Fake())
+        assert compile_graph(graph(model), (1,), memory=memory).compiler is Compiler.XLA
+    use(monkeypatch, openvino=_Fake(takes_s=0.001), xla=_Fake())
+    assert compile_graph(graph(model), (1,), memory=memory).compiler is Compiler.XLA
+
+
+def test_if_all_compilers_fail_the_error_names_their_reasons(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each in one short line, however much the libraries say."""
+    long = _Broken("run", RuntimeError("Graph execution error:\n\n" + "no memory " * 1000))
+    use(monkeypatch, openvino=FAILURES["prepare"], tensorflow=long)
+    monkeypatch.setattr(choice, "CANDIDATES", (Compiler.OPENVINO, Compiler.TENSORFLOW))
+    with pytest.raises(
+        CompilerError, match=r"^small, .* \(openvino: zip\(\) .*; tensorflow: no memory "
+    ) as caught:
+        compile_graph(graph(model), (1,), Compiler.AUTO)
+    assert len(str(caught.value)) < 800
+
+
+def test_a_layer_without_influence_is_not_the_compilers_fault(model: LoadedModel) -> None:
+    """The caller learns of the layer, and no other compiler is tried."""
+    image = keras.Input((SIZE, SIZE, 3))
+    x = keras.ops.stop_gradient(keras.layers.Conv2D(2, 3, name="stopped")(image))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(2, 3)(x))
+    network = KerasNetwork(keras.Model(image, keras.layers.Dense(CLASSES)(x)))
+    stopped = dataclasses.replace(model, network=network)
+    for compiler in (Compiler.OPENVINO, Compiler.AUTO):
+        with pytest.raises(DisconnectedLayerError, match="do not depend on stopped"):
+            compile_graph(graph(stopped, "stopped"), (1,), compiler)
 
 
 def test_a_compiler_that_is_not_installed_says_how_to_get_it(

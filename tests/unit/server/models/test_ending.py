@@ -417,16 +417,3 @@ def test_endings_in_16_bits_are_told(ending: str, caplog: pytest.LogCaptureFixtu
     assert network.output_activation is wanted
     np.testing.assert_allclose(probabilities(network), answers(model), atol=5e-3)
     assert not warnings(caplog)
-
-
-def test_a_saved_model_of_a_fixed_batch_size_is_told(tmp_path: Path) -> None:
-    """The images that tell are given in batches of that size."""
-    model = build(mean("softmax"))
-    function = tf.function(
-        lambda images: tf.reshape(model(images, training=False), (2, CLASSES)),
-        input_signature=[tf.TensorSpec((2, SIZE, SIZE, 3), tf.float32)],
-    )
-    module = tf.Module()
-    module.model, module.function = model, function
-    tf.saved_model.save(module, str(tmp_path), signatures=function)
-    assert SavedModelNetwork(tmp_path).output_activation is OutputActivation.EXPONENTIAL

@@ -349,6 +349,80 @@ def test_files_of_keras_2_that_cannot_be_read_name_the_way_out(name: str, tmp_pa
         load_file(path)
 
 
+@pytest.mark.parametrize("size", [1, 4])
+def test_saved_models_of_a_fixed_batch_size_are_refused(size: int, tmp_path: Path) -> None:
+    """Batches come in several sizes; the error says how to export it otherwise."""
+    module = tf.Module()
+    module.model = model = transfer()
+    module.serve = tf.function(
+        lambda images: model(images, training=False),
+        input_signature=[tf.TensorSpec((size, *SHAPE), tf.float32)],
+    )
+    tf.saved_model.save(module, str(tmp_path / "saved"), signatures=module.serve)
+    with pytest.raises(StartupError, match=rf"size is fixed at {size}, .*without batch_size"):
+        load_file(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("name", ["m.keras", "m.h5", "exported"])
+def test_models_whose_input_fixes_the_batch_size_are_served_at_any(
+    name: str, tmp_path: Path
+) -> None:
+    """Keras calls their layers with any, and exports them with an open one."""
+    inner = transfer()
+    image = keras.Input(SHAPE, batch_size=1)
+    model = keras.Model(image, inner(image))
+    if name == "exported":
+        model.export(tmp_path / name, verbose=False)
+    else:
+        model.save(tmp_path / name)
+    _, logits = load_file(tmp_path / name).network.compute(IMAGES, [])
+    np.testing.assert_allclose(tf.nn.softmax(logits), inner(IMAGES, training=False), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["m.keras", "m.h5"])
+def test_a_layer_that_calls_a_saved_model_names_the_way_out(name: str, tmp_path: Path) -> None:
+    """The folder that it calls can be served; safe mode cannot be left."""
+    transfer().export(tmp_path / "saved", verbose=False)
+    inner = layers.TFSMLayer(str(tmp_path / "saved"), call_endpoint="serving_default")
+    keras.Sequential([keras.Input(SHAPE), inner]).save(tmp_path / name)
+    with pytest.raises(StartupError, match="serve the SavedModel's folder itself") as refusal:
+        load_file(tmp_path / name)
+    assert "safe_mode" not in str(refusal.value)
+
+
+def change_config(path: Path, change: Callable[[str], str]) -> None:
+    """Changes the configuration in a .keras file."""
+    with zipfile.ZipFile(path) as file:
+        content = {one: file.read(one) for one in file.namelist()}
+    content["config.json"] = change(content["config.json"].decode()).encode()
+    with zipfile.ZipFile(path, "w") as file:
+        for one, data in content.items():
+            file.writestr(one, data)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace('"filters"', '"filter_count"'), "'filters'"),
+        (lambda text: text.replace('"Conv2D"', '"Conv9D"'), "Conv9D"),
+        (lambda text: text.replace('"strides": [1, 1]', '"strides": [0, 1]'), "strides"),
+    ],
+    ids=["argument", "class", "value"],
+)
+def test_errors_of_keras_are_cut(
+    change: Callable[[str], str], message: str, tmp_path: Path
+) -> None:
+    """Keras puts the whole configuration before the cause; the cause alone is told."""
+    convolutions = [layers.Conv2D(4, 1, name=f"conv{number}") for number in range(100)]
+    keras.Sequential([keras.Input(SHAPE), *convolutions, *transfer().layers[2:]]).save(
+        tmp_path / "m.keras"
+    )
+    change_config(tmp_path / "m.keras", change)
+    with pytest.raises(StartupError, match=message) as refusal:
+        load_file(tmp_path / "m.keras")
+    assert len(str(refusal.value)) < 1000
+
+
 @pytest.fixture(scope="module")
 def three_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "m.keras"

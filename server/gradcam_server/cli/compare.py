@@ -19,6 +19,7 @@ from gradcam_server.cli.session import (
     class_of,
     place_options,
     progress_bar,
+    say_compiled,
     softmax,
 )
 
@@ -131,6 +132,7 @@ def compare(
                 include_logits=True,
             )
             answers.append(outcome.unwrap())
+            say_compiled(place, answers[-1])
             bar.advance()
     output.parent.mkdir(parents=True, exist_ok=True)
     _draw(pixels, image.name, answers, by_layer=len(layers) > 1).savefig(output, dpi=_DPI)

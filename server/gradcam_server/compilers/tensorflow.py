@@ -1,20 +1,19 @@
 """TensorFlow's own executor: one ``tf.function`` for each batch size, oneDNN on CPUs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import tensorflow as tf
 
 from gradcam_server.compiled import Array, Places
-from gradcam_server.compilers import Prepared
 from gradcam_server.config import Precision
 from gradcam_server.graph import ExplanationGraph
 
 
 def prepare(
     graph: ExplanationGraph, precision: Precision, *, jit_compile: bool = False
-) -> Prepared:
+) -> Callable[[int | None], Places]:
     """Prepares a graph. The weights stay the network's variables, in memory once.
 
     Args:
@@ -23,10 +22,10 @@ def prepare(
         jit_compile: Whether XLA compiles it.
 
     Returns:
-        Makes what runs a batch size.
+        Makes what runs a batch size; None is any size.
     """
 
-    def places(batch_size: int) -> Places:
+    def places(batch_size: int | None) -> Places:
         function: Any = tf.function(
             partial(graph.explain, precision=precision),
             input_signature=graph.signature(batch_size),

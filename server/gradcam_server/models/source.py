@@ -1,6 +1,8 @@
 """A model as a source of graphs: TensorFlow traces them, and a compiler compiles them."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from gradcam_server.compiled import CompilationCounter, CompiledGraph
 from gradcam_server.compilers import CompilerError
 from gradcam_server.compilers.choice import compile_graph
 from gradcam_server.compilers.memory import Memory, default_folder
+from gradcam_server.compilers.soonest import compile_soonest
 from gradcam_server.config import Compiler, ServeConfig
 from gradcam_server.devices import set_up_devices
 from gradcam_server.errors import InvalidRequestError, StartupError
@@ -19,6 +22,8 @@ from gradcam_server.graph_io import GraphKey
 from gradcam_server.layers import default_layer
 from gradcam_server.models import ModelSpec, load
 from gradcam_server.models.loaded import LoadedModel
+
+logger = logging.getLogger(__name__)
 
 _TIMES = "compilers.json"
 
@@ -73,17 +78,34 @@ class ModelSource:
             graph = ExplanationGraph(loaded, key, self._counter)
             return compile_graph(graph, batch_sizes, compiler, config.precision, self._memory)
 
-        try:
+        with _explained(key):
             first = on(self.loaded, config.compiler)
             return first.beside([on(loaded, first.compiler) for loaded in self._others])
-        except DisconnectedLayerError as error:
-            raise InvalidRequestError(
-                "layers",
-                f"layer {error.layer!r} of {key.model} cannot be explained: the classes do not "
-                "depend on it",
-            ) from error
-        except CompilerError as error:
-            raise InvalidRequestError("method", str(error)) from error
+
+    def compile_soonest(self, key: GraphKey, batch_sizes: Sequence[int]) -> CompiledGraph | None:
+        """Traces a graph for TensorFlow's executor, on the first device alone."""
+        graph = ExplanationGraph(self.loaded, key, self._counter)
+        with _explained(key):
+            try:
+                return compile_soonest(graph, batch_sizes, self._config.precision)
+            except CompilerError as error:
+                logger.debug("%s is not traced for a start: %s", key, error)
+                return None
+
+
+@contextmanager
+def _explained(key: GraphKey) -> Iterator[None]:
+    """Turns what compilers raise into what callers are told."""
+    try:
+        yield
+    except DisconnectedLayerError as error:
+        raise InvalidRequestError(
+            "layers",
+            f"layer {error.layer!r} of {key.model} cannot be explained: the classes do not "
+            "depend on it",
+        ) from error
+    except CompilerError as error:
+        raise InvalidRequestError("method", str(error)) from error
 
 
 def _load_on(device: str, spec: ModelSpec) -> LoadedModel:

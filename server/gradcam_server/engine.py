@@ -227,11 +227,13 @@ class Engine:
     def _compile_first(self, key: GraphKey) -> tuple[CompiledGraph, bool]:
         """Returns a graph, and whether ``_compile`` gives no faster one."""
         source, sizes = self._sources[key.model], self._sizes(key)
-        if self._first_use is not FirstUse.FASTEST:
+        is_soonest = (
+            self._config.compiler is Compiler.TENSORFLOW and len(sizes) == source.device_count == 1
+        )
+        if self._first_use is not FirstUse.FASTEST and not is_soonest:
             graph = source.compile_soonest(key, sizes)
             if graph is not None:
-                is_configured = self._config.compiler is Compiler.TENSORFLOW
-                return graph, is_configured and len(sizes) == source.device_count == 1
+                return graph, False
         return self._compile(key), True
 
     def _sizes(self, key: GraphKey) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from gradcam_server.compiled import CompilationCounter, CompiledGraph
 from gradcam_server.compilers import CompilerError
 from gradcam_server.compilers.choice import compile_graph
 from gradcam_server.compilers.memory import Memory, default_folder
-from gradcam_server.compilers.soonest import compile_soonest
+from gradcam_server.compilers.soonest import SoonestCompiler
 from gradcam_server.config import Compiler, ServeConfig
 from gradcam_server.devices import set_up_devices
 from gradcam_server.errors import InvalidRequestError, StartupError
@@ -48,6 +48,7 @@ class ModelSource:
         self._config, self._counter = config, counter
         folder = Path(config.cache_dir) if config.cache_dir else default_folder()
         self._memory = Memory(folder / _TIMES)
+        self._soonest = SoonestCompiler(config.precision)
         layers = loaded.network.layers
         try:
             default = default_layer(layers)
@@ -87,7 +88,7 @@ class ModelSource:
         graph = ExplanationGraph(self.loaded, key, self._counter)
         with _explained(key):
             try:
-                return compile_soonest(graph, batch_sizes, self._config.precision)
+                return self._soonest(graph, batch_sizes)
             except CompilerError as error:
                 logger.debug("%s is not traced for a start: %s", key, error)
                 return None

@@ -89,7 +89,9 @@ class ModelSource:
         with _explained(key):
             try:
                 return self._soonest(graph, batch_sizes)
-            except CompilerError as error:
+            except DisconnectedLayerError:
+                raise
+            except Exception as error:  # noqa: BLE001 - ``compile`` may succeed, or says why not
                 logger.debug("%s is not traced for a start: %s", key, error)
                 return None
 

@@ -193,17 +193,18 @@ class Engine:
         loop = asyncio.get_running_loop()
         try:
             with self._telling_if_slow(key):
-                extra.graph, is_fastest = await loop.run_in_executor(
+                graph, is_fastest = await loop.run_in_executor(
                     self._first_compiler, self._compile_first, key
                 )
         except BaseException:
             if self._extra.get(key) is extra:
                 del self._extra[key]
             raise
+        extra.graph = graph
         improves = self._first_use is FirstUse.SOONEST_THEN_FASTEST and not is_fastest
         if improves and self._extra.get(key) is extra:
             extra.better = asyncio.create_task(self._improve(key, extra))
-        return extra.graph
+        return graph
 
     async def _improve(self, key: GraphKey, extra: _Extra) -> None:
         """Replaces a graph for requests to come; batches that wait or run keep theirs."""

@@ -20,9 +20,9 @@ ONE_PASS_METHODS = tuple(name for name in METHODS if name not in MANY_PASS_METHO
 
 _LOCAL_BATCH_SIZES = (1, 4)
 
-# From so many images on, what a trial of the compilers costs is won back: for resnet50 and
-# efficientnet-lite0 on two cores it takes 10 to 30 s, and saves 0.03 to 0.1 s an image.
-_MANY_IMAGES = 200
+# From so many images on, a trial of the compilers may pay. For efficientnet-lite0 and resnet50 it
+# took 4 and 15 s on two cores, and saved less than 5 ms an image; elsewhere it may save 15.
+_MANY_IMAGES = 1000
 
 _SLOW_COMPILE_S = 2.0
 

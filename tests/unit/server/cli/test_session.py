@@ -55,8 +55,8 @@ def opened(count: int) -> Opened:
     [
         (1, FirstUse.SOONEST),
         (16, FirstUse.SOONEST),
-        (199, FirstUse.SOONEST),
-        (200, FirstUse.FASTEST),
+        (999, FirstUse.SOONEST),
+        (1000, FirstUse.FASTEST),
         (5000, FirstUse.FASTEST),
     ],
 )

@@ -257,7 +257,7 @@ class ServingStats:
 
     Attributes:
         decode_us: Decoding and resizing the image, in microseconds.
-        queue_us: Waiting for a place in a batch, in microseconds.
+        queue_us: Waiting for a place in a batch, in microseconds; compiling is not in it.
         compute_us: The batch on the device, copies included, in microseconds.
         render_us: Enlarging, colouring and encoding the heat maps, in microseconds.
         batch_size: Images in the batch.
@@ -265,6 +265,8 @@ class ServingStats:
         pass_count: Forward passes that the answer took.
         dispatch_reason: Why the batch went to the device when it did: "full", "delay" (its
             oldest image had waited long enough), "idle" (the device was free) or "unknown".
+        compile_us: Waiting until the graphs of this answer were compiled, in microseconds; 0
+            unless this was their first use.
     """
 
     decode_us: int
@@ -275,6 +277,7 @@ class ServingStats:
     padded_batch_size: int
     pass_count: int = 1
     dispatch_reason: str = "unknown"
+    compile_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +361,7 @@ class ImageExplanation:
                 padded_batch_size=stats.padded_batch_size,
                 pass_count=stats.pass_count,
                 dispatch_reason=_DISPATCH_REASONS.get(stats.dispatch_reason, _UNKNOWN),
+                compile_us=stats.compile_us,
             ),
         )
 

@@ -128,10 +128,17 @@ class BatchReport:
 
 @dataclass(frozen=True)
 class Answer(Generic[Output]):
-    """The output for one item, and the batch that held it."""
+    """The output for one item.
+
+    Attributes:
+        output: The output.
+        batch: The batch that held the item.
+        compile_us: Time that the item waited until its runner was compiled, in microseconds.
+    """
 
     output: Output
     batch: BatchReport
+    compile_us: int = 0
 
 
 @dataclass

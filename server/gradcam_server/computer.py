@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from time import perf_counter
 from typing import TYPE_CHECKING, Protocol, cast
 
 from gradcam_server.batching import Answer, Batcher, BatchReport, BatchRunner, Turn, Urgency
@@ -103,8 +105,13 @@ class LocalComputer:
         urgency: Urgency = Urgency(),  # noqa: B008 - it is frozen
     ) -> Answer[GraphOutput]:
         """Computes one image, batched with its like."""
-        graph = await self._engine.graph(key)
-        return await self._batcher.submit(graph, item, turn, urgency)
+        graph, compile_us = self._engine.ready(key), 0
+        if graph is None:
+            began = perf_counter()
+            graph = await self._engine.graph(key)
+            compile_us = round((perf_counter() - began) * 1e6)
+        answer = await self._batcher.submit(graph, item, turn, urgency)
+        return replace(answer, compile_us=compile_us) if compile_us else answer
 
     async def close(self) -> None:
         """Stops after the batch that is running."""

@@ -136,6 +136,7 @@ def to_response(explained: ExplainedImage, *, include_logits: bool) -> pb.Explai
         stats=pb.ServingStats(
             decode_us=stats.decode_us,
             queue_us=stats.queue_us,
+            compile_us=stats.compile_us,
             compute_us=stats.compute_us,
             render_us=stats.render_us,
             batch_size=stats.batch_size,

@@ -101,7 +101,7 @@ class Explainer:
             if not self._in_work:
                 self._idle.set()
         stats = explained.stats
-        self._metrics.stages(stats.decode_us, stats.queue_us, stats.compute_us, stats.render_us)
+        self._metrics.stages(stats)
         current_call.get().stages(stats)
         return explained
 

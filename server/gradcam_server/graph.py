@@ -27,6 +27,9 @@ from gradcam_server.requests import ScoreType
 # The scope of all operations from the gradients to the maps.
 TAIL = "explanation"
 
+# What ``explain`` returns before the maps.
+_PREDICTED = 4
+
 
 class ExplanationGraph:
     """What a compiler is given: the function, and the tensors that it takes.
@@ -69,6 +72,59 @@ class ExplanationGraph:
         Raises:
             DisconnectedLayerError: The scores don't depend on one of the layers.
         """
+        predicted, activations, gradients = self._differentiate(images, classes, against, precision)
+        if self.key.channel_count:
+            return *predicted, *activations
+        with tf.name_scope(f"{TAIL}/"):  # the same scope again
+            maps = [
+                self._maps(activation, of_layer)
+                for activation, of_layer in zip(activations, gradients, strict=True)
+            ]
+        return *predicted, *maps
+
+    def differentiate(
+        self,
+        images: tf.Tensor,
+        classes: tf.Tensor,
+        against: tf.Tensor,
+        precision: Precision = Precision.FLOAT32,
+    ) -> tuple[tf.Tensor, ...]:
+        """Computes what ``explain`` does up to the maps: the same for all methods.
+
+        Args: As of ``explain``.
+
+        Returns:
+            The first four of ``explain``; the activations of each layer, (B, h, w, K), and its
+            gradients, (B, targets, h, w, K), float32; ``maps`` takes them all.
+
+        Raises:
+            DisconnectedLayerError: The scores don't depend on one of the layers.
+        """
+        predicted, activations, gradients = self._differentiate(images, classes, against, precision)
+        return *predicted, *activations, *(tf.stack(of_layer, axis=1) for of_layer in gradients)
+
+    def maps(self, differentiated: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
+        """Returns what ``explain`` does, from what ``differentiate`` returned; also eagerly."""
+        predicted, count = differentiated[:_PREDICTED], len(self.key.layers)
+        layers = differentiated[_PREDICTED:]
+        maps = (
+            self._maps(activation, tf.unstack(gradients, axis=1))
+            for activation, gradients in zip(layers[:count], layers[count:], strict=True)
+        )
+        return *predicted, *maps
+
+    def _maps(self, activation: tf.Tensor, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
+        method = METHODS[self.key.method]
+        return tf.stack([method(activation, gradient) for gradient in gradients], axis=1)
+
+    def _differentiate(
+        self, images: tf.Tensor, classes: tf.Tensor, against: tf.Tensor, precision: Precision
+    ) -> tuple[tuple[tf.Tensor, ...], list[tf.Tensor], list[list[tf.Tensor]]]:
+        """Returns the first four of ``explain``, activations, and their gradients by target.
+
+        Instead of activations these are the strongest channels, and there are no gradients, if
+        the key asks for channels.
+        """
         self._counter.increment()  # runs while tracing, not in the graph
         network = self.model.network
         pixels = tf.cast(images, tf.float32)
@@ -85,11 +141,11 @@ class ExplanationGraph:
         contrasted = tf.cast(against != NO_CLASS, tf.float32)
         scores = tf.gather(values, chosen, batch_dims=1)
         scores -= contrasted * tf.gather(values, other, batch_dims=1)
+        predicted = logits, probabilities, chosen, scores
         if self.key.channel_count:
-            channels = (_strongest(one, self.key.channel_count) for one in activations)
-            return logits, probabilities, chosen, scores, *channels
-        maps: list[list[tf.Tensor]] = [[] for _ in activations]
-        method = METHODS[self.key.method]
+            channels = [_strongest(one, self.key.channel_count) for one in activations]
+            return predicted, channels, []
+        found: list[list[tf.Tensor]] = [[] for _ in activations]
         with tf.name_scope(TAIL):
             if head:
                 # Columns of the kernel: a gradient by the scores would multiply all of it.
@@ -104,15 +160,14 @@ class ExplanationGraph:
             for output, slope in differentiated:
                 # The images are independent, so the gradient of their sum is each one's own.
                 gradients = tf.gradients(output, activations, slope)
-                for layer, activation, gradient, of_layer in zip(
-                    self.key.layers, activations, gradients, maps, strict=True
+                for layer, gradient, of_layer in zip(
+                    self.key.layers, gradients, found, strict=True
                 ):
                     if gradient is None:
                         raise DisconnectedLayerError(layer)
-                    wide = tf.cast(activation, tf.float32), tf.cast(gradient, tf.float32)
-                    of_layer.append(method(*wide))
-        stacked = (tf.stack(of_layer, axis=1) for of_layer in maps)
-        return logits, probabilities, chosen, scores, *stacked
+                    of_layer.append(tf.cast(gradient, tf.float32))
+            wide = [tf.cast(activation, tf.float32) for activation in activations]
+        return predicted, wide, found
 
     def run_network(
         self, pixels: tf.Tensor, layers: Sequence[str], precision: Precision

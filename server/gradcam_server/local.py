@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,10 +14,11 @@ from gradcam_client.errors import from_status
 from gradcam_client.requests import ImageInput, build_request
 from gradcam_client.stream import OnProgress
 from gradcam_server.computer import LocalComputer
-from gradcam_server.config import ServeConfig
-from gradcam_server.engine import Engine
+from gradcam_server.config import Compiler, ServeConfig
+from gradcam_server.engine import Engine, FirstUse
 from gradcam_server.errors import InvalidRequestError
 from gradcam_server.explainer import Explainer
+from gradcam_server.graph_io import GraphKey
 from gradcam_server.metrics import Metrics
 from gradcam_server.models import DEFAULT_MODEL
 from gradcam_server.pipeline import load
@@ -49,13 +50,23 @@ class LocalClient:
 
     Args:
         config: The settings; those of the network are ignored.
+        first_use: How graphs are compiled. A compiler that the settings name is the one that
+            is used, whatever this says.
+        on_slow_compile: As of ``Engine``.
 
     Raises:
         StartupError: The model or its weights cannot be had.
     """
 
-    def __init__(self, config: ServeConfig) -> None:
-        engine = Engine(config)
+    def __init__(
+        self,
+        config: ServeConfig,
+        first_use: FirstUse = FirstUse.FASTEST,
+        on_slow_compile: Callable[[GraphKey], None] | None = None,
+    ) -> None:
+        if config.compiler is not Compiler.AUTO:
+            first_use = FirstUse.FASTEST
+        engine = Engine(config, first_use, on_slow_compile)
         self._config, self._source = config, next(iter(engine.sources.values()))
         self._runner = asyncio.Runner()
         self._explainer = self._runner.run(_on_loop(config, engine))

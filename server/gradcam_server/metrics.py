@@ -26,6 +26,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.samples import Sample
 
+from gradcam_server.tracing import StageTimes
+
 logger = logging.getLogger(__name__)
 
 DropReason: TypeAlias = Literal["cancelled", "deadline"]
@@ -53,7 +55,7 @@ class Definition:
     buckets: tuple[float, ...] = ()
 
 
-_STAGES = ("decode", "queue", "compute", "render")
+_STAGES = ("decode", "queue", "compile", "compute", "render")
 _REQUEST_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _STAGE_S = (0.0001, 0.00025, 0.0005, *_REQUEST_S[:-1])
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -77,7 +79,8 @@ DEFINITIONS = (
     Definition(
         "gradcam_stage_seconds",
         "histogram",
-        "Time that an answered image spent in each stage; queue is all waiting.",
+        "Time that an answered image spent in each stage; queue is waiting for a batch, compile is "
+        "waiting for a graph at its first use (images that find it compiled are not counted).",
         {"stage": _STAGES},
         _STAGE_S,
     ),
@@ -226,7 +229,7 @@ class Metrics:
         self._histograms: dict[str, Histogram] = {}
         for definition in DEFINITIONS:
             self._make(definition)
-        self._stages = [self._histogram("gradcam_stage_seconds", stage) for stage in _STAGES]
+        self._stages = {stage: self._histogram("gradcam_stage_seconds", stage) for stage in _STAGES}
         self._models: set[str] = set()
         self._model_infos: set[ModelInfo] = set()
         self._engine, self._compilation_count = 0, 0
@@ -261,11 +264,12 @@ class Metrics:
         self._counter("gradcam_requests_total", rpc, self._known(model), code).inc()
         self._histogram("gradcam_request_seconds", rpc).observe(seconds)
 
-    def stages(self, decode_us: int, queue_us: int, compute_us: int, render_us: int) -> None:
-        """An image was answered; where its time went, in microseconds."""
-        durations = (decode_us, queue_us, compute_us, render_us)
-        for histogram, duration_us in zip(self._stages, durations, strict=True):
-            histogram.observe(duration_us / 1e6)
+    def stages(self, times: StageTimes) -> None:
+        """An image was answered; where its time went."""
+        for stage, histogram in self._stages.items():
+            duration_us: int = getattr(times, f"{stage}_us")
+            if duration_us or stage != "compile":  # nearly all images find their graph compiled
+                histogram.observe(duration_us / 1e6)
 
     def dropped(self, reason: DropReason, count: int = 1) -> None:
         """Requests that had been let in were given up."""

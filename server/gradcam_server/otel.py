@@ -100,6 +100,7 @@ class _OtelCall(Call):
         stages: tuple[tuple[str, int, Mapping[str, str | int]], ...] = (
             ("decode", times.decode_us, {}),
             ("queue", times.queue_us, {}),
+            *([("compile", times.compile_us, {})] if times.compile_us else []),
             ("compute", times.compute_us, batch),
             ("render", times.render_us, {}),
         )

@@ -76,7 +76,7 @@ class Perturbation:
         targets: Sequence[GraphTarget],
         first: GraphOutput,
         progress: Progress,
-    ) -> GraphOutput:
+    ) -> tuple[GraphOutput, int]:
         """Replaces the maps of the first pass by those of a method of many passes.
 
         Args:
@@ -86,6 +86,9 @@ class Perturbation:
             targets: The classes to explain.
             first: What the first pass found.
             progress: Counts the passes; ``total`` is set.
+
+        Returns:
+            The output, and how long its graphs were waited for, in microseconds.
         """
         # By index: a rank could mean another class in a perturbed image.
         chosen = [
@@ -94,7 +97,8 @@ class Perturbation:
         ]
         run = _Run(self._computer, request, model, chosen, progress)
         async with self._places:
-            return dataclasses.replace(first, maps=await run.maps(fitted))
+            output = dataclasses.replace(first, maps=await run.maps(fitted))
+        return output, run.compile_us
 
 
 class _Run:
@@ -110,6 +114,12 @@ class _Run:
     ) -> None:
         self._computer, self._request, self._model = computer, request, model
         self._targets, self._progress = targets, progress
+        self._compile_us: dict[GraphKey, int] = {}
+
+    @property
+    def compile_us(self) -> int:
+        """How long the graphs were waited for, in microseconds."""
+        return sum(self._compile_us.values())
 
     async def maps(self, fitted: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
         match self._request.method:
@@ -175,6 +185,9 @@ class _Run:
         item = GraphItem(pixels, self._targets)
         answer = await self._computer.compute(key, item, None, self._urgency)
         self._progress.completed += 1
+        # Passes of one graph wait for it side by side; graphs are needed one after the other.
+        known_us = self._compile_us.get(key, 0)
+        self._compile_us[key] = max(known_us, answer.compile_us)
         return answer.output
 
     @property

@@ -121,10 +121,12 @@ class Pipeline:
             progress.completed = 1
             if passes and targets:
                 started = perf_counter()
-                output = await self._perturbation.explain(
+                output, compile_us = await self._perturbation.explain(
                     request, model, fitted, targets, output, progress
                 )
-                stats.compute_us += round((perf_counter() - started) * 1e6)
+                elapsed_us = round((perf_counter() - started) * 1e6)
+                stats.compile_us += compile_us
+                stats.compute_us += max(elapsed_us - compile_us, 0)
                 stats.pass_count = progress.completed
             if request.method is Method.INTEGRATED_GRADIENTS:
                 layers = (PIXELS,)
@@ -196,12 +198,13 @@ class Pipeline:
             start_by = perf_counter() + max_wait_s if max_wait_s else None
             urgency = Urgency(request.priority, request.deadline, start_by)
             answer = await self._computer.compute(key, GraphItem(fitted, targets), place, urgency)
-        # What was neither decoding nor computing was waiting: for a thread, for a place in
-        # a batch, or for the compiler at a layer's first use.
+        # What was neither decoding, compiling nor computing was waiting: for a thread, or for a
+        # place in a batch.
         elapsed_us = round((perf_counter() - admitted) * 1e6)
         batch = answer.batch
-        stats.compute_us = batch.compute_us
-        stats.queue_us = max(elapsed_us - stats.decode_us - stats.compute_us, 0)
+        stats.compile_us, stats.compute_us = answer.compile_us, batch.compute_us
+        worked_us = stats.decode_us + stats.compile_us + stats.compute_us
+        stats.queue_us = max(elapsed_us - worked_us, 0)
         stats.batch_size, stats.padded_batch_size = batch.size, batch.padded_size
         stats.dispatch_reason = batch.reason
         return image, fitted, placement, answer.output

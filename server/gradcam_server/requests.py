@@ -234,6 +234,7 @@ class Stats:
     padded_batch_size: int = 0
     pass_count: int = 1
     dispatch_reason: str = ""
+    compile_us: int = 0
 
 
 @dataclass

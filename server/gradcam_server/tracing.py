@@ -2,7 +2,7 @@
 
     rpc (server; its parent comes from the client's metadata)
       image (one for each of a stream)
-        decode, queue, compute, render
+        decode, queue, compile (at a graph's first use), compute, render
 
 Spans of stages are made when the image is done, from the times that its answer reports, so they
 cost nothing on its way. Nothing here imports OpenTelemetry before ``configure`` turns it on.
@@ -28,6 +28,9 @@ class StageTimes(Protocol):
 
     @property
     def queue_us(self) -> int: ...
+
+    @property
+    def compile_us(self) -> int: ...
 
     @property
     def compute_us(self) -> int: ...

@@ -110,8 +110,9 @@ def test_a_second_signal_ends_the_drain(started: list[RunningServer], images: Pa
     server = serve(started, *TRACED, "--drain-timeout-s", "60").wait_ready()
     big = b"".join([(images / "cat.jpg").read_bytes()])
     with Client(server.address, retry=ONCE) as client, ThreadPoolExecutor(1) as pool:
-        # Compiling a layer at first use takes seconds: a request that is slow to drain.
-        slow = pool.submit(client.explain, big, layer="block2a_expand_conv", top_k=5)
+        (engine,) = server.engines()
+        engine.suspend()  # so that the request does not end
+        slow = pool.submit(client.explain, big)
         time.sleep(0.5)
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.3)

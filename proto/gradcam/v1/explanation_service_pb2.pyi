@@ -294,7 +294,7 @@ class Heatmap(_message.Message):
     def __init__(self, format: _Optional[_Union[HeatmapFormat, str]] = ..., height_px: _Optional[int] = ..., width_px: _Optional[int] = ..., data: _Optional[bytes] = ..., normalization: _Optional[_Union[Normalization, str]] = ..., interpolation: _Optional[_Union[Interpolation, str]] = ...) -> None: ...
 
 class ServingStats(_message.Message):
-    __slots__ = ("decode_us", "queue_us", "compute_us", "render_us", "batch_size", "padded_batch_size", "pass_count", "dispatch_reason")
+    __slots__ = ("decode_us", "queue_us", "compute_us", "render_us", "batch_size", "padded_batch_size", "pass_count", "dispatch_reason", "compile_us")
     DECODE_US_FIELD_NUMBER: _ClassVar[int]
     QUEUE_US_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_US_FIELD_NUMBER: _ClassVar[int]
@@ -303,6 +303,7 @@ class ServingStats(_message.Message):
     PADDED_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     PASS_COUNT_FIELD_NUMBER: _ClassVar[int]
     DISPATCH_REASON_FIELD_NUMBER: _ClassVar[int]
+    COMPILE_US_FIELD_NUMBER: _ClassVar[int]
     decode_us: int
     queue_us: int
     compute_us: int
@@ -311,7 +312,8 @@ class ServingStats(_message.Message):
     padded_batch_size: int
     pass_count: int
     dispatch_reason: DispatchReason
-    def __init__(self, decode_us: _Optional[int] = ..., queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., render_us: _Optional[int] = ..., batch_size: _Optional[int] = ..., padded_batch_size: _Optional[int] = ..., pass_count: _Optional[int] = ..., dispatch_reason: _Optional[_Union[DispatchReason, str]] = ...) -> None: ...
+    compile_us: int
+    def __init__(self, decode_us: _Optional[int] = ..., queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., render_us: _Optional[int] = ..., batch_size: _Optional[int] = ..., padded_batch_size: _Optional[int] = ..., pass_count: _Optional[int] = ..., dispatch_reason: _Optional[_Union[DispatchReason, str]] = ..., compile_us: _Optional[int] = ...) -> None: ...
 
 class StreamExplainImagesRequest(_message.Message):
     __slots__ = ("correlation_id", "request", "report_progress")

@@ -2,7 +2,7 @@
 
 from gradcam_server.compiled import CompiledGraph
 from gradcam_server.config import ServeConfig
-from gradcam_server.engine import Engine
+from gradcam_server.engine import Engine, FirstUse
 from gradcam_server.graph_io import GraphKey
 
 # A larger batch must serve that many times the images in a second to be worth its memory.
@@ -13,15 +13,11 @@ class ThroughputEngine(Engine):
     """Compiles all batch sizes, and uses those up to the one that serves most images."""
 
     def __init__(self, config: ServeConfig) -> None:
-        super().__init__(config)
-        self._tuned: dict[CompiledGraph, CompiledGraph] = {}
+        super().__init__(config, FirstUse.FASTEST)
 
-    async def graph(self, key: GraphKey) -> CompiledGraph:
-        """Finds or compiles a graph, as ``Engine.graph`` does."""
-        graph = await super().graph(key)
-        if graph not in self._tuned:  # once: only what is the same graph shares batches
-            self._tuned[graph] = graph.up_to(best_size(graph))
-        return self._tuned[graph]
+    def _compile(self, key: GraphKey) -> CompiledGraph:
+        graph = super()._compile(key)
+        return graph.up_to(best_size(graph))
 
 
 def best_size(graph: CompiledGraph) -> int:

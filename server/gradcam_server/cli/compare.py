@@ -22,6 +22,7 @@ from gradcam_server.cli.session import (
     place_options,
     probabilities_of,
     progress_bar,
+    say_compiled,
 )
 
 # Sharp in a cell of the picture.
@@ -133,6 +134,7 @@ def compare(
                 prediction_count=ALL_CLASSES,
             )
             answers.append(outcome.unwrap())
+            say_compiled(place, answers[-1])
             bar.advance()
     output.parent.mkdir(parents=True, exist_ok=True)
     _draw(pixels, image.name, answers, by_layer=len(layers) > 1).savefig(output, dpi=_DPI)

@@ -27,6 +27,7 @@ from gradcam_server.cli.session import (
     place_options,
     probabilities_of,
     progress_bar,
+    say_compiled,
 )
 
 # More than the input of the built-in models, and little enough to send many times.
@@ -59,6 +60,11 @@ class Protocol:
     steps: int
     deletion_baseline: str
     insertion_baseline: str
+
+    @property
+    def image_count(self) -> int:
+        """How many images are predicted to test one heat map, and one that is explained."""
+        return 2 * (self.steps + 1) + 2
 
     def images(
         self, image: NDArray[np.uint8], heatmap: NDArray[np.float32]
@@ -176,11 +182,11 @@ def evaluate(
     records = []
     with (
         errors_for_people(),
-        place.open(len(images) * 2, 1) as client,
+        place.open(len(images) * protocol.image_count, 1) as client,
         progress_bar(len(images) * len(methods), hidden=as_json, description="Evaluating") as bar,
     ):
         smooth = SmoothGrad(smooth_samples) if smooth_samples else None
-        evaluator = _Evaluator(client, place.requested_model, layer, target, protocol, smooth)
+        evaluator = _Evaluator(client, place, layer, target, protocol, smooth)
         for path in images:
             record = evaluator.evaluate(path, methods, masks, bar.advance)
             records.append(record)
@@ -207,13 +213,13 @@ class _Evaluator:
     def __init__(
         self,
         client: Any,
-        model: str,
+        place: Place,
         layer: str,
         target: str | None,
         protocol: Protocol,
         smooth: SmoothGrad | None,
     ) -> None:
-        self._client, self._model, self._layer = client, model, layer
+        self._client, self._place, self._layer = client, place, layer
         self._classes = [] if target is None else [class_of(target)]
         self._protocol, self._smooth = protocol, smooth
 
@@ -254,7 +260,7 @@ class _Evaluator:
         began = time.monotonic()
         (outcome,) = self._client.explain_stream(
             [image],
-            model=self._model,
+            model=self._place.requested_model,
             classes=self._classes,
             layer=self._layer,
             method=method.removeprefix(_SMOOTH),
@@ -262,6 +268,7 @@ class _Evaluator:
             heatmaps=[ImageArray()],
         )
         result = outcome.unwrap()
+        say_compiled(self._place, result)
         explanation: Explanation = result.explanations[0]
         heatmap = explanation.heatmaps[0].array
         probabilities = self._probabilities(
@@ -289,7 +296,7 @@ class _Evaluator:
         self, images: Iterable[NDArray[np.uint8]], index: int
     ) -> NDArray[np.float64]:
         outcomes = self._client.explain_stream(
-            images, model=self._model, top_k=0, prediction_count=ALL_CLASSES
+            images, model=self._place.requested_model, top_k=0, prediction_count=ALL_CLASSES
         )
         return np.array([probabilities_of(one.unwrap())[index] for one in outcomes])
 

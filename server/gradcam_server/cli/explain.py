@@ -29,7 +29,14 @@ from gradcam_client.requests import (
 )
 from gradcam_server.cli.common import errors_for_people
 from gradcam_server.cli.connection import readable
-from gradcam_server.cli.session import Place, class_of, error_as_json, place_options, progress_bar
+from gradcam_server.cli.session import (
+    Place,
+    class_of,
+    error_as_json,
+    place_options,
+    progress_bar,
+    say_compiled,
+)
 
 if TYPE_CHECKING:
     from gradcam_server.local import LocalClient
@@ -189,6 +196,7 @@ def explain(
                 failed = True
                 _report_failure(path, outcome.error, as_json)
                 continue
+            say_compiled(place, outcome.result)
             written = overlays.write(path, outcome.result) if output else []
             if npz:
                 _save_numbers(numbers.path_for(path), outcome.result)
@@ -303,6 +311,7 @@ def _as_json(path: Path, result: ImageExplanation) -> dict[str, Any]:
         "stats": {
             "decode_us": stats.decode_us,
             "queue_us": stats.queue_us,
+            "compile_us": stats.compile_us,
             "compute_us": stats.compute_us,
             "render_us": stats.render_us,
             "batch_size": stats.batch_size,
@@ -340,10 +349,11 @@ def _print(path: Path, result: ImageExplanation, written: Sequence[Path]) -> Non
         click.echo(f"  wrote {file}")
     stats = result.stats
     passes = f", {stats.pass_count} passes" if stats.pass_count > 1 else ""
+    compiling = f"compile {stats.compile_us / 1e3:.1f} ms, " if stats.compile_us else ""
     click.echo(
         f"  time: decode {stats.decode_us / 1e3:.1f} ms, queue {stats.queue_us / 1e3:.1f} ms, "
-        f"compute {stats.compute_us / 1e3:.1f} ms, render {stats.render_us / 1e3:.1f} ms "
-        f"(batch of {stats.batch_size}{passes})"
+        f"{compiling}compute {stats.compute_us / 1e3:.1f} ms, "
+        f"render {stats.render_us / 1e3:.1f} ms (batch of {stats.batch_size}{passes})"
     )
 
 

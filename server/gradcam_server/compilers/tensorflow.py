@@ -1,8 +1,8 @@
 """TensorFlow's own executor: one ``tf.function`` for each batch size, oneDNN on CPUs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import tensorflow as tf
 
@@ -25,23 +25,49 @@ def prepare(
     Returns:
         Makes what runs a batch size.
     """
+    explain = partial(graph.explain, precision=precision)
 
     def places(batch_size: int) -> Places:
-        function: Any = tf.function(
-            partial(graph.explain, precision=precision),
-            input_signature=graph.signature(batch_size),
-            jit_compile=jit_compile,
-            autograph=False,
-        )
-        device = graph.model.device
-        with tf.device(device):
-            concrete = function.get_concrete_function()  # which cannot trace again
+        function = trace(graph, explain, batch_size, jit_compile=jit_compile)
 
         def run(*arrays: Array) -> Sequence[Array]:
-            with tf.device(device):
-                outputs = concrete(*map(tf.constant, arrays))
-            return [tensor.numpy() for tensor in outputs]
+            return [tensor.numpy() for tensor in function(*arrays)]
 
         return (run,)
 
     return places
+
+
+def trace(
+    graph: ExplanationGraph,
+    function: Callable[..., Sequence[tf.Tensor]],
+    batch_size: int | None,
+    *,
+    jit_compile: bool = False,
+) -> Callable[..., Sequence[tf.Tensor]]:
+    """Traces one of a graph's functions.
+
+    Args:
+        graph: The graph.
+        function: Its function.
+        batch_size: The size of the batches; None is any.
+        jit_compile: Whether XLA compiles it.
+
+    Returns:
+        The function of arrays, on the model's device.
+    """
+    traced: Any = tf.function(
+        function,
+        input_signature=graph.signature(batch_size),
+        jit_compile=jit_compile,
+        autograph=False,
+    )
+    device = graph.model.device
+    with tf.device(device):
+        concrete = traced.get_concrete_function()  # which cannot trace again
+
+    def run(*arrays: Array) -> Sequence[tf.Tensor]:
+        with tf.device(device):
+            return cast("Sequence[tf.Tensor]", concrete(*map(tf.constant, arrays)))
+
+    return run

@@ -72,6 +72,9 @@ class ExportedSource:
         """Returns nothing: the preprocessing is part of the graphs; gradcam export warns."""
         return {}
 
+    def compile_soonest(self, key: GraphKey, batch_sizes: Sequence[int]) -> None:
+        """Returns None: reading a graph is the only way, and a quick one."""
+
     def compile(self, key: GraphKey, batch_sizes: Sequence[int]) -> CompiledGraph:
         """Reads a graph and compiles it for this CPU.
 

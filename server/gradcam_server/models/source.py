@@ -1,7 +1,8 @@
 """A model as a source of graphs: TensorFlow traces them, and a compiler compiles them."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from gradcam_server.compiled import CompilationCounter, CompiledGraph
 from gradcam_server.compilers import CompilerError
 from gradcam_server.compilers.choice import compile_graph
 from gradcam_server.compilers.memory import Memory, default_folder
+from gradcam_server.compilers.soonest import SoonestCompiler
 from gradcam_server.config import Compiler, ServeConfig
 from gradcam_server.devices import set_up_devices
 from gradcam_server.errors import InvalidRequestError, StartupError
@@ -52,6 +54,7 @@ class ModelSource:
         self._is_checked = False
         folder = Path(config.cache_dir) if config.cache_dir else default_folder()
         self._memory = Memory(folder / _TIMES)
+        self._soonest = SoonestCompiler(config.precision)
         layers = loaded.network.layers
         try:
             default = default_layer(layers)
@@ -93,18 +96,24 @@ class ModelSource:
             graph = ExplanationGraph(loaded, key, self._counter)
             return compile_graph(graph, batch_sizes, compiler, config.precision, self._memory)
 
-        try:
+        with _explained(key):
             first = on(self.loaded, config.compiler)
             self._check(first)
             return first.beside([on(loaded, first.compiler) for loaded in self._others])
-        except DisconnectedLayerError as error:
-            raise InvalidRequestError(
-                "layers",
-                f"layer {error.layer!r} of {key.model} cannot be explained: the classes do not "
-                "depend on it",
-            ) from error
-        except CompilerError as error:
-            raise InvalidRequestError("method", str(error)) from error
+
+    def compile_soonest(self, key: GraphKey, batch_sizes: Sequence[int]) -> CompiledGraph | None:
+        """Traces a graph for TensorFlow's executor, on the first device alone."""
+        graph = ExplanationGraph(self.loaded, key, self._counter)
+        with _explained(key):
+            try:
+                compiled = self._soonest(graph, batch_sizes)
+            except DisconnectedLayerError:
+                raise
+            except Exception as error:  # noqa: BLE001 - ``compile`` may succeed, or says why not
+                logger.debug("%s is not traced for a start: %s", key, error)
+                return None
+        self._check(compiled)
+        return compiled
 
     def _check(self, graph: CompiledGraph) -> None:
         if self._is_checked:
@@ -112,6 +121,21 @@ class ModelSource:
         if reason := find_training_mode(self.loaded, graph, self._config.precision):
             raise InvalidRequestError("model", reason)
         self._is_checked = True
+
+
+@contextmanager
+def _explained(key: GraphKey) -> Iterator[None]:
+    """Turns what compilers raise into what callers are told."""
+    try:
+        yield
+    except DisconnectedLayerError as error:
+        raise InvalidRequestError(
+            "layers",
+            f"layer {error.layer!r} of {key.model} cannot be explained: the classes do not "
+            "depend on it",
+        ) from error
+    except CompilerError as error:
+        raise InvalidRequestError("method", str(error)) from error
 
 
 def _load_on(device: str, spec: ModelSpec) -> LoadedModel:

@@ -51,14 +51,16 @@ class ModelRecord:
         self._executions += sum(1 / max(stats.batch_size, 1) for stats in images)
         stages, slowest = self._totals.inference_stats, max(images, key=_total_us)
         _add(stages.success, duration_ns)
-        _add(stages.queue, slowest.queue_us * 1000)
+        # Triton has no stage for compiling: it is waiting to clients of this protocol.
+        _add(stages.queue, (slowest.queue_us + slowest.compile_us) * 1000)
         _add(stages.compute_input, slowest.decode_us * 1000)
         _add(stages.compute_infer, slowest.compute_us * 1000)
         _add(stages.compute_output, slowest.render_us * 1000)
 
 
 def _total_us(stats: Stats) -> int:
-    return stats.queue_us + stats.decode_us + stats.compute_us + stats.render_us
+    waited_us = stats.queue_us + stats.compile_us
+    return waited_us + stats.decode_us + stats.compute_us + stats.render_us
 
 
 def _add(duration: pb.StatisticDuration, ns: int) -> None:

@@ -82,6 +82,7 @@ def heatmap_response() -> pb.ExplainImageResponse:
             batch_size=5,
             padded_batch_size=8,
             pass_count=1,
+            compile_us=6,
         ),
     )
 

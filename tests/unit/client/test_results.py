@@ -30,7 +30,7 @@ def test_every_field_is_read(result: ImageExplanation) -> None:
     assert (result.preprocessing, result.preprocessing_declared) == ("caffe", True)
     assert result.top == Prediction(281, "tabby", 0.75, 9.5)
     assert len(result.predictions) == 2
-    assert result.stats == ServingStats(1, 2, 3, 4, 5, 8)
+    assert result.stats == ServingStats(1, 2, 3, 4, 5, 8, compile_us=6)
     (explanation,) = result.explanations
     assert (explanation.index, explanation.name, explanation.score) == (281, "tabby", 9.5)
     assert (explanation.layer, explanation.method) == ("conv5_block3_out", "gradcam")

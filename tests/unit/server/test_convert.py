@@ -139,7 +139,7 @@ def test_answers_are_written_whole() -> None:
         ),
         logits=np.array([0.0, 2.0], np.float32),
         probabilities=np.array([0.1, 0.9], np.float32),
-        stats=Stats(1, 2, 3, 4, 5, 8),
+        stats=Stats(1, 2, 3, 4, 5, 8, compile_us=6),
         preprocessing="tf",
         preprocessing_declared=True,
     )
@@ -155,6 +155,7 @@ def test_answers_are_written_whole() -> None:
     stats = message.stats
     times = (stats.decode_us, stats.queue_us, stats.compute_us, stats.render_us)
     assert (*times, stats.batch_size, stats.padded_batch_size) == (1, 2, 3, 4, 5, 8)
+    assert stats.compile_us == 6
     assert not to_response(explained, include_logits=False).logits
     assert not explanation.HasField("extent")
     part = dataclasses.replace(explained.explanations[0], extent=Extent(-1, 2, 3, 4.5))

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gradcam_server.metrics import DEFINITIONS, Metrics, ModelInfo
+from gradcam_server.requests import Stats
 
 RESNET = ModelInfo("resnet50", "imagenet", "conv5_block3_out", "xla")
 
@@ -55,11 +56,22 @@ def test_names_that_clients_invent_make_no_series(metrics: Metrics) -> None:
 
 def test_stages_are_exported_in_seconds(metrics: Metrics) -> None:
     """Microseconds come in, seconds go out; from 100 us to 30 s there are buckets."""
-    metrics.stages(decode_us=1500, queue_us=0, compute_us=29_000_000, render_us=90)
+    metrics.stages(Stats(decode_us=1500, queue_us=0, compute_us=29_000_000, render_us=90))
     assert read(metrics, "gradcam_stage_seconds_sum", stage="decode") == 0.0015
     assert read(metrics, "gradcam_stage_seconds_bucket", stage="render", le="0.0001") == 1
     assert read(metrics, "gradcam_stage_seconds_bucket", stage="compute", le="10.0") == 0
     assert read(metrics, "gradcam_stage_seconds_bucket", stage="compute", le="30.0") == 1
+
+
+def test_compiling_is_a_stage_of_the_images_that_waited_for_it(metrics: Metrics) -> None:
+    """Images that find their graph compiled do not make its quantiles zero; queue is apart."""
+    for _ in range(3):
+        metrics.stages(Stats(queue_us=10))
+    metrics.stages(Stats(queue_us=10, compile_us=12_000_000))
+    assert read(metrics, "gradcam_stage_seconds_count", stage="compile") == 1
+    assert read(metrics, "gradcam_stage_seconds_sum", stage="compile") == 12
+    assert read(metrics, "gradcam_stage_seconds_count", stage="queue") == 4
+    assert read(metrics, "gradcam_stage_seconds_bucket", stage="queue", le="0.0001") == 4
 
 
 def test_padding_and_images_add_up_to_what_was_computed(metrics: Metrics) -> None:

@@ -331,6 +331,14 @@ def test_metadata_and_configuration_agree() -> None:
     assert shapes["logits"] == ("FP32", [-1, 5])
 
 
+def test_statistics_count_compiling_as_waiting() -> None:
+    """Triton's statistics have no stage for it, and their stages add up to the whole."""
+    record = ModelRecord("m", "1")
+    with record.request() as images:
+        images.extend([Stats(1, 9, 3, 4), Stats(1, 2, 3, 4, compile_us=20)])
+    assert record.to_message().inference_stats.queue.ns == 22_000
+
+
 def test_statistics_add_up() -> None:
     """A batch counts once however many requests share it; failures count apart."""
     record = ModelRecord("m", "1")

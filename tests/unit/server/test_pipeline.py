@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 from gradcam_server import pipeline as module
+from gradcam_server.batching import Answer
 from gradcam_server.config import ServeConfig
 from gradcam_server.errors import InvalidRequestError
+from gradcam_server.graph_io import GraphKey, GraphOutput
 from gradcam_server.layers import Extent, LayerInfo
 from gradcam_server.pipeline import Pipeline
 from gradcam_server.requests import (
@@ -21,11 +23,22 @@ from gradcam_server.requests import (
     HeatmapForm,
     HeatmapFormat,
     LayerFusion,
+    Method,
     RawImage,
     ResizeMode,
+    SmoothGrad,
     TopK,
 )
 from support.instant import INPUT_SIZE, InstantComputer
+
+
+class CompilingComputer(InstantComputer):
+    """Every image waited for its graph: 5 s for uint8 images, 7 s for perturbed ones."""
+
+    async def compute(self, key: GraphKey, *arguments: Any) -> Answer[GraphOutput]:
+        answer = await super().compute(key, *arguments)
+        return dataclasses.replace(answer, compile_us=7_000_000 if key.perturbed else 5_000_000)
+
 
 RAW, GRAY = HeatmapForm(), HeatmapForm(HeatmapFormat.GRAY_PNG)
 
@@ -169,3 +182,24 @@ async def test_maps_of_different_parts_are_not_fused(
     fused = ExplainRequest(image, layers=("top", "part"), layer_fusion=LayerFusion.LAYER_CAM)
     with pytest.raises(InvalidRequestError, match="top and part cannot be fused"):
         await pipeline.explain(fused)
+
+
+@pytest.mark.parametrize(
+    ("options", "compile_s"),
+    [
+        ({}, 5),
+        ({"smooth_grad": SmoothGrad(4)}, 5 + 7),
+        ({"method": Method.INTEGRATED_GRADIENTS, "pass_count": 3}, 5 + 7),
+        ({"method": Method.SCORE_CAM, "pass_count": 2}, 5 + 7 + 7),
+    ],
+    ids=["one pass", "smooth", "integrated gradients", "scorecam"],
+)
+async def test_compiling_is_a_stage_of_its_own(options: dict[str, Any], compile_s: int) -> None:
+    """Each graph counts once, however many passes waited for it; it is in no other stage."""
+    pixels = RawImage(bytes(3 * INPUT_SIZE[0] * INPUT_SIZE[1]), *INPUT_SIZE)
+    pipeline = Pipeline(ServeConfig(), CompilingComputer(), lambda *_: None)
+    request = ExplainRequest(pixels, targets=TopK(1), forms=(RAW,), **options)
+    stats = (await pipeline.explain(request)).stats
+    await pipeline.close()
+    assert stats.compile_us == compile_s * 1_000_000
+    assert stats.queue_us + stats.compute_us < 5_000_000

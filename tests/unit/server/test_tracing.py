@@ -1,5 +1,6 @@
 """Spans, as OpenTelemetry's own SDK records them and a collector receives them."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -106,6 +107,19 @@ def test_stages_follow_each_other_up_to_now(recorded: Recorded) -> None:
         "gradcam.batch.reason": "idle",
         "gradcam.pass_count": 1,
     }
+
+
+def test_compiling_is_a_span_before_computing(recorded: Recorded) -> None:
+    """Only where an image waited for it; the stages still lie one behind the other."""
+    call = recorded.tracer.call(METHOD, [])
+    call.stages(STATS)
+    assert "compile" not in {span.name for span in recorded.spans}
+    call.stages(dataclasses.replace(STATS, compile_us=7000))
+    found = {span.name: span for span in recorded.spans}  # the second image's
+    compiling = found["compile"]
+    assert (compiling.end_time or 0) - (compiling.start_time or 0) == 7_000_000
+    assert found["queue"].end_time == compiling.start_time
+    assert compiling.end_time == found["compute"].start_time
 
 
 def test_each_image_of_a_stream_has_its_span(recorded: Recorded) -> None:

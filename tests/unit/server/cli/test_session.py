@@ -1,62 +1,129 @@
-"""Commands report probabilities as the model has them."""
+"""What the commands that explain images share: how graphs are compiled here, and what is said."""
 
-import logging
+import dataclasses
 from pathlib import Path
+from typing import Any
 
-import keras
-import numpy as np
 import pytest
-from keras import layers
 
-from gradcam_server.cli.session import ALL_CLASSES, Place, probabilities_of
+from gradcam_client import ImageExplanation
+from gradcam_client.results import ServingStats
+from gradcam_server import local
+from gradcam_server.cli import explain as explain_module
+from gradcam_server.cli.session import Place, say_compiled
 from gradcam_server.config import Compiler, ServeConfig
-from gradcam_server.local import LocalClient
+from gradcam_server.engine import FirstUse
 
-SIZE = 8
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, keras.Model]:
-    """A mean of sigmoids, which need not sum to 1."""
-    keras.utils.set_random_seed(1)
-    image = keras.Input((SIZE, SIZE, 3))
-    x = layers.Conv2D(4, 3, activation="relu")(layers.Rescaling(1 / 128)(image))
-    x = layers.GlobalAveragePooling2D()(x)
-    model = keras.Model(image, layers.Average()([layers.Dense(3, "sigmoid")(x) for _ in "ab"]))
-    path = tmp_path_factory.mktemp("model") / "m.keras"
-    model.save(path)
-    return path, model
+HERE = Place(None, "efficientnet-lite0", "random", 0)
+THERE = dataclasses.replace(HERE, server="localhost:1")
 
 
-@pytest.fixture(scope="module")
-def pixels() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
-
-
-def test_probabilities_are_the_models_own(
-    model: tuple[Path, keras.Model], pixels: np.ndarray
-) -> None:
-    """Not a softmax of the logits: these do not say what makes probabilities of them."""
-    path, original = model
-    config = ServeConfig(
-        model=(f"small={path}",), compiler=Compiler.TENSORFLOW, batch_sizes=(1,), max_targets=1
+def result(compile_us: int) -> ImageExplanation:
+    stats = ServingStats(1000, 2000, 3000, 4000, 1, 1, compile_us=compile_us)
+    return ImageExplanation(
+        model="m",
+        model_version="",
+        image_height=3,
+        image_width=4,
+        predictions=(),
+        explanations=(),
+        logits=None,
+        stats=stats,
     )
-    with LocalClient(config) as client:
-        (outcome,) = client.explain_stream([pixels], top_k=0, prediction_count=ALL_CLASSES)
-    expected = original(pixels[None].astype(np.float32), training=False)[0]
-    np.testing.assert_allclose(probabilities_of(outcome.unwrap()), expected, rtol=1e-4)
 
 
-def test_a_warning_of_the_model_reaches_stderr(
-    model: tuple[Path, keras.Model],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+class Opened(Exception):  # noqa: N818 - it ends the test's way
+    """What an engine was made with."""
+
+
+@pytest.fixture(autouse=True)
+def _engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def engine(config: ServeConfig, first_use: FirstUse, on_slow_compile: Any) -> None:
+        raise Opened(config, first_use, on_slow_compile)
+
+    monkeypatch.setattr(local, "Engine", engine)
+
+
+def opened(count: int) -> Opened:
+    with pytest.raises(Opened) as caught, HERE.open(count, 1):
+        pass
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("count", "first_use"),
+    [
+        (1, FirstUse.SOONEST),
+        (16, FirstUse.SOONEST),
+        (999, FirstUse.SOONEST),
+        (1000, FirstUse.FASTEST),
+        (5000, FirstUse.FASTEST),
+    ],
+)
+def test_the_number_of_images_decides_how_graphs_are_compiled(
+    count: int, first_use: FirstUse
 ) -> None:
-    """Commands that explain in-process set up no log; it is shown anyway, until it is answered."""
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    with Place(None, f"small={model[0]}", "imagenet", 0).open(1, 1):
-        pass
-    assert "m.keras: it cannot be told whether its outputs" in capsys.readouterr().err
-    with Place(None, f"small={model[0]}", "imagenet", 0, outputs="probabilities").open(1, 1):
-        pass
-    assert "outputs" not in capsys.readouterr().err
+    """A trial of compilers takes longer than a few images; many win it back."""
+    assert opened(count).args[1] is first_use
+
+
+@pytest.mark.parametrize("compiler", [Compiler.OPENVINO, Compiler.TENSORFLOW, Compiler.XLA])
+def test_a_compiler_that_was_asked_for_is_used(compiler: Compiler) -> None:
+    """Even for one image."""
+    with pytest.raises(Opened) as caught:
+        local.LocalClient(ServeConfig(compiler=compiler), FirstUse.SOONEST)
+    assert caught.value.args[1] is FirstUse.FASTEST
+
+
+def test_a_slow_compilation_is_said_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    """While it goes on, in one line, terminal or not."""
+    opened(1).args[2]("m, gradcam of the logit at top")
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "compiling m, gradcam of the logit at top (first use) ...\n")
+
+
+@pytest.mark.parametrize(
+    ("place", "compile_us", "said"),
+    [
+        (THERE, 12_345_678, "the server took 12.3 s to compile this (first use)\n"),
+        (THERE, 1_000_000, ""),
+        (THERE, 0, ""),
+        (HERE, 12_345_678, ""),  # said while it went on
+    ],
+)
+def test_a_server_that_compiled_long_is_the_reason_for_a_late_answer(
+    capsys: pytest.CaptureFixture[str], place: Place, compile_us: int, said: str
+) -> None:
+    """It is said after the fact, on stderr."""
+    say_compiled(place, result(compile_us))
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", said)
+
+
+@pytest.mark.parametrize(
+    ("compile_us", "line"),
+    [
+        (0, "decode 1.0 ms, queue 2.0 ms, compute 3.0 ms, render 4.0 ms (batch of 1)"),
+        (
+            29_330_000,
+            "decode 1.0 ms, queue 2.0 ms, compile 29330.0 ms, compute 3.0 ms, render 4.0 ms "
+            "(batch of 1)",
+        ),
+    ],
+)
+def test_compiling_is_not_called_queue(
+    capsys: pytest.CaptureFixture[str], compile_us: int, line: str
+) -> None:
+    """Explain prints it as a stage of its own where there was any; JSON has it always."""
+    explain_module._print(Path("cat.jpg"), result(compile_us), [])
+    assert capsys.readouterr().out.splitlines()[-1] == f"  time: {line}"
+    assert explain_module._as_json(Path("cat.jpg"), result(compile_us))["stats"] == {
+        "decode_us": 1000,
+        "queue_us": 2000,
+        "compile_us": compile_us,
+        "compute_us": 3000,
+        "render_us": 4000,
+        "batch_size": 1,
+        "padded_batch_size": 1,
+        "pass_count": 1,
+    }

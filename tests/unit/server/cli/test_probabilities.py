@@ -1,0 +1,62 @@
+"""Commands report probabilities as the model has them."""
+
+import logging
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from gradcam_server.cli.session import ALL_CLASSES, Place, probabilities_of
+from gradcam_server.config import Compiler, ServeConfig
+from gradcam_server.local import LocalClient
+
+SIZE = 8
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, keras.Model]:
+    """A mean of sigmoids, which need not sum to 1."""
+    keras.utils.set_random_seed(1)
+    image = keras.Input((SIZE, SIZE, 3))
+    x = layers.Conv2D(4, 3, activation="relu")(layers.Rescaling(1 / 128)(image))
+    x = layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(image, layers.Average()([layers.Dense(3, "sigmoid")(x) for _ in "ab"]))
+    path = tmp_path_factory.mktemp("model") / "m.keras"
+    model.save(path)
+    return path, model
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+
+
+def test_probabilities_are_the_models_own(
+    model: tuple[Path, keras.Model], pixels: np.ndarray
+) -> None:
+    """Not a softmax of the logits: these do not say what makes probabilities of them."""
+    path, original = model
+    config = ServeConfig(
+        model=(f"small={path}",), compiler=Compiler.TENSORFLOW, batch_sizes=(1,), max_targets=1
+    )
+    with LocalClient(config) as client:
+        (outcome,) = client.explain_stream([pixels], top_k=0, prediction_count=ALL_CLASSES)
+    expected = original(pixels[None].astype(np.float32), training=False)[0]
+    np.testing.assert_allclose(probabilities_of(outcome.unwrap()), expected, rtol=1e-4)
+
+
+def test_a_warning_of_the_model_reaches_stderr(
+    model: tuple[Path, keras.Model],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Commands that explain in-process set up no log; it is shown anyway, until it is answered."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    with Place(None, f"small={model[0]}", "imagenet", 0).open(1, 1):
+        pass
+    assert "m.keras: it cannot be told whether its outputs" in capsys.readouterr().err
+    with Place(None, f"small={model[0]}", "imagenet", 0, outputs="probabilities").open(1, 1):
+        pass
+    assert "outputs" not in capsys.readouterr().err

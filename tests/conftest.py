@@ -8,23 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from support.cores import take_one
 from support.exported_model import RUN_FOLDER
 
 IMAGES = Path(__file__).resolve().parent.parent / "examples" / "images"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Makes the folder that all workers share, and gives each worker a core.
-
-    Whatever a worker starts inherits its core. Threads of several workers that wait for each other
-    within a layer, on cores that others use, would make all of them several times slower.
-    """
-    if not hasattr(config, "workerinput"):
+    """Makes the folder that all workers share, and gives each worker a core."""
+    if hasattr(config, "workerinput"):
+        take_one(int(config.workerinput["workerid"].removeprefix("gw")))
+    else:
         os.environ[RUN_FOLDER] = tempfile.mkdtemp(prefix="gradcam-tests-")
-        return
-    cores = sorted(os.sched_getaffinity(0))
-    number = int(config.workerinput["workerid"].removeprefix("gw"))
-    os.sched_setaffinity(0, {cores[number % len(cores)]})
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

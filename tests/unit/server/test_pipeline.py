@@ -203,3 +203,24 @@ async def test_compiling_is_a_stage_of_its_own(options: dict[str, Any], compile_
     await pipeline.close()
     assert stats.compile_us == compile_s * 1_000_000
     assert stats.queue_us + stats.compute_us < 5_000_000
+
+
+async def test_waiting_for_a_graph_is_not_waiting_in_the_queue(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the pipeline's clock all the time went into compiling; none is left for the queue."""
+    now = 0.0
+
+    class Slow(CompilingComputer):
+        async def compute(self, key: GraphKey, *arguments: Any) -> Answer[GraphOutput]:
+            nonlocal now
+            now += 5.0
+            return await super().compute(key, *arguments)
+
+    monkeypatch.setattr(module, "perf_counter", lambda: now)
+    pixels = RawImage(bytes(3 * INPUT_SIZE[0] * INPUT_SIZE[1]), *INPUT_SIZE)
+    pipeline = Pipeline(ServeConfig(), Slow(), lambda *_: None)
+    request = ExplainRequest(pixels, targets=TopK(1), forms=(RAW,))
+    stats = (await pipeline.explain(request)).stats
+    await pipeline.close()
+    assert (stats.compile_us, stats.queue_us) == (5_000_000, 0)

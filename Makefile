@@ -31,7 +31,7 @@ demo: $(VENV)/demo.stamp
 	@$(BIN)/python scripts/demo.py
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from gradcam_server.catalog import ServedModel
 from gradcam_server.compiled import CompilationCounter, CompiledGraph
 from gradcam_server.config import ServeConfig
 from gradcam_server.graph_io import GraphKey
-from gradcam_server.models import ModelSpec
+from gradcam_server.models import ModelSpec, check_source
 from gradcam_server.models.preprocessing import Preprocessing
 
 
@@ -81,6 +81,7 @@ def open_source(spec: ModelSpec, config: ServeConfig, counter: CompilationCounte
     Raises:
         StartupError: It or its weights cannot be had or used.
     """
+    check_source(spec)
     from gradcam_server.exports.manifest import is_export
 
     if not spec.built_in and is_export(Path(spec.source)):

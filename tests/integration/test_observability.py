@@ -15,6 +15,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from gradcam_client import Client, NotFoundError, SmoothGrad
+from support.certificates import replace
 from support.server import RunningServer
 
 MODEL = "efficientnet-lite0"
@@ -163,10 +164,11 @@ def test_the_log_is_json_without_image_content(server: RunningServer, cat_jpeg: 
     Image.open(io.BytesIO(cat_jpeg)).save(png, "png")
     with Client(server.address) as client:
         list(client.explain_stream([broken(cat_jpeg), broken(png.getvalue())]))
-    assert server.stdout is not None
-    server.stdout.with_name("words").write_text("native words of")
     (engine,) = server.engines()
-    for pid in (server.pid, engine.pid):
+    pids = server.pid, engine.pid
+    assert server.stdout is not None
+    replace(server.stdout.with_name("words"), " ".join(map(str, pids)).encode())
+    for pid in pids:
         server.wait_for(f'"native words of {pid}"')
     entries: list[dict[str, Any]] = [json.loads(line) for line in server.text.splitlines()]
     assert all({"time", "level", "logger", "message"} <= entry.keys() for entry in entries)

@@ -163,7 +163,7 @@ def resnet(pixels: Array) -> Iterator[Pair]:
     In float32 the order of operations decides which way some of its ReLUs fall.
     """
     with in_float64():
-        yield build_resnet(pixels)
+        yield build_resnet(pixels[:2])
 
 
 def build_resnet(pixels: Array) -> Pair:

@@ -81,6 +81,20 @@ class ModelSpec:
         return self.source in BUILT_IN
 
 
+def check_source(spec: ModelSpec) -> None:
+    """Finds a mistyped model before anything slow begins.
+
+    Raises:
+        StartupError: The source is neither a built-in model nor a path.
+    """
+    path = Path(spec.source)
+    if not (spec.built_in or path.suffix or path.exists() or len(path.parts) > 1):
+        raise StartupError(
+            f"unknown model {spec.source!r}; the models are: {', '.join(BUILT_IN)}, "
+            "or NAME=PATH of a .keras or .h5 file or a SavedModel"
+        )
+
+
 def load(spec: ModelSpec) -> LoadedModel:
     """Loads a model.
 
@@ -101,12 +115,7 @@ def load(spec: ModelSpec) -> LoadedModel:
         from gradcam_server.models import applications
 
         return applications.load(spec)
-    path = Path(spec.source)
-    if not (path.suffix or path.exists() or len(path.parts) > 1):
-        raise StartupError(
-            f"unknown model {spec.source!r}; the models are: {', '.join(BUILT_IN)}, "
-            "or NAME=PATH of a .keras or .h5 file or a SavedModel"
-        )
+    check_source(spec)
     from gradcam_server.models import from_file
 
     _import_modules(spec.custom_objects)

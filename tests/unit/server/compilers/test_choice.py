@@ -2,8 +2,6 @@
 
 import dataclasses
 import logging
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +24,6 @@ from gradcam_server.graph_io import GraphItem, GraphKey, GraphOutput, GraphTarge
 from gradcam_server.models.keras_network import KerasNetwork
 from gradcam_server.models.loaded import LoadedModel
 from gradcam_server.requests import MANY_PASS_METHODS, Method, ScoreType
-from support.cores import ALL_CORES
 from support.small_model import CLASSES, SIZE, load_small
 
 METHODS = [method for method in Method if method not in MANY_PASS_METHODS]
@@ -71,32 +68,21 @@ def test_all_compilers_agree(
         assert_alike(answers(ours, count), answers(expected, count), rtol=1e-4)
 
 
-@pytest.mark.skipif(len(ALL_CORES) < 2, reason="one core has no streams")
-def test_streams_give_the_same_answers() -> None:
-    """Whether the whole CPU or one of its streams computes a batch, alone or side by side.
-
-    In a process of its own: OpenVINO counts the cores once, and here may be only one.
-    """
-    code = "from unit.server.compilers.test_choice import check_streams; check_streams()"
-    subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        preexec_fn=lambda: os.sched_setaffinity(0, ALL_CORES),
-        check=True,
-    )
-
-
-def check_streams() -> None:
-    for streams in (0, 2):
-        threads.set_compute_threads(2, streams)
-        compiled = compile_graph(graph(load_small()), (1, 2), Compiler.OPENVINO)
-        assert compiled.has_streams
-        expected = answers(compiled)
-        with ThreadPoolExecutor() as pool:
-            for device in range(1, compiled.device_count):
-                assert_alike(answers(compiled, device=device), expected, rtol=1e-4)
-            for found in pool.map(partial(answers, compiled, 2), range(compiled.device_count)):
-                assert_alike(found, expected, rtol=1e-4)
+@pytest.mark.parametrize("streams", [0, 2])
+def test_streams_give_the_same_answers(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch, streams: int
+) -> None:
+    """Whether the whole CPU or one of its streams computes a batch, alone or side by side."""
+    monkeypatch.setattr(threads, "_streams", streams)
+    monkeypatch.setattr(threads, "_count", 2)
+    compiled = compile_graph(graph(model), (1, 2), Compiler.OPENVINO)
+    assert compiled.has_streams
+    expected = answers(compiled)
+    with ThreadPoolExecutor() as pool:
+        for device in range(1, compiled.device_count):
+            assert_alike(answers(compiled, device=device), expected, rtol=1e-4)
+        for found in pool.map(partial(answers, compiled, 2), range(compiled.device_count)):
+            assert_alike(found, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -171,7 +171,10 @@ def describe_model(name: str, custom_objects: tuple[str, ...] = ()) -> ModelInfo
         StartupError: No such model.
     """
     config = ServeConfig(
-        model=(name or DEFAULT_MODEL,), weights=("none",), custom_objects=custom_objects
+        model=(name or DEFAULT_MODEL,),
+        weights=("none",),
+        custom_objects=custom_objects,
+        max_targets=1,  # which every export has
     )
     engine = Engine(config)
 

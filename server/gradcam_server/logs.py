@@ -1,6 +1,7 @@
 """Logging: one line of text, or one JSON object, for each event.
 
-Whatever is logged, images are not: bytes, arrays and messages are written as "<N bytes>".
+Whatever is logged, images are not: bytes, arrays and messages are written as "<N bytes>". Nor are
+characters that a terminal obeys, which callers may have chosen: they are written as escapes.
 """
 
 import copy
@@ -125,12 +126,22 @@ class TextFormatter(_Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Writes a record."""
-        return super().format(_without_content(record))
+        return _escape(super().format(_without_content(record)), "\n\t")  # of tracebacks
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         """Writes the line, without the exception."""
         ids = "".join(f" {name}={value}" for name, value in _ids(record).items())
-        return super().formatMessage(record) + ids
+        return _escape(super().formatMessage(record) + ids)
+
+
+def _escape(text: str, kept: str = "") -> str:
+    """Writes what is not printable as an escape of Python, except the kept characters."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char in kept else char.encode("unicode_escape").decode()
+        for char in text
+    )
 
 
 def _ids(record: logging.LogRecord) -> dict[str, str]:

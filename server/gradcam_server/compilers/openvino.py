@@ -11,15 +11,13 @@ from tensorflow.python.framework import ops
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from gradcam_server.compilers import CompilerError, Prepared, openvino_runtime
-from gradcam_server.compilers.openvino_runtime import openvino
+from gradcam_server.compilers.openvino_runtime import OUTPUTS, openvino
 from gradcam_server.config import Precision
 from gradcam_server.errors import quote
 from gradcam_server.graph import DisconnectedLayerError, ExplanationGraph
 
 # Of OpenVINO's report, the line that names the operations.
 _UNKNOWN = re.compile(r"No conversion rule found .*")
-
-OUTPUTS = ("logits", "probabilities", "chosen", "scores")
 
 
 def prepare(graph: ExplanationGraph, precision: Precision) -> Prepared:

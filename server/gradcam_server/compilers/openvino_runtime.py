@@ -16,6 +16,7 @@ sys.modules.setdefault("openvino_telemetry", cast("ModuleType", None))
 import openvino as openvino  # noqa: E402 - for those who must not be the first
 
 INPUTS = ("images", "classes", "against")
+OUTPUTS = ("logits", "probabilities", "chosen", "scores")  # and the maps of each layer
 
 # int8 models keep the rest in float32, which some CPUs would compute in bfloat16 unasked.
 _HINTS = {
@@ -26,12 +27,35 @@ _HINTS = {
 }
 
 
+_XML = b"<?xml "
+
+
+def read_model(file: Path, weights: Path) -> Any:
+    """Reads a model in OpenVINO's own format.
+
+    Args:
+        file: The operations, as XML.
+        weights: The weights; it is mapped into memory, not read.
+
+    Returns:
+        An ``openvino.Model``.
+
+    Raises:
+        ValueError: The file is no XML. OpenVINO goes by what is in a file, not by its name, and
+            models of other formats may have it open further files.
+        RuntimeError: OpenVINO cannot read it.
+    """
+    with file.open("rb") as content:
+        if content.read(len(_XML)) != _XML:
+            raise ValueError(f"{file} is no XML")
+    return openvino.Core().read_model(file, weights)
+
+
 def load_model(model: Any, output_names: Sequence[str], precision: Precision) -> Places:
     """Compiles a model for the CPU.
 
     Args:
-        model: An ``openvino.Model`` of any batch size, or the path of an IR file, with
-            inputs called ``INPUTS``.
+        model: An ``openvino.Model`` of any batch size, with inputs called ``INPUTS``.
         output_names: The outputs to return, by name.
         precision: What the network is computed in.
 
@@ -40,8 +64,6 @@ def load_model(model: Any, output_names: Sequence[str], precision: Precision) ->
         there is more than one, its streams.
     """
     core = openvino.Core()
-    if isinstance(model, Path):
-        model = core.read_model(model)  # once, so that both have the same weights
     properties = {
         "INFERENCE_PRECISION_HINT": _HINTS[precision],
         "INFERENCE_NUM_THREADS": compute_threads(),

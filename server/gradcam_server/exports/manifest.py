@@ -1,22 +1,30 @@
 """What an export holds: a JSON file beside its graphs, with the hashes of all files."""
 
 import dataclasses
-import hashlib
 import json
+import math
+import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from gradcam_server.config import Precision
 from gradcam_server.errors import StartupError
+from gradcam_server.exports.files import check_files, read_file
+from gradcam_server.exports.typed_json import JsonError, Readers, convert, parse
 from gradcam_server.graph_io import GraphKey
 from gradcam_server.labels import ClassLabel, ClassLabels
 from gradcam_server.layers import Extent, LayerInfo
 from gradcam_server.models.preprocessing import Preprocessing
-from gradcam_server.requests import Method, ScoreType
 
 MANIFEST = "gradcam.json"
 FORMAT = 1
+
+_MAX_BYTES = 16 * 1024 * 1024
+_SHA256 = re.compile("[0-9a-f]{64}")
+_XML = ".xml"
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class ExportedGraph:
 
     Attributes:
         key: What it computes.
-        file: Its XML file, in the folder; the weights lie beside it (.bin).
+        file: Its XML file, in the folder.
         outputs: Names of its outputs, in the order of ``compiled.Executable``.
         cost_s: Seconds that a batch of each size took where it was exported.
     """
@@ -57,6 +65,11 @@ class ExportedGraph:
     file: str
     outputs: tuple[str, ...]
     cost_s: dict[int, float]
+
+    @property
+    def weights_file(self) -> str:
+        """The file of its weights, beside the XML."""
+        return f"{self.file.removesuffix(_XML)}.bin"
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,7 @@ class Manifest:
         sha256: Of each file, by its path in the folder.
         preprocessing_declared: Whether it was declared when the model was exported, or known;
             older exports do not say.
+        sizes: Of each file in bytes, by its path in the folder; older exports have none.
     """
 
     name: str
@@ -99,6 +113,7 @@ class Manifest:
     created: str
     sha256: dict[str, str]
     preprocessing_declared: bool = True
+    sizes: dict[str, int] | None = None
 
     def to_json(self) -> str:
         """Writes it."""
@@ -114,47 +129,39 @@ class Manifest:
 
 
 def is_export(folder: Path) -> bool:
-    """Returns whether a path is the folder of an export."""
-    return (folder / MANIFEST).is_file()
+    """Returns whether a path is the folder of an export, be its manifest what it may."""
+    return os.path.lexists(folder / MANIFEST)
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Reads a manifest, and compares all files with it.
 
     Raises:
-        StartupError: It cannot be read, is of another format, or a file is not the one that
-            was exported.
+        StartupError: It cannot be read, is of another format, is not what an export can hold,
+            or a file is not the one that was exported.
     """
-    path = folder / MANIFEST
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        found = document.pop("format")
-        if found != FORMAT:
-            raise StartupError(
-                f"{path} has format {found}; this version reads format {FORMAT}: export the model "
-                "again"
-            )
-        manifest = _parse(document)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StartupError(f"{path} is not a manifest of gradcam export: {error!r}") from error
-    for name, expected in manifest.sha256.items():
-        file = folder / name
-        try:
-            actual = hash_file(file)
-        except OSError as error:
-            raise StartupError(f"the export {folder} is not whole: {error}") from error
-        if actual != expected:
-            raise StartupError(
-                f"{file} is not the file that was exported (its SHA-256 differs): copy the whole "
-                "folder again, or export again"
-            )
+        document = parse(read_file(folder, MANIFEST, _MAX_BYTES))
+        manifest = _read(document)
+    except JsonError as error:
+        path = folder / MANIFEST
+        raise StartupError(f"{path} is not a manifest of gradcam export: {error}") from error
+    check_files(folder, manifest.sha256, manifest.sizes or {})
     return manifest
 
 
-def hash_file(path: Path) -> str:
-    """Returns the SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _read(document: Any) -> Manifest:
+    if not isinstance(document, dict) or "format" not in document:
+        raise JsonError("format is missing")
+    if (found := document.pop("format")) != FORMAT:
+        raise JsonError(
+            f"it has format {found!r:.20}; this version reads format {FORMAT}: export the model "
+            "again"
+        )
+    manifest: Manifest = convert(Manifest, document, "", _READERS)
+    if (fault := next(_faults(manifest), None)) is not None:
+        raise JsonError(fault)
+    return manifest
 
 
 def _layer_row(layer: LayerInfo) -> list[Any]:
@@ -163,44 +170,70 @@ def _layer_row(layer: LayerInfo) -> list[Any]:
     return [layer.name, layer.type, layer.output_shape, layer.explainable, *extent]
 
 
-def _parse(document: dict[str, Any]) -> Manifest:
-    agreement = document["agreement"]
-    return Manifest(
-        **{
-            **document,
-            "input_size": _pair(document["input_size"]),
-            "preprocessing": Preprocessing(document["preprocessing"]),
-            "layers": tuple(
-                LayerInfo(name, kind, tuple(shape), explainable, *(Extent(*one) for one in extent))
-                for name, kind, shape, explainable, *extent in document["layers"]
-            ),
-            "labels": ClassLabels(
-                [ClassLabel(name, tuple(aliases)) for name, *aliases in document["labels"]]
-            ),
-            "precision": Precision(document["precision"]),
-            "graphs": tuple(map(_parse_graph, document["graphs"])),
-            "agreement": agreement and Agreement(**agreement),
-        }
-    )
+_LAYER: Any = tuple[str, str, tuple[int | None, ...], bool]
+_LAYER_WITH_EXTENT: Any = tuple[*get_args(_LAYER), tuple[float, float, float, float]]
 
 
-def _parse_graph(document: dict[str, Any]) -> ExportedGraph:
-    key = document["key"]
-    return ExportedGraph(
-        GraphKey(
-            **{
-                **key,
-                "layers": tuple(key["layers"]),
-                "method": Method(key["method"]),
-                "score_type": ScoreType(key["score_type"]),
-            }
-        ),
-        document["file"],
-        tuple(document["outputs"]),
-        {int(size): float(seconds) for size, seconds in document["cost_s"].items()},
-    )
+def _read_layer(row: Any, where: str) -> LayerInfo:
+    has_extent = isinstance(row, list) and len(row) == len(get_args(_LAYER_WITH_EXTENT))
+    values = convert(_LAYER_WITH_EXTENT if has_extent else _LAYER, row, where, {})
+    name, kind, shape, explainable, *extent = values
+    return LayerInfo(name, kind, shape, explainable, *(Extent(*one) for one in extent))
 
 
-def _pair(values: list[int]) -> tuple[int, int]:
-    height, width = values
-    return int(height), int(width)
+def _read_labels(rows: Any, where: str) -> ClassLabels:
+    labels = convert(tuple[tuple[str, ...], ...], rows, where, {})
+    if not all(labels):
+        raise JsonError(f"each of {where} must be a name, and others that it has")
+    return ClassLabels([ClassLabel(name, aliases) for name, *aliases in labels])
+
+
+_READERS: Readers = {LayerInfo: _read_layer, ClassLabels: _read_labels}
+
+
+def _faults(manifest: Manifest) -> Iterator[str]:
+    """Yields what no export can hold, beyond values of a false type."""
+    for name, number in (
+        ("input_size", min(manifest.input_size)),
+        ("max_targets", manifest.max_targets),
+    ):
+        if number < 1:
+            yield f"{name} must be positive"
+    explainable = {layer.name for layer in manifest.layers if layer.explainable}
+    if manifest.default_layer not in explainable:
+        yield "default_layer must be an explainable layer"
+    for layer in manifest.layers:
+        if (extent := layer.extent) is not None and not (
+            all(map(math.isfinite, dataclasses.astuple(extent)))
+            and min(extent.height, extent.width) > 0
+        ):
+            yield f"the extent of layer {layer.name} must be a rectangle"
+    if not manifest.graphs:
+        yield "graphs must not be empty"
+    for number, graph in enumerate(manifest.graphs):
+        for fault in _graph_faults(graph, manifest, explainable):
+            yield f"graphs[{number}].{fault}"
+    if manifest.sizes is not None and manifest.sizes.keys() != manifest.sha256.keys():
+        yield "sizes and sha256 must name the same files"
+    for name, digest in manifest.sha256.items():
+        if not _SHA256.fullmatch(digest):
+            yield f"sha256.{name} must be 64 hexadecimal digits"
+
+
+def _graph_faults(graph: ExportedGraph, manifest: Manifest, explainable: set[str]) -> Iterator[str]:
+    key = graph.key
+    if not 1 <= key.max_targets <= manifest.max_targets:
+        yield "key.max_targets must be positive, and no more than max_targets"
+    if key.channel_count < 0:
+        yield "key.channel_count must not be negative"
+    if not key.layers or not explainable.issuperset(key.layers):
+        yield "key.layers must be explainable layers"
+    if not graph.cost_s or min(graph.cost_s) < 1:
+        yield "cost_s must have positive batch sizes"
+    elif not all(math.isfinite(one) and one > 0 for one in graph.cost_s.values()):
+        yield "cost_s must be positive seconds"
+    if not graph.file.endswith(_XML):
+        yield f"file must end in {_XML}"
+    for name in (graph.file, graph.weights_file):
+        if name not in manifest.sha256:
+            yield f"file: sha256 must have {name}"

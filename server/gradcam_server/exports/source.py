@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,18 +39,30 @@ class ExportedSource:
     def __init__(self, spec: ModelSpec, config: ServeConfig, counter: CompilationCounter) -> None:
         self._folder = Path(spec.source)
         self._manifest = manifest = read_manifest(self._folder)
+        try:
+            from gradcam_server.exports.graphs import read_graph
+        except ModuleNotFoundError as error:
+            if error.name != "openvino":
+                raise
+            raise StartupError(
+                f"the export {self._folder} needs openvino: pip install 'gradcam-server[openvino]'"
+            ) from error
         self._counter = counter
         if spec.preprocessing or spec.outputs or spec.labels or spec.input_size:
             raise StartupError(
                 f"{spec.name}: preprocessing, outputs, labels and input size are part of the "
                 f"export {self._folder}; give them to gradcam export"
             )
-        if config.max_targets != manifest.max_targets:
+        if config.max_targets > manifest.max_targets:
             raise StartupError(
                 f"{self._folder} was exported for {manifest.max_targets} classes in one request: "
                 f"serve it with --max-targets {manifest.max_targets}, or export it again"
             )
-        self._graphs = {replace(one.key, model=spec.id): one for one in manifest.graphs}
+        # All that are served are those that were checked now, whatever becomes of the folder.
+        self._graphs = [
+            (replace(graph.key, model=spec.id), graph, read_graph(self._folder, manifest, graph))
+            for graph in manifest.graphs
+        ]
         self.served = ServedModel(
             spec.name,
             spec.version,
@@ -81,21 +94,14 @@ class ExportedSource:
         Raises:
             InvalidRequestError: It was not exported, or OpenVINO cannot run it here.
         """
-        if key not in self._graphs:
-            raise InvalidRequestError(
-                "layers",
-                f"{key} is not in the export {self._folder.name}, which has: "
-                f"{'; '.join(dict.fromkeys(map(str, self._graphs)))}. {_way_out(key)}",
-            )
+        own_key, graph, model = self._find(key)
         from gradcam_server.compilers import openvino_runtime
 
         self._counter.increment()
-        graph, manifest = self._graphs[key], self._manifest
+        precision = self._manifest.precision
         began = perf_counter()
         try:
-            places = openvino_runtime.load_model(
-                self._folder / graph.file, graph.outputs, manifest.precision
-            )
+            places = openvino_runtime.load_model(model, graph.outputs, precision)
             cost_s = self._costs(places[0], graph, batch_sizes)
         except Exception as error:
             raise InvalidRequestError(
@@ -105,11 +111,29 @@ class ExportedSource:
             ) from error
         logger.info(
             "Read %s in %s and compiled it in %.1f s; milliseconds by batch size: %s",
-            *(key, manifest.precision, perf_counter() - began),
+            *(key, precision, perf_counter() - began),
             ", ".join(f"{size}: {seconds * 1e3:.1f}" for size, seconds in cost_s.items()),
         )
         ladder = dict.fromkeys(batch_sizes, places)
-        return CompiledGraph(key, manifest.input_size, Compiler.OPENVINO, ladder, cost_s)
+        input_size = self._manifest.input_size
+        return CompiledGraph(own_key, input_size, Compiler.OPENVINO, ladder, cost_s)
+
+    def _find(self, key: GraphKey) -> tuple[GraphKey, ExportedGraph, Any]:
+        """Finds a graph for as many targets as are wanted, or for more: the rest go unused."""
+        found = [
+            row
+            for row in self._graphs
+            if replace(row[0], max_targets=key.max_targets) == key
+            and row[0].max_targets >= key.max_targets
+        ]
+        if not found:
+            raise InvalidRequestError(
+                "layers",
+                f"{key} is not in the export {self._folder.name}, which has: "
+                f"{'; '.join(dict.fromkeys(str(own_key) for own_key, *_ in self._graphs))}. "
+                f"{_way_out(key)}",
+            )
+        return min(found, key=lambda row: row[0].max_targets)
 
     def _costs(
         self, executable: Executable, graph: ExportedGraph, batch_sizes: Sequence[int]

@@ -20,7 +20,8 @@ from gradcam_server.compilers.openvino_runtime import INPUTS, openvino
 from gradcam_server.config import Compiler, Precision
 from gradcam_server.errors import StartupError, quote
 from gradcam_server.exports.agreement import measure
-from gradcam_server.exports.manifest import MANIFEST, Agreement, ExportedGraph, Manifest, hash_file
+from gradcam_server.exports.files import hash_file
+from gradcam_server.exports.manifest import MANIFEST, Agreement, ExportedGraph, Manifest
 from gradcam_server.exports.quantize import quantize
 from gradcam_server.exports.samples import load_samples
 from gradcam_server.graph import DisconnectedLayerError, ExplanationGraph
@@ -99,7 +100,11 @@ class _Writer:
         ]
         self._write_saved_model(keys[0])
         served, loaded = self._source.served, self._source.loaded
-        files = sorted(path for path in self._folder.rglob("*") if path.is_file())
+        files = {
+            path.relative_to(self._folder).as_posix(): path
+            for path in sorted(self._folder.rglob("*"))
+            if path.is_file()
+        }
         manifest = Manifest(
             name=served.name,
             weights=served.weights,
@@ -116,7 +121,8 @@ class _Writer:
             agreement=self._agreement,
             versions=dict(_versions()),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            sha256={path.relative_to(self._folder).as_posix(): hash_file(path) for path in files},
+            sha256={name: hash_file(path) for name, path in files.items()},
+            sizes={name: path.stat().st_size for name, path in files.items()},
         )
         (self._folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         return manifest

@@ -1,0 +1,136 @@
+"""JSON as dataclasses: each value has the type that its field declares, and no key is unknown."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from enum import Enum
+from itertools import repeat
+from types import NoneType, UnionType
+from typing import Any, TypeAlias, get_args, get_origin, get_type_hints
+
+Readers: TypeAlias = Mapping[type, Callable[[Any, str], Any]]
+"""By type, what makes one of a JSON value and of the place that errors name."""
+
+
+class JsonError(ValueError):
+    """A text is not the JSON that is expected; the message says where and why."""
+
+
+def parse(text: bytes) -> Any:
+    """Parses JSON.
+
+    Raises:
+        JsonError: It is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise JsonError(f"it is no JSON: {error}") from error
+    except RecursionError as error:
+        raise JsonError("it is nested too deeply") from error
+
+
+def convert(kind: Any, value: Any, where: str, readers: Readers) -> Any:
+    """Converts a JSON value.
+
+    Args:
+        kind: A dataclass, an enum, str, int, float, bool, or a tuple, dict or optional of those.
+        value: The value.
+        where: What errors name as its place.
+        readers: How types are read that have a form of their own.
+
+    Returns:
+        An instance of ``kind``.
+
+    Raises:
+        JsonError: The value has another type.
+    """
+    if (read := readers.get(kind)) is not None:
+        return read(value, where)
+    arguments = get_args(kind)
+    match get_origin(kind):
+        case origin if origin is UnionType:
+            if value is None:
+                return None
+            (kind,) = (one for one in arguments if one is not NoneType)
+            return convert(kind, value, where, readers)
+        case origin if origin is tuple:
+            return _tuple(arguments, value, where, readers)
+        case origin if origin is dict:
+            of_keys, of_values = arguments
+            return {
+                _key(of_keys, key, where): convert(of_values, one, f"{where}.{key}", readers)
+                for key, one in _typed(dict, value, where).items()
+            }
+    if dataclasses.is_dataclass(kind):
+        return _dataclass(kind, _typed(dict, value, where), where, readers)
+    if issubclass(kind, Enum):
+        if not isinstance(value, str) or value not in [one.value for one in kind]:
+            choices = ", ".join(one.value for one in kind)
+            raise JsonError(f"{where} must be one of {choices}")
+        return kind(value)
+    if kind is float and type(value) is int:
+        value = _float(value, where)
+    return _typed(kind, value, where)
+
+
+def _tuple(kinds: tuple[Any, ...], value: Any, where: str, readers: Readers) -> tuple[Any, ...]:
+    values = _typed(list, value, where)
+    if kinds[-1] is Ellipsis:
+        each: Any = repeat(kinds[0], len(values))
+    elif len(values) == len(kinds):
+        each = kinds
+    else:
+        raise JsonError(f"{where} must have {len(kinds)} values, not {len(values)}")
+    return tuple(
+        convert(kind, one, f"{where}[{number}]", readers)
+        for number, (kind, one) in enumerate(zip(each, values, strict=True))
+    )
+
+
+def _dataclass(kind: Any, values: dict[str, Any], where: str, readers: Readers) -> Any:
+    fields, hints = dataclasses.fields(kind), get_type_hints(kind)
+    required = {one.name for one in fields if one.default is dataclasses.MISSING}
+    prefix = f"{where}." if where else ""
+    if missing := sorted(required - values.keys()):
+        raise JsonError(f"{prefix}{missing[0]} is missing")
+    if unknown := sorted(values.keys() - hints.keys()):
+        raise JsonError(f"{prefix}{unknown[0]} is no key of this format")
+    return kind(
+        **{
+            name: convert(hints[name], one, f"{prefix}{name}", readers)
+            for name, one in values.items()
+        }
+    )
+
+
+def _key(kind: type, key: str, where: str) -> Any:
+    if kind is int:
+        if not (key.isascii() and key.isdecimal()):
+            raise JsonError(f"the keys of {where} must be whole numbers, not {key!r}")
+        return int(key)
+    return key
+
+
+def _float(value: int, where: str) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise JsonError(f"{where} is too large") from error
+
+
+_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    list: "a list",
+    dict: "an object",
+}
+
+
+def _typed(kind: type, value: Any, where: str) -> Any:
+    # Not isinstance: true is no number.
+    if type(value) is not kind:
+        raise JsonError(f"{where or 'the document'} must be {_NAMES[kind]}")
+    return value

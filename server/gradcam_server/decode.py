@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradcam_server.errors import InvalidRequestError
-from gradcam_server.image_header import JPEG, Size, read_size
+from gradcam_server.image_header import JPEG, Size, read_header
 from gradcam_server.requests import RawImage
 
 # OpenCV's flags for libjpeg's scaled transforms, by how many pixels of an axis become one.
@@ -21,6 +21,10 @@ _REDUCTIONS = {
 # How many times the model's input a reduced image must have at least: the resize that follows
 # then has pixels to average, as it has in the whole image.
 _MARGIN = 2
+
+# How many passes over the pixels of the largest image a decoder may be made to take. Encoders write
+# about ten scans.
+_MAX_PASSES = 20
 
 # Broken images are answered to the caller, not logged.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -41,7 +45,8 @@ def decode_image(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
 
     Raises:
         InvalidRequestError: Not an image of these formats, truncated or corrupt, or too
-            many pixels. The last is found from the header, before memory is taken.
+            many pixels, or scans of so many pixels. The last two are found from the header,
+            before memory is taken.
     """
     return decode_reduced(data, max_pixels, lambda _: 1)[0]
 
@@ -66,8 +71,9 @@ def decode_reduced(
     Raises:
         InvalidRequestError: As ``decode_image``.
     """
-    declared = read_size(data)
+    declared, scans = read_header(data)
     _check_size("encoded_image", *declared, max_pixels)
+    _check_scans(declared, scans, max_pixels)
     reduction = _reduction(declared, shrinkage) if data.startswith(JPEG) else 1
     image = None
     with suppress(cv2.error):
@@ -118,6 +124,18 @@ def view_raw(image: RawImage, max_pixels: int) -> NDArray[np.uint8]:
             f"x 3 channels = {expected} bytes of uint8 RGB",
         )
     return np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3)
+
+
+def _check_scans(size: Size, scans: int, max_pixels: int) -> None:
+    """Bounds what a progressive JPEG costs by what the largest image costs."""
+    height, width = size
+    most = _MAX_PASSES * max_pixels // (height * width)
+    if scans > most:
+        raise InvalidRequestError(
+            "encoded_image",
+            f"the JPEG has {scans} scans of {width} x {height} pixels, and may have {most} at that "
+            "size here; send it with fewer, or as a baseline JPEG",
+        )
 
 
 def _check_size(field: str, height: int, width: int, max_pixels: int) -> None:

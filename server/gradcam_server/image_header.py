@@ -1,14 +1,17 @@
-"""The size of an image file, from its header; what would cost a decoder too much is refused.
+"""What an image file declares of itself; what would cost a decoder too much is refused.
 
 All that is read of a file is its structure: the segments of a JPEG, the chunks of a PNG. Metadata
-(ICC profiles, EXIF, text) is passed over unread, as the decoders do. A step is one segment or
-chunk, however long it is, and their number is bounded.
+(ICC profiles, EXIF, text) is passed over unread. A step is one segment or chunk, however long it
+is, and their number is bounded.
 """
 
 import re
 import struct
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gradcam_client.file_types import FORMATS_TEXT, describe
 from gradcam_server.errors import InvalidRequestError
@@ -19,9 +22,11 @@ Size: TypeAlias = tuple[int, int]
 JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG\r\n\x1a\n"
 
-# Begins a segment, whose length follows; all but the last. Between segments, and in compressed
-# data, libjpeg passes over all that is none.
-_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
+# Behind 0xff they begin a segment, whose length follows; all but the last. Between segments, and in
+# compressed data, libjpeg passes over all that is none.
+_MARKERS = np.zeros(256, bool)
+_MARKERS[0x02:0xD0] = _MARKERS[0xD9:0xFF] = True
+_WINDOW_BYTES = 1 << 16
 # Start of frame, which holds the size: all of 0xc0 to 0xcf but tables (DHT, JPG, DAC).
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
@@ -29,19 +34,31 @@ _MAX_SCANS = 64  # encoders make about ten; a decoder passes over the whole imag
 _MAX_SEGMENTS = _MAX_CHUNKS = 4096
 # Pixels may take more chunks, if these have so many bytes in the mean; encoders write 8 KiB.
 _BYTES_PER_CHUNK = 1024
+# libpng decompresses up to 8 MB of each, twice, though nobody asks for them: 15 ms.
+_COMPRESSED_CHUNKS = frozenset({b"zTXt", b"iTXt", b"iCCP"})
+_MAX_COMPRESSED_CHUNKS = 64
 
 _CHUNK_BYTES = 12  # a PNG chunk's length, kind and checksum
 _OS2_BMP_HEADER_BYTES = 12
 
 
-def read_size(data: bytes) -> Size:
-    """Reads the size that an image file declares; EXIF may turn it.
+class Header(NamedTuple):
+    """What a file declares.
+
+    Attributes:
+        size: Height and width in pixels, not checked; EXIF may turn it.
+        scans: How many times a decoder passes over the whole image; 0 in a JPEG without pixels.
+    """
+
+    size: Size
+    scans: int = 1
+
+
+def read_header(data: bytes) -> Header:
+    """Reads what an image file declares.
 
     Args:
         data: A JPEG, PNG, WebP or BMP file, as long as it is.
-
-    Returns:
-        Height and width in pixels, not checked.
 
     Raises:
         InvalidRequestError: Not a file of these formats; its header is corrupt; or it has more
@@ -66,15 +83,42 @@ def _corrupt(why: str) -> InvalidRequestError:
     return InvalidRequestError("encoded_image", f"the image is truncated or corrupt: {why}")
 
 
-def _jpeg_size(data: bytes) -> Size:
+class _Markers:
+    """The markers of a JPEG, from its beginning to its end.
+
+    Each window of it is looked at once, whatever its bytes are, and without the interpreter's
+    lock: a file of nothing but 0xff is no more work than another one.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = np.frombuffer(data, np.uint8)
+        self._end = 0
+        self._found: NDArray[np.intp] = np.empty(0, np.intp)
+
+    def find(self, at: int) -> int | None:
+        """Returns where the next marker is, from a place on that is no earlier than the last."""
+        while True:
+            index = int(np.searchsorted(self._found, at))
+            if index < len(self._found):
+                return int(self._found[index])
+            at = max(at, self._end)
+            if at >= len(self._data) - 1:
+                return None
+            self._end = at + _WINDOW_BYTES
+            firsts = np.flatnonzero(self._data[at : min(self._end, len(self._data) - 1)] == 0xFF)
+            self._found = firsts[_MARKERS[self._data[firsts + (at + 1)]]] + at
+
+
+def _jpeg_header(data: bytes) -> Header:
     size: Size | None = None
+    markers = _Markers(data)
     scans, at = 0, len(JPEG)
     for _ in range(_MAX_SEGMENTS):
-        marker = _MARKER.search(data, at)
+        found = markers.find(at)
         # What follows the end does not count: telephones append videos.
-        if marker is None or marker[0][1] == _END_OF_IMAGE:
+        if found is None or (kind := data[found + 1]) == _END_OF_IMAGE:
             break
-        kind, at = marker[0][1], marker.end()
+        at = found + 2
         if kind in _FRAMES and size is None:  # libjpeg refuses a second one
             size = struct.unpack_from(">3xHH", data, at)
         elif kind == _START_OF_SCAN:
@@ -89,14 +133,14 @@ def _jpeg_size(data: bytes) -> Size:
         raise _corrupt(f"the JPEG has more than {_MAX_SEGMENTS} segments")
     if size is None:
         raise _corrupt("the JPEG has no size")
-    return size
+    return Header(size, scans)
 
 
-def _png_size(data: bytes) -> Size:
+def _png_header(data: bytes) -> Header:
     kind, width, height = struct.unpack_from(">4x4sII", data, len(_PNG))
     if kind != b"IHDR":
         raise _corrupt("the PNG does not begin with its size")
-    at, max_chunks = len(_PNG), _MAX_CHUNKS + len(data) // _BYTES_PER_CHUNK
+    at, compressed, max_chunks = len(_PNG), 0, _MAX_CHUNKS + len(data) // _BYTES_PER_CHUNK
     for _ in range(max_chunks):
         length, kind = struct.unpack_from(">I4s", data, at)
         at += length + _CHUNK_BYTES
@@ -104,11 +148,14 @@ def _png_size(data: bytes) -> Size:
         if at > len(data):
             raise _corrupt("a chunk of the PNG is longer than the file")
         if kind == b"IEND":  # what follows does not count
-            return height, width
+            return Header((height, width))
+        compressed += kind in _COMPRESSED_CHUNKS
+        if compressed > _MAX_COMPRESSED_CHUNKS:
+            raise _corrupt(f"the PNG has more than {_MAX_COMPRESSED_CHUNKS} compressed texts")
     raise _corrupt(f"the PNG has more than {max_chunks} chunks")
 
 
-def _webp_size(data: bytes) -> Size:
+def _webp_header(data: bytes) -> Header:
     (kind,) = struct.unpack_from("4s", data, 12)
     if kind == b"VP8X":  # 24 bits each, less one
         width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
@@ -119,19 +166,19 @@ def _webp_size(data: bytes) -> Size:
         width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
     else:
         raise _corrupt("the WebP file does not begin with its size")
-    return height, width
+    return Header((height, width))
 
 
-def _bmp_size(data: bytes) -> Size:
+def _bmp_header(data: bytes) -> Header:
     (header_bytes,) = struct.unpack_from("<I", data, 14)
     is_old = header_bytes == _OS2_BMP_HEADER_BYTES
     width, height = struct.unpack_from("<HH" if is_old else "<ii", data, 18)
-    return abs(height), width  # a negative height: its rows begin at the top
+    return Header((abs(height), width))  # a negative height: its rows begin at the top
 
 
-_READERS: dict[re.Pattern[bytes], Callable[[bytes], Size]] = {
-    re.compile(JPEG): _jpeg_size,
-    re.compile(_PNG): _png_size,
-    re.compile(b"RIFF....WEBP", re.DOTALL): _webp_size,
-    re.compile(b"BM"): _bmp_size,
+_READERS: dict[re.Pattern[bytes], Callable[[bytes], Header]] = {
+    re.compile(JPEG): _jpeg_header,
+    re.compile(_PNG): _png_header,
+    re.compile(b"RIFF....WEBP", re.DOTALL): _webp_header,
+    re.compile(b"BM"): _bmp_header,
 }

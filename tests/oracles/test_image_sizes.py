@@ -3,7 +3,7 @@
 import pytest
 import tensorflow as tf
 
-from gradcam_server.image_header import read_size
+from gradcam_server.image_header import read_header
 from support.image_variants import variants
 
 # TensorFlow reads neither WebP nor these BMP files: old, or with more between header and pixels.
@@ -17,4 +17,4 @@ NOT_READ = ("webp", "bmp-os2", "bmp-gap", "bmp-palette", "bmp-v5")
 def test_sizes_are_those_that_tensorflow_decodes(data: bytes) -> None:
     """The header's size is the decoded one, whatever the metadata are."""
     decoded = tf.io.decode_image(data, channels=0 if data[:2] == b"BM" else 3)
-    assert read_size(data) == tuple(decoded.shape[:2])
+    assert read_header(data).size == tuple(decoded.shape[:2])

@@ -9,7 +9,7 @@ import pytest
 from fuzz.mutations import image_files, mutate_image
 from gradcam_server.decode import decode_image
 from gradcam_server.errors import InvalidRequestError
-from gradcam_server.image_header import read_size
+from gradcam_server.image_header import read_header
 from support.image_variants import SIZE, encoded, png_chunk, variants, with_chunk, with_segment
 
 LIMIT = 10_000_000
@@ -21,7 +21,7 @@ def test_metadata_are_passed_over_as_opencv_does(data: bytes) -> None:
     """What OpenCV decodes is decoded, whatever its metadata are, and its size is the header's."""
     decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     assert decoded is not None
-    assert read_size(data) == decoded.shape[:2] == SIZE
+    assert read_header(data).size == decoded.shape[:2] == SIZE
     np.testing.assert_array_equal(decode_image(data, LIMIT), decoded)
 
 
@@ -32,7 +32,7 @@ def test_opencv_never_decodes_more_than_the_header_says() -> None:
     for _ in range(3000):
         data = mutate_image(rng.choice(files), rng)
         try:
-            height, width = read_size(data)
+            (height, width), _ = read_header(data)
         except InvalidRequestError:
             continue
         if height * width > 100_000:

@@ -26,7 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if not hasattr(config, "workerinput"):
         os.environ[RUN_FOLDER] = tempfile.mkdtemp(prefix="gradcam-tests-")
-        os.environ |= {"OMP_NUM_THREADS": "1", "GRADCAM_COMPUTE_THREADS": "1"}
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

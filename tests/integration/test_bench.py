@@ -41,7 +41,7 @@ def test_our_graph_is_measured_and_reported(tmp_path: Path) -> None:
     output, page = tmp_path / "graph.json", tmp_path / "page.md"
     bench(
         *("graph", "--model", "efficientnet-lite0", "--weights", "imagenet", "--no-tutorials"),
-        *("--compiler", "tensorflow", "--batch-sizes", "1,2", "--rounds", "2", "-o", output),
+        *("--compiler", "tensorflow", "--batch-sizes", "1,2", "--rounds", "1", "-o", output),
         *("--price-per-hour", "cpu=0.36"),
     )
     rows = Results.load(output).rows

@@ -107,7 +107,7 @@ def test_sigterm_during_a_stream_answers_what_was_read(
 
 def test_a_second_signal_ends_the_drain(started: list[RunningServer], images: Path) -> None:
     """An operator who presses Ctrl-C twice does not wait for a slow request."""
-    server = serve(started, *TRACED, "--drain-timeout-s", "60").wait_ready()
+    server = serve(started, "--drain-timeout-s", "60").wait_ready()
     big = b"".join([(images / "cat.jpg").read_bytes()])
     with Client(server.address, retry=ONCE) as client, ThreadPoolExecutor(1) as pool:
         (engine,) = server.engines()

@@ -189,7 +189,7 @@ def test_a_replica_killed_under_load_costs_no_answer(
             client.list_models()
             begun.wait()
             try:
-                client.explain(cat_jpeg, method="scorecam")
+                client.explain(cat_jpeg, method="scorecam", timeout_s=240)
             except GradCamError as error:
                 return error
         return None

@@ -46,7 +46,7 @@ class RunningServer:
                 stdout=files.enter_context(stdout.open("wb")) if stdout else None,
                 stderr=subprocess.PIPE,
                 text=True,
-                env={**os.environ, **variables},
+                env={**os.environ, "GRADCAM_COMPUTE_THREADS": "1", **variables},
             )
         self.log: list[str] = []
         self._listening = threading.Event()

@@ -17,7 +17,7 @@ from gradcam_server.models.binary import TwoClasses
 from gradcam_server.models.keras_network import KerasNetwork
 from gradcam_server.models.label_file import no_labels, read_labels
 from gradcam_server.models.loaded import LoadedModel
-from gradcam_server.models.network import OutputActivation
+from gradcam_server.models.network import Network, OutputActivation
 from gradcam_server.models.outputs import Outputs
 from gradcam_server.models.preprocessing import Preprocessing
 from gradcam_server.models.saved_model_network import SavedModelNetwork
@@ -67,8 +67,8 @@ def load(spec: ModelSpec) -> LoadedModel:
         )
     if not path.exists():
         raise StartupError(f"the model {path} does not exist")
-    network = _network(path, spec.input_size, spec.outputs)
-    scales_pixels = network.scales_pixels
+    loaded = _network(path, spec.input_size, spec.outputs)
+    network: Network = loaded
     is_binary = network.class_count == 1 and network.output_activation is OutputActivation.SIGMOID
     counts = (1, 2) if is_binary else (network.class_count,)
     labels = read_labels(spec.labels, *counts) or no_labels(network.class_count)
@@ -87,7 +87,7 @@ def load(spec: ModelSpec) -> LoadedModel:
         labels=labels,
         weights=f"file {path.name}",
         preprocessing_declared=spec.preprocessing is not None,
-        scales_pixels=scales_pixels,
+        scales_pixels=loaded.scales_pixels,
     )
 
 

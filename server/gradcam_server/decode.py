@@ -25,6 +25,8 @@ _MARGIN = 2
 # How many passes over the pixels of the largest image a decoder may be made to take. Encoders write
 # about ten scans.
 _MAX_PASSES = 20
+# As OpenCV takes up to 1.3 GB for 50 megapixels of one, where other formats take 0.3 to 0.6.
+_ANIMATED_PNG_SHARE = 4
 
 # Broken images are answered to the caller, not logged.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -71,8 +73,11 @@ def decode_reduced(
     Raises:
         InvalidRequestError: As ``decode_image``.
     """
-    declared, scans = read_header(data)
+    declared, scans, is_animated_png = read_header(data)
     _check_size("encoded_image", *declared, max_pixels)
+    if is_animated_png:
+        share = max_pixels // _ANIMATED_PNG_SHARE
+        _check_size("encoded_image", *declared, share, "the animated PNG")
     _check_scans(declared, scans, max_pixels)
     reduction = _reduction(declared, shrinkage) if data.startswith(JPEG) else 1
     image = None
@@ -138,14 +143,16 @@ def _check_scans(size: Size, scans: int, max_pixels: int) -> None:
         )
 
 
-def _check_size(field: str, height: int, width: int, max_pixels: int) -> None:
+def _check_size(
+    field: str, height: int, width: int, max_pixels: int, what: str = "the image"
+) -> None:
     if height < 1 or width < 1:
         raise InvalidRequestError(
-            field, f"the image's size {width} x {height} is not positive: it needs a pixel"
+            field, f"{what}'s size {width} x {height} is not positive: it needs a pixel"
         )
     if height * width > max_pixels:
         raise InvalidRequestError(
             field,
-            f"the image's {width} x {height} = {height * width} pixels are more than this server's "
+            f"{what}'s {width} x {height} = {height * width} pixels are more than this server's "
             f"limit of {max_pixels}; send a smaller one",
         )

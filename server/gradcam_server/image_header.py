@@ -22,10 +22,6 @@ Size: TypeAlias = tuple[int, int]
 JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG\r\n\x1a\n"
 
-# Behind 0xff they begin a segment, whose length follows; all but the last. Between segments, and in
-# compressed data, libjpeg passes over all that is none.
-_MARKERS = np.zeros(256, bool)
-_MARKERS[0x02:0xD0] = _MARKERS[0xD9:0xFF] = True
 _WINDOW_BYTES = 1 << 16
 # Start of frame, which holds the size: all of 0xc0 to 0xcf but tables (DHT, JPG, DAC).
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -48,10 +44,13 @@ class Header(NamedTuple):
     Attributes:
         size: Height and width in pixels, not checked; EXIF may turn it.
         scans: How many times a decoder passes over the whole image; 0 in a JPEG without pixels.
+        is_animated_png: Whether it is an animation, for which OpenCV takes several times the
+            memory of another PNG.
     """
 
     size: Size
     scans: int = 1
+    is_animated_png: bool = False
 
 
 def read_header(data: bytes) -> Header:
@@ -105,8 +104,19 @@ class _Markers:
             if at >= len(self._data) - 1:
                 return None
             self._end = at + _WINDOW_BYTES
-            firsts = np.flatnonzero(self._data[at : min(self._end, len(self._data) - 1)] == 0xFF)
-            self._found = firsts[_MARKERS[self._data[firsts + (at + 1)]]] + at
+            self._found = _find_markers(self._data[at : self._end + 1]) + at
+
+
+def _find_markers(data: NDArray[np.uint8]) -> NDArray[np.intp]:
+    """Returns where 0xff stands before 0x02 to 0xcf or 0xd9 to 0xfe.
+
+    That begins a segment, whose length follows, or ends the image. Between segments, and in
+    compressed data, libjpeg passes over all that is none.
+    """
+    kinds = data[1:]
+    # Less than zero is more than any: the type is unsigned.
+    are_kinds = (kinds - 0x02 < 0xD0 - 0x02) | (kinds - 0xD9 < 0xFF - 0xD9)
+    return np.flatnonzero((data[:-1] == 0xFF) & are_kinds)
 
 
 def _jpeg_header(data: bytes) -> Header:
@@ -140,7 +150,8 @@ def _png_header(data: bytes) -> Header:
     kind, width, height = struct.unpack_from(">4x4sII", data, len(_PNG))
     if kind != b"IHDR":
         raise _corrupt("the PNG does not begin with its size")
-    at, compressed, max_chunks = len(_PNG), 0, _MAX_CHUNKS + len(data) // _BYTES_PER_CHUNK
+    at, compressed, is_animated = len(_PNG), 0, False
+    max_chunks = _MAX_CHUNKS + len(data) // _BYTES_PER_CHUNK
     for _ in range(max_chunks):
         length, kind = struct.unpack_from(">I4s", data, at)
         at += length + _CHUNK_BYTES
@@ -148,7 +159,8 @@ def _png_header(data: bytes) -> Header:
         if at > len(data):
             raise _corrupt("a chunk of the PNG is longer than the file")
         if kind == b"IEND":  # what follows does not count
-            return Header((height, width))
+            return Header((height, width), is_animated_png=is_animated)
+        is_animated |= kind == b"acTL"
         compressed += kind in _COMPRESSED_CHUNKS
         if compressed > _MAX_COMPRESSED_CHUNKS:
             raise _corrupt(f"the PNG has more than {_MAX_COMPRESSED_CHUNKS} compressed texts")

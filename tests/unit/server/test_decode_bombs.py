@@ -2,6 +2,12 @@
 
 import io
 import resource
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
@@ -10,6 +16,8 @@ from PIL import Image
 
 from gradcam_server.decode import decode_image
 from gradcam_server.errors import InvalidRequestError
+from gradcam_server.image_header import read_header
+from support.image_variants import SIZE, encoded, picture, png_chunk, with_chunk
 
 LIMIT = 10_000_000
 
@@ -24,11 +32,27 @@ def never_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cv2, "imdecode", imdecode)
 
 
-def progressive() -> bytes:
+PIXELS = 40 * 30
+SCANS = 10
+"""Of what ``progressive`` returns."""
+
+
+def progressive(mode: str = "RGB", **options: object) -> bytes:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", progressive=True)
+    Image.fromarray(pixels).convert(mode).save(buffer, "JPEG", progressive=True, **options)
     return buffer.getvalue()
+
+
+def with_scans(count: int, *, repeated: int = -1) -> bytes:
+    """The same with one of its scans so often that there are ``count`` of all."""
+    data = progressive()
+    starts = [at for at in range(len(data)) if data[at : at + 2] == b"\xff\xda"]
+    ends = [*(data.rfind(b"\xff\xc4", 0, at) for at in starts[1:]), len(data) - 2]
+    at, end = starts[repeated], ends[repeated]
+    bomb = data[:end] + data[at:end] * (count - SCANS) + data[end:]
+    assert read_header(bomb).scans == count
+    return bomb
 
 
 def test_many_scans_are_refused(never_decoded: None) -> None:
@@ -61,3 +85,113 @@ def test_a_chunk_longer_than_the_file_is_refused(never_decoded: None, length: in
     with pytest.raises(InvalidRequestError, match="corrupt"):
         decode_image(bomb, LIMIT)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
+
+
+@pytest.mark.parametrize("repeated", [-1, 1, 0], ids=["refinement", "first of AC", "first of DC"])
+def test_scans_of_a_large_image_are_fewer(never_decoded: None, repeated: int) -> None:
+    """They cost its pixels each: the largest image may have 20, smaller ones more."""
+    with pytest.raises(InvalidRequestError, match="21 scans of 30 x 40 pixels, and may have 20"):
+        decode_image(with_scans(21, repeated=repeated), PIXELS)
+    with pytest.raises(InvalidRequestError, match="64 scans of 30 x 40 pixels, and may have 63"):
+        decode_image(with_scans(64, repeated=repeated), PIXELS * 64 // 20 - 20)
+
+
+def test_many_scans_of_a_small_image_are_decoded() -> None:
+    """Some encoders write dozens."""
+    assert decode_image(with_scans(20), PIXELS).shape == (40, 30, 3)
+    assert decode_image(with_scans(64), PIXELS * 64 // 20).shape == (40, 30, 3)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(progressive(), id="4:2:0"),
+        pytest.param(progressive(subsampling=0), id="4:4:4"),
+        pytest.param(progressive("L"), id="grey"),
+        pytest.param(progressive("CMYK"), id="CMYK"),
+        pytest.param(progressive(optimize=True, restart_marker_rows=1), id="restarts"),
+    ],
+)
+def test_progressive_images_of_the_largest_size_are_decoded(data: bytes) -> None:
+    """With all the scans that encoders give them, and to the same pixels as without a limit."""
+    expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    np.testing.assert_array_equal(decode_image(data, PIXELS), expected)
+
+
+def compressed_texts(kind: bytes, count: int) -> bytes:
+    """A PNG of a few pixels; each text would be 7.9 MB, which libpng would decompress twice."""
+    head = {b"zTXt": b"a\0\0", b"iTXt": b"a\0\1\0\0\0", b"iCCP": b"a\0\0"}[kind]
+    text = png_chunk(kind, head + zlib.compress(bytes(7_900_000)))
+    return with_chunk(encoded("PNG"), *[text] * count)
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+def test_many_compressed_texts_are_refused(never_decoded: None, kind: bytes) -> None:
+    """A thousand of them, in 8 MB, would take a quarter of a minute."""
+    with pytest.raises(InvalidRequestError, match="more than 64 compressed texts"):
+        decode_image(compressed_texts(kind, 65), LIMIT)
+
+
+def test_compressed_texts_among_others_are_counted() -> None:
+    """Of all kinds, before and behind the pixels, between texts that are not compressed."""
+    png = encoded("PNG")
+    each = png_chunk(b"tEXt", b"a\0b") + png_chunk(b"zTXt", b"a\0\0" + zlib.compress(b"b"))
+    parts = with_chunk(png, each * 40)
+    with pytest.raises(InvalidRequestError, match="more than 64 compressed texts"):
+        decode_image(parts[:-12] + each * 40 + parts[-12:], LIMIT)
+    np.testing.assert_array_equal(decode_image(parts, LIMIT), decode_image(png, LIMIT))
+
+
+def test_an_animated_png_may_have_a_quarter_of_the_pixels() -> None:
+    """OpenCV takes several times the memory for it; its first frame is decoded."""
+    frames = [picture().rotate(180)]
+    animation = encoded("PNG", save_all=True, append_images=frames)
+    pixels = SIZE[0] * SIZE[1]
+    with pytest.raises(InvalidRequestError, match=f"animated PNG.*limit of {pixels - 1};"):
+        decode_image(animation, 4 * pixels - 1)
+    expected = decode_image(encoded("PNG"), pixels)
+    np.testing.assert_array_equal(decode_image(animation, 4 * pixels), expected)
+
+
+@contextmanager
+def turns_of_another_thread() -> Iterator[list[int]]:
+    """Counts how often another thread has the interpreter meanwhile."""
+    turns, ended = [0], threading.Event()
+
+    def count() -> None:
+        while not ended.is_set():
+            turns[0] += 1
+            time.sleep(0)
+
+    counting, interval = threading.Thread(target=count), sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    counting.start()
+    try:
+        yield turns
+    finally:
+        ended.set()
+        counting.join()
+        sys.setswitchinterval(interval)
+
+
+@pytest.mark.parametrize("filling", [b"\xff", b"\xff\0", b"\xff\xd0", b"\0"])
+def test_endless_filling_does_not_keep_other_threads_waiting(filling: bytes) -> None:
+    """What is no marker is passed over in parts, between which the event loop has its turn."""
+    data = b"\xff\xd8" + filling * (31 * 2**20 // len(filling))
+    most = 0
+    with turns_of_another_thread() as turns:
+        for _ in range(20):
+            before = turns[0]
+            with pytest.raises(InvalidRequestError, match="the JPEG has no size"):
+                read_header(data)
+            most = max(most, turns[0] - before)
+    assert most >= 10
+
+
+@pytest.mark.parametrize("filling", [b"\0", b"\xff", b"\xd0"])
+def test_markers_are_found_wherever_they_lie(filling: bytes) -> None:
+    """Also where one part of a long file ends and the next begins."""
+    jpeg = encoded("JPEG")
+    for count in [*range(2**16 - 4, 2**16 + 4), 3 * 2**16 + 1]:
+        header = read_header(jpeg[:2] + filling * count + jpeg[2:])
+        assert header == read_header(jpeg) == (SIZE, 1, False)

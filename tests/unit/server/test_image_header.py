@@ -32,7 +32,7 @@ def test_opencv_never_decodes_more_than_the_header_says() -> None:
     for _ in range(3000):
         data = mutate_image(rng.choice(files), rng)
         try:
-            (height, width), _ = read_header(data)
+            height, width = read_header(data).size
         except InvalidRequestError:
             continue
         if height * width > 100_000:

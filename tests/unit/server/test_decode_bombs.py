@@ -2,6 +2,7 @@
 
 import io
 import resource
+import statistics
 import sys
 import threading
 import time
@@ -178,14 +179,14 @@ def turns_of_another_thread() -> Iterator[list[int]]:
 def test_endless_filling_does_not_keep_other_threads_waiting(filling: bytes) -> None:
     """What is no marker is passed over in parts, between which the event loop has its turn."""
     data = b"\xff\xd8" + filling * (31 * 2**20 // len(filling))
-    most = 0
+    found = []
     with turns_of_another_thread() as turns:
         for _ in range(20):
             before = turns[0]
             with pytest.raises(InvalidRequestError, match="the JPEG has no size"):
                 read_header(data)
-            most = max(most, turns[0] - before)
-    assert most >= 10
+            found.append(turns[0] - before)
+    assert statistics.median(found) >= 10
 
 
 @pytest.mark.parametrize("filling", [b"\0", b"\xff", b"\xd0"])

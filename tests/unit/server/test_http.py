@@ -1,6 +1,7 @@
 """The HTTP port, over real sockets."""
 
 import http.client
+import io
 import logging
 import socket
 import threading
@@ -11,6 +12,7 @@ import pytest
 
 from gradcam_server.errors import StartupError
 from gradcam_server.http import MAX_CONNECTIONS, HttpServer
+from gradcam_server.logs import TextFormatter
 from gradcam_server.metrics import Metrics
 
 
@@ -160,6 +162,36 @@ def test_a_fault_is_an_answer_too(caplog: pytest.LogCaptureFixture) -> None:
     connection.close()
     server.close()
     assert "secret" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET /\x1b[2J\x9b31m HTTP/1.1\r\n\r\n",
+        b"GET /metrics?\x1b]0;title\x07 HTTP/1.1\r\n\r\n",
+        b"\x1b[2J / HTTP/1.1\r\n\r\n",
+        b"GET / \x1b[2J HTTP/1.1\r\n\r\n",
+    ],
+    ids=["path", "query", "method", "words"],
+)
+def test_a_request_does_not_command_the_terminal_of_a_log(running: Running, sent: bytes) -> None:
+    """At debug level all requests are logged, with what their callers chose as escapes."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(TextFormatter())
+    logger = logging.getLogger("gradcam_server.http")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        with running.connect(sent) as connection:
+            while connection.recv(1000):
+                pass
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    assert r"\x1b" in stream.getvalue()
+    assert all(line.isprintable() for line in stream.getvalue().splitlines())
 
 
 def test_a_port_in_use_is_said(running: Running) -> None:

@@ -187,6 +187,35 @@ def test_text_for_people_names_the_request() -> None:
     assert log.text.endswith("INFO gradcam_server.test: done request_id=abc\n")
 
 
+@pytest.mark.parametrize(
+    ("chosen", "written"),
+    [
+        ("\x1b[2J\x1b]0;title\x07", r"\x1b[2J\x1b]0;title\x07"),
+        ("\x9b31m", r"\x9b31m"),
+        ("a\nERROR forged", r"a\nERROR forged"),
+        ("a\r\x08\x7f", r"a\r\x08\x7f"),
+        ("a\u2028\u202etxt.exe", r"a\u2028\u202etxt.exe"),
+        ("\udcff", r"\udcff"),
+        ("Grüße, 猫 🐈", "Grüße, 猫 🐈"),
+    ],
+    ids=["colours", "C1", "lines", "backspace", "direction", "surrogate", "letters"],
+)
+def test_what_callers_choose_does_not_command_a_terminal(chosen: str, written: str) -> None:
+    """As message, argument or in an exception: what is not printable is written as an escape."""
+    log = Log(logs.TextFormatter())
+    log.logger.info(chosen)
+    log.logger.info("%s and %s", chosen, 1)
+    with logs.logging_for(chosen):
+        log.logger.info("done")
+    lines = log.text.splitlines()
+    assert [line.partition(": ")[2] for line in lines] == [
+        *(written, f"{written} and 1", f"done request_id={written}")
+    ]
+    log.logger.error("failed", exc_info=ValueError(chosen))
+    assert "failed\nValueError: " in log.text
+    assert all(char.isprintable() or char == "\n" for char in log.text)
+
+
 @pytest.mark.parametrize("given", [None, "", b"abc", "x" * 129, "a b", 'a"b', "a\nb", "é"])
 def test_an_unfit_request_id_is_replaced(given: str | bytes | None) -> None:
     """A client cannot write lines into the log."""

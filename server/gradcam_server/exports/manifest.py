@@ -185,7 +185,7 @@ def _read_labels(rows: Any, where: str) -> ClassLabels:
     labels = convert(tuple[tuple[str, ...], ...], rows, where, {})
     if not all(labels):
         raise JsonError(f"each of {where} must be a name, and others that it has")
-    return ClassLabels([ClassLabel(name, aliases) for name, *aliases in labels])
+    return ClassLabels([ClassLabel(name, tuple(aliases)) for name, *aliases in labels])
 
 
 _READERS: Readers = {LayerInfo: _read_layer, ClassLabels: _read_labels}

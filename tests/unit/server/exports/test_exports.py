@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +20,8 @@ from gradcam_server.compiled import CompilationCounter, CompiledGraph
 from gradcam_server.config import Compiler, Precision, ServeConfig
 from gradcam_server.engine import Engine
 from gradcam_server.errors import InvalidRequestError, StartupError
-from gradcam_server.exports.manifest import MANIFEST, hash_file, read_manifest
+from gradcam_server.exports.files import hash_file
+from gradcam_server.exports.manifest import MANIFEST, read_manifest
 from gradcam_server.exports.writer import SAVED_MODEL, SIGNATURE, write
 from gradcam_server.graph_io import NO_CLASS, GraphItem, GraphKey, GraphOutput, GraphTarget, by_rank
 from gradcam_server.layers import Extent
@@ -97,10 +99,11 @@ def test_what_layers_cover_is_kept(exported: Path, tmp_path: Path) -> None:
     first, *others = manifest.layers
     extent = Extent(-8.0, 0.0, 48.5, 32.0)
     changed = dataclasses.replace(
-        manifest, layers=(dataclasses.replace(first, extent=extent), *others), sha256={}
+        manifest, layers=(dataclasses.replace(first, extent=extent), *others)
     )
-    (tmp_path / MANIFEST).write_text(changed.to_json())
-    assert read_manifest(tmp_path).layers == changed.layers
+    folder = Path(shutil.copytree(exported, tmp_path / "copy"))
+    (folder / MANIFEST).write_text(changed.to_json())
+    assert read_manifest(folder).layers == changed.layers
 
 
 @pytest.mark.parametrize(
@@ -171,10 +174,10 @@ def test_an_export_keeps_that_nobody_declared_the_preprocessing(
 def test_an_export_of_an_older_version_counts_as_declared(exported: Path, tmp_path: Path) -> None:
     """It does not say; and a server of it must not doubt what nobody can look up."""
     document = json.loads((exported / MANIFEST).read_text())
-    del document["preprocessing_declared"]
-    document["sha256"] = {}
-    (tmp_path / MANIFEST).write_text(json.dumps(document))
-    assert read_manifest(tmp_path).preprocessing_declared
+    del document["preprocessing_declared"], document["sizes"]
+    folder = Path(shutil.copytree(exported, tmp_path / "copy"))
+    (folder / MANIFEST).write_text(json.dumps(document))
+    assert read_manifest(folder).preprocessing_declared
 
 
 def test_tensorflow_is_not_imported(exported: Path) -> None:
@@ -293,6 +296,7 @@ def test_every_file_has_its_hash(exported: Path) -> None:
     }
     manifest = read_manifest(exported)
     assert files == {MANIFEST, *manifest.sha256}
+    assert manifest.sizes == {name: (exported / name).stat().st_size for name in manifest.sha256}
     assert manifest.sha256["graph_0.bin"] == hash_file(exported / "graph_0.bin")
     assert manifest.versions["openvino"]
 

@@ -5,8 +5,8 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 
 from gradcam_server.errors import StartupError
 
@@ -62,7 +62,7 @@ def hash_file(path: Path) -> str:
 
 
 @contextmanager
-def _open(folder: Path, name: str) -> Iterator[BinaryIO]:
+def _open(folder: Path, name: str) -> Iterator[BufferedReader]:
     """Opens a regular file of a folder; links may lead to others of the same folder."""
     parts = PurePosixPath(name)
     if parts.is_absolute() or ".." in parts.parts or not parts.name or "\0" in name:

@@ -171,7 +171,8 @@ def _layer_row(layer: LayerInfo) -> list[Any]:
 
 
 _LAYER: Any = tuple[str, str, tuple[int | None, ...], bool]
-_LAYER_WITH_EXTENT: Any = tuple[*get_args(_LAYER), tuple[float, float, float, float]]
+_EXTENT: Any = tuple[float, float, float, float]
+_LAYER_WITH_EXTENT: Any = tuple[str, str, tuple[int | None, ...], bool, _EXTENT]
 
 
 def _read_layer(row: Any, where: str) -> LayerInfo:

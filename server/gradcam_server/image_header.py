@@ -32,6 +32,7 @@ _BYTES_PER_CHUNK = 1024
 
 _CHUNK_BYTES = 12  # a PNG chunk's length, kind and checksum
 _OS2_BMP_HEADER_BYTES = 12
+_PEEK_BYTES = 2**16
 
 
 def read_size(data: bytes) -> Size:
@@ -60,6 +61,22 @@ def read_size(data: bytes) -> Size:
         "encoded_image",
         f"the {len(data)} bytes are {f'{kind}, ' if kind else ''}not a {FORMATS_TEXT} image",
     )
+
+
+def peek_size(data: bytes) -> Size | None:
+    """Reads the size from the beginning of a file in well under a millisecond, unchecked.
+
+    Args:
+        data: Any file.
+
+    Returns:
+        Height and width in pixels; None if the first 64 KiB do not say them.
+    """
+    head = data[:_PEEK_BYTES]
+    try:
+        return _png_declared(head) if head.startswith(_PNG) else read_size(head)
+    except (InvalidRequestError, struct.error):
+        return None
 
 
 def _corrupt(why: str) -> InvalidRequestError:
@@ -92,10 +109,15 @@ def _jpeg_size(data: bytes) -> Size:
     return size
 
 
-def _png_size(data: bytes) -> Size:
+def _png_declared(data: bytes) -> Size:
     kind, width, height = struct.unpack_from(">4x4sII", data, len(_PNG))
     if kind != b"IHDR":
         raise _corrupt("the PNG does not begin with its size")
+    return height, width
+
+
+def _png_size(data: bytes) -> Size:
+    size = _png_declared(data)
     at, max_chunks = len(_PNG), _MAX_CHUNKS + len(data) // _BYTES_PER_CHUNK
     for _ in range(max_chunks):
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -104,7 +126,7 @@ def _png_size(data: bytes) -> Size:
         if at > len(data):
             raise _corrupt("a chunk of the PNG is longer than the file")
         if kind == b"IEND":  # what follows does not count
-            return height, width
+            return size
     raise _corrupt(f"the PNG has more than {max_chunks} chunks")
 
 

@@ -15,6 +15,7 @@ from gradcam_server.graph_io import PIXELS, GraphItem, GraphKey, GraphOutput, Gr
 from gradcam_server.many_pass import integrated_gradients, score_cam, smooth_grad
 from gradcam_server.models.preprocessing import ZERO_COLORS
 from gradcam_server.requests import MANY_PASS_METHODS, ExplainRequest, Method, Progress
+from gradcam_server.security.caller import current_caller
 
 # More would only share the same part of the device, and hold their images in memory.
 _AT_ONCE = 2
@@ -192,4 +193,6 @@ class _Run:
 
     @property
     def _urgency(self) -> Urgency:
-        return Urgency(self._request.priority, self._request.deadline)
+        return Urgency(
+            self._request.priority, self._request.deadline, caller=current_caller.get().key
+        )

@@ -1,93 +1,112 @@
-"""Threads that decode and render: the most urgent work first."""
+"""Threads that decode and render, shared among callers by the CPU seconds that they use."""
 
 import asyncio
-import heapq
-import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from time import perf_counter
-from typing import Any, ParamSpec, TypeVar
+from time import perf_counter, thread_time
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 
-_P = ParamSpec("_P")
+from gradcam_server.fair_slots import MAX_SHORT_S, FairSlots
+
 _T = TypeVar("_T")
+
+
+class ThreadCounts(NamedTuple):
+    """Threads that work.
+
+    Attributes:
+        busy: For callers that wait for the result.
+        abandoned: For callers that have gone; this work cannot be interrupted.
+    """
+
+    busy: int
+    abandoned: int
 
 
 class Workers:
     """A pool of threads. Must be used on one event loop.
 
+    A thread counts as its caller's until the work has ended, also if the caller has gone. One
+    thread more than ``count`` does short work alone, so that no long work delays it.
+
     Args:
-        count: Number of threads.
+        count: Number of threads for any work.
     """
 
     def __init__(self, count: int) -> None:
-        self._threads = ThreadPoolExecutor(count, thread_name_prefix="worker")
-        self._free = count
-        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
-        self._order = itertools.count()
+        self._threads = ThreadPoolExecutor(count + 1, thread_name_prefix="worker")
+        self._slots = FairSlots(count, short_count=1)
+        self._working: set[asyncio.Future[Any]] = set()
+        self._abandoned: set[asyncio.Future[Any]] = set()
         # Each worker is one thread of the machine; OpenCV would start as many again.
         cv2.setNumThreads(1)
 
+    @property
+    def thread_counts(self) -> ThreadCounts:
+        """The threads that work now."""
+        abandoned = len(self._abandoned)
+        return ThreadCounts(len(self._working) - abandoned, abandoned)
+
     async def timed(
-        self, priority: int, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
+        self,
+        work: Callable[[], _T],
+        *,
+        caller: str = "",
+        priority: int = 1,
+        expected_s: float = MAX_SHORT_S,
     ) -> tuple[_T, int]:
-        """Runs work on a thread when its turn comes.
+        """Runs work on a thread when the turn of its caller has come.
 
         Args:
-            priority: 1 goes first; equals go in the order of their calls.
             work: What to run.
-            *args: Its arguments.
-            **kwargs: Its arguments.
+            caller: For whom.
+            priority: 1 goes first; among equals the caller that has used the least.
+            expected_s: CPU seconds that the work is expected to take.
 
         Returns:
             The result, and the time that it took without waiting, in microseconds.
         """
-        run = partial(self.timed_here, work, *args, **kwargs)
-        await self._take_turn(priority)
+        slot = await self._slots.take(caller, priority, expected_s)
+        used_s = 0.0
+
+        def run() -> tuple[_T, int]:
+            nonlocal used_s
+            started = thread_time()
+            try:
+                return self.timed_here(work)
+            finally:
+                used_s = thread_time() - started
+
+        def done(future: asyncio.Future[Any]) -> None:
+            self._working.discard(future)
+            self._abandoned.discard(future)
+            if not future.cancelled():
+                future.exception()  # if the caller has gone, nobody else asks for it
+            slot.release(used_s)
+
         try:
             future = asyncio.get_running_loop().run_in_executor(self._threads, run)
         except BaseException:
-            self._pass_on()
+            slot.release(0.0)
             raise
-        # Cancelled or not, the thread is busy until the work is done.
-        future.add_done_callback(self._done)
-        return await asyncio.shield(future)
+        self._working.add(future)
+        future.add_done_callback(done)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            if not future.done():
+                self._abandoned.add(future)
+            raise
 
     @staticmethod
-    def timed_here(work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> tuple[_T, int]:
+    def timed_here(work: Callable[[], _T]) -> tuple[_T, int]:
         """Runs work that takes less time than going to a thread would; returns as ``timed``."""
         started = perf_counter()
-        result = work(*args, **kwargs)
+        result = work()
         return result, round((perf_counter() - started) * 1e6)
 
     async def close(self) -> None:
         """Stops the threads when their work is done."""
         await asyncio.to_thread(self._threads.shutdown)
-
-    async def _take_turn(self, priority: int) -> None:
-        if self._free:
-            self._free -= 1
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (priority, next(self._order), turn))
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._pass_on()
-            raise
-
-    def _done(self, future: asyncio.Future[Any]) -> None:
-        if not future.cancelled():
-            future.exception()  # if the caller has gone, nobody else asks for it
-        self._pass_on()
-
-    def _pass_on(self) -> None:
-        while self._waiting:
-            *_, turn = heapq.heappop(self._waiting)
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self._free += 1

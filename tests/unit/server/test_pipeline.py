@@ -139,8 +139,10 @@ async def test_quick_work_waits_for_no_thread(
     pipeline: Pipeline, size: tuple[int, int], form: HeatmapForm, is_quick: bool
 ) -> None:
     """Pixels that fit and raw maps go on while all threads are busy; what takes time waits."""
-    gate, threads = threading.Event(), ServeConfig().worker_threads
-    busy = [asyncio.create_task(pipeline._workers.timed(1, gate.wait, 30)) for _ in range(threads)]
+    gate, threads = threading.Event(), ServeConfig().worker_threads + 1
+    busy = [
+        asyncio.create_task(pipeline._workers.timed(lambda: gate.wait(30))) for _ in range(threads)
+    ]
     await asyncio.sleep(0.01)
     image = RawImage(bytes(3 * size[0] * size[1]), *size)
     asked = ExplainRequest(image, forms=(form,))

@@ -19,12 +19,14 @@ else runs: the whole device is soonest done with that.
 """
 
 import asyncio
+import heapq
 import logging
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import itemgetter
 from time import perf_counter
 from typing import Generic, Protocol, TypeVar
 
@@ -155,16 +157,8 @@ class _Waiting(Generic[Item, Output]):
     urgency: Urgency
     since: float
     future: "asyncio.Future[Answer[Output]]"
-    start_tag: float = 0.0
-
-    @property
-    def caller(self) -> str:
-        return self.urgency.caller
-
-    @property
-    def order(self) -> tuple[float, float]:
-        """The smallest goes first, of items that are equally urgent."""
-        return self.start_tag, self.since
+    order: tuple[float, float] = (0.0, 0.0)
+    """The smallest goes first, of items that are equally urgent."""
 
     def hopeless(self, now: float, least_s: float) -> Exception | None:
         """Returns why the item need not be computed any more."""
@@ -300,7 +294,8 @@ class Batcher(Generic[Item, Output]):
             reason = self._reason(lane, take)
             batch = self._take(lane, take)
             charges = [
-                self._shares[lane.rank].begin(waiting.caller, lane.item_s) for waiting in batch
+                self._shares[lane.rank].begin(waiting.urgency.caller, lane.item_s)
+                for waiting in batch
             ]
             device.running_since = perf_counter()
             task = asyncio.create_task(
@@ -330,7 +325,7 @@ class Batcher(Generic[Item, Output]):
     def _take(self, lane: _Lane[Item, Output], count: int) -> list[_Waiting[Item, Output]]:
         """Takes the items out of a lane that go first."""
         queue = self._lanes[lane]
-        batch = sorted(queue, key=lambda waiting: waiting.order)[:count]
+        batch = heapq.nsmallest(count, queue, key=lambda waiting: waiting.order)
         taken = {id(waiting) for waiting in batch}
         self._lanes[lane] = deque(waiting for waiting in queue if id(waiting) not in taken)
         return batch
@@ -370,7 +365,7 @@ class Batcher(Generic[Item, Output]):
             alive = deque[_Waiting[Item, Output]]()
             for waiting in queue:
                 if waiting.future.done():
-                    self._shares[lane.rank].leave(waiting.caller)
+                    self._shares[lane.rank].leave(waiting.urgency.caller)
                 else:
                     alive.append(waiting)
             if alive:
@@ -403,16 +398,15 @@ class Batcher(Generic[Item, Output]):
     def _tag(self, rank: tuple[bool, int]) -> None:
         """Gives the items of a rank their order among callers."""
         shares = self._shares[rank]
-        items = [
-            (waiting, lane.item_s)
-            for lane, queue in self._lanes.items()
-            if lane.rank == rank
-            for waiting in queue
-        ]
-        items.sort(key=lambda item: item[0].since)
-        tags = shares.start_tags((waiting.caller, item_s) for waiting, item_s in items)
-        for (waiting, _), tag in zip(items, tags, strict=True):
-            waiting.start_tag = tag
+        items = []
+        for lane, queue in self._lanes.items():
+            if lane.rank == rank:
+                item_s = lane.item_s
+                items += [(waiting.since, waiting, item_s) for waiting in queue]
+        items.sort(key=itemgetter(0))
+        tags = shares.start_tags([(one.urgency.caller, item_s) for _, one, item_s in items])
+        for (since, waiting, _), tag in zip(items, tags, strict=True):
+            waiting.order = tag, since
 
     def _is_full(self, lane: _Lane[Item, Output]) -> bool:
         return len(self._lanes[lane]) >= lane.runner.max_batch_size

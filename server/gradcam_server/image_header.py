@@ -32,7 +32,7 @@ _BYTES_PER_CHUNK = 1024
 
 _CHUNK_BYTES = 12  # a PNG chunk's length, kind and checksum
 _OS2_BMP_HEADER_BYTES = 12
-_PEEK_BYTES = 2**16
+_PEEK_BYTES, _PEEK_SEGMENTS = 2**16, 256
 
 
 def read_size(data: bytes) -> Size:
@@ -70,10 +70,12 @@ def peek_size(data: bytes) -> Size | None:
         data: Any file.
 
     Returns:
-        Height and width in pixels; None if the first 64 KiB do not say them.
+        Height and width in pixels; None if the first 64 KiB, or 256 segments, do not say them.
     """
     head = data[:_PEEK_BYTES]
     try:
+        if head.startswith(JPEG):
+            return _jpeg_size(head, _PEEK_SEGMENTS)
         return _png_declared(head) if head.startswith(_PNG) else read_size(head)
     except (InvalidRequestError, struct.error):
         return None
@@ -83,10 +85,10 @@ def _corrupt(why: str) -> InvalidRequestError:
     return InvalidRequestError("encoded_image", f"the image is truncated or corrupt: {why}")
 
 
-def _jpeg_size(data: bytes) -> Size:
+def _jpeg_size(data: bytes, max_segments: int = _MAX_SEGMENTS) -> Size:
     size: Size | None = None
     scans, at = 0, len(JPEG)
-    for _ in range(_MAX_SEGMENTS):
+    for _ in range(max_segments):
         marker = _MARKER.search(data, at)
         # What follows the end does not count: telephones append videos.
         if marker is None or marker[0][1] == _END_OF_IMAGE:
@@ -103,7 +105,7 @@ def _jpeg_size(data: bytes) -> Size:
         # The length counts its own two bytes; libjpeg takes a lesser one for these two.
         at += max(int.from_bytes(data[at : at + 2]), 2)
     else:
-        raise _corrupt(f"the JPEG has more than {_MAX_SEGMENTS} segments")
+        raise _corrupt(f"the JPEG has more than {max_segments} segments")
     if size is None:
         raise _corrupt("the JPEG has no size")
     return size

@@ -98,7 +98,9 @@ class FairShares:
         """
         tags, reached = [], dict[str, float]()
         for caller, expected_s in waiting:
-            tag = reached[caller] if caller in reached else self.used_s(caller)
+            tag = reached.get(caller)
+            if tag is None:
+                tag = self.used_s(caller)
             tags.append(tag)
             reached[caller] = tag + expected_s
         return tags

@@ -11,6 +11,7 @@ from gradcam_server.metrics import Metrics
 from gradcam_server.pipeline import Pipeline
 from gradcam_server.requests import ExplainedImage, ExplainRequest, Progress
 from gradcam_server.tracing import current_call
+from gradcam_server.workers import ThreadCounts
 
 
 class Explainer:
@@ -34,6 +35,11 @@ class Explainer:
     def queue_length(self) -> int:
         """Requests admitted and not yet on the device."""
         return self._pipeline.queue_length
+
+    @property
+    def thread_counts(self) -> ThreadCounts:
+        """Threads that decode or render now."""
+        return self._pipeline.thread_counts
 
     @property
     def in_work(self) -> int:

@@ -7,7 +7,8 @@ import asyncio
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import NamedTuple
@@ -38,14 +39,18 @@ class _Waiting:
 
 
 class HeldSlot:
-    """A slot in use. ``FairSlots.take`` gives one; it must be released once."""
+    """A slot in use. ``FairSlots.take`` gives one; it must be released once.
+
+    Attributes:
+        since: When it was given, as a time of the clock.
+    """
 
     def __init__(
         self, slots: "FairSlots", line: _Class, in_short_slot: bool, charge: Charge
     ) -> None:
         self._slots, self._charge = slots, charge
         self._line, self._in_short_slot = line, in_short_slot
-        self._since = slots._clock()
+        self.since = slots._clock()
 
     def release(self, seconds: float) -> None:
         """Frees the slot; the work has used so many seconds."""
@@ -98,6 +103,15 @@ class FairSlots:
                 self._drop(line, waiting)
             raise
 
+    @asynccontextmanager
+    async def hold(self, caller: str, priority: int = 1) -> AsyncIterator[None]:
+        """Holds a slot; what counts as used is the time that it is held."""
+        held = await self.take(caller, priority)
+        try:
+            yield
+        finally:
+            held.release(self._clock() - held.since)
+
     def _hand_out(self) -> None:
         while (line := self._choose()) is not None:
             waiting = self._lines[line][0]
@@ -121,7 +135,7 @@ class FairSlots:
             return None
         now = self._clock()
         for held in self._running:
-            held._charge.raise_to(now - held._since)
+            held._charge.raise_to(now - held.since)
         return min(
             (line for line in self._lines if self._free or self._has_short_slot(line)),
             key=lambda line: (

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter, thread_time
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import cv2
 
@@ -13,16 +13,11 @@ from gradcam_server.fair_slots import MAX_SHORT_S, FairSlots
 _T = TypeVar("_T")
 
 
-class ThreadCounts(NamedTuple):
-    """Threads that work.
+ThreadCounts: TypeAlias = dict[Literal["busy", "abandoned"], int]
+"""Threads that work for callers that wait for the result, and for callers that have gone.
 
-    Attributes:
-        busy: For callers that wait for the result.
-        abandoned: For callers that have gone; this work cannot be interrupted.
-    """
-
-    busy: int
-    abandoned: int
+Work that has begun cannot be interrupted.
+"""
 
 
 class Workers:
@@ -47,7 +42,7 @@ class Workers:
     def thread_counts(self) -> ThreadCounts:
         """The threads that work now."""
         abandoned = len(self._abandoned)
-        return ThreadCounts(len(self._working) - abandoned, abandoned)
+        return {"busy": len(self._working) - abandoned, "abandoned": abandoned}
 
     async def timed(
         self,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from gradcam_server.fair_slots import MAX_SHORT_S
-from gradcam_server.workers import ThreadCounts, Workers
+from gradcam_server.workers import Workers
 
 LONG_S = 10 * MAX_SHORT_S
 
@@ -98,11 +98,11 @@ async def test_a_thread_counts_as_its_callers_until_the_work_has_ended() -> None
     abandoned.cancel()
     tasks = [asyncio.create_task(work(caller)) for caller in ("impatient", "patient")]
     await asyncio.sleep(0.01)
-    assert workers.thread_counts == ThreadCounts(busy=0, abandoned=1)
+    assert workers.thread_counts == {"busy": 0, "abandoned": 1}
     gate.set()
     await asyncio.gather(*tasks)
     assert order == ["patient", "impatient"]
-    assert workers.thread_counts == ThreadCounts(busy=0, abandoned=0)
+    assert workers.thread_counts == {"busy": 0, "abandoned": 0}
     await workers.close()
 
 

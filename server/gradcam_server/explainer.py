@@ -11,7 +11,6 @@ from gradcam_server.metrics import Metrics
 from gradcam_server.pipeline import Pipeline
 from gradcam_server.requests import ExplainedImage, ExplainRequest, Progress
 from gradcam_server.tracing import current_call
-from gradcam_server.workers import ThreadCounts
 
 
 class Explainer:
@@ -37,8 +36,8 @@ class Explainer:
         return self._pipeline.queue_length
 
     @property
-    def thread_counts(self) -> ThreadCounts:
-        """Threads that decode or render now."""
+    def thread_counts(self) -> dict[str, int]:
+        """Threads that decode or render now, by state (``Workers.thread_counts``)."""
         return self._pipeline.thread_counts
 
     @property

@@ -50,7 +50,7 @@ from gradcam_server.requests import (
 from gradcam_server.sampling import FaithfulnessSampler, Report
 from gradcam_server.security.caller import current_caller
 from gradcam_server.work_cost import decoding_s, rendering_s
-from gradcam_server.workers import ThreadCounts, Workers
+from gradcam_server.workers import Workers
 
 # The factor p (1 - p) of a probability's gradient: below it, float32 has lost the rest.
 _SATURATED = 1e-5
@@ -87,8 +87,8 @@ class Pipeline:
         return sum(queue.length for queue in self._queues.values())
 
     @property
-    def thread_counts(self) -> ThreadCounts:
-        """Threads that decode or render now."""
+    def thread_counts(self) -> dict[str, int]:
+        """Threads that decode or render now, by state (``Workers.thread_counts``)."""
         return self._workers.thread_counts
 
     async def explain(

@@ -4,20 +4,13 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter, thread_time
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import cv2
 
 from gradcam_server.fair_slots import MAX_SHORT_S, FairSlots
 
 _T = TypeVar("_T")
-
-
-ThreadCounts: TypeAlias = dict[Literal["busy", "abandoned"], int]
-"""Threads that work for callers that wait for the result, and for callers that have gone.
-
-Work that has begun cannot be interrupted.
-"""
 
 
 class Workers:
@@ -39,8 +32,11 @@ class Workers:
         cv2.setNumThreads(1)
 
     @property
-    def thread_counts(self) -> ThreadCounts:
-        """The threads that work now."""
+    def thread_counts(self) -> dict[str, int]:
+        """Threads that work: busy for callers that wait, or abandoned by callers that have gone.
+
+        Work that has begun cannot be interrupted.
+        """
         abandoned = len(self._abandoned)
         return {"busy": len(self._working) - abandoned, "abandoned": abandoned}
 

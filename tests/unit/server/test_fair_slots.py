@@ -1,7 +1,7 @@
 """Slots that callers share, with simulated work and time."""
 
 import asyncio
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 
 import pytest
@@ -23,7 +23,7 @@ class Simulation:
         self.now = 0.0
         self.slots = FairSlots(count, short_count, clock=lambda: self.now)
         self.order: list[str] = []
-        self.used_s: Counter[str] = Counter()
+        self.used_s: defaultdict[str, float] = defaultdict(float)
         self._ends: list[tuple[float, int, asyncio.Future[None]]] = []
         self._tasks: list[asyncio.Task[None]] = []
 

@@ -1,8 +1,12 @@
 """Threads that decode and render, shared among callers by the CPU seconds that they use."""
 
 import asyncio
+import os
+import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from time import perf_counter, thread_time
 from typing import Any, TypeVar
 
@@ -12,20 +16,28 @@ from gradcam_server.fair_slots import MAX_SHORT_S, FairSlots
 
 _T = TypeVar("_T")
 
+# Added to the niceness of threads that do long work: event loops and engines go before them.
+_NICENESS = 5
+
 
 class Workers:
     """A pool of threads. Must be used on one event loop.
 
     A thread counts as its caller's until the work has ended, also if the caller has gone. One
-    thread more than ``count`` does short work alone, so that no long work delays it.
+    thread more than ``count`` does short work alone, so that no long work delays it. Long work runs
+    at a lower priority of the operating system (Linux), so that it does not slow the rest down.
 
     Args:
         count: Number of threads for any work.
     """
 
     def __init__(self, count: int) -> None:
-        self._threads = ThreadPoolExecutor(count + 1, thread_name_prefix="worker")
         self._slots = FairSlots(count, short_count=1)
+        # The slots bound how many work at once, of both pools together.
+        self._short = ThreadPoolExecutor(count + 1, thread_name_prefix="worker")
+        self._long = ThreadPoolExecutor(
+            count, thread_name_prefix="worker-long", initializer=_lower_priority
+        )
         self._working: set[asyncio.Future[Any]] = set()
         self._abandoned: set[asyncio.Future[Any]] = set()
         # Each worker is one thread of the machine; OpenCV would start as many again.
@@ -78,7 +90,8 @@ class Workers:
             slot.release(used_s)
 
         try:
-            future = asyncio.get_running_loop().run_in_executor(self._threads, run)
+            threads = self._short if expected_s <= MAX_SHORT_S else self._long
+            future = asyncio.get_running_loop().run_in_executor(threads, run)
         except BaseException:
             slot.release(0.0)
             raise
@@ -100,4 +113,14 @@ class Workers:
 
     async def close(self) -> None:
         """Stops the threads when their work is done."""
-        await asyncio.to_thread(self._threads.shutdown)
+        for threads in (self._short, self._long):
+            await asyncio.to_thread(threads.shutdown)
+
+
+def _lower_priority() -> None:
+    """Makes the current thread nicer than the process."""
+    if sys.platform == "linux":  # elsewhere niceness belongs to the process
+        with suppress(OSError):
+            thread = threading.get_native_id()
+            niceness = os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS
+            os.setpriority(os.PRIO_PROCESS, thread, niceness)

@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -103,6 +105,22 @@ async def test_a_thread_counts_as_its_callers_until_the_work_has_ended() -> None
     await asyncio.gather(*tasks)
     assert order == ["patient", "impatient"]
     assert workers.thread_counts == {"busy": 0, "abandoned": 0}
+    await workers.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere niceness is the process's")
+async def test_long_work_runs_at_a_lower_priority_and_short_work_does_not() -> None:
+    """Where cores are short, the event loop and small images go before large ones."""
+    workers = Workers(2)
+
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    own = niceness()
+    long, _ = await workers.timed(niceness, expected_s=LONG_S)
+    short, _ = await workers.timed(niceness)
+    assert short == own == niceness()
+    assert long > own or own > 14  # 19 is the most
     await workers.close()
 
 

@@ -37,7 +37,7 @@ from support.server import RunningServer
 IMAGE = Path(__file__).parents[1] / "examples" / "images" / "cat.jpg"
 SERVER = ("--model", "efficientnet-lite0", "--compiler", "tensorflow", "--batch-sizes", "1,4")
 FLOOD_SIDE, FLOOD_FILE_BYTES, FLOOD_SEGMENTS = 7071, 31 * 2**20, 4000
-SETTLE_S = 1.5
+SETTLE_S, DRAIN_S = 1.5, 5.0
 STAGES = ("decode_us", "queue_us", "compute_us", "render_us")
 
 
@@ -191,7 +191,7 @@ def settle(answered: Any, on: Event) -> None:
     seen = -1
     while seen != answered.value:
         seen = answered.value
-        time.sleep(SETTLE_S)
+        time.sleep(SETTLE_S if on.is_set() else DRAIN_S)
         if on.is_set():
             return
 

@@ -21,7 +21,7 @@ help:
 	@echo 'make faults REQUESTS=10000    a storm of clients that cancel, time out and are killed'
 	@echo 'make fuzz FUZZ_INPUTS=200000  the image decoder and all messages, with atheris'
 	@echo 'make soak MINUTES=10          memory, descriptors and threads at saturation'
-	@echo 'make fairness                 interactive latency beside an offline stream'
+	@echo 'make fairness                 interactive latency beside an offline stream; OTHERS=pixels: beside floods'
 	@echo 'make bench-graph              ways to the same answer: ours, torch, ONNX Runtime, OpenVINO'
 	@echo 'make bench-serving            our server beside LitServe, mosec, Ray Serve and Triton'
 	@echo 'make bench-batch              an offline job beside its bare graph'
@@ -68,7 +68,7 @@ soak: $(VENV)/dev.stamp
 	PYTHONPATH=tests $(BIN)/python benchmarks/soak.py --minutes $(MINUTES)
 
 fairness: $(VENV)/dev.stamp
-	PYTHONPATH=tests $(BIN)/python benchmarks/fairness.py
+	PYTHONPATH=tests $(BIN)/python benchmarks/fairness.py --others $(or $(OTHERS),offline)
 
 RESULTS := benchmarks/results
 SERVE   ?= --model resnet50 --weights random

@@ -1,11 +1,16 @@
-"""What interactive requests lose to a saturating offline stream that has a lower priority.
+"""What interactive requests lose to others that ask as much as they can.
 
-Phases with and without the stream alternate in one run, and each pair gives one ratio, so that
+    offline      one stream of the same images with a lower priority
+    pixels       four callers that stream JPEGs of 50 megapixels, with the same priority
+    progressive  the same with progressive JPEGs
+    segments     the same with JPEGs of 31 MiB, nearly all of it comments
+
+Phases with and without the others alternate in one run, and each pair gives one ratio, so that
 the machine's moods cancel. Interactive requests arrive at random at a constant mean rate, whether
 or not the last one was answered, and their latency counts from their arrival.
 
-Usage: PYTHONPATH=tests python benchmarks/fairness.py [--rounds N] [--seconds S] [--rate R]
-       [--output FILE]
+Usage: PYTHONPATH=tests python benchmarks/fairness.py [--others CASE] [--rounds N] [--seconds S]
+       [--rate R] [--output FILE]
 """
 
 import argparse
@@ -16,13 +21,14 @@ import os
 import platform
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from gradcam_client import Client, ImageExplanation
@@ -30,14 +36,64 @@ from support.server import RunningServer
 
 IMAGE = Path(__file__).parents[1] / "examples" / "images" / "cat.jpg"
 SERVER = ("--model", "efficientnet-lite0", "--compiler", "tensorflow", "--batch-sizes", "1,4")
-OFFLINE_PRIORITY = 9
-SETTLE_S = 1.5
+FLOOD_SIDE, FLOOD_FILE_BYTES, FLOOD_SEGMENTS = 7071, 31 * 2**20, 4000
+SETTLE_S, DRAIN_S = 1.5, 5.0
 STAGES = ("decode_us", "queue_us", "compute_us", "render_us")
 
 
-def offline(address: str, on: Event, answered: Any, batch_us: Any) -> None:
-    """Streams as fast as the server reads, while ``on`` is set."""
+def small_image() -> bytes:
+    return IMAGE.read_bytes()
+
+
+def many_pixels(*options: int) -> bytes:
+    """Returns a JPEG of 50 megapixels."""
+    pixels = cv2.imread(str(IMAGE))
+    assert pixels is not None
+    large = cv2.resize(pixels, (FLOOD_SIDE, FLOOD_SIDE))
+    return cv2.imencode(".jpg", large, options)[1].tobytes()
+
+
+def progressive() -> bytes:
+    return many_pixels(cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+
+
+def many_segments() -> bytes:
+    """Returns a JPEG of 31 MiB that has as many segments as a server takes, all but a few empty."""
     image = IMAGE.read_bytes()
+    length = FLOOD_FILE_BYTES // FLOOD_SEGMENTS
+    comment = b"\xff\xfe" + length.to_bytes(2, "big") + bytes(length - 2)
+    return image[:2] + FLOOD_SEGMENTS * comment + image[2:]
+
+
+@dataclass(frozen=True)
+class Others:
+    """Who asks beside the interactive requests.
+
+    Attributes:
+        image: Makes the file that each of them sends.
+        count: Callers, each with a connection of its own.
+        priority: Of their requests.
+        max_in_flight: Requests of each at a time.
+    """
+
+    image: Callable[[], bytes]
+    count: int = 4
+    priority: int = 1
+    max_in_flight: int = 8
+
+
+CASES = {
+    "offline": Others(small_image, count=1, priority=9, max_in_flight=48),
+    "pixels": Others(many_pixels),
+    "progressive": Others(progressive),
+    "segments": Others(many_segments),
+}
+
+
+def ask_on(address: str, case: str, on: Event, answered: Any, batch_us: Any) -> None:
+    """Streams as fast as the server reads, while ``on`` is set."""
+    others = CASES[case]
+    image = others.image()
 
     def images() -> Iterator[bytes]:
         while True:
@@ -45,9 +101,12 @@ def offline(address: str, on: Event, answered: Any, batch_us: Any) -> None:
             yield image
 
     with Client(address) as client:
-        for outcome in client.explain_stream(images(), priority=OFFLINE_PRIORITY, max_in_flight=48):
+        for outcome in client.explain_stream(
+            images(), priority=others.priority, max_in_flight=others.max_in_flight
+        ):
             batch_us.value = outcome.unwrap().stats.compute_us
-            answered.value += 1
+            with answered.get_lock():
+                answered.value += 1
 
 
 def interactive(
@@ -85,54 +144,70 @@ def summary(found: list[tuple[float, ImageExplanation]]) -> dict[str, Any]:
     }
 
 
-def measure(address: str, rounds: int, seconds: float, rate: float) -> dict[str, Any]:
-    """Alternates phases with and without the stream."""
+def measure(address: str, case: str, rounds: int, seconds: float, rate: float) -> dict[str, Any]:
+    """Alternates phases with and without the others."""
     spawn = multiprocessing.get_context("spawn")
     on, answered, batch_us = spawn.Event(), spawn.Value("l", 0), spawn.Value("l", 0)
-    stream = spawn.Process(target=offline, args=(address, on, answered, batch_us), daemon=True)
-    stream.start()
+    askers = [
+        spawn.Process(target=ask_on, args=(address, case, on, answered, batch_us), daemon=True)
+        for _ in range(CASES[case].count)
+    ]
+    for asker in askers:
+        asker.start()
     phases: dict[bool, list[list[tuple[float, ImageExplanation]]]] = {False: [], True: []}
     throughput, batches = [], []
     with Client(address) as client, ThreadPoolExecutor(64) as pool:
         interactive(client, pool, 2, rate)
         for number in itertools.count():
-            with_stream = bool(number % 2)
-            on.set() if with_stream else on.clear()
-            time.sleep(SETTLE_S)
+            with_others = bool(number % 2)
+            on.set() if with_others else on.clear()
+            settle(answered, on)
             before, started = answered.value, time.perf_counter()
             found = interactive(client, pool, seconds, rate)
-            phases[with_stream].append(found)
-            if with_stream:
+            phases[with_others].append(found)
+            if with_others:
                 throughput.append((answered.value - before) / (time.perf_counter() - started))
                 batches.append(batch_us.value / 1e3)
-            name = "with   " if with_stream else "without"
-            print(f"{name} the stream: {json.dumps(summary(found))}", flush=True)
+            name = "with   " if with_others else "without"
+            print(f"{name} the others: {json.dumps(summary(found))}", flush=True)
             if number == 2 * rounds - 1:
                 break
-    stream.kill()
-    stream.join()
+    for asker in askers:
+        asker.kill()
+        asker.join()
     pairs = list(zip(phases[False], phases[True], strict=True))
     return {
-        "without_stream": summary(list(itertools.chain(*phases[False]))),
-        "with_stream": summary(list(itertools.chain(*phases[True]))),
+        "without_others": summary(list(itertools.chain(*phases[False]))),
+        "with_others": summary(list(itertools.chain(*phases[True]))),
         "ratio_quartiles": {name: _ratios(pairs, q) for name, q in (("p50", 50), ("p99", 99))},
-        "offline_images_per_s_median": round(float(np.median(throughput)), 1),
-        "offline_batch_ms_median": round(float(np.median(batches)), 1),
+        "images_per_s_of_others_median": round(float(np.median(throughput)), 1),
+        "batch_ms_of_others_median": round(float(np.median(batches)), 1),
         "stats_of_one_answer": asdict(phases[True][-1][-1][1].stats),
     }
 
 
+def settle(answered: Any, on: Event) -> None:
+    """Waits until the others have begun, or until what they had in flight is answered."""
+    seen = -1
+    while seen != answered.value:
+        seen = answered.value
+        time.sleep(SETTLE_S if on.is_set() else DRAIN_S)
+        if on.is_set():
+            return
+
+
 def _ratios(pairs: list[Any], percentile: int) -> list[float]:
     ratios = [
-        np.percentile([latency for latency, _ in with_stream], percentile)
+        np.percentile([latency for latency, _ in with_others], percentile)
         / np.percentile([latency for latency, _ in without], percentile)
-        for without, with_stream in pairs
+        for without, with_others in pairs
     ]
     return [round(float(value), 2) for value in np.percentile(ratios, [25, 50, 75])]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--others", choices=CASES, default="offline")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--rate", type=float, default=6, help="interactive requests in a second")
@@ -141,13 +216,18 @@ def main() -> None:
     server = RunningServer(*SERVER)
     try:
         results = measure(
-            server.wait_ready().address, arguments.rounds, arguments.seconds, arguments.rate
+            server.wait_ready().address,
+            arguments.others,
+            arguments.rounds,
+            arguments.seconds,
+            arguments.rate,
         )
     finally:
         server.kill()
     report = {
         "server": " ".join(SERVER),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, clients included",
+        "others": arguments.others,
         "interactive_requests_per_s": arguments.rate,
         "rounds": arguments.rounds,
         "seconds_of_each_phase": arguments.seconds,

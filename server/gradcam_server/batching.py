@@ -3,8 +3,10 @@
     submit -> lane (one for each compiled graph and priority) -> batch -> run -> answers
 
 A lane is ready when it holds a full batch or its oldest item has waited
-``max_queue_delay_s``; of the ready lanes the most urgent goes first, of equals the one
-with the oldest item. So an item waits for at most one batch of less urgent ones.
+``max_queue_delay_s``; of the ready lanes the most urgent goes first. Among equals callers have fair
+shares of the device's time: the lane with an item of the caller that has used the least goes first,
+and its batch takes items in that order. The items of one caller go in the order of their arrival.
+So an item waits for at most one batch of less urgent ones.
 Background lanes (methods of many passes) run when no other is ready, and otherwise for their
 share of the device's time, so that they neither starve nor are starved.
 A batch goes to the device that is free first. While all are busy, items gather; that alone
@@ -17,16 +19,19 @@ else runs: the whole device is soonest done with that.
 """
 
 import asyncio
+import heapq
 import logging
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import itemgetter
 from time import perf_counter
 from typing import Generic, Protocol, TypeVar
 
 from gradcam_server.errors import DeadlineError, QueueFullError
+from gradcam_server.scheduling import Charge, FairShares
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +42,8 @@ OutputOut = TypeVar("OutputOut", covariant=True)
 
 _MAX_CREDIT_S = 0.5
 _RETRY_AFTER_S = 0.5
+# What an item is expected to take of a device if its runner was never timed.
+_MIN_ITEM_S = 1e-3
 
 
 class BatchRunner(Hashable, Protocol[ItemIn, OutputOut]):
@@ -100,11 +107,13 @@ class Urgency:
         priority: 1 goes first.
         deadline: Time of ``perf_counter`` at which its answer is of no more use.
         start_by: Time at which it has waited too long.
+        caller: Whose share of the devices' time it uses.
     """
 
     priority: int = 1
     deadline: float | None = None
     start_by: float | None = None
+    caller: str = ""
 
 
 @dataclass(frozen=True)
@@ -148,6 +157,8 @@ class _Waiting(Generic[Item, Output]):
     urgency: Urgency
     since: float
     future: "asyncio.Future[Answer[Output]]"
+    order: tuple[float, float] = (0.0, 0.0)
+    """The smallest goes first, of items that are equally urgent."""
 
     def hopeless(self, now: float, least_s: float) -> Exception | None:
         """Returns why the item need not be computed any more."""
@@ -173,6 +184,16 @@ class _Waiting(Generic[Item, Output]):
 class _Lane(Generic[Item, Output]):
     runner: BatchRunner[Item, Output]
     priority: int
+
+    @property
+    def rank(self) -> tuple[bool, int]:
+        """Callers have fair shares among lanes of one rank."""
+        return self.runner.background, self.priority
+
+    @property
+    def item_s(self) -> float:
+        """Seconds of a device that an item is expected to take."""
+        return max(self.runner.least_s, _MIN_ITEM_S)
 
 
 class _Device:
@@ -208,6 +229,7 @@ class Batcher(Generic[Item, Output]):
         self._background_credit_s = 0.0
         self._on_batch = on_batch
         self._lanes: dict[_Lane[Item, Output], deque[_Waiting[Item, Output]]] = {}
+        self._shares: dict[tuple[bool, int], FairShares] = {}
         self._change = asyncio.Event()
         self._devices = [_Device(index) for index in range(device_count)]
         self._running: set[asyncio.Task[None]] = set()
@@ -240,7 +262,9 @@ class Batcher(Generic[Item, Output]):
         """
         future: asyncio.Future[Answer[Output]] = asyncio.get_running_loop().create_future()
         waiting = _Waiting(item, turn, urgency, perf_counter(), future)
-        self._lanes.setdefault(_Lane(runner, urgency.priority), deque()).append(waiting)
+        lane = _Lane(runner, urgency.priority)
+        self._lanes.setdefault(lane, deque()).append(waiting)
+        self._shares.setdefault(lane.rank, FairShares()).enter(urgency.caller)
         self._change.set()
         return await future
 
@@ -266,13 +290,16 @@ class Batcher(Generic[Item, Output]):
             if lane is None or device is None:
                 await self._wait_for_change()
                 continue
-            queue = self._lanes[lane]
             take, padded_size = lane.runner.plan(self._share(lane, device))
             reason = self._reason(lane, take)
-            batch = [queue.popleft() for _ in range(take)]
+            batch = self._take(lane, take)
+            charges = [
+                self._shares[lane.rank].begin(waiting.urgency.caller, lane.item_s)
+                for waiting in batch
+            ]
             device.running_since = perf_counter()
             task = asyncio.create_task(
-                self._occupy(device, lane.runner, batch, padded_size, reason)
+                self._occupy(device, lane, batch, charges, padded_size, reason)
             )
             self._running.add(task)
             task.add_done_callback(self._running.discard)
@@ -295,19 +322,37 @@ class Batcher(Generic[Item, Output]):
             return -(-waiting // streams)
         return waiting
 
+    def _take(self, lane: _Lane[Item, Output], count: int) -> list[_Waiting[Item, Output]]:
+        """Takes the items out of a lane that go first."""
+        queue = self._lanes[lane]
+        batch = heapq.nsmallest(count, queue, key=lambda waiting: waiting.order)
+        taken = {id(waiting) for waiting in batch}
+        self._lanes[lane] = deque(waiting for waiting in queue if id(waiting) not in taken)
+        return batch
+
     async def _occupy(
         self,
         device: _Device,
-        runner: BatchRunner[Item, Output],
+        lane: _Lane[Item, Output],
         batch: Sequence[_Waiting[Item, Output]],
+        charges: Sequence[Charge],
         padded_size: int,
         reason: DispatchReason,
     ) -> None:
+        started = perf_counter()
         try:
-            await self._run(device, runner, batch, padded_size, reason)
+            await self._run(device, lane.runner, batch, padded_size, reason)
         finally:
+            for charge in charges:
+                charge.settle((perf_counter() - started) / len(batch))
+            self._forget_idle(lane.rank)
             device.running_since = None
             self._change.set()
+
+    def _forget_idle(self, rank: tuple[bool, int]) -> None:
+        shares = self._shares.get(rank)
+        if shares is not None and not shares.caller_count:
+            del self._shares[rank]
 
     def _drop_hopeless(self) -> None:
         """Drops items that nobody waits for, or that would come too late."""
@@ -317,11 +362,17 @@ class Batcher(Generic[Item, Output]):
                 error = waiting.hopeless(now, lane.runner.least_s)
                 if error is not None and not waiting.future.done():
                     waiting.future.set_exception(error)
-            alive = deque(waiting for waiting in queue if not waiting.future.done())
+            alive = deque[_Waiting[Item, Output]]()
+            for waiting in queue:
+                if waiting.future.done():
+                    self._shares[lane.rank].leave(waiting.urgency.caller)
+                else:
+                    alive.append(waiting)
             if alive:
                 self._lanes[lane] = alive
             else:
                 del self._lanes[lane]
+                self._forget_idle(lane.rank)
 
     def _ready_lane(self) -> _Lane[Item, Output] | None:
         """Chooses the lane whose turn it is, of those for which a device is free."""
@@ -337,9 +388,25 @@ class Batcher(Generic[Item, Output]):
             candidates = foreground
         else:
             candidates = background
-        return min(
-            candidates, key=lambda lane: (lane.priority, self._lanes[lane][0].since), default=None
-        )
+        if not candidates:
+            return None
+        rank = min(lane.rank for lane in candidates)
+        self._tag(rank)
+        equals = (lane for lane in candidates if lane.rank == rank)
+        return min(equals, key=lambda lane: min(waiting.order for waiting in self._lanes[lane]))
+
+    def _tag(self, rank: tuple[bool, int]) -> None:
+        """Gives the items of a rank their order among callers."""
+        shares = self._shares[rank]
+        items = []
+        for lane, queue in self._lanes.items():
+            if lane.rank == rank:
+                item_s = lane.item_s
+                items += [(waiting.since, waiting, item_s) for waiting in queue]
+        items.sort(key=itemgetter(0))
+        tags = shares.start_tags([(one.urgency.caller, item_s) for _, one, item_s in items])
+        for (since, waiting, _), tag in zip(items, tags, strict=True):
+            waiting.order = tag, since
 
     def _is_full(self, lane: _Lane[Item, Output]) -> bool:
         return len(self._lanes[lane]) >= lane.runner.max_batch_size

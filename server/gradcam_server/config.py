@@ -277,7 +277,9 @@ class ServeConfig:
         _POSITIVE,
     )
     worker_threads: int = _option(
-        4, "Threads that decode and render, of each front end.", _POSITIVE
+        4,
+        "Threads that decode and render, of each front end; one more takes only small images.",
+        _POSITIVE,
     )
     watchdog_s: float = _option(
         30.0,

@@ -36,6 +36,11 @@ class Explainer:
         return self._pipeline.queue_length
 
     @property
+    def thread_counts(self) -> dict[str, int]:
+        """Threads that decode or render now, by state (``Workers.thread_counts``)."""
+        return self._pipeline.thread_counts
+
+    @property
     def in_work(self) -> int:
         """Images that are not answered yet, of calls and of streams."""
         return self._in_work

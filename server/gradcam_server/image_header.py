@@ -36,6 +36,7 @@ _MAX_COMPRESSED_CHUNKS = 64
 
 _CHUNK_BYTES = 12  # a PNG chunk's length, kind and checksum
 _OS2_BMP_HEADER_BYTES = 12
+_PEEK_BYTES, _PEEK_SEGMENTS = 2**16, 256
 
 
 class Header(NamedTuple):
@@ -76,6 +77,24 @@ def read_header(data: bytes) -> Header:
         "encoded_image",
         f"the {len(data)} bytes are {f'{kind}, ' if kind else ''}not a {FORMATS_TEXT} image",
     )
+
+
+def peek_size(data: bytes) -> Size | None:
+    """Reads the size from the beginning of a file in well under a millisecond, unchecked.
+
+    Args:
+        data: Any file.
+
+    Returns:
+        Height and width in pixels; None if the first 64 KiB, or 256 segments, do not say them.
+    """
+    head = data[:_PEEK_BYTES]
+    try:
+        if head.startswith(JPEG):
+            return _jpeg_header(head, _PEEK_SEGMENTS).size
+        return _png_size(head) if head.startswith(_PNG) else read_header(head).size
+    except (InvalidRequestError, struct.error):
+        return None
 
 
 def _corrupt(why: str) -> InvalidRequestError:
@@ -119,11 +138,11 @@ def _find_markers(data: NDArray[np.uint8]) -> NDArray[np.intp]:
     return np.flatnonzero((data[:-1] == 0xFF) & are_kinds)
 
 
-def _jpeg_header(data: bytes) -> Header:
+def _jpeg_header(data: bytes, max_segments: int = _MAX_SEGMENTS) -> Header:
     size: Size | None = None
     markers = _Markers(data)
     scans, at = 0, len(JPEG)
-    for _ in range(_MAX_SEGMENTS):
+    for _ in range(max_segments):
         found = markers.find(at)
         # What follows the end does not count: telephones append videos.
         if found is None or (kind := data[found + 1]) == _END_OF_IMAGE:
@@ -140,16 +159,21 @@ def _jpeg_header(data: bytes) -> Header:
         # The length counts its own two bytes; libjpeg takes a lesser one for these two.
         at += max(int.from_bytes(data[at : at + 2]), 2)
     else:
-        raise _corrupt(f"the JPEG has more than {_MAX_SEGMENTS} segments")
+        raise _corrupt(f"the JPEG has more than {max_segments} segments")
     if size is None:
         raise _corrupt("the JPEG has no size")
     return Header(size, scans)
 
 
-def _png_header(data: bytes) -> Header:
+def _png_size(data: bytes) -> Size:
     kind, width, height = struct.unpack_from(">4x4sII", data, len(_PNG))
     if kind != b"IHDR":
         raise _corrupt("the PNG does not begin with its size")
+    return height, width
+
+
+def _png_header(data: bytes) -> Header:
+    size = _png_size(data)
     at, compressed, is_animated = len(_PNG), 0, False
     max_chunks = _MAX_CHUNKS + len(data) // _BYTES_PER_CHUNK
     for _ in range(max_chunks):
@@ -159,7 +183,7 @@ def _png_header(data: bytes) -> Header:
         if at > len(data):
             raise _corrupt("a chunk of the PNG is longer than the file")
         if kind == b"IEND":  # what follows does not count
-            return Header((height, width), is_animated_png=is_animated)
+            return Header(size, is_animated_png=is_animated)
         is_animated |= kind == b"acTL"
         compressed += kind in _COMPRESSED_CHUNKS
         if compressed > _MAX_COMPRESSED_CHUNKS:

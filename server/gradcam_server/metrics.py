@@ -124,6 +124,13 @@ DEFINITIONS = (
     ),
     Definition("gradcam_in_flight", "gauge", "Requests in work."),
     Definition(
+        "gradcam_worker_threads",
+        "gauge",
+        "Threads that decode or render: busy for callers that wait, or abandoned by callers that "
+        "have gone, until the work has ended.",
+        {"state": ("busy", "abandoned")},
+    ),
+    Definition(
         "gradcam_dropped_total",
         "counter",
         "Requests given up after they were let in: their caller cancelled, or the deadline came.",
@@ -400,6 +407,13 @@ class Metrics:
     def watch_in_flight(self, count: Callable[[], int]) -> None:
         """Exports the number of requests in work. Called on the scraping thread."""
         self._gauge("gradcam_in_flight").set_function(_reading(count))
+
+    def watch_worker_threads(self, counts: Callable[[], Mapping[str, int]]) -> None:
+        """Exports the threads that work, by state. Called on the scraping thread."""
+        for state in ("busy", "abandoned"):
+            self._gauge("gradcam_worker_threads", state).set_function(
+                _reading(lambda state=state: counts()[state])  # type: ignore[misc]
+            )
 
     def watch_ready(self, ready: Callable[[], bool]) -> None:
         """Exports whether requests are let in. Called on the scraping thread."""

@@ -1,6 +1,5 @@
 """Explaining by many passes: which graphs a method needs, and running it through them."""
 
-import asyncio
 import dataclasses
 from collections.abc import Sequence
 
@@ -11,10 +10,12 @@ from gradcam_server.batching import Urgency
 from gradcam_server.catalog import ServedModel
 from gradcam_server.computer import Computer
 from gradcam_server.errors import InvalidRequestError
+from gradcam_server.fair_slots import FairSlots
 from gradcam_server.graph_io import PIXELS, GraphItem, GraphKey, GraphOutput, GraphTarget
 from gradcam_server.many_pass import integrated_gradients, score_cam, smooth_grad
 from gradcam_server.models.preprocessing import ZERO_COLORS
 from gradcam_server.requests import MANY_PASS_METHODS, ExplainRequest, Method, Progress
+from gradcam_server.security.caller import current_caller
 
 # More would only share the same part of the device, and hold their images in memory.
 _AT_ONCE = 2
@@ -66,7 +67,7 @@ class Perturbation:
 
     def __init__(self, computer: Computer) -> None:
         self._computer = computer
-        self._places = asyncio.Semaphore(_AT_ONCE)
+        self._slots = FairSlots(_AT_ONCE)
 
     async def explain(
         self,
@@ -96,7 +97,7 @@ class Perturbation:
             for target, index in zip(targets, first.classes, strict=True)
         ]
         run = _Run(self._computer, request, model, chosen, progress)
-        async with self._places:
+        async with self._slots.hold(current_caller.get().key, request.priority):
             output = dataclasses.replace(first, maps=await run.maps(fitted))
         return output, run.compile_us
 
@@ -192,4 +193,6 @@ class _Run:
 
     @property
     def _urgency(self) -> Urgency:
-        return Urgency(self._request.priority, self._request.deadline)
+        return Urgency(
+            self._request.priority, self._request.deadline, caller=current_caller.get().key
+        )

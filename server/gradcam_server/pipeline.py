@@ -48,6 +48,8 @@ from gradcam_server.requests import (
     TopK,
 )
 from gradcam_server.sampling import FaithfulnessSampler, Report
+from gradcam_server.security.caller import current_caller
+from gradcam_server.work_cost import decoding_s, rendering_s
 from gradcam_server.workers import Workers
 
 # The factor p (1 - p) of a probability's gradient: below it, float32 has lost the rest.
@@ -83,6 +85,11 @@ class Pipeline:
     def queue_length(self) -> int:
         """Requests admitted and not yet on the device, of all models."""
         return sum(queue.length for queue in self._queues.values())
+
+    @property
+    def thread_counts(self) -> dict[str, int]:
+        """Threads that decode or render now, by state (``Workers.thread_counts``)."""
+        return self._workers.thread_counts
 
     async def explain(
         self,
@@ -133,8 +140,10 @@ class Pipeline:
             extent = model.extent(layers[0])
             self._sampler.offer(model, request.method, fitted, output, extent)
             maps = list(_maps(output, model, layers, request.layer_fusion))
+            pixels = placement.vertical.image_size * placement.horizontal.image_size
             rendered, stats.render_us = await self._run(
                 request.priority,
+                rendering_s(pixels, request.forms, len(maps)),
                 not needs_image(request.forms)
                 and sum(one.values.size for one in maps) <= _FEW_VALUES,
                 lambda: [
@@ -183,6 +192,7 @@ class Pipeline:
         async with self._queues[model.id].admit(wait=wait_for_place) as place:
             (image, fitted, placement), stats.decode_us = await self._run(
                 request.priority,
+                decoding_s(request.image),
                 isinstance(request.image, RawImage)
                 and (request.image.height, request.image.width) == model.input_size,
                 lambda: load(
@@ -196,7 +206,8 @@ class Pipeline:
             pixels = placement.vertical.image_size * placement.horizontal.image_size
             self._check_bytes(request, pixels, len(layers), len(targets))
             start_by = perf_counter() + max_wait_s if max_wait_s else None
-            urgency = Urgency(request.priority, request.deadline, start_by)
+            caller = current_caller.get().key
+            urgency = Urgency(request.priority, request.deadline, start_by, caller)
             answer = await self._computer.compute(key, GraphItem(fitted, targets), place, urgency)
         # What was neither decoding, compiling nor computing was waiting: for a thread, or for a
         # place in a batch.
@@ -209,11 +220,16 @@ class Pipeline:
         stats.dispatch_reason = batch.reason
         return image, fitted, placement, answer.output
 
-    async def _run(self, priority: int, is_quick: bool, work: Callable[[], _T]) -> tuple[_T, int]:
+    async def _run(
+        self, priority: int, expected_s: float, is_quick: bool, work: Callable[[], _T]
+    ) -> tuple[_T, int]:
         """Works here if that is quicker than going to a thread and back."""
         if is_quick:
             return self._workers.timed_here(work)
-        return await self._workers.timed(priority, work)
+        caller = current_caller.get().key
+        return await self._workers.timed(
+            work, caller=caller, priority=priority, expected_s=expected_s
+        )
 
     def _first_key(
         self, request: ExplainRequest, model: ServedModel, layers: tuple[str, ...], targets: int

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 
 from gradcam_server import __version__
@@ -61,6 +62,13 @@ class Supervisor:
         """Requests admitted and not yet on the device, of all front ends."""
         ours = self._explainer.queue_length if self._explainer is not None else 0
         return ours + self._others.queue_length
+
+    @property
+    def thread_counts(self) -> dict[str, int]:
+        """Threads that decode or render, of all front ends, by state."""
+        counts = Counter[str](self._others.thread_counts)
+        counts.update(self._explainer.thread_counts if self._explainer is not None else {})
+        return counts
 
     def batch_ran(self, model: str, batch: BatchReport) -> None:
         """Counts a batch."""
@@ -184,3 +192,4 @@ class Supervisor:
         self._metrics.set_build(__version__, computer.tensorflow_version)
         self._metrics.set_engine_up(True)
         self._metrics.watch_queue(lambda: self.queue_length, config.max_queue_length * len(models))
+        self._metrics.watch_worker_threads(lambda: self.thread_counts)

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -73,6 +74,14 @@ class OtherFrontEnds:
     def in_work(self) -> int:
         """Their requests in work."""
         return sum(one.beat.in_work for one in list(self._members.values()))
+
+    @property
+    def thread_counts(self) -> Counter[str]:
+        """Their threads that decode or render, by state."""
+        counts = Counter[str]()
+        for one in list(self._members.values()):
+            counts.update(one.beat.threads)
+        return counts
 
     @property
     def is_supervised(self) -> bool:
@@ -246,7 +255,7 @@ class _Member:
         self._on_beat, self._watchdog = on_beat, Watchdog(begin.config.watchdog_s)
         self._joins: dict[int, asyncio.Future[None]] = {}
         self._failure = ""
-        self.beat = Beat(0, 0, 0)
+        self.beat = Beat(0, 0, 0, {})
         self.joined, self.listening = asyncio.Event(), asyncio.Event()
         self.tell(begin)
 

@@ -170,6 +170,9 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
     @contextmanager
     def _admitted(self, streaming: bool, context: Any) -> Iterator[None]:
         caller = current_caller.get()  # gRPC runs interceptor and handler in one task
+        if not caller.name:
+            caller = Caller(connection=context.peer())
+            current_caller.set(caller)
         with (
             self._reporting(caller.name, context),
             caller.call(),

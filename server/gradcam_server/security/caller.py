@@ -18,10 +18,17 @@ class Caller:
     Args:
         name: The token's; empty without one.
         clock: Time in seconds.
+        connection: Of a caller without a token, as gRPC names it.
+
+    Attributes:
+        key: Whose share of threads and devices their work uses: the token's name, or the
+            connection.
     """
 
-    def __init__(self, name: str = "", clock: Callable[[], float] = monotonic) -> None:
-        self.name = name
+    def __init__(
+        self, name: str = "", clock: Callable[[], float] = monotonic, connection: str = ""
+    ) -> None:
+        self.name, self.key = name, name or connection
         self._clock = clock
         self._rate: Rate | None = None
         self._calls, self._images = Places(None), Places(None)

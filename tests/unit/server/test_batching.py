@@ -440,3 +440,140 @@ async def test_closing_waits_for_all_devices(make: Make) -> None:
     assert sorted(runner.batches) == [[0], [1]]
     results = await asyncio.gather(*asked, return_exceptions=True)
     assert all(isinstance(one, asyncio.CancelledError) for one in results)
+
+
+def submit(
+    batcher: Batcher[int, int], runner: Doubler, caller: str, items: Sequence[int]
+) -> list["asyncio.Task[Answer[int]]"]:
+    return [
+        asyncio.create_task(batcher.submit(runner, item, None, Urgency(caller=caller)))
+        for item in items
+    ]
+
+
+@pytest.mark.parametrize("has_lane_of_its_own", [False, True])
+@pytest.mark.parametrize("background", [False, True])
+async def test_one_item_goes_before_the_thousand_of_another_caller(
+    make: Make, has_lane_of_its_own: bool, background: bool
+) -> None:
+    """Whatever a caller has waiting, the item of another is in the batch after the one that runs.
+
+    That holds in the same graph and in another, of one pass and of many.
+    """
+    batcher = make()
+    runner = Doubler(4, open_gate=False, background=background)
+    other = Doubler(4, background=background) if has_lane_of_its_own else runner
+    many = submit(batcher, runner, "many", range(1000))
+    await asyncio.to_thread(runner.started.wait, 10)
+    (one,) = submit(batcher, other, "one", [5000])
+    await asyncio.sleep(0)
+    runner.gate.set()
+    assert (await one).output == 10000
+    assert len(runner.batches) + len(other.batches) * has_lane_of_its_own <= 3
+    if not has_lane_of_its_own:
+        assert runner.batches[1][:2] in ([5000, 4], [4, 5000])
+        assert len(runner.batches[1]) == 4
+    await asyncio.gather(*many)
+
+
+@pytest.mark.parametrize("floods", [1, 3])
+async def test_batches_are_full_and_of_all_callers(make: Make, floods: int) -> None:
+    """Callers that flood and one that has a few items have equal parts of each batch."""
+    batcher = make()
+    busy, first = await occupy(batcher)
+    runner = Doubler(8)
+    asked = [
+        task
+        for number in range(floods)
+        for task in submit(batcher, runner, f"flood {number}", range(1000, 1100))
+    ]
+    part = 8 // (floods + 1)
+    asked += submit(batcher, runner, "modest", range(4 * part))
+    await asyncio.sleep(0.01)
+    busy.gate.set()
+    await asyncio.gather(first, *asked)
+    for batch in runner.batches[:4]:
+        assert len(batch) == 8
+        assert sum(item < 1000 for item in batch) == part
+    assert [item for batch in runner.batches for item in batch if item < 1000] == [*range(4 * part)]
+
+
+async def test_callers_of_dear_and_cheap_graphs_get_equal_device_time(make: Make) -> None:
+    """Shares are of seconds: a graph that takes longer runs less often."""
+
+    class Timed(Doubler):
+        def __init__(self, seconds: float) -> None:
+            super().__init__(1)
+            self.seconds, self.used_s = seconds, 0.0
+
+        def run(self, items: Sequence[int], padded_size: int, device: int = 0) -> list[int]:
+            started = perf_counter()
+            time.sleep(self.seconds)
+            self.used_s += perf_counter() - started
+            if dear.used_s + cheap.used_s > 0.3:
+                enough.set()
+            return super().run(items, padded_size)
+
+    enough = threading.Event()
+    batcher, dear, cheap = make(), Timed(0.01), Timed(0.002)
+    asked = submit(batcher, dear, "dear", range(100)) + submit(
+        batcher, cheap, "cheap", range(100, 400)
+    )
+    assert await asyncio.to_thread(enough.wait, 10)
+    assert 0.5 < dear.used_s / cheap.used_s < 2
+    for task in asked:
+        task.cancel()
+
+
+async def test_no_lane_of_a_caller_is_starved_by_its_other_lane(make: Make) -> None:
+    """An old item goes, though its caller's younger ones ride in the batches of another."""
+    batcher = make()
+    busy, first = await occupy(batcher)
+    shared, own = Doubler(2), Doubler(2)
+    order: list[str] = []
+
+    async def note(tasks: "Sequence[asyncio.Task[Answer[int]]]") -> None:
+        await asyncio.gather(*tasks)
+        order.append(f"{len(shared.batches)} batches before")
+
+    alone = asyncio.create_task(note(submit(batcher, own, "a", [1])))
+    await asyncio.sleep(0.01)
+    others = submit(batcher, shared, "b", range(100)) + submit(batcher, shared, "a", range(100))
+    await asyncio.sleep(0.01)
+    busy.gate.set()
+    await asyncio.gather(first, alone, *others)
+    assert order[0] in {f"{count} batches before" for count in range(4)}
+
+
+async def test_an_urgent_caller_goes_first_whatever_it_has_used(make: Make) -> None:
+    """Shares are among items of one priority."""
+    batcher = make()
+    busy, first = await occupy(batcher)
+    runner = Doubler(2)
+    offline = [
+        asyncio.create_task(batcher.submit(runner, item, None, Urgency(9, caller="offline")))
+        for item in range(4)
+    ]
+    online = submit(batcher, runner, "online", range(10, 16))
+    await asyncio.sleep(0.01)
+    busy.gate.set()
+    await asyncio.gather(first, *offline, *online)
+    assert runner.batches == [[10, 11], [12, 13], [14, 15], [0, 1], [2, 3]]
+
+
+async def test_a_batcher_forgets_callers(make: Make) -> None:
+    """Nothing is kept of thousands of callers when all is done, answered, cancelled or late."""
+    batcher, runner = make(), Doubler(4)
+    for _ in range(5):
+        asked = [
+            task for number in range(50) for task in submit(batcher, runner, f"{number}", [number])
+        ]
+        for task in asked[::7]:
+            task.cancel()
+        late = asyncio.create_task(
+            batcher.submit(runner, 1, None, Urgency(deadline=0.0, caller="late"))
+        )
+        await asyncio.gather(*asked, late, return_exceptions=True)
+    await ask(batcher, runner, 1)
+    await asyncio.sleep(0.01)
+    assert batcher._shares == {}

@@ -123,12 +123,15 @@ def test_gauges_are_read_when_prometheus_asks(metrics: Metrics) -> None:
     metrics.watch_queue(lambda: len(waiting), 256)
     metrics.watch_in_flight(lambda: 2 * len(waiting))
     metrics.watch_ready(lambda: bool(waiting))
+    metrics.watch_worker_threads(lambda: {"busy": len(waiting), "abandoned": 2})
     assert read(metrics, "gradcam_ready") == 0
     waiting.extend([1, 2, 3])
     assert read(metrics, "gradcam_queue_length") == 3
     assert read(metrics, "gradcam_queue_limit") == 256
     assert read(metrics, "gradcam_in_flight") == 6
     assert read(metrics, "gradcam_ready") == 1
+    assert read(metrics, "gradcam_worker_threads", state="busy") == 3
+    assert read(metrics, "gradcam_worker_threads", state="abandoned") == 2
 
 
 def test_a_reading_that_fails_is_nan_and_the_rest_is_there(metrics: Metrics) -> None:

@@ -29,6 +29,7 @@ from gradcam_server.requests import (
     SmoothGrad,
     TopK,
 )
+from gradcam_server.security.caller import Caller, current_caller
 from support.instant import INPUT_SIZE, InstantComputer
 
 
@@ -139,8 +140,10 @@ async def test_quick_work_waits_for_no_thread(
     pipeline: Pipeline, size: tuple[int, int], form: HeatmapForm, is_quick: bool
 ) -> None:
     """Pixels that fit and raw maps go on while all threads are busy; what takes time waits."""
-    gate, threads = threading.Event(), ServeConfig().worker_threads
-    busy = [asyncio.create_task(pipeline._workers.timed(1, gate.wait, 30)) for _ in range(threads)]
+    gate, threads = threading.Event(), ServeConfig().worker_threads + 1
+    busy = [
+        asyncio.create_task(pipeline._workers.timed(lambda: gate.wait(30))) for _ in range(threads)
+    ]
     await asyncio.sleep(0.01)
     image = RawImage(bytes(3 * size[0] * size[1]), *size)
     asked = ExplainRequest(image, forms=(form,))
@@ -224,3 +227,32 @@ async def test_waiting_for_a_graph_is_not_waiting_in_the_queue(
     stats = (await pipeline.explain(request)).stats
     await pipeline.close()
     assert (stats.compile_us, stats.queue_us) == (5_000_000, 0)
+
+
+async def test_methods_of_many_passes_take_turns_by_caller(
+    pipeline: Pipeline, computer: InstantComputer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a caller with many such requests, another caller's is among the next."""
+    gate = asyncio.Event()
+    answered: list[str] = []
+    compute = computer.compute
+
+    async def wait_and_compute(key: GraphKey, *arguments: Any) -> Answer[GraphOutput]:
+        if key.perturbed:
+            await gate.wait()
+        return await compute(key, *arguments)
+
+    async def ask(caller: str) -> None:
+        current_caller.set(Caller(caller))
+        image = RawImage(bytes(3 * INPUT_SIZE[0] * INPUT_SIZE[1]), *INPUT_SIZE)
+        await pipeline.explain(ExplainRequest(image, smooth_grad=SmoothGrad(2)))
+        answered.append(caller)
+
+    monkeypatch.setattr(computer, "compute", wait_and_compute)
+    flood = [asyncio.create_task(ask("flood")) for _ in range(20)]
+    await asyncio.sleep(0.01)
+    one = asyncio.create_task(ask("one"))
+    await asyncio.sleep(0.01)
+    gate.set()
+    await asyncio.gather(*flood, one)
+    assert answered.index("one") <= 4

@@ -160,7 +160,8 @@ class _Process:
             if self._writer.transport.get_write_buffer_size() < _MAX_UNREAD_BYTES:
                 queue_length = self._explainer.queue_length if self._explainer else 0
                 in_work = self._front_end.lifecycle.in_work
-                send(self._writer, Beat(queue_length, in_work, resident_bytes()))
+                held = self._front_end.ledger.held
+                send(self._writer, Beat(queue_length, in_work, resident_bytes(), held))
             await asyncio.sleep(BEAT_S)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:

@@ -4,6 +4,7 @@ to another     Begin -> [Join] -> Listen -> Announce, Join, ... -> Drain -> CutO
 to the first            Joined    Listening | Failed, Beat, ...    exit status
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gradcam_server.config import ServeConfig
@@ -95,8 +96,10 @@ class Beat:
         queue_length: Requests admitted and not yet on the device.
         in_work: Requests in work.
         resident_bytes: Memory of the process.
+        held: Bytes that requests in work hold, by state.
     """
 
     queue_length: int
     in_work: int
     resident_bytes: int
+    held: Mapping[str, int]

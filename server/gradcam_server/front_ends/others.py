@@ -74,6 +74,10 @@ class OtherFrontEnds:
         """Their requests in work."""
         return sum(one.beat.in_work for one in list(self._members.values()))
 
+    def held(self, state: str) -> int:
+        """Returns the bytes that their requests hold in a state."""
+        return sum(one.beat.held.get(state, 0) for one in list(self._members.values()))
+
     @property
     def is_supervised(self) -> bool:
         """Whether those that are lost are started again, or the server drains."""
@@ -246,7 +250,7 @@ class _Member:
         self._on_beat, self._watchdog = on_beat, Watchdog(begin.config.watchdog_s)
         self._joins: dict[int, asyncio.Future[None]] = {}
         self._failure = ""
-        self.beat = Beat(0, 0, 0)
+        self.beat = Beat(0, 0, 0, {})
         self.joined, self.listening = asyncio.Event(), asyncio.Event()
         self.tell(begin)
 

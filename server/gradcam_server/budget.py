@@ -26,6 +26,11 @@ def message_bytes(image_bytes: int) -> int:
     return _MESSAGE_COPIES * image_bytes
 
 
+def echoed_bytes(length: int) -> int:
+    """Returns what a text of so many characters holds in a message and in its answer."""
+    return (_MESSAGE_COPIES + _ANSWER_COPIES) * length
+
+
 def sending_bytes(image_bytes: int, heatmap_bytes: int) -> int:
     """Returns what a request holds once its heat maps are rendered."""
     return message_bytes(image_bytes) + _OVERHEAD_BYTES + _ANSWER_COPIES * heatmap_bytes

@@ -12,6 +12,7 @@ from typing import TypeVar
 import grpc
 from google.rpc import status_pb2
 
+from gradcam_server.budget import echoed_bytes
 from gradcam_server.errors import LimitError, NotReadyError
 from gradcam_server.ledger import Claim, Ledger
 from gradcam_server.lifecycle import Lifecycle, Phase
@@ -111,13 +112,18 @@ class Calls:
                 counted.code = status_code(status).name
                 await abort(context, status)
 
-    def claim(self, context: Context) -> Claim:
+    def claim(self, context: Context, message_id: str = "") -> Claim:
         """Begins to count what a call, or one message of a stream, holds.
+
+        Args:
+            context: The call.
+            message_id: What the message is called, and its answer too.
 
         Returns:
             Holds nothing yet. To be released when its answer was sent.
         """
-        return self._ledger.claim(current_caller.get().name or context.peer())
+        caller = current_caller.get().name or context.peer()
+        return self._ledger.claim(caller, echoed_bytes(len(message_id)))
 
     def writer(self, context: Context) -> "Writer":
         """Returns what writes the answers of a stream; to be called by the stream's handler."""

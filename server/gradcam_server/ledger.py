@@ -64,8 +64,9 @@ class Claim:
         settled: Set once it is let in, refused or released.
     """
 
-    def __init__(self, ledger: "Ledger", caller: str) -> None:
+    def __init__(self, ledger: "Ledger", caller: str, fixed: int) -> None:
         self.ledger, self.caller = ledger, caller
+        self._fixed = fixed
         self.size = 0
         self.is_released = False
         self.settled = asyncio.Event()
@@ -98,7 +99,7 @@ class Claim:
             QueueFullError: There is no room now, and ``wait`` is false.
         """
         received = self._states[State.RECEIVED]
-        more = max(sum(sizes) - received, 0)
+        more = max(sum(sizes) + self._fixed - received, 0)
         try:
             if wait:
                 await self.ledger.wait_and_take(self, State.RECEIVED, more)
@@ -106,7 +107,7 @@ class Claim:
                 self.ledger.take(self, State.RECEIVED, more)
         finally:
             self.settled.set()
-        self.change(State.RECEIVED, -self._states[State.RECEIVED])
+        self.change(State.RECEIVED, self._fixed - self._states[State.RECEIVED])
         for size in sizes:
             self.change(State.DECODING, size)
         return [Hold(self, State.DECODING, size) for size in sizes]
@@ -169,13 +170,14 @@ class Ledger:
         """Returns the bytes that a caller holds."""
         return self._callers[caller]
 
-    def claim(self, caller: str) -> Claim:
+    def claim(self, caller: str, fixed: int = 0) -> Claim:
         """Begins a claim, which holds nothing yet.
 
         Args:
             caller: Who will hold it.
+            fixed: Bytes that it holds from its reservation to its release, beside its images.
         """
-        return Claim(self, caller)
+        return Claim(self, caller, fixed)
 
     def take(self, claim: Claim, state: State, size: int) -> None:
         """Lets a claim hold more at once.

@@ -103,7 +103,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
                 )
                 if item is None:
                     break
-                claim = self._calls.claim(context)
+                claim = self._calls.claim(context, item.correlation_id)
                 answers.create_task(answer(item, claim))
                 # Of what waits for memory, a stream holds one message.
                 await claim.settled.wait()

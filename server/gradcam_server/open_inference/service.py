@@ -126,7 +126,7 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
         self, request: pb.ModelInferRequest, context: Context
     ) -> pb.ModelInferResponse:
         async with self._calls.answering(context, _UNARY) as counted:
-            claim = self._calls.claim(context)
+            claim = self._calls.claim(context, request.id)
             when_sent(claim.release)
             deadline = call_deadline(context)
             return await self._infer(request, deadline, counted, claim, wait_for_place=False)
@@ -254,7 +254,7 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
                 item = await self._calls.read_unless_draining(context, pb.ModelInferRequest)
                 if item is None:
                     break
-                claim = self._calls.claim(context)
+                claim = self._calls.claim(context, item.id)
                 claims.add(claim)
                 answer = self._answer_item(item, call_deadline(context), claim)
                 answers.put_nowait((tasks.create_task(answer), claim))

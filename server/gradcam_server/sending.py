@@ -50,6 +50,16 @@ def cut_off(task: "asyncio.Task[object]") -> None:
             return
 
 
+def without_frames(error: grpc.aio.AbortError) -> grpc.aio.AbortError:
+    """Returns what ends a call, without the frames that it came through, and their messages.
+
+    gRPC's call refers to it, and its frames to the call: that would all stay in memory until the
+    next garbage collection, which objects call for, not bytes.
+    """
+    error.__context__ = error.__cause__ = None
+    return error.with_traceback(None)
+
+
 def cut_off_late(task: "asyncio.Task[object]", seconds: float) -> None:
     """Ends a call whose answer was not taken in time, and logs that."""
     logger.warning("An answer was not taken for %g s; its call is cut off", seconds)

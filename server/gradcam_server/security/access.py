@@ -21,7 +21,7 @@ from gradcam_server.errors import (
 from gradcam_server.security.caller import Caller, current_caller
 from gradcam_server.security.limits import Places
 from gradcam_server.security.tokens import Token, TokenFile
-from gradcam_server.sending import limit_sending, when_sent
+from gradcam_server.sending import limit_sending, when_sent, without_frames
 from gradcam_server.status import abort, to_status
 
 logger = logging.getLogger(__name__)
@@ -213,7 +213,7 @@ def _wrap(handler: Any, admitted: _Admitted, max_send_s: float) -> _Handler:
 
     write = handler.response_serializer or bytes
 
-    async def answer(request: Any, context: Any) -> Any:
+    async def respond(request: Any, context: Any) -> Any:
         try:
             with admitted(streaming, context):
                 response = await behaviour(read(request), context)
@@ -225,6 +225,14 @@ def _wrap(handler: Any, admitted: _Admitted, max_send_s: float) -> _Handler:
         limit_sending(max_send_s)
         # From here on only its bytes are held.
         return write(response)
+
+    async def answer(request: Any, context: Any) -> Any:
+        responding = respond(request, context)
+        del request
+        try:
+            return await responding
+        except grpc.aio.AbortError as error:
+            raise without_frames(error) from None
 
     async def answer_each(request: Any, context: Any) -> AsyncIterator[Any]:
         try:

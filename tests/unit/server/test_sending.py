@@ -74,6 +74,10 @@ class World:
             await server.stop(1)
 
 
+def connect(address: str) -> Any:
+    return grpc.aio.insecure_channel(address)
+
+
 async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
         while not holds():  # noqa: ASYNC110 - of the server, which tells nobody
@@ -83,7 +87,7 @@ async def until(holds: Callable[[], bool]) -> None:
 async def test_an_answer_that_was_taken_is_counted_no_more() -> None:
     """Neither by the server nor as its caller's, nor are its bytes."""
     world = World()
-    async with world.serving() as address, grpc.aio.insecure_channel(address) as channel:
+    async with world.serving() as address, connect(address) as channel:
         for _ in range(3):
             assert await channel.unary_unary(UNARY)(b"x") == ANSWER
         assert [one async for one in channel.stream_stream(STREAM)(iter([b"x"]))] == [ANSWER]
@@ -118,7 +122,7 @@ async def test_a_call_whose_answer_is_not_taken_in_time_is_cut_off(
 ) -> None:
     """Its client gets RST_STREAM; the connection and other calls go on; the log says it."""
     world = World(max_send_s=0.3)
-    async with world.serving() as address, grpc.aio.insecure_channel(address) as channel:
+    async with world.serving() as address, connect(address) as channel:
         unread = UnreadCalls(address, path, [b"x"] * 3)
         await until(lambda: world.answered == 3)
         assert await channel.unary_unary(UNARY)(b"x") == ANSWER
@@ -133,12 +137,12 @@ async def test_a_call_whose_answer_is_not_taken_in_time_is_cut_off(
 async def test_a_fault_of_ours_is_logged_as_before(caplog: pytest.LogCaptureFixture) -> None:
     """What hides lost clients hides nothing else that gRPC logs."""
 
-    async def fail(_: bytes, __: Any) -> bytes:
-        raise ZeroDivisionError
+    class Failing(World):
+        async def unary(self, _: bytes, __: Any) -> bytes:
+            raise ZeroDivisionError
 
-    world = World()
-    world.unary = fail  # type: ignore[method-assign]
-    async with world.serving() as address, grpc.aio.insecure_channel(address) as channel:
+    world = Failing()
+    async with world.serving() as address, connect(address) as channel:
         with pytest.raises(grpc.aio.AioRpcError):
             await channel.unary_unary(UNARY)(b"x")
     assert "ZeroDivisionError" in caplog.text

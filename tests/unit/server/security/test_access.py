@@ -432,7 +432,7 @@ async def test_a_refused_message_does_not_wait_for_the_garbage_collector(how: st
 
     access = Access(ServeConfig())
     server = grpc.aio.server(interceptors=(AccessInterceptor(access),))
-    handler = grpc.unary_unary_rpc_method_handler(refuse, parse_own)
+    handler: Any = grpc.unary_unary_rpc_method_handler(refuse, parse_own)
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("a.B", {"Refuse": handler}),)
     )

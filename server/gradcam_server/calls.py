@@ -19,7 +19,7 @@ from gradcam_server.lifecycle import Lifecycle, Phase
 from gradcam_server.logs import choose_request_id, logging_for
 from gradcam_server.metrics import Metrics, RejectReason
 from gradcam_server.security.caller import current_caller
-from gradcam_server.sending import current_task, cut_off_late, when_sent
+from gradcam_server.sending import current_task, cut_off_late, forget_frames, when_sent
 from gradcam_server.status import abort, status_code, to_status
 from gradcam_server.tracing import Tracer, current_call, working_for
 
@@ -97,8 +97,9 @@ class Calls:
                     in_work.enter_context(self.lifecycle.request())
                     when_sent(in_work.pop_all().close)
                 yield counted
-            except asyncio.CancelledError:
+            except asyncio.CancelledError as error:
                 counted.code = _CANCELLED
+                forget_frames(error)
                 raise
             except Exception as error:  # noqa: BLE001 - one table turns all into codes
                 if isinstance(error, NotReadyError):
@@ -109,6 +110,7 @@ class Calls:
                 if isinstance(error, LimitError):
                     self._metrics.rejected("limited")
                 status = to_status(error)
+                forget_frames(error)
                 counted.code = status_code(status).name
                 await abort(context, status)
 
@@ -144,11 +146,13 @@ class Calls:
                     await self.lifecycle.pause(caller.reserve())
                     self.lifecycle.check_engine()
                     return await work(counted)
-            except asyncio.CancelledError:
+            except asyncio.CancelledError as error:
                 counted.code = _CANCELLED
+                forget_frames(error)
                 raise
             except Exception as error:  # noqa: BLE001 - one table turns all into codes
                 status = to_status(error)
+                forget_frames(error)
                 counted.code = status_code(status).name
                 return status
 

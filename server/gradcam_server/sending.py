@@ -50,14 +50,21 @@ def cut_off(task: "asyncio.Task[object]") -> None:
             return
 
 
-def without_frames(error: grpc.aio.AbortError) -> grpc.aio.AbortError:
-    """Returns what ends a call, without the frames that it came through, and their messages.
+def forget_frames(error: BaseException) -> None:
+    """Drops the frames that an error came through, and those of the errors that it came from.
 
-    gRPC's call refers to it, and its frames to the call: that would all stay in memory until the
-    next garbage collection, which objects call for, not bytes.
+    Futures, tasks and gRPC's calls refer to errors, and frames to these: messages and images would
+    stay in memory until the next garbage collection, which objects call for, not bytes.
     """
-    error.__context__ = error.__cause__ = None
-    return error.with_traceback(None)
+    errors: list[BaseException | None] = [error]
+    while errors:
+        one = errors.pop()
+        if one is None or (one.__traceback__ is one.__context__ is one.__cause__ is None):
+            continue
+        errors += one.__context__, one.__cause__
+        if isinstance(one, BaseExceptionGroup):
+            errors += one.exceptions
+        one.__traceback__ = one.__context__ = one.__cause__ = None
 
 
 def cut_off_late(task: "asyncio.Task[object]", seconds: float) -> None:

@@ -20,7 +20,7 @@ from gradcam_server.open_inference.convert import to_request, to_response
 from gradcam_server.open_inference.describe import to_config, to_metadata, wire_version
 from gradcam_server.open_inference.statistics import ModelRecord
 from gradcam_server.requests import ExplainedImage, ExplainRequest
-from gradcam_server.sending import when_sent
+from gradcam_server.sending import forget_frames, when_sent
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _UNARY = f"{SERVICE_NAME}/ModelInfer"
@@ -225,6 +225,7 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
         except InvalidRequestError as error:
             if count == 1:
                 raise
+            forget_frames(error)
             raise InvalidRequestError(error.field, f"image {index}: {error}") from error
 
     async def _answer_stream(self, context: Context) -> None:

@@ -21,7 +21,7 @@ from gradcam_server.errors import (
 from gradcam_server.security.caller import Caller, current_caller
 from gradcam_server.security.limits import Places
 from gradcam_server.security.tokens import Token, TokenFile
-from gradcam_server.sending import limit_sending, when_sent, without_frames
+from gradcam_server.sending import forget_frames, limit_sending, when_sent
 from gradcam_server.status import abort, to_status
 
 logger = logging.getLogger(__name__)
@@ -232,7 +232,8 @@ def _wrap(handler: Any, admitted: _Admitted, max_send_s: float) -> _Handler:
         try:
             return await responding
         except grpc.aio.AbortError as error:
-            raise without_frames(error) from None
+            forget_frames(error)
+            raise
 
     async def answer_each(request: Any, context: Any) -> AsyncIterator[Any]:
         try:

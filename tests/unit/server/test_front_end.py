@@ -1,6 +1,7 @@
 """The services on a port, with an engine that answers at once: who holds what."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from gradcam_server.explainer import Explainer
 from gradcam_server.front_end import FrontEnd
 from gradcam_server.memory import resident_bytes
 from gradcam_server.metrics import Metrics
+from gradcam_server.requests import ExplainRequest
 from support.instant import InstantComputer
 from support.unread import UnreadCalls
 
@@ -207,3 +209,45 @@ async def test_the_images_of_one_message_are_let_in_together(
     await world.until(lambda: world.held == 0)
     text = world.metrics.exposition()[0].decode()
     assert 'gradcam_held_bytes{state="sending"} 0.0' in text
+
+
+def tensors(*images: bytes) -> inference_pb.ModelInferRequest:
+    message = inference_pb.ModelInferRequest(
+        model_name="instant",
+        raw_input_contents=[b"".join(len(one).to_bytes(4, "little") + one for one in images)],
+    )
+    message.inputs.add(name="encoded_image", datatype="BYTES", shape=[len(images)])
+    return message
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["unary", "stream"])
+@pytest.mark.parametrize("kind", ["too large", "corrupt", "corrupt one of many"])
+async def test_a_request_that_fails_is_no_garbage(
+    world: World, channel: Any, kind: str, streamed: bool
+) -> None:
+    """It is freed as its call ends: what waits for the collector is counted by nobody."""
+    corrupt = png(300)[:-30]
+    method = "/gradcam.v1.ExplanationService/"
+    request: Any = large(1200) if kind == "too large" else build_request(corrupt)
+    item: Any = pb.StreamExplainImagesRequest(request=request)
+    name = "StreamExplainImages" if streamed else "ExplainImage"
+    if kind == "corrupt one of many":
+        request = item = tensors(png(300), corrupt, corrupt)
+        method = "/inference.GRPCInferenceService/"
+        name = "ModelStreamInfer" if streamed else "ModelInfer"
+    gc.collect()
+    gc.disable()
+    try:
+        if streamed:
+            call = channel.stream_stream(method + name)
+            assert [one async for one in call(iter([item.SerializeToString()] * 3))]
+        else:
+            for _ in range(3):
+                assert await code_of(
+                    channel.unary_unary(method + name)(request.SerializeToString())
+                )
+        await world.until(lambda: world.front_end.lifecycle.in_work == 0)
+        await asyncio.sleep(0.05)
+        assert not [one for one in gc.get_objects() if isinstance(one, ExplainRequest)]
+    finally:
+        gc.enable()

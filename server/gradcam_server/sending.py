@@ -59,8 +59,8 @@ def forget_frames(error: BaseException) -> None:
     errors: list[BaseException | None] = [error]
     while errors:
         one = errors.pop()
-        if one is None or (one.__traceback__ is one.__context__ is one.__cause__ is None):
-            continue
+        if one is None or not any((one.__traceback__, one.__context__, one.__cause__)):
+            continue  # seen, or never raised
         errors += one.__context__, one.__cause__
         if isinstance(one, BaseExceptionGroup):
             errors += one.exceptions

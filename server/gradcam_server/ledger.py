@@ -10,7 +10,6 @@ caller who holds nothing yet. A request that needs more is let in while nobody e
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +28,9 @@ class State(StrEnum):
     WAITING = "waiting"
     RENDERING = "rendering"
     SENDING = "sending"
+
+    # Enum's own runs in Python, and states are keys of what is counted for each image.
+    __hash__ = str.__hash__
 
 
 class Hold:
@@ -70,7 +72,7 @@ class Claim:
         self.size = 0
         self.is_released = False
         self.settled = asyncio.Event()
-        self._states: Counter[State] = Counter()
+        self._states = dict.fromkeys(State, 0)
 
     def receive(self, size: int) -> None:
         """Holds a message that has come in.
@@ -152,8 +154,8 @@ class Ledger:
     def __init__(self, limit: int | None = None) -> None:
         self._limit = limit
         self._total = 0
-        self._states: Counter[State] = Counter()
-        self._callers: Counter[str] = Counter()
+        self._states = dict.fromkeys(State, 0)
+        self._callers: dict[str, int] = {}
         self._waiting: list[_Waiting] = []
 
     @property
@@ -168,7 +170,7 @@ class Ledger:
 
     def held_by(self, caller: str) -> int:
         """Returns the bytes that a caller holds."""
-        return self._callers[caller]
+        return self._callers.get(caller, 0)
 
     def claim(self, caller: str, fixed: int = 0) -> Claim:
         """Begins a claim, which holds nothing yet.
@@ -239,9 +241,10 @@ class Ledger:
         """Counts so many bytes more, or fewer; ``Claim.change`` alone calls it."""
         self._total += size
         self._states[state] += size
-        self._callers[caller] += size
-        if not self._callers[caller]:
-            del self._callers[caller]
+        if held := self.held_by(caller) + size:
+            self._callers[caller] = held
+        else:
+            self._callers.pop(caller, None)
 
     def _check(self, claim: Claim, size: int) -> None:
         if self._limit is not None and claim.size + size > self._limit:
@@ -255,4 +258,4 @@ class Ledger:
     def _fits(self, claim: Claim, size: int) -> bool:
         if self._limit is None or self._total == claim.size:
             return True  # nobody else holds anything
-        return self._callers[claim.caller] + size <= self._limit - self._total
+        return self.held_by(claim.caller) + size <= self._limit - self._total

@@ -10,7 +10,7 @@ _RETRY_AFTER_S = 0.2
 
 
 class Place:
-    """A place in the queue; given back once, when its item goes to the device or is dropped."""
+    """A place in a queue; given back once, when its item leaves the queue or is dropped."""
 
     def __init__(self, release: Callable[[], None]) -> None:
         self._release: Callable[[], None] | None = release
@@ -26,18 +26,20 @@ class Admission:
     """The places of a queue.
 
     Args:
-        max_queue_length: Most requests admitted and not yet on the device.
+        max_queue_length: Most requests admitted that have not left the queue.
+        name: Of the queue, for people.
     """
 
-    def __init__(self, max_queue_length: int) -> None:
+    def __init__(self, max_queue_length: int, name: str = "queue") -> None:
+        self._name = name
         self._places = asyncio.Semaphore(max_queue_length)
         self._max_queue_length = max_queue_length
         self.length = 0
-        """Requests admitted and not yet on the device."""
+        """Requests admitted that have not left the queue."""
 
     @asynccontextmanager
     async def admit(self, *, wait: bool = False) -> AsyncIterator[Place]:
-        """Takes a place in the queue for the time until the item is on the device.
+        """Takes a place in the queue for the time until the item leaves it, by ``give_back``.
 
         Args:
             wait: Wait for a place instead of failing.
@@ -47,7 +49,8 @@ class Admission:
         """
         if not wait and self._places.locked():
             raise QueueFullError(
-                f"all {self._max_queue_length} places in the queue are taken; try again later",
+                f"all {self._max_queue_length} places in the {self._name} are taken; "
+                "try again later",
                 _RETRY_AFTER_S,
             )
         await self._places.acquire()

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TypeVar
@@ -11,11 +12,14 @@ from typing import TypeVar
 import grpc
 from google.rpc import status_pb2
 
+from gradcam_server.budget import echoed_bytes
 from gradcam_server.errors import LimitError, NotReadyError
+from gradcam_server.ledger import Claim, Ledger
 from gradcam_server.lifecycle import Lifecycle, Phase
 from gradcam_server.logs import choose_request_id, logging_for
 from gradcam_server.metrics import Metrics, RejectReason
 from gradcam_server.security.caller import current_caller
+from gradcam_server.sending import current_task, cut_off_late, forget_frames, when_sent
 from gradcam_server.status import abort, status_code, to_status
 from gradcam_server.tracing import Tracer, current_call, working_for
 
@@ -54,15 +58,27 @@ class Calls:
         lifecycle: Says whether calls are let in.
         metrics: Told of each.
         tracer: Traces each.
+        ledger: Counts what they hold; None counts, and allows any number.
+        max_send_s: How long an answer of a stream may take to be sent, in seconds.
     """
 
-    def __init__(self, lifecycle: Lifecycle, metrics: Metrics, tracer: Tracer) -> None:
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        metrics: Metrics,
+        tracer: Tracer,
+        ledger: Ledger | None = None,
+        max_send_s: float = math.inf,
+    ) -> None:
         self.lifecycle = lifecycle
         self._metrics, self._tracer = metrics, tracer
+        self._ledger, self._max_send_s = ledger or Ledger(), max_send_s
 
     @asynccontextmanager
     async def answering(self, context: Context, rpc: str) -> AsyncIterator[Counted]:
         """Lets a call in, and aborts it with a status if it fails.
+
+        It is in work until its answer was sent.
 
         Args:
             context: The call.
@@ -77,10 +93,13 @@ class Calls:
             self._counting(rpc) as counted,
         ):
             try:
-                with self.lifecycle.request():
-                    yield counted
-            except asyncio.CancelledError:
+                with ExitStack() as in_work:
+                    in_work.enter_context(self.lifecycle.request())
+                    when_sent(in_work.pop_all().close)
+                yield counted
+            except asyncio.CancelledError as error:
                 counted.code = _CANCELLED
+                forget_frames(error)
                 raise
             except Exception as error:  # noqa: BLE001 - one table turns all into codes
                 if isinstance(error, NotReadyError):
@@ -91,8 +110,26 @@ class Calls:
                 if isinstance(error, LimitError):
                     self._metrics.rejected("limited")
                 status = to_status(error)
+                forget_frames(error)
                 counted.code = status_code(status).name
                 await abort(context, status)
+
+    def claim(self, context: Context, message_id: str = "") -> Claim:
+        """Begins to count what a call, or one message of a stream, holds.
+
+        Args:
+            context: The call.
+            message_id: What the message is called, and its answer too.
+
+        Returns:
+            Holds nothing yet. To be released when its answer was sent.
+        """
+        caller = current_caller.get().name or context.peer()
+        return self._ledger.claim(caller, echoed_bytes(len(message_id)))
+
+    def writer(self, context: Context) -> "Writer":
+        """Returns what writes the answers of a stream; to be called by the stream's handler."""
+        return Writer(context, self._max_send_s)
 
     async def item(
         self, rpc: str, work: Callable[[Counted], Awaitable[_R]]
@@ -109,11 +146,13 @@ class Calls:
                     await self.lifecycle.pause(caller.reserve())
                     self.lifecycle.check_engine()
                     return await work(counted)
-            except asyncio.CancelledError:
+            except asyncio.CancelledError as error:
                 counted.code = _CANCELLED
+                forget_frames(error)
                 raise
             except Exception as error:  # noqa: BLE001 - one table turns all into codes
                 status = to_status(error)
+                forget_frames(error)
                 counted.code = status_code(status).name
                 return status
 
@@ -156,12 +195,24 @@ class Calls:
         return item if isinstance(item, message) else None
 
 
-async def write(context: Context, message: object) -> None:
-    """Writes an answer into a stream; if the client is gone, it is lost."""
-    try:
-        await context.write(message)
-    except Exception as error:  # noqa: BLE001 - gRPC's class for it is private
-        logger.debug("An answer could not be written: %r", error)
+class Writer:
+    """Writes the answers of a stream, one at a time. ``Calls.writer`` makes it."""
+
+    def __init__(self, context: Context, max_send_s: float) -> None:
+        self._context, self._max_send_s = context, max_send_s
+        self._handler = current_task()
+        self._writing = asyncio.Lock()
+
+    async def __call__(self, message: object) -> None:
+        """Writes an answer. If the client is gone, it is lost; one that reads none is cut off."""
+        async with self._writing:
+            try:
+                async with asyncio.timeout(self._max_send_s):
+                    await self._context.write(message)
+            except TimeoutError:
+                cut_off_late(self._handler, self._max_send_s)
+            except Exception as error:  # noqa: BLE001 - gRPC's class for it is private
+                logger.debug("An answer could not be written: %r", error)
 
 
 def call_deadline(context: Context) -> float | None:

@@ -4,6 +4,7 @@ Free of TensorFlow: the engine makes a catalog once it is warm, and the front en
 """
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,6 +60,12 @@ class ServedModel:
             layer: Its path; what is no layer, such as the pixels, covers the whole input.
         """
         return next((one.extent for one in self.layers if one.name == layer), None)
+
+    def map_size(self, layer: str) -> int:
+        """Returns how many values a map at a layer has at most; at the model's input if unknown."""
+        shape = next((one.output_shape[1:3] for one in self.layers if one.name == layer), ())
+        sizes = (size or length for size, length in zip(shape, self.input_size, strict=False))
+        return math.prod(sizes if shape else self.input_size)
 
     def resolve_layers(self, names: Sequence[str]) -> tuple[str, ...]:
         """Finds layers by path, or by their name alone where only one has it.

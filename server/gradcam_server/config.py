@@ -232,9 +232,21 @@ class ServeConfig:
     )
     max_queue_length: int = _option(
         256,
-        "Most requests of each model that are admitted and not yet on the device; more are "
-        "refused.",
+        "Most requests of each model that are admitted and not yet on the device, and as many of "
+        "methods of many passes whose passes have not begun; more are refused.",
         _POSITIVE,
+    )
+    max_held_bytes: int | None = _option(
+        None,
+        "Most bytes that requests in work may hold: their messages, images and answers, until "
+        "these are sent. A quarter of the memory that the server may have, and enough for one "
+        "request, if it is not set.",
+        _POSITIVE,
+    )
+    max_send_s: float = _option(
+        120.0,
+        "How long an answer may take to be sent before its call is cut off, in seconds.",
+        click.FloatRange(min=0, min_open=True),
     )
     max_queue_wait_ms: int = _option(
         0,

@@ -95,6 +95,27 @@ def decode_reduced(
     return image.astype(np.uint8, copy=False), size
 
 
+def declared_size(image: bytes | RawImage, max_pixels: int) -> Size:
+    """Reads the size that an image declares, which its EXIF orientation may turn.
+
+    Args:
+        image: As for ``decode_image``, or raw pixels.
+        max_pixels: The most pixels that it may declare.
+
+    Returns:
+        Height and width in pixels.
+
+    Raises:
+        InvalidRequestError: As ``decode_image`` or ``view_raw``, as far as the header tells.
+    """
+    if isinstance(image, RawImage):
+        view_raw(image, max_pixels)
+        return image.height, image.width
+    declared = read_header(image).size
+    _check_size("encoded_image", *declared, max_pixels)
+    return declared
+
+
 def _reduction(declared: Size, shrinkage: Callable[[Size], float]) -> int:
     """Chooses the greatest that leaves enough, whether or not EXIF turns the image; 1 is none."""
     height, width = declared

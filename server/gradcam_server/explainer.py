@@ -1,12 +1,15 @@
 """Answers protobuf requests, over gRPC or in-process: convert, ask the pipeline, convert back."""
 
 import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_server.computer import Computer
 from gradcam_server.config import ServeConfig
 from gradcam_server.convert import to_model, to_request, to_response
 from gradcam_server.errors import DeadlineError, QueueFullError
+from gradcam_server.ledger import Claim, Hold
 from gradcam_server.metrics import Metrics
 from gradcam_server.pipeline import Pipeline
 from gradcam_server.requests import ExplainedImage, ExplainRequest, Progress
@@ -61,6 +64,7 @@ class Explainer:
         deadline: float | None = None,
         wait_for_place: bool = False,
         progress: Progress | None = None,
+        claim: Claim | None = None,
     ) -> pb.ExplainImageResponse:
         """Explains one image.
 
@@ -69,14 +73,25 @@ class Explainer:
             deadline: Time of ``perf_counter`` at which the answer is of no more use.
             wait_for_place: Wait while the queue is full, instead of failing.
             progress: Kept up to date, for methods of many passes.
+            claim: Counts the memory that the message holds; None if nobody does.
 
         Raises:
             ExplanationServerError: See ``Pipeline.explain`` and ``to_request``.
         """
+        request, hold = to_request(message, deadline), None
+        if claim is not None:
+            (hold,) = await self.reserve([request], claim, wait=wait_for_place)
         explained = await self.explain_image(
-            to_request(message, deadline), wait_for_place=wait_for_place, progress=progress
+            request, wait_for_place=wait_for_place, progress=progress, hold=hold
         )
         return to_response(explained, include_logits=message.include_logits)
+
+    async def reserve(
+        self, requests: Sequence[ExplainRequest], claim: Claim, *, wait: bool
+    ) -> list[Hold]:
+        """Takes the memory that requests may need, as ``Pipeline.reserve`` does."""
+        with self._working():
+            return await self._pipeline.reserve(requests, claim, wait=wait)
 
     async def explain_image(
         self,
@@ -84,14 +99,25 @@ class Explainer:
         *,
         wait_for_place: bool = False,
         progress: Progress | None = None,
+        hold: Hold | None = None,
     ) -> ExplainedImage:
         """Explains one image, as ``Pipeline.explain`` does."""
+        with self._working():
+            explained = await self._pipeline.explain(
+                request, wait_for_place=wait_for_place, progress=progress, hold=hold
+            )
+        stats = explained.stats
+        self._metrics.stages(stats)
+        current_call.get().stages(stats)
+        return explained
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Counts an image in work, and why it was given up."""
         self._in_work += 1
         self._idle.clear()
         try:
-            explained = await self._pipeline.explain(
-                request, wait_for_place=wait_for_place, progress=progress
-            )
+            yield
         except QueueFullError:
             self._metrics.rejected("queue_full")
             raise
@@ -105,10 +131,6 @@ class Explainer:
             self._in_work -= 1
             if not self._in_work:
                 self._idle.set()
-        stats = explained.stats
-        self._metrics.stages(stats)
-        current_call.get().stages(stats)
-        return explained
 
     def model_id(self, name: str, version: str = "") -> str:
         """Returns the name and version, in one, of the model that answers for these.

@@ -9,16 +9,19 @@ from grpc_reflection.v1alpha import reflection
 
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
+from gradcam_server.budget import max_held_bytes
 from gradcam_server.calls import Calls
 from gradcam_server.config import ServeConfig
 from gradcam_server.errors import StartupError
 from gradcam_server.explainer import Explainer
+from gradcam_server.ledger import Ledger
 from gradcam_server.lifecycle import Lifecycle, Phase
 from gradcam_server.metrics import Metrics
 from gradcam_server.open_inference import service as open_inference
 from gradcam_server.security.access import Access, AccessInterceptor
 from gradcam_server.security.listening import connection_options
 from gradcam_server.security.tls import server_credentials
+from gradcam_server.sending import hide_lost_clients
 from gradcam_server.service import SERVICE_NAME, ExplanationService
 from gradcam_server.tracing import Tracer
 
@@ -40,6 +43,7 @@ class FrontEnd:
     Attributes:
         access: Who may call.
         force: Set it to end a drain at once.
+        ledger: What requests hold.
         lifecycle: Whether requests are let in.
 
     Raises:
@@ -49,7 +53,8 @@ class FrontEnd:
     def __init__(self, config: ServeConfig, metrics: Metrics, tracer: Tracer) -> None:
         self._config = config
         self.lifecycle, self.force = Lifecycle(), asyncio.Event()
-        calls = Calls(self.lifecycle, metrics, tracer)
+        self.ledger = Ledger(max_held_bytes(config))
+        calls = Calls(self.lifecycle, metrics, tracer, self.ledger, config.max_send_s)
         self._service = ExplanationService(config, calls)
         self._inference = open_inference.InferenceService(config, calls)
         self._health = health.aio.HealthServicer()
@@ -69,6 +74,7 @@ class FrontEnd:
             StartupError: It is in use, or TLS cannot be used.
         """
         config = self._config
+        hide_lost_clients()
         credentials = server_credentials(config)
         server = grpc.aio.server(
             interceptors=(AccessInterceptor(self.access),),

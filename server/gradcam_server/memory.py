@@ -1,8 +1,10 @@
-"""The memory of a process: how much it is, and what the C library's allocator keeps of it."""
+"""The memory of a process: how much it is, may be, and what the C library's allocator keeps."""
 
 import ctypes
+import os
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 # Of <malloc.h>.
@@ -14,6 +16,12 @@ _M_ARENA_MAX = -8
 # but very large images come from one heap, whose end is kept up to a size.
 _IMAGE_BYTES = 32 << 20
 _KEPT_BYTES = 64 << 20
+
+# By version of Linux' control groups: where they are mounted, and their files with limits.
+_CGROUPS = {
+    2: (Path("sys/fs/cgroup"), ("memory.max", "memory.high")),
+    1: (Path("sys/fs/cgroup/memory"), ("memory.limit_in_bytes",)),
+}
 
 
 def share_heap() -> None:
@@ -29,6 +37,44 @@ def share_heap() -> None:
         mallopt(_M_ARENA_MAX, 1)
         mallopt(_M_MMAP_THRESHOLD, _IMAGE_BYTES)
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def available_bytes(root: Path = Path("/")) -> int:
+    """Returns the memory that this process may have: the machine's, or less by its cgroups.
+
+    Args:
+        root: Where ``proc`` and ``sys`` are mounted.
+    """
+    limits = [_total_bytes(root)]
+    with suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text("utf-8").splitlines():
+            number, controllers, path = line.split(":", 2)
+            if number == "0":
+                limits += _cgroup_limits(root, 2, path)
+            elif "memory" in controllers.split(","):
+                limits += _cgroup_limits(root, 1, path)
+    return min(limits)
+
+
+def _total_bytes(root: Path) -> int:
+    with suppress(OSError):
+        for line in (root / "proc/meminfo").read_text("ascii").splitlines():
+            if line.startswith("MemTotal:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _cgroup_limits(root: Path, version: int, path: str) -> list[int]:
+    """Reads the limits of a group and of those around it, as far as this process sees them."""
+    mount, names = _CGROUPS[version]
+    group = Path(path.lstrip("/"))
+    limits = []
+    # In a container the path may be the host's; its own group is the root of the mount.
+    for one in (group, *group.parents):
+        for name in names:
+            with suppress(OSError, ValueError):  # not there, or "max"
+                limits.append(int((root / mount / one / name).read_text("ascii")))
+    return limits
 
 
 def resident_bytes() -> int:

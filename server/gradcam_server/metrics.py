@@ -11,6 +11,7 @@ import math
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, NamedTuple, TypeAlias
 
 from prometheus_client import (
@@ -26,6 +27,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.samples import Sample
 
+from gradcam_server.ledger import State
 from gradcam_server.tracing import StageTimes
 
 logger = logging.getLogger(__name__)
@@ -122,7 +124,16 @@ DEFINITIONS = (
     Definition(
         "gradcam_queue_limit", "gauge", "Most requests that the queues of all models may hold."
     ),
-    Definition("gradcam_in_flight", "gauge", "Requests in work."),
+    Definition(
+        "gradcam_in_flight", "gauge", "Requests in work, until their answers are really sent."
+    ),
+    Definition(
+        "gradcam_held_bytes",
+        "gauge",
+        "Memory that requests in work hold or have reserved (--max-held-bytes), by what for: a "
+        "received message, decoding, waiting for the device, rendering, an answer not yet sent.",
+        {"state": tuple(State)},
+    ),
     Definition(
         "gradcam_worker_threads",
         "gauge",
@@ -414,6 +425,11 @@ class Metrics:
             self._gauge("gradcam_worker_threads", state).set_function(
                 _reading(lambda state=state: counts()[state])  # type: ignore[misc]
             )
+
+    def watch_held(self, held: Callable[[str], int]) -> None:
+        """Exports the bytes that requests hold, by state. Called on the scraping thread."""
+        for state in State:
+            self._gauge("gradcam_held_bytes", state).set_function(_reading(partial(held, state)))
 
     def watch_ready(self, ready: Callable[[], bool]) -> None:
         """Exports whether requests are let in. Called on the scraping thread."""

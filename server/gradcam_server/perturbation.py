@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gradcam_server.batching import Urgency
+from gradcam_server.batching import Turn, Urgency
 from gradcam_server.catalog import ServedModel
 from gradcam_server.computer import Computer
 from gradcam_server.errors import InvalidRequestError
@@ -77,6 +77,7 @@ class Perturbation:
         targets: Sequence[GraphTarget],
         first: GraphOutput,
         progress: Progress,
+        turn: Turn,
     ) -> tuple[GraphOutput, int]:
         """Replaces the maps of the first pass by those of a method of many passes.
 
@@ -87,6 +88,7 @@ class Perturbation:
             targets: The classes to explain.
             first: What the first pass found.
             progress: Counts the passes; ``total`` is set.
+            turn: Told when the passes begin.
 
         Returns:
             The output, and how long its graphs were waited for, in microseconds.
@@ -98,6 +100,7 @@ class Perturbation:
         ]
         run = _Run(self._computer, request, model, chosen, progress)
         async with self._slots.hold(current_caller.get().key, request.priority):
+            turn.give_back()
             output = dataclasses.replace(first, maps=await run.maps(fitted))
         return output, run.compile_us
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TypeVar
@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from gradcam_server.admission import Admission
 from gradcam_server.batching import Urgency
+from gradcam_server.budget import BYTES_PER_PIXEL, Need, message_bytes, sending_bytes
 from gradcam_server.catalog import ServedModel
 from gradcam_server.computer import Computer
 from gradcam_server.config import ServeConfig
-from gradcam_server.decode import decode_image, decode_reduced, view_raw
+from gradcam_server.decode import declared_size, decode_image, decode_reduced, view_raw
 from gradcam_server.errors import DeadlineError, InvalidRequestError
 from gradcam_server.fusion import fuse_layer_cam
 from gradcam_server.geometry import Placement, fit, shrinkage
@@ -30,6 +31,7 @@ from gradcam_server.graph_io import (
 )
 from gradcam_server.labels import ClassLabels
 from gradcam_server.layers import Extent
+from gradcam_server.ledger import Claim, Hold, State, uncounted
 from gradcam_server.perturbation import Perturbation, count_passes
 from gradcam_server.render import RenderedMap, count_bytes, needs_image, render
 from gradcam_server.requests import (
@@ -37,6 +39,7 @@ from gradcam_server.requests import (
     ExplainedImage,
     ExplainRequest,
     Explanation,
+    HeatmapFormat,
     LayerFusion,
     Method,
     Prediction,
@@ -56,6 +59,8 @@ from gradcam_server.workers import Workers
 _SATURATED = 1e-5
 # So many are rendered at the layer's resolution in less time than going to a thread takes.
 _FEW_VALUES = 4096
+# Of so many bytes the header is found sooner than a thread is reached.
+_SHORT_FILE_BYTES = 1 << 16
 
 _T = TypeVar("_T")
 
@@ -77,6 +82,11 @@ class Pipeline:
         self._queues = {
             model.id: Admission(config.max_queue_length) for model in computer.catalog.models
         }
+        # Their passes wait long: in a queue of their own they keep out only their like.
+        self._many_pass_queues = {
+            model.id: Admission(config.max_queue_length, "queue of many-pass methods")
+            for model in computer.catalog.models
+        }
         self._perturbation = Perturbation(computer)
         self._sampler = FaithfulnessSampler(computer, config.sample_share, report_faithfulness)
         self._workers = Workers(config.worker_threads)
@@ -91,12 +101,39 @@ class Pipeline:
         """Threads that decode or render now, by state (``Workers.thread_counts``)."""
         return self._workers.thread_counts
 
+    async def reserve(
+        self, requests: Sequence[ExplainRequest], claim: Claim, *, wait: bool
+    ) -> list[Hold]:
+        """Takes the memory that some requests of one message may need.
+
+        Args:
+            requests: They.
+            claim: Of their message.
+            wait: Wait for it, instead of failing.
+
+        Returns:
+            What each holds, for ``explain``.
+
+        Raises:
+            InvalidRequestError: They can never have so much, or one is wrong.
+            NotFoundError: No such model or layer.
+            QueueFullError: There is not so much now.
+            DeadlineError: The answer would come too late.
+        """
+        deadlines = [one.deadline for one in requests if one.deadline is not None]
+        async with _in_time(min(deadlines, default=None)):
+            if not wait:
+                claim.receive(message_bytes(sum(_image_bytes(one) for one in requests)))
+            needs = [await self._need(one) for one in requests]
+            return await claim.reserve([need.total for need in needs], wait=wait)
+
     async def explain(
         self,
         request: ExplainRequest,
         *,
         wait_for_place: bool = False,
         progress: Progress | None = None,
+        hold: Hold | None = None,
     ) -> ExplainedImage:
         """Predicts and explains one image.
 
@@ -104,6 +141,7 @@ class Pipeline:
             request: The image and what is asked of it.
             wait_for_place: Wait while the queue is full, instead of failing.
             progress: Kept up to date, for methods of many passes.
+            hold: The memory that it holds, by ``reserve``; None if nobody counts it.
 
         Raises:
             NotFoundError: No such model or layer.
@@ -112,35 +150,37 @@ class Pipeline:
             DeadlineError: The answer would come too late.
             EngineLostError: The engine died before it answered.
         """
-        model = self._computer.catalog.find_model(request.model, request.model_version)
-        self._check_counts(request)
-        layers = model.resolve_layers(request.layers)
-        _check_fusion(request, model, layers)
-        targets = self._choose_targets(request, model.labels)
-        passes = count_passes(request, self._config.max_passes)
+        model, layers, targets, passes = self._resolve(request)
+        hold = hold or uncounted()
         progress = progress or Progress()
         progress.total = 1 + passes + (request.method is Method.SCORE_CAM)
         async with _in_time(request.deadline):
             stats = Stats()
-            image, fitted, placement, output = await self._first_pass(
-                request, model, layers, targets, stats, wait_for_place
-            )
-            progress.completed = 1
-            if passes and targets:
-                started = perf_counter()
-                output, compile_us = await self._perturbation.explain(
-                    request, model, fitted, targets, output, progress
+            is_many_pass = bool(passes and targets)
+            async with AsyncExitStack() as waiting:
+                if is_many_pass:
+                    queue = self._many_pass_queues[model.id]
+                    place = await waiting.enter_async_context(queue.admit(wait=wait_for_place))
+                image, fitted, placement, output = await self._first_pass(
+                    request, model, layers, targets, stats, hold, wait_for_place
                 )
-                elapsed_us = round((perf_counter() - started) * 1e6)
-                stats.compile_us += compile_us
-                stats.compute_us += max(elapsed_us - compile_us, 0)
-                stats.pass_count = progress.completed
+                progress.completed = 1
+                if is_many_pass:
+                    started = perf_counter()
+                    output, compile_us = await self._perturbation.explain(
+                        request, model, fitted, targets, output, progress, place
+                    )
+                    elapsed_us = round((perf_counter() - started) * 1e6)
+                    stats.compile_us += compile_us
+                    stats.compute_us += max(elapsed_us - compile_us, 0)
+                    stats.pass_count = progress.completed
             if request.method is Method.INTEGRATED_GRADIENTS:
                 layers = (PIXELS,)
             extent = model.extent(layers[0])
             self._sampler.offer(model, request.method, fitted, output, extent)
             maps = list(_maps(output, model, layers, request.layer_fusion))
             pixels = placement.vertical.image_size * placement.horizontal.image_size
+            hold.move(State.RENDERING)
             rendered, stats.render_us = await self._run(
                 request.priority,
                 rendering_s(pixels, request.forms, len(maps)),
@@ -150,6 +190,7 @@ class Pipeline:
                     render(one.values, image, placement, request.forms, one.extent) for one in maps
                 ],
             )
+        hold.move(State.SENDING, _sending_bytes(request, rendered))
         return ExplainedImage(
             model=model.name,
             model_version=model.version,
@@ -180,11 +221,12 @@ class Pipeline:
         layers: tuple[str, ...],
         targets: Sequence[GraphTarget],
         stats: Stats,
+        hold: Hold,
         wait_for_place: bool,
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Placement, GraphOutput]:
         """Returns the image, it fitted to the model's input, where it went, and its output.
 
-        The image is a reduced one if nothing asks for all of it.
+        The image is the fitted one if nothing asks for all of it.
         """
         key = self._first_key(request, model, layers, len(targets))
         max_wait_s = self._config.max_queue_wait_ms / 1e3
@@ -204,7 +246,8 @@ class Pipeline:
                 ),
             )
             pixels = placement.vertical.image_size * placement.horizontal.image_size
-            self._check_bytes(request, pixels, len(layers), len(targets))
+            self._count_heatmaps(request, model, layers, targets, pixels)
+            hold.move(State.WAITING)
             start_by = perf_counter() + max_wait_s if max_wait_s else None
             caller = current_caller.get().key
             urgency = Urgency(request.priority, request.deadline, start_by, caller)
@@ -250,14 +293,49 @@ class Pipeline:
                     field, f"{wanted} {field}; a request may have {most} here"
                 )
 
-    def _check_bytes(
-        self, request: ExplainRequest, pixels: int, layer_count: int, target_count: int
-    ) -> None:
-        one_each = (
-            request.method is Method.INTEGRATED_GRADIENTS
-            or request.layer_fusion is not LayerFusion.NONE
-        )
-        maps = target_count * (1 if one_each else layer_count)
+    def _resolve(
+        self, request: ExplainRequest
+    ) -> tuple[ServedModel, tuple[str, ...], list[GraphTarget], int]:
+        """Finds the model, the layers and the classes, and counts the passes."""
+        model = self._computer.catalog.find_model(request.model, request.model_version)
+        self._check_counts(request)
+        layers = model.resolve_layers(request.layers)
+        _check_fusion(request, model, layers)
+        targets = self._choose_targets(request, model.labels)
+        return model, layers, targets, count_passes(request, self._config.max_passes)
+
+    async def _need(self, request: ExplainRequest) -> Need:
+        """Estimates what a request may hold, from the header of its image."""
+        model, layers, targets, _ = self._resolve(request)
+        image, pixels = request.image, 0
+        if targets and needs_image(request.forms):
+            (height, width), _ = await self._run(
+                request.priority,
+                isinstance(image, RawImage) or len(image) < _SHORT_FILE_BYTES,
+                lambda: declared_size(image, self._config.max_image_pixels),
+            )
+            pixels = height * width
+        heatmaps = self._count_heatmaps(request, model, layers, targets, pixels)
+        # Raw pixels are a view of the message.
+        decoded = 0 if isinstance(image, RawImage) else BYTES_PER_PIXEL * pixels
+        return Need(_image_bytes(request), decoded, heatmaps)
+
+    def _count_heatmaps(
+        self,
+        request: ExplainRequest,
+        model: ServedModel,
+        layers: tuple[str, ...],
+        targets: Sequence[GraphTarget],
+        pixels: int,
+    ) -> int:
+        """Returns the bytes that all heat maps may take, those of the layers' size too.
+
+        Raises:
+            InvalidRequestError: They are too many.
+        """
+        is_integrated = request.method is Method.INTEGRATED_GRADIENTS
+        fuses = request.layer_fusion is not LayerFusion.NONE
+        maps = len(targets) * (1 if is_integrated or fuses else len(layers))
         most = self._config.max_answer_bytes
         if (wanted := maps * count_bytes(pixels, request.forms)) > most:
             raise InvalidRequestError(
@@ -267,6 +345,11 @@ class Pipeline:
                 "layers or forms, for maps at the layer's resolution (raw), or send a smaller "
                 "image",
             )
+        mapped = (PIXELS,) if is_integrated else layers
+        values = max(model.map_size(layer) for layer in mapped)
+        # As the graph gives them, and in each form of the layer's size.
+        copies = 1 + sum(form.format is HeatmapFormat.RAW_FLOAT32 for form in request.forms)
+        return wanted + maps * values * copies * np.dtype(np.float32).itemsize
 
     def _choose_targets(self, request: ExplainRequest, labels: ClassLabels) -> list[GraphTarget]:
         most = min(self._config.max_targets, len(labels))
@@ -319,8 +402,8 @@ def load(
         is_whole_needed: Whether all of its pixels are, and not only the model's input.
 
     Returns:
-        The image, or a reduced one; it fitted to the input; and where it went. Both images are
-        uint8 RGB, shape (height, width, 3).
+        The image if all of it is needed, else the fitted one again; the image fitted to the input;
+        and where it went. Both images are uint8 RGB, shape (height, width, 3).
 
     Raises:
         InvalidRequestError: It cannot be decoded, or has too many pixels.
@@ -334,7 +417,22 @@ def load(
         pixels, size = decode_reduced(
             image, config.max_image_pixels, lambda size: shrinkage(size, input_size, mode)
         )
-    return pixels, *fit(pixels, input_size, mode, size)
+    fitted, placement = fit(pixels, input_size, mode, size)
+    if is_whole_needed:
+        return pixels, fitted, placement
+    if np.may_share_memory(fitted, pixels) and not isinstance(image, RawImage):
+        fitted = fitted.copy()  # a view would keep the whole image
+    return fitted, fitted, placement
+
+
+def _image_bytes(request: ExplainRequest) -> int:
+    image = request.image
+    return len(image.data if isinstance(image, RawImage) else image)
+
+
+def _sending_bytes(request: ExplainRequest, rendered: Sequence[RenderedMap]) -> int:
+    heatmaps = sum(len(heatmap.data) for one in rendered for heatmap in one.heatmaps)
+    return sending_bytes(_image_bytes(request), heatmaps)
 
 
 @asynccontextmanager

@@ -42,6 +42,7 @@ _FIXED = (
     *("tls_certificate", "tls_key", "tls_client_ca"),
     *("max_connection_streams", "max_connection_age_s"),
     *("max_message_bytes", "max_stream_in_flight", "drain_timeout_s"),
+    *("max_held_bytes", "max_send_s"),
 )
 
 
@@ -89,6 +90,8 @@ class _Server:
         )
         self._metrics.watch_ready(lambda: self._lifecycle.phase is Phase.SERVING)
         self._metrics.watch_in_flight(lambda: self._lifecycle.in_work + self._others.in_work)
+        ledger = self._front_end.ledger
+        self._metrics.watch_held(lambda state: ledger.held[state] + self._others.held(state))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)

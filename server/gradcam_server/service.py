@@ -7,10 +7,12 @@ from typing import TypeAlias
 
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
-from gradcam_server.calls import Calls, Context, Counted, call_deadline, write
+from gradcam_server.calls import Calls, Context, Counted, call_deadline
 from gradcam_server.config import ServeConfig
 from gradcam_server.explainer import Explainer
+from gradcam_server.ledger import Claim
 from gradcam_server.requests import Progress, watch
+from gradcam_server.sending import when_sent
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExplanationService"].full_name
 _UNARY = f"{SERVICE_NAME}/ExplainImage"
@@ -45,8 +47,12 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         self, request: pb.ExplainImageRequest, context: Context
     ) -> pb.ExplainImageResponse:
         async with self._calls.answering(context, _UNARY) as counted:
+            claim = self._calls.claim(context)
+            when_sent(claim.release)
             counted.model = self._current.model_id(request.model, request.model_version)
-            return await self._current.explain(request, deadline=call_deadline(context))
+            return await self._current.explain(
+                request, deadline=call_deadline(context), claim=claim
+            )
 
     async def StreamExplainImages(  # noqa: N802
         self, _: AsyncIterator[pb.StreamExplainImagesRequest], context: Context
@@ -76,19 +82,17 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
 
     async def _answer_stream(self, context: Context) -> None:
         places = asyncio.Semaphore(self._max_stream_in_flight)
-        writing = asyncio.Lock()
+        write = self._calls.writer(context)
 
-        async def write_one(message: pb.StreamExplainImagesResponse) -> None:
-            async with writing:
-                await write(context, message)
-
-        async def answer(item: pb.StreamExplainImagesRequest) -> None:
+        async def answer(item: pb.StreamExplainImagesRequest, claim: Claim) -> None:
             progress = Progress()
             try:
-                async with _reporting(item, progress, write_one):
-                    response = await self._answer_item(item, progress, call_deadline(context))
-                await write_one(response)
+                async with _reporting(item, progress, write):
+                    deadline = call_deadline(context)
+                    response = await self._answer_item(item, progress, deadline, claim)
+                await write(response)
             finally:
+                claim.release()
                 places.release()
 
         async with asyncio.TaskGroup() as answers:
@@ -99,23 +103,28 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
                 )
                 if item is None:
                     break
-                answers.create_task(answer(item))
+                claim = self._calls.claim(context, item.correlation_id)
+                answers.create_task(answer(item, claim))
+                # Of what waits for memory, a stream holds one message.
+                await claim.settled.wait()
 
     async def _answer_item(
         self,
         item: pb.StreamExplainImagesRequest,
         progress: Progress,
         deadline: float | None,
+        claim: Claim,
     ) -> pb.StreamExplainImagesResponse:
         async def work(counted: Counted) -> pb.ExplainImageResponse:
             request, current = item.request, self._current
             counted.model = current.model_id(request.model, request.model_version)
             # A full queue slows a stream down; only unary calls are refused.
             return await current.explain(
-                request, deadline=deadline, wait_for_place=True, progress=progress
+                request, deadline=deadline, wait_for_place=True, progress=progress, claim=claim
             )
 
         outcome = await self._calls.item(_IMAGE, work)
+        claim.settled.set()
         if isinstance(outcome, pb.ExplainImageResponse):
             return pb.StreamExplainImagesResponse(
                 correlation_id=item.correlation_id, response=outcome

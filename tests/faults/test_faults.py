@@ -31,6 +31,7 @@ from gradcam_client import (
     build_request,
 )
 from support.server import TRACED, RunningServer, quick
+from support.unread import frame, greeting, headers
 
 REQUESTS = int(os.environ.get("FAULT_REQUESTS", "800"))
 PLACES = 8
@@ -249,37 +250,18 @@ def test_half_open_connections_harm_nobody(
 
 def _half_open(case: Case) -> list[tuple[str, bytes]]:
     """What peers say before they fall silent: HTTP/2 by hand."""
-    greeting = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(4, 0, 0, b"")
-    fields = {
-        ":method": "POST",
-        ":scheme": "http",
-        ":path": "/gradcam.v1.ExplanationService/{}",
-        ":authority": "localhost",
-        "te": "trailers",
-        "content-type": "application/grpc",
-    }
 
     def call(method: str) -> bytes:
-        # Literal fields, neither indexed nor Huffman-coded.
-        block = b"".join(
-            b"\x00" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
-            for name, value in ((n, v.format(method)) for n, v in fields.items())
-        )
-        return greeting + _frame(1, 4, 1, block)
+        return greeting() + headers(f"/gradcam.v1.ExplanationService/{method}")
 
     message = b"\x00" + len(case.message).to_bytes(4, "big") + case.message
     return [
         ("silent", b""),
-        ("within the greeting", greeting[:10]),
-        ("greeted", greeting),
+        ("within the greeting", greeting()[:10]),
+        ("greeted", greeting()),
         ("within a header", call("ExplainImage")[:-20]),
         ("a call without a message", call("ExplainImage")),
-        ("within a message", call("ExplainImage") + _frame(0, 0, 1, message[:1000])),
+        ("within a message", call("ExplainImage") + frame(0, 0, 1, message[:1000])),
         ("an endless stream", call("StreamExplainImages")),
         ("not HTTP/2", b"GET / HTTP/1.1\r\n"),
     ]
-
-
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    length = len(payload).to_bytes(3, "big")
-    return length + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload

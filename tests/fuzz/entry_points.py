@@ -130,6 +130,9 @@ class _Context:
     def time_remaining(self) -> float | None:
         return None
 
+    def peer(self) -> str:
+        return "fuzz"
+
     async def read(self) -> Any:
         return self._messages.popleft() if self._messages else grpc.aio.EOF
 

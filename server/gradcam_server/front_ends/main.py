@@ -161,7 +161,8 @@ class _Process:
                 queue_length = self._explainer.queue_length if self._explainer else 0
                 in_work = self._front_end.lifecycle.in_work
                 threads = self._explainer.thread_counts if self._explainer else {}
-                send(self._writer, Beat(queue_length, in_work, resident_bytes(), threads))
+                held = self._front_end.ledger.held
+                send(self._writer, Beat(queue_length, in_work, resident_bytes(), threads, held))
             await asyncio.sleep(BEAT_S)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:

@@ -97,9 +97,11 @@ class Beat:
         in_work: Requests in work.
         resident_bytes: Memory of the process.
         threads: Those that decode or render, by state.
+        held: Bytes that requests in work hold, by state.
     """
 
     queue_length: int
     in_work: int
     resident_bytes: int
     threads: Mapping[str, int]
+    held: Mapping[str, int]

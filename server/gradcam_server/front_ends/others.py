@@ -75,6 +75,10 @@ class OtherFrontEnds:
         """Their requests in work."""
         return sum(one.beat.in_work for one in list(self._members.values()))
 
+    def held(self, state: str) -> int:
+        """Returns the bytes that their requests hold in a state."""
+        return sum(one.beat.held.get(state, 0) for one in list(self._members.values()))
+
     @property
     def thread_counts(self) -> Counter[str]:
         """Their threads that decode or render, by state."""
@@ -255,7 +259,7 @@ class _Member:
         self._on_beat, self._watchdog = on_beat, Watchdog(begin.config.watchdog_s)
         self._joins: dict[int, asyncio.Future[None]] = {}
         self._failure = ""
-        self.beat = Beat(0, 0, 0, {})
+        self.beat = Beat(0, 0, 0, {}, {})
         self.joined, self.listening = asyncio.Event(), asyncio.Event()
         self.tell(begin)
 

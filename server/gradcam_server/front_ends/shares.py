@@ -5,7 +5,7 @@ from dataclasses import replace
 from gradcam_server.config import ServeConfig, flag
 from gradcam_server.errors import StartupError
 
-_DIVIDED = ("max_queue_length", "max_streams")
+_DIVIDED = ("max_queue_length", "max_streams", "max_held_bytes")
 
 
 def share(config: ServeConfig) -> ServeConfig:
@@ -22,6 +22,8 @@ def share(config: ServeConfig) -> ServeConfig:
     parts = {}
     for name in _DIVIDED:
         limit = getattr(config, name)
+        if limit is None:
+            continue
         if limit < count:
             raise StartupError(
                 f"{flag(name)} {limit} cannot be divided among {count} front ends: it must be at "

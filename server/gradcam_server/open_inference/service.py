@@ -10,15 +10,17 @@ from gradcam.inference import grpc_service_pb2 as pb
 from gradcam.inference import grpc_service_pb2_grpc as pb_grpc
 from gradcam.v1 import explanation_service_pb2 as gradcam_pb
 from gradcam_server import __version__
-from gradcam_server.calls import Calls, Context, Counted, call_deadline, write
+from gradcam_server.calls import Calls, Context, Counted, call_deadline
 from gradcam_server.config import ServeConfig
 from gradcam_server.errors import InvalidRequestError, NotFoundError
 from gradcam_server.explainer import Explainer
+from gradcam_server.ledger import Claim, Hold
 from gradcam_server.lifecycle import Phase
 from gradcam_server.open_inference.convert import to_request, to_response
 from gradcam_server.open_inference.describe import to_config, to_metadata, wire_version
 from gradcam_server.open_inference.statistics import ModelRecord
 from gradcam_server.requests import ExplainedImage, ExplainRequest
+from gradcam_server.sending import forget_frames, when_sent
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _UNARY = f"{SERVICE_NAME}/ModelInfer"
@@ -124,8 +126,10 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
         self, request: pb.ModelInferRequest, context: Context
     ) -> pb.ModelInferResponse:
         async with self._calls.answering(context, _UNARY) as counted:
+            claim = self._calls.claim(context, request.id)
+            when_sent(claim.release)
             deadline = call_deadline(context)
-            return await self._infer(request, deadline, counted, wait_for_place=False)
+            return await self._infer(request, deadline, counted, claim, wait_for_place=False)
 
     async def ModelStreamInfer(  # noqa: N802
         self, _: AsyncIterator[pb.ModelInferRequest], context: Context
@@ -177,6 +181,7 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
         message: pb.ModelInferRequest,
         deadline: float | None,
         counted: Counted,
+        claim: Claim,
         *,
         wait_for_place: bool,
     ) -> pb.ModelInferResponse:
@@ -185,12 +190,13 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
         with self._record(model).request() as costs:
             request = to_request(message, model.name, model.version, deadline)
             await self._calls.count_images(len(request.images), streamed=wait_for_place)
-            explained = await self._explain(request.images, wait_for_place=wait_for_place)
+            holds = await self._current.reserve(request.images, claim, wait=wait_for_place)
+            explained = await self._explain(request.images, holds, wait_for_place=wait_for_place)
             costs.extend(one.stats for one in explained)
             return to_response(message, request.outputs, explained)
 
     async def _explain(
-        self, images: Sequence[ExplainRequest], *, wait_for_place: bool
+        self, images: Sequence[ExplainRequest], holds: Sequence[Hold], *, wait_for_place: bool
     ) -> list[ExplainedImage]:
         """Explains images at the same time; if one fails, none is answered."""
         try:
@@ -199,32 +205,48 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
                 # otherwise more images than the queue has places would never be let in.
                 tasks = [
                     group.create_task(
-                        self._explain_one(image, index, len(images), wait_for_place or index > 0)
+                        self._explain_one(
+                            image, hold, index, len(images), wait_for_place or index > 0
+                        )
                     )
-                    for index, image in enumerate(images)
+                    for index, (image, hold) in enumerate(zip(images, holds, strict=True))
                 ]
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
         return [task.result() for task in tasks]
 
     async def _explain_one(
-        self, image: ExplainRequest, index: int, count: int, wait_for_place: bool
+        self, image: ExplainRequest, hold: Hold, index: int, count: int, wait_for_place: bool
     ) -> ExplainedImage:
         try:
-            return await self._current.explain_image(image, wait_for_place=wait_for_place)
+            return await self._current.explain_image(
+                image, wait_for_place=wait_for_place, hold=hold
+            )
         except InvalidRequestError as error:
             if count == 1:
                 raise
+            forget_frames(error)
             raise InvalidRequestError(error.field, f"image {index}: {error}") from error
 
     async def _answer_stream(self, context: Context) -> None:
         places = asyncio.Semaphore(self._max_stream_in_flight)
-        answers: asyncio.Queue[asyncio.Task[pb.ModelStreamInferResponse] | None] = asyncio.Queue()
+        answers: asyncio.Queue[tuple[asyncio.Task[pb.ModelStreamInferResponse], Claim] | None]
+        answers, claims = asyncio.Queue(), set[Claim]()
+        write = self._calls.writer(context)
+
+        def release_all() -> None:
+            for claim in claims:
+                claim.release()
 
         async def write_in_order() -> None:
             while (answer := await answers.get()) is not None:
-                await write(context, await answer)
+                task, claim = answer
+                await write(await task)
+                claim.release()
+                claims.remove(claim)
                 places.release()
+
+        when_sent(release_all)
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(write_in_order())
@@ -233,18 +255,23 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
                 item = await self._calls.read_unless_draining(context, pb.ModelInferRequest)
                 if item is None:
                     break
-                answer = self._answer_item(item, call_deadline(context))
-                answers.put_nowait(tasks.create_task(answer))
+                claim = self._calls.claim(context, item.id)
+                claims.add(claim)
+                answer = self._answer_item(item, call_deadline(context), claim)
+                answers.put_nowait((tasks.create_task(answer), claim))
+                # Of what waits for memory, a stream holds one message.
+                await claim.settled.wait()
             answers.put_nowait(None)
 
     async def _answer_item(
-        self, item: pb.ModelInferRequest, deadline: float | None
+        self, item: pb.ModelInferRequest, deadline: float | None, claim: Claim
     ) -> pb.ModelStreamInferResponse:
         async def work(counted: Counted) -> pb.ModelInferResponse:
             # A full queue slows a stream down; only unary calls are refused.
-            return await self._infer(item, deadline, counted, wait_for_place=True)
+            return await self._infer(item, deadline, counted, claim, wait_for_place=True)
 
         outcome = await self._calls.item(_IMAGE, work)
+        claim.settled.set()
         answer = pb.ModelStreamInferResponse()
         if isinstance(outcome, pb.ModelInferResponse):
             answer.infer_response.CopyFrom(outcome)

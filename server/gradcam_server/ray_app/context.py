@@ -60,6 +60,10 @@ class CallContext:
         """Returns what the client sent beside the request."""
         return self._metadata
 
+    def peer(self) -> str:
+        """Returns who calls: Ray does not tell."""
+        return ""
+
     def time_remaining(self) -> float | None:
         """Returns how long the client still waits, in seconds; None is for ever."""
         return None if self._deadline is None else self._deadline - perf_counter()

@@ -15,10 +15,12 @@ from grpc_health.v1 import health_pb2
 
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_server import __version__, tracing
+from gradcam_server.budget import max_held_bytes
 from gradcam_server.calls import Calls
 from gradcam_server.computer import LocalComputer
 from gradcam_server.config import ServeConfig
 from gradcam_server.explainer import Explainer
+from gradcam_server.ledger import Ledger
 from gradcam_server.lifecycle import Lifecycle
 from gradcam_server.logs import configure
 from gradcam_server.memory import share_heap
@@ -57,7 +59,9 @@ class Replica:
         self._watchdog_s = config.watchdog_s
         lifecycle, metrics = Lifecycle(), Metrics()
         tracer = tracing.configure(config.tracing, __version__)
-        self._service = ExplanationService(config, Calls(lifecycle, metrics, tracer))
+        ledger = Ledger(max_held_bytes(config))
+        calls = Calls(lifecycle, metrics, tracer, ledger, config.max_send_s)
+        self._service = ExplanationService(config, calls)
         self._computer = LocalComputer(config, await asyncio.to_thread(_warm_engine, config))
         self._explainer = Explainer(config, self._computer, metrics)
         self._service.publish(self._explainer)

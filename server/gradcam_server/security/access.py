@@ -3,7 +3,7 @@
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, TypeAlias
@@ -21,6 +21,7 @@ from gradcam_server.errors import (
 from gradcam_server.security.caller import Caller, current_caller
 from gradcam_server.security.limits import Places
 from gradcam_server.security.tokens import Token, TokenFile
+from gradcam_server.sending import forget_frames, limit_sending, when_sent
 from gradcam_server.status import abort, to_status
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class Access:
         self._callers: dict[str, Caller] = {}
         self._everyone = Caller()
         self._streams = Places(None)
+        self.max_send_s = config.max_send_s
         self.configure(config, read_token_file(config))
 
     def configure(self, config: ServeConfig, tokens: TokenFile | None) -> None:
@@ -151,7 +153,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
     ) -> _Handler:
         """Wraps a handler, each method's once."""
         if (wrapped := self._handlers.get(details.method)) is None:
-            wrapped = _wrap(await continuation(details), admitted)
+            wrapped = _wrap(await continuation(details), admitted, self._access.max_send_s)
             if wrapped is not None:  # names that there are not would be kept for ever
                 self._handlers[details.method] = wrapped
         return wrapped
@@ -173,11 +175,12 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         if not caller.name:
             caller = Caller(connection=context.peer())
             current_caller.set(caller)
-        with (
-            self._reporting(caller.name, context),
-            caller.call(),
-            self._access.stream() if streaming else nullcontext(),
-        ):
+        with self._reporting(caller.name, context):
+            with ExitStack() as counted:
+                counted.enter_context(caller.call())
+                if streaming:
+                    counted.enter_context(self._access.stream())
+                when_sent(counted.pop_all().close)
             yield
 
     @contextmanager
@@ -200,8 +203,8 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             self._access.on_token_request(name, code)
 
 
-def _wrap(handler: Any, admitted: _Admitted) -> _Handler:
-    """Returns a handler that answers within a context, and refuses what is no message."""
+def _wrap(handler: Any, admitted: _Admitted, max_send_s: float) -> _Handler:
+    """Returns a handler that answers within a context, in time, and refuses what is no message."""
     if handler is None:
         return None
     streaming = handler.request_streaming
@@ -211,12 +214,29 @@ def _wrap(handler: Any, admitted: _Admitted) -> _Handler:
     # gRPC would log a traceback and answer UNKNOWN if a unary message could not be parsed.
     read = (lambda messages: messages) if streaming else parse
 
-    async def answer(request: Any, context: Any) -> Any:
+    write = handler.response_serializer or bytes
+
+    async def respond(request: Any, context: Any) -> Any:
         try:
             with admitted(streaming, context):
-                return await behaviour(read(request), context)
+                response = await behaviour(read(request), context)
         except (LimitError, InvalidRequestError) as error:
             await abort(context, to_status(error))
+            return None
+        if handler.response_streaming:
+            return None
+        limit_sending(max_send_s)
+        # From here on only its bytes are held.
+        return write(response)
+
+    async def answer(request: Any, context: Any) -> Any:
+        responding = respond(request, context)
+        del request
+        try:
+            return await responding
+        except grpc.aio.AbortError as error:
+            forget_frames(error)
+            raise
 
     async def answer_each(request: Any, context: Any) -> AsyncIterator[Any]:
         try:
@@ -230,7 +250,7 @@ def _wrap(handler: Any, admitted: _Admitted) -> _Handler:
     return make(
         answer_each if inspect.isasyncgenfunction(behaviour) else answer,
         request_deserializer=parse if streaming else None,
-        response_serializer=handler.response_serializer,
+        response_serializer=handler.response_serializer if handler.response_streaming else None,
     )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 
 
@@ -81,7 +82,8 @@ class Places:
             if turn.done() and not turn.cancelled():
                 self.release()
             else:
-                self._waiting.remove(turn)
+                with suppress(ValueError):  # a release has passed it over in the same moment
+                    self._waiting.remove(turn)
             raise
 
     def release(self) -> None:

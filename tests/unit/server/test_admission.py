@@ -49,3 +49,35 @@ async def test_waiting_for_a_place_is_possible() -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
     assert order == [0, 2, 3]
     assert queue.length == 0
+
+
+@pytest.mark.parametrize("steps", ["cancel, leave", "leave, cancel", "leave, turn, cancel"])
+@pytest.mark.parametrize("gone", [0, 1, 2])
+async def test_giving_up_as_a_place_comes_free_loses_no_place(steps: str, gone: int) -> None:
+    """In any order: the others get the place, and it is free in the end."""
+    queue, came = Admission(1), []
+
+    async def visit(number: int) -> None:
+        async with queue.admit(wait=True):
+            came.append(number)
+            await asyncio.sleep(0.001)
+
+    async with queue.admit() as place:
+        tasks = [asyncio.create_task(visit(number)) for number in range(3)]
+        await asyncio.sleep(0)
+        for step in steps.split(", "):
+            match step:
+                case "cancel":
+                    tasks[gone].cancel()
+                case "leave":
+                    place.give_back()
+                case "turn":
+                    await asyncio.sleep(0)
+        results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+    assert [number for number in range(3) if results[number] is None] == [
+        number for number in range(3) if number != gone
+    ]
+    assert set(came) >= {0, 1, 2} - {gone}
+    assert queue.length == 0
+    async with queue.admit():
+        pass

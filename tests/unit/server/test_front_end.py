@@ -1,134 +1,260 @@
-"""One process that speaks gRPC, with an engine that answers at once: who waits for whom."""
+"""The services on a port, with an engine that answers at once: who holds what."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
+import gc
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
-import cv2
 import grpc
 import numpy as np
 import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
+from gradcam.inference import grpc_service_pb2 as inference_pb
+from gradcam.inference import grpc_service_pb2_grpc as inference_grpc
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
-from gradcam_server.batching import Answer, Turn, Urgency
+from gradcam_client import ImageArray, Raw, build_request
+from gradcam_server import tracing
 from gradcam_server.config import ServeConfig
 from gradcam_server.explainer import Explainer
 from gradcam_server.front_end import FrontEnd
-from gradcam_server.graph_io import GraphItem, GraphKey, GraphOutput
+from gradcam_server.memory import resident_bytes
 from gradcam_server.metrics import Metrics
-from gradcam_server.security.tokens import Token, hash_token, to_toml
-from gradcam_server.tracing import NO_TRACER
+from gradcam_server.open_inference import service as open_inference
+from gradcam_server.requests import ExplainRequest
 from support.instant import InstantComputer
+from support.unread import UnreadCalls
+
+UNARY = "/gradcam.v1.ExplanationService/ExplainImage"
+MAX_HELD = 48 << 20
 
 
-class CallerComputer(InstantComputer):
-    """Notes for whom it computes."""
+class World:
+    """A front end on a port, and what it holds."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.callers: list[str] = []
+        self.config = ServeConfig(max_held_bytes=MAX_HELD)
+        self.metrics = Metrics()
+        self.front_end = FrontEnd(self.config, self.metrics, tracing.NO_TRACER)
+        self.metrics.watch_held(self.front_end.ledger.held.__getitem__)
+        self.explainer = Explainer(self.config, InstantComputer(), self.metrics)
+        self.address = ""
 
-    async def compute(
-        self,
-        key: GraphKey,
-        item: GraphItem,
-        turn: Turn | None = None,
-        urgency: Urgency = Urgency(),  # noqa: B008 - it is frozen
-    ) -> Answer[GraphOutput]:
-        self.callers.append(urgency.caller)
-        return await super().compute(key, item, turn, urgency)
+    @property
+    def held(self) -> int:
+        return self.front_end.ledger.total
+
+    def answered(self, code: str) -> int:
+        """How many calls of ExplainImage have ended with a code."""
+        return sum(
+            round(sample.value)
+            for metric in self.metrics.registry.collect()
+            for sample in metric.samples
+            if sample.name == "gradcam_requests_total"
+            and (sample.labels["rpc"], sample.labels["code"]) == ("ExplainImage", code)
+        )
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not holds():  # noqa: ASYNC110 - of the server, which tells nobody
+                await asyncio.sleep(0.01)
 
 
-@asynccontextmanager
-async def serving(config: ServeConfig, computer: InstantComputer) -> AsyncIterator[int]:
-    """Yields the port of a front end."""
-    metrics = Metrics()
-    front_end = FrontEnd(config, metrics, NO_TRACER)
-    explainer = Explainer(config, computer, metrics)
-    front_end.publish(explainer)
+@pytest.fixture
+async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    # Reflection wants the messages in the default pool, where tritonclient, which other tests
+    # import, has its own of the same names.
+    monkeypatch.setattr(
+        open_inference, "add_to_server", inference_grpc.add_GRPCInferenceServiceServicer_to_server
+    )
+    world = World()
+    world.address = f"127.0.0.1:{await world.front_end.listen(0)}"
+    world.front_end.publish(world.explainer)
+    yield world
+    await world.front_end.stop()
+    await world.explainer.close()
+
+
+@pytest.fixture
+async def channel(world: World) -> AsyncIterator[grpc.aio.Channel]:
+    options = (("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1))
+    async with grpc.aio.insecure_channel(world.address, options) as channel:
+        yield channel
+
+
+def png(side: int) -> bytes:
+    """A file of few bytes with many pixels."""
+    import cv2
+
+    encoded, data = cv2.imencode(".png", np.zeros((side, side, 3), np.uint8))
+    assert encoded
+    return data.tobytes()
+
+
+def large(side: int = 560) -> pb.ExplainImageRequest:
+    """A small message whose answer has five maps of the image's size: 6 MB for 560 pixels."""
+    return build_request(png(side), top_k=5, heatmaps=[ImageArray()])
+
+
+async def code_of(call: Any) -> Any:
     try:
-        yield await front_end.listen(0)
-    finally:
-        await front_end.stop()
-        await explainer.retire()
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error
+    return None
 
 
-def connect(port: int) -> grpc.aio.Channel:
-    """Returns a channel that has a connection of its own."""
-    options = (("grpc.use_local_subchannel_pool", 1),)
-    return grpc.aio.insecure_channel(f"127.0.0.1:{port}", options)
-
-
-def large_image(extension: str) -> bytes:
-    """Returns a file of 3 megapixels with some detail."""
-    noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-    pixels = cv2.resize(noise, (2100, 1500), interpolation=cv2.INTER_CUBIC)
-    return cv2.imencode(extension, pixels)[1].tobytes()
-
-
-@pytest.mark.parametrize(
-    ("extension", "floods", "each"), [(".jpg", 4, 20), (".jpg", 1, 60), (".webp", 4, 10)]
-)
-async def test_small_images_do_not_wait_for_the_large_ones_of_others(
-    cat_jpeg: bytes, extension: str, floods: int, each: int
+async def test_answers_that_nobody_reads_leave_room_for_others(
+    world: World, channel: grpc.aio.Channel
 ) -> None:
-    """A caller of small files has all its answers while most large files of others wait."""
-    large = pb.ExplainImageRequest(encoded_image=large_image(extension))
-    small = pb.ExplainImageRequest(encoded_image=cat_jpeg)
-    config = ServeConfig(worker_threads=2)
-    async with AsyncExitStack() as stack:
-        port = await stack.enter_async_context(serving(config, InstantComputer()))
-        channels = [await stack.enter_async_context(connect(port)) for _ in range(floods + 1)]
-        stubs = [pb_grpc.ExplanationServiceStub(channel) for channel in channels]
-        await stubs[-1].ExplainImage(small)
-        flood = [
-            asyncio.ensure_future(stub.ExplainImage(large))
-            for stub in stubs[:-1]
-            for _ in range(each)
-        ]
-        await asyncio.wait(flood, return_when=asyncio.FIRST_COMPLETED)  # they are in work
-        for _ in range(3):
-            await stubs[-1].ExplainImage(small)
-        answered = sum(call.done() for call in flood)
-        for call in flood:
-            call.cancel()
-        await asyncio.gather(*flood, return_exceptions=True)
-    assert answered < len(flood) / 2
+    """Memory and what is counted stay under the limit; others are served; all comes back."""
+    stub: Any = pb_grpc.ExplanationServiceStub(channel)
+    await stub.ExplainImage(large())  # threads and buffers are there then
+    before = resident_bytes()
+    message = large().SerializeToString()
+    clients = [UnreadCalls(world.address, UNARY, [message] * 6) for _ in range(4)]
+    await world.until(lambda: world.answered("RESOURCE_EXHAUSTED") >= 20)
+    await world.until(lambda: world.front_end.ledger.held["sending"] > 0)
+    await asyncio.sleep(0.2)
+    assert 0 < world.held < MAX_HELD
+    assert resident_bytes() - before < 2 * MAX_HELD  # all 24 would be six times that
+    in_work = world.front_end.lifecycle.in_work
+    assert 0 < in_work == 24 - world.answered("RESOURCE_EXHAUSTED")
+    quick = build_request(np.zeros((224, 224, 3), np.uint8), heatmaps=[Raw()])
+    for _ in range(20):
+        assert (await stub.ExplainImage(quick, timeout=20)).predictions
+    for number, client in enumerate(clients):
+        client.leave(reset=bool(number % 2))
+    await world.until(lambda: world.held == 0)
+    assert world.front_end.lifecycle.in_work == 0
 
 
-async def test_without_tokens_a_connection_is_a_caller(cat_jpeg: bytes) -> None:
-    """Each connection has a share of its own, for calls and for streams."""
-    computer = CallerComputer()
-    request = pb.ExplainImageRequest(encoded_image=cat_jpeg)
-    async with (
-        serving(ServeConfig(), computer) as port,
-        connect(port) as one,
-        connect(port) as other,
-    ):
-        for channel in (one, other, one):
-            await pb_grpc.ExplanationServiceStub(channel).ExplainImage(request)
-        message = pb.StreamExplainImagesRequest(correlation_id="1", request=request)
-        stream = pb_grpc.ExplanationServiceStub(other).StreamExplainImages(iter([message]))
-        assert [answer async for answer in stream]
-    first, second, again, streamed = computer.callers
-    assert first == again != second == streamed
-    assert "" not in computer.callers
+async def test_a_stream_that_is_not_read_is_read_no_further(
+    world: World, channel: grpc.aio.Channel
+) -> None:
+    """Its answers stay under the limit, others are served, and it gets all once it reads."""
+    total, taken = 40, 0
+
+    async def messages() -> AsyncIterator[pb.StreamExplainImagesRequest]:
+        nonlocal taken
+        for number in range(total):
+            taken += 1
+            yield pb.StreamExplainImagesRequest(correlation_id=str(number), request=large())
+
+    stub: Any = pb_grpc.ExplanationServiceStub(channel)
+    before = resident_bytes()
+    call = stub.StreamExplainImages(messages())
+    await world.until(lambda: world.front_end.ledger.held["sending"] > 0)
+    await asyncio.sleep(0.3)
+    assert 0 < world.held <= MAX_HELD
+    assert resident_bytes() - before < 2 * MAX_HELD  # the client's memory is ours, too
+    async with grpc.aio.insecure_channel(
+        world.address, (("grpc.use_local_subchannel_pool", 1),)
+    ) as other:
+        quick = build_request(np.zeros((224, 224, 3), np.uint8), heatmaps=[Raw()])
+        stub = pb_grpc.ExplanationServiceStub(other)
+        assert (await stub.ExplainImage(quick, timeout=20)).predictions
+    answers = [one.correlation_id async for one in call if one.HasField("response")]
+    assert sorted(answers, key=int) == [str(number) for number in range(total)]
+    await world.until(lambda: world.held == 0)
 
 
-async def test_with_tokens_the_token_is_the_caller(cat_jpeg: bytes, tmp_path: Path) -> None:
-    """One holder of a token has one share, however many connections it opens."""
-    path = tmp_path / "tokens.toml"
-    path.write_text("".join(to_toml(Token(one, (hash_token(one),))) for one in ("alice", "bob")))
-    computer = CallerComputer()
-    request = pb.ExplainImageRequest(encoded_image=cat_jpeg)
-    async with (
-        serving(ServeConfig(token_file=str(path)), computer) as port,
-        connect(port) as first,
-        connect(port) as second,
-    ):
-        for channel, token in ((first, "alice"), (second, "alice"), (second, "bob")):
-            metadata = (("authorization", f"Bearer {token}"),)
-            await pb_grpc.ExplanationServiceStub(channel).ExplainImage(request, metadata=metadata)
-    assert computer.callers == ["alice", "alice", "bob"]
+async def test_a_request_that_can_never_fit_names_the_setting(
+    world: World, channel: grpc.aio.Channel
+) -> None:
+    """INVALID_ARGUMENT from the header of its image; one that just fits runs when it is alone."""
+    stub: Any = pb_grpc.ExplanationServiceStub(channel)
+    error = await code_of(stub.ExplainImage(large(1200)))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "--max-held-bytes" in error.details()
+    answer = await stub.ExplainImage(large(1000))
+    assert len(answer.explanations) == 5
+    item = pb.StreamExplainImagesRequest(correlation_id="x" * (12 << 20), request=large(100))
+    (refused,) = [one async for one in stub.StreamExplainImages(iter([item]))]
+    assert "--max-held-bytes" in refused.error.message
+    await world.until(lambda: world.held == 0)
+
+
+async def test_a_call_for_which_there_is_no_room_may_come_again(
+    world: World, channel: grpc.aio.Channel
+) -> None:
+    """RESOURCE_EXHAUSTED with RetryInfo while others hold too much; then it is answered."""
+    stub: Any = pb_grpc.ExplanationServiceStub(channel)
+    client = UnreadCalls(world.address, UNARY, [large().SerializeToString()] * 2)
+    await world.until(lambda: world.answered("OK") == 2)
+    error = await code_of(stub.ExplainImage(large(1000)))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    retry = error_details_pb2.RetryInfo()
+    status = rpc_status.from_call(error)
+    assert status
+    assert status.details[0].Unpack(retry)
+    assert retry.retry_delay.ToMilliseconds() > 0
+    client.leave()
+    await world.until(lambda: world.held == 0)
+    await stub.ExplainImage(large(1000))
+
+
+async def test_the_images_of_one_message_are_let_in_together(
+    world: World, channel: grpc.aio.Channel
+) -> None:
+    """Of the Open Inference Protocol; messages that need more than half at once do not lock up."""
+    images = np.zeros((20, 224, 224, 3), np.uint8)
+    message = inference_pb.ModelInferRequest(
+        model_name="instant", raw_input_contents=[images.tobytes()]
+    )
+    message.inputs.add(name="image", datatype="UINT8", shape=images.shape)
+    stream = channel.stream_stream(
+        "/inference.GRPCInferenceService/ModelStreamInfer",
+        inference_pb.ModelInferRequest.SerializeToString,
+        inference_pb.ModelStreamInferResponse.FromString,
+    )
+    async with asyncio.timeout(60):
+        answers = [one async for one in stream(iter([message] * 6))]
+    assert [one.error_message for one in answers] == [""] * 6
+    await world.until(lambda: world.held == 0)
+    text = world.metrics.exposition()[0].decode()
+    assert 'gradcam_held_bytes{state="sending"} 0.0' in text
+
+
+def tensors(*images: bytes) -> inference_pb.ModelInferRequest:
+    message = inference_pb.ModelInferRequest(
+        model_name="instant",
+        raw_input_contents=[b"".join(len(one).to_bytes(4, "little") + one for one in images)],
+    )
+    message.inputs.add(name="encoded_image", datatype="BYTES", shape=[len(images)])
+    return message
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["unary", "stream"])
+@pytest.mark.parametrize("kind", ["too large", "corrupt", "corrupt one of many"])
+async def test_a_request_that_fails_is_no_garbage(
+    world: World, channel: Any, kind: str, streamed: bool
+) -> None:
+    """It is freed as its call ends: what waits for the collector is counted by nobody."""
+    corrupt = png(300)[:-30]
+    method = "/gradcam.v1.ExplanationService/"
+    request: Any = large(1200) if kind == "too large" else build_request(corrupt)
+    item: Any = pb.StreamExplainImagesRequest(request=request)
+    name = "StreamExplainImages" if streamed else "ExplainImage"
+    if kind == "corrupt one of many":
+        request = item = tensors(png(300), corrupt, corrupt)
+        method = "/inference.GRPCInferenceService/"
+        name = "ModelStreamInfer" if streamed else "ModelInfer"
+    gc.collect()
+    gc.disable()
+    try:
+        if streamed:
+            call = channel.stream_stream(method + name)
+            assert [one async for one in call(iter([item.SerializeToString()] * 3))]
+        else:
+            for _ in range(3):
+                assert await code_of(
+                    channel.unary_unary(method + name)(request.SerializeToString())
+                )
+        await world.until(lambda: world.front_end.lifecycle.in_work == 0)
+        await asyncio.sleep(0.05)
+        assert not [one for one in gc.get_objects() if isinstance(one, ExplainRequest)]
+    finally:
+        gc.enable()

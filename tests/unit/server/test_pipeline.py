@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import io
 import threading
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -14,9 +15,11 @@ from PIL import Image
 from gradcam_server import pipeline as module
 from gradcam_server.batching import Answer
 from gradcam_server.config import ServeConfig
-from gradcam_server.errors import InvalidRequestError
+from gradcam_server.decode import decode_image
+from gradcam_server.errors import InvalidRequestError, QueueFullError
 from gradcam_server.graph_io import GraphKey, GraphOutput
 from gradcam_server.layers import Extent, LayerInfo
+from gradcam_server.ledger import Ledger
 from gradcam_server.pipeline import Pipeline
 from gradcam_server.requests import (
     ExplainRequest,
@@ -256,3 +259,135 @@ async def test_methods_of_many_passes_take_turns_by_caller(
     gate.set()
     await asyncio.gather(*flood, one)
     assert answered.index("one") <= 4
+
+
+class GatedComputer(InstantComputer):
+    """Computes perturbed images only once its gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+
+    async def compute(self, key: GraphKey, *arguments: Any) -> Answer[GraphOutput]:
+        if key.perturbed:
+            await self.gate.wait()
+        return await super().compute(key, *arguments)
+
+
+MANY_PASS: list[dict[str, Any]] = [
+    {"smooth_grad": SmoothGrad(4)},
+    {"method": Method.INTEGRATED_GRADIENTS, "pass_count": 3},
+    {"method": Method.SCORE_CAM, "pass_count": 2},
+]
+AT_ONCE = 2  # requests whose passes run at the same time
+
+
+@pytest.mark.parametrize("options", MANY_PASS, ids=["smooth", "integrated gradients", "scorecam"])
+async def test_methods_of_many_passes_wait_in_a_bounded_queue(options: dict[str, Any]) -> None:
+    """Those too many are refused; requests of one pass go on, and all that wait are answered."""
+    computer = GatedComputer()
+    pipeline = Pipeline(ServeConfig(max_queue_length=4), computer, lambda *_: None)
+    pixels = RawImage(bytes(3 * INPUT_SIZE[0] * INPUT_SIZE[1]), *INPUT_SIZE)
+    tasks = [
+        asyncio.create_task(pipeline.explain(ExplainRequest(pixels, **options))) for _ in range(3)
+    ]
+    await asyncio.sleep(0.05)
+    tasks += [
+        asyncio.create_task(pipeline.explain(ExplainRequest(pixels, **options))) for _ in range(20)
+    ]
+    await asyncio.sleep(0.1)
+    refused = [task for task in tasks if task.done()]
+    assert len(refused) == 23 - AT_ONCE - 4
+    for task in refused:
+        with pytest.raises(QueueFullError, match="all 4 places in the queue of many-pass methods"):
+            task.result()
+    await pipeline.explain(ExplainRequest(pixels))
+    patient = asyncio.create_task(
+        pipeline.explain(ExplainRequest(pixels, **options), wait_for_place=True)
+    )
+    await asyncio.sleep(0.05)
+    assert not patient.done()
+    computer.gate.set()
+    for task in (*(one for one in tasks if one not in refused), patient):
+        assert (await task).stats.pass_count > 1
+    await pipeline.close()
+
+
+async def test_giving_up_many_passes_frees_their_place() -> None:
+    """Cancelled while it waits or computes; the next ones are let in."""
+    computer = GatedComputer()
+    pipeline = Pipeline(ServeConfig(max_queue_length=1), computer, lambda *_: None)
+    pixels = RawImage(bytes(3 * INPUT_SIZE[0] * INPUT_SIZE[1]), *INPUT_SIZE)
+    request = ExplainRequest(pixels, smooth_grad=SmoothGrad(4))
+    for _ in range(5):
+        tasks = []
+        for _ in range(AT_ONCE + 1):
+            tasks.append(asyncio.create_task(pipeline.explain(request)))
+            await asyncio.sleep(0.02)
+        with pytest.raises(QueueFullError):
+            await pipeline.explain(request)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        assert all(task.cancelled() for task in tasks)
+    await pipeline.close()
+
+
+@pytest.mark.parametrize("mode", list(ResizeMode))
+@pytest.mark.parametrize("size", [(2000, 1500), (224, 20_000)], ids=["photo", "strip"])
+@pytest.mark.parametrize(
+    ("forms", "k", "is_kept"),
+    [([RAW], 1, False), ([GRAY], 0, False), ([RAW, GRAY], 1, True)],
+    ids=["raw", "no class", "gray"],
+)
+async def test_an_image_that_waits_is_kept_only_if_it_is_drawn_on(
+    monkeypatch: pytest.MonkeyPatch,
+    mode: ResizeMode,
+    size: tuple[int, int],
+    forms: list[HeatmapForm],
+    k: int,
+    is_kept: bool,
+) -> None:
+    """Else only the model's input waits for the device, also if that is a part of the image."""
+    decoded: list[weakref.ref[Any]] = []
+    is_alive: list[bool] = []
+
+    def decode(*arguments: Any) -> Any:
+        image = decode_image(*arguments)
+        decoded.append(weakref.ref(image))
+        return image
+
+    class Watched(InstantComputer):
+        async def compute(self, *arguments: Any) -> Answer[GraphOutput]:
+            await asyncio.sleep(0.01)
+            is_alive.append(decoded[0]() is not None)
+            return await super().compute(*arguments)
+
+    monkeypatch.setattr(module, "decode_image", decode)
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (90, 20, 200)).save(buffer, "PNG")
+    pipeline = Pipeline(ServeConfig(), Watched(), lambda *_: None)
+    smooth = SmoothGrad(2)
+    await pipeline.explain(asked(buffer.getvalue(), forms, k, resize_mode=mode, smooth_grad=smooth))
+    await pipeline.close()
+    assert is_alive
+    assert set(is_alive) == {is_kept}
+
+
+@pytest.mark.parametrize("forms", [[RAW], [GRAY], [RAW, GRAY]])
+async def test_what_an_image_holds_is_counted_through_all_stages(
+    pipeline: Pipeline, images: object, forms: list[HeatmapForm]
+) -> None:
+    """Reserved is no less than what is held at the end, and no more than message, image, answer."""
+    data, ledger = jpeg(images, (1600, 1200)), Ledger()
+    claim = ledger.claim("")
+    request = asked(data, forms)
+    (hold,) = await pipeline.reserve([request], claim, wait=False)
+    reserved = ledger.held["decoding"]
+    pixels = 1600 * 1200 if GRAY in forms else 0
+    assert 3 * len(data) + (3 + 2) * pixels <= reserved < 3 * len(data) + 5 * pixels + (1 << 20)
+    answer = await pipeline.explain(request, hold=hold)
+    answered = sum(len(one.data) for one in answer.explanations[0].heatmaps)
+    assert 3 * len(data) + 2 * answered <= ledger.total == ledger.held["sending"] <= reserved
+    claim.release()
+    assert ledger.total == 0

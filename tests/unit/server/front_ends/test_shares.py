@@ -1,5 +1,7 @@
 """Limits on all front ends are divided among them."""
 
+from dataclasses import replace
+
 import pytest
 
 from gradcam_server.config import ServeConfig
@@ -12,6 +14,8 @@ def test_together_the_parts_do_not_exceed_a_limit() -> None:
     config = ServeConfig(frontends=3, max_queue_length=100, max_streams=8, worker_threads=4)
     part = share(config)
     assert (part.max_queue_length, part.max_streams, part.worker_threads) == (33, 2, 4)
+    assert part.max_held_bytes is None
+    assert share(replace(config, max_held_bytes=1 << 20)).max_held_bytes == (1 << 20) // 3
 
 
 def test_one_alone_has_all() -> None:

@@ -1,6 +1,8 @@
 """The interceptor, in front of services that do nothing."""
 
 import asyncio
+import gc
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,7 +18,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_status import rpc_status
 
 from gradcam_server.config import ServeConfig
-from gradcam_server.errors import LimitError
+from gradcam_server.errors import InvalidRequestError, LimitError
 from gradcam_server.security.access import Access, AccessInterceptor, read_token_file
 from gradcam_server.security.caller import Caller, current_caller
 from gradcam_server.security.tokens import Token, hash_token, to_toml
@@ -398,3 +400,53 @@ def test_several_front_ends_divide_what_a_token_allows() -> None:
     assert caller._calls.limit == 2
     caller.allow(Token("a", (), max_concurrent=2), front_ends=3)
     assert caller._calls.limit == 1
+
+
+@pytest.mark.parametrize("how", ["abort", "domain error", "nested error"])
+async def test_a_refused_message_does_not_wait_for_the_garbage_collector(how: str) -> None:
+    """What a call received is freed as it ends: refusals of large messages do not pile up."""
+
+    class Message:
+        """What a call received, parsed."""
+
+        def __init__(self, data: bytes) -> None:
+            self.data = data
+
+    received: list[weakref.ref[Message]] = []
+
+    def parse_own(data: bytes) -> Message:
+        message = Message(data)
+        received.append(weakref.ref(message))
+        return message
+
+    async def refuse(message: Message, context: Any) -> bytes:
+        held = [message]
+        if how == "domain error":
+            raise InvalidRequestError("field", f"{len(held)} is wrong")
+        if how == "nested error":
+            try:
+                int("no number")
+            except ValueError as error:
+                raise LimitError("too much", 1) from error
+        return bytes(await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room"))
+
+    access = Access(ServeConfig())
+    server = grpc.aio.server(interceptors=(AccessInterceptor(access),))
+    handler: Any = grpc.unary_unary_rpc_method_handler(refuse, parse_own)
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("a.B", {"Refuse": handler}),)
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    gc.collect()
+    gc.disable()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            for _ in range(3):
+                assert await call(channel, method="/a.B/Refuse") != "OK"
+        async with asyncio.timeout(10):
+            await until(lambda: all(one() is None for one in received))
+        assert len(received) == 3
+    finally:
+        gc.enable()
+        await server.stop(1)

@@ -124,3 +124,58 @@ async def test_a_raised_limit_lets_waiting_ones_in() -> None:
     places.hand_out()
     await asyncio.wait_for(waiting, 5)
     assert places.taken == 2
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ("cancel", "release"),
+        ("release", "cancel"),
+        ("cancel", "turn", "release"),
+        ("release", "turn", "cancel"),
+        ("cancel", "raise"),
+        ("raise", "cancel"),
+        ("cancel", "raise", "release"),
+        ("release", "raise", "cancel"),
+    ],
+    ids=", ".join,
+)
+@pytest.mark.parametrize("gone", [0, 1, 2])
+async def test_giving_up_and_a_release_in_one_moment_are_no_fault(
+    steps: tuple[str, ...], gone: int
+) -> None:
+    """In any order: who gives up is cancelled, the others get their places, none is lost."""
+    places = Places(1)
+    assert places.take()
+    tasks = [asyncio.create_task(places.wait()) for _ in range(3)]
+    await asyncio.sleep(0)
+    released = 0
+    for step in steps:
+        match step:
+            case "cancel":
+                tasks[gone].cancel()
+            case "release":
+                places.release()
+                released = 1
+            case "raise":
+                places.limit = 2
+                places.hand_out()
+            case "turn":
+                await asyncio.sleep(0)
+    held, waiting = 1 - released, list(tasks)
+    while waiting or held:
+        await asyncio.sleep(0.001)
+        for task in [one for one in waiting if one.done()]:
+            waiting.remove(task)
+            if not task.cancelled():
+                task.result()
+                held += 1
+        assert held, "a place was lost"
+        places.release()
+        held -= 1
+    # One that was awake already had its place, and kept it.
+    is_late = gone == 0 and steps == ("release", "turn", "cancel")
+    assert [task.cancelled() for task in tasks] == [
+        task is tasks[gone] and not is_late for task in tasks
+    ]
+    assert places.taken == 0

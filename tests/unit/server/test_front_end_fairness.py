@@ -1,0 +1,134 @@
+"""One process that speaks gRPC, with an engine that answers at once: who waits for whom."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import cv2
+import grpc
+import numpy as np
+import pytest
+
+from gradcam.v1 import explanation_service_pb2 as pb
+from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
+from gradcam_server.batching import Answer, Turn, Urgency
+from gradcam_server.config import ServeConfig
+from gradcam_server.explainer import Explainer
+from gradcam_server.front_end import FrontEnd
+from gradcam_server.graph_io import GraphItem, GraphKey, GraphOutput
+from gradcam_server.metrics import Metrics
+from gradcam_server.security.tokens import Token, hash_token, to_toml
+from gradcam_server.tracing import NO_TRACER
+from support.instant import InstantComputer
+
+
+class CallerComputer(InstantComputer):
+    """Notes for whom it computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.callers: list[str] = []
+
+    async def compute(
+        self,
+        key: GraphKey,
+        item: GraphItem,
+        turn: Turn | None = None,
+        urgency: Urgency = Urgency(),  # noqa: B008 - it is frozen
+    ) -> Answer[GraphOutput]:
+        self.callers.append(urgency.caller)
+        return await super().compute(key, item, turn, urgency)
+
+
+@asynccontextmanager
+async def serving(config: ServeConfig, computer: InstantComputer) -> AsyncIterator[int]:
+    """Yields the port of a front end."""
+    metrics = Metrics()
+    front_end = FrontEnd(config, metrics, NO_TRACER)
+    explainer = Explainer(config, computer, metrics)
+    front_end.publish(explainer)
+    try:
+        yield await front_end.listen(0)
+    finally:
+        await front_end.stop()
+        await explainer.retire()
+
+
+def connect(port: int) -> grpc.aio.Channel:
+    """Returns a channel that has a connection of its own."""
+    options = (("grpc.use_local_subchannel_pool", 1),)
+    return grpc.aio.insecure_channel(f"127.0.0.1:{port}", options)
+
+
+def large_image(extension: str) -> bytes:
+    """Returns a file of 3 megapixels with some detail."""
+    noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    pixels = cv2.resize(noise, (2100, 1500), interpolation=cv2.INTER_CUBIC)
+    return cv2.imencode(extension, pixels)[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("extension", "floods", "each"), [(".jpg", 4, 20), (".jpg", 1, 60), (".webp", 4, 10)]
+)
+async def test_small_images_do_not_wait_for_the_large_ones_of_others(
+    cat_jpeg: bytes, extension: str, floods: int, each: int
+) -> None:
+    """A caller of small files has all its answers while most large files of others wait."""
+    large = pb.ExplainImageRequest(encoded_image=large_image(extension))
+    small = pb.ExplainImageRequest(encoded_image=cat_jpeg)
+    config = ServeConfig(worker_threads=2)
+    async with AsyncExitStack() as stack:
+        port = await stack.enter_async_context(serving(config, InstantComputer()))
+        channels = [await stack.enter_async_context(connect(port)) for _ in range(floods + 1)]
+        stubs = [pb_grpc.ExplanationServiceStub(channel) for channel in channels]
+        await stubs[-1].ExplainImage(small)
+        flood = [
+            asyncio.ensure_future(stub.ExplainImage(large))
+            for stub in stubs[:-1]
+            for _ in range(each)
+        ]
+        await asyncio.wait(flood, return_when=asyncio.FIRST_COMPLETED)  # they are in work
+        for _ in range(3):
+            await stubs[-1].ExplainImage(small)
+        answered = sum(call.done() for call in flood)
+        for call in flood:
+            call.cancel()
+        await asyncio.gather(*flood, return_exceptions=True)
+    assert answered < len(flood) / 2
+
+
+async def test_without_tokens_a_connection_is_a_caller(cat_jpeg: bytes) -> None:
+    """Each connection has a share of its own, for calls and for streams."""
+    computer = CallerComputer()
+    request = pb.ExplainImageRequest(encoded_image=cat_jpeg)
+    async with (
+        serving(ServeConfig(), computer) as port,
+        connect(port) as one,
+        connect(port) as other,
+    ):
+        for channel in (one, other, one):
+            await pb_grpc.ExplanationServiceStub(channel).ExplainImage(request)
+        message = pb.StreamExplainImagesRequest(correlation_id="1", request=request)
+        stream = pb_grpc.ExplanationServiceStub(other).StreamExplainImages(iter([message]))
+        assert [answer async for answer in stream]
+    first, second, again, streamed = computer.callers
+    assert first == again != second == streamed
+    assert "" not in computer.callers
+
+
+async def test_with_tokens_the_token_is_the_caller(cat_jpeg: bytes, tmp_path: Path) -> None:
+    """One holder of a token has one share, however many connections it opens."""
+    path = tmp_path / "tokens.toml"
+    path.write_text("".join(to_toml(Token(one, (hash_token(one),))) for one in ("alice", "bob")))
+    computer = CallerComputer()
+    request = pb.ExplainImageRequest(encoded_image=cat_jpeg)
+    async with (
+        serving(ServeConfig(token_file=str(path)), computer) as port,
+        connect(port) as first,
+        connect(port) as second,
+    ):
+        for channel, token in ((first, "alice"), (second, "alice"), (second, "bob")):
+            metadata = (("authorization", f"Bearer {token}"),)
+            await pb_grpc.ExplanationServiceStub(channel).ExplainImage(request, metadata=metadata)
+    assert computer.callers == ["alice", "alice", "bob"]

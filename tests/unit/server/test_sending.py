@@ -1,0 +1,148 @@
+"""Answers that are sent, taken late or not at all, in front of a service that does nothing else."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+
+from gradcam_server import tracing
+from gradcam_server.calls import Calls
+from gradcam_server.config import ServeConfig
+from gradcam_server.ledger import Ledger
+from gradcam_server.lifecycle import Lifecycle
+from gradcam_server.metrics import Metrics
+from gradcam_server.security.access import Access, AccessInterceptor
+from gradcam_server.sending import hide_lost_clients, when_sent
+from support.unread import UnreadCalls
+
+ANSWER = bytes(1 << 20)
+UNARY, STREAM = "/a.B/Unary", "/a.B/Stream"
+
+
+class World:
+    """A server with answers of 1 MiB, and what it counts."""
+
+    def __init__(self, max_send_s: float = 60) -> None:
+        config = ServeConfig(max_send_s=max_send_s)
+        self.access = Access(config)
+        self.lifecycle, self.ledger = Lifecycle(), Ledger()
+        self.lifecycle.serve()
+        self.calls = Calls(
+            self.lifecycle, Metrics(), tracing.NO_TRACER, self.ledger, config.max_send_s
+        )
+        self.answered = 0
+
+    async def unary(self, _: bytes, context: Any) -> bytes:
+        async with self.calls.answering(context, "a.B/Unary"):
+            claim = self.calls.claim(context)
+            when_sent(claim.release)
+            claim.receive(len(ANSWER))
+            self.answered += 1
+            return ANSWER
+
+    async def stream(self, _: Any, context: Any) -> None:
+        async with self.calls.answering(context, "a.B/Stream"):
+            write = self.calls.writer(context)
+            while await context.read() is not grpc.aio.EOF:
+                self.answered += 1
+                await write(ANSWER)
+
+    @property
+    def in_work(self) -> tuple[int, int, int, int]:
+        """Calls in work, of the caller, streams, and bytes held."""
+        caller = self.access.authenticate(())
+        streams = self.access._streams.taken
+        return self.lifecycle.in_work, caller._calls.taken, streams, self.ledger.total
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[str]:
+        hide_lost_clients()
+        server = grpc.aio.server(interceptors=(AccessInterceptor(self.access),))
+        handlers: dict[str, Any] = {
+            "Unary": grpc.unary_unary_rpc_method_handler(self.unary),
+            "Stream": grpc.stream_stream_rpc_method_handler(self.stream),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("a.B", handlers),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            await server.stop(1)
+
+
+def connect(address: str) -> Any:
+    return grpc.aio.insecure_channel(address)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not holds():  # noqa: ASYNC110 - of the server, which tells nobody
+            await asyncio.sleep(0.01)
+
+
+async def test_an_answer_that_was_taken_is_counted_no_more() -> None:
+    """Neither by the server nor as its caller's, nor are its bytes."""
+    world = World()
+    async with world.serving() as address, connect(address) as channel:
+        for _ in range(3):
+            assert await channel.unary_unary(UNARY)(b"x") == ANSWER
+        assert [one async for one in channel.stream_stream(STREAM)(iter([b"x"]))] == [ANSWER]
+        await until(lambda: world.in_work == (0, 0, 0, 0))
+
+
+@pytest.mark.parametrize("how", ["cancel", "close", "reset"])
+async def test_an_answer_that_waits_is_counted_until_its_client_leaves(
+    how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However it leaves: all is given back, and nothing is logged as a fault."""
+    world = World()
+    async with world.serving() as address:
+        clients = [UnreadCalls(address, path, [b"x"] * 3) for path in (UNARY, STREAM) * 4]
+        await until(lambda: world.answered == 24)
+        await asyncio.sleep(0.1)
+        assert world.in_work == (24, 24, 12, 12 * len(ANSWER))
+        for client in clients:
+            if how == "cancel":
+                client.cancel()
+            else:
+                client.leave(reset=how == "reset")
+        await until(lambda: world.in_work == (0, 0, 0, 0))
+        for client in clients:
+            client.leave()
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("path", [UNARY, STREAM])
+async def test_a_call_whose_answer_is_not_taken_in_time_is_cut_off(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its client gets RST_STREAM; the connection and other calls go on; the log says it."""
+    world = World(max_send_s=0.3)
+    async with world.serving() as address, connect(address) as channel:
+        unread = UnreadCalls(address, path, [b"x"] * 3)
+        await until(lambda: world.answered == 3)
+        assert await channel.unary_unary(UNARY)(b"x") == ANSWER
+        await until(lambda: world.in_work == (0, 0, 0, 0))
+        assert await asyncio.to_thread(unread.resets) == 3
+        assert await channel.unary_unary(UNARY)(b"x") == ANSWER
+        unread.leave()
+    assert "was not taken for 0.3 s" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+async def test_a_fault_of_ours_is_logged_as_before(caplog: pytest.LogCaptureFixture) -> None:
+    """What hides lost clients hides nothing else that gRPC logs."""
+
+    class Failing(World):
+        async def unary(self, _: bytes, __: Any) -> bytes:
+            raise ZeroDivisionError
+
+    world = Failing()
+    async with world.serving() as address, connect(address) as channel:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await channel.unary_unary(UNARY)(b"x")
+    assert "ZeroDivisionError" in caplog.text

@@ -138,7 +138,7 @@ def png(side: int, *, frames: int = 0, texts: int = 0) -> bytes:
 def bmp() -> bytes:
     """Returns a BMP of runs of one pixel."""
     palette = bytes(1024)
-    start, runs = 54 + len(palette), b"\1\1" * (15 * MIB)
+    start, runs = 54 + len(palette), b"\1\1" * (15 * MIB) + b"\0\1"
     info = struct.pack("<IiiHHIIiiII", 40, SIDE, SIDE, 1, 8, 1, 0, 0, 0, 256, 0)
     return b"BM" + struct.pack("<IHHI", start + len(runs), 0, 0, start) + info + palette + runs
 

@@ -124,7 +124,7 @@ class Calls:
         Returns:
             Holds nothing yet. To be released when its answer was sent.
         """
-        caller = current_caller.get().name or context.peer()
+        caller = current_caller.get().key or context.peer()
         return self._ledger.claim(caller, echoed_bytes(len(message_id)))
 
     def writer(self, context: Context) -> "Writer":

@@ -52,7 +52,7 @@ from gradcam_server.requests import (
 )
 from gradcam_server.sampling import FaithfulnessSampler, Report
 from gradcam_server.security.caller import current_caller
-from gradcam_server.work_cost import decoding_s, rendering_s
+from gradcam_server.work_cost import decoding_s, header_s, rendering_s
 from gradcam_server.workers import Workers
 
 # The factor p (1 - p) of a probability's gradient: below it, float32 has lost the rest.
@@ -311,6 +311,7 @@ class Pipeline:
         if targets and needs_image(request.forms):
             (height, width), _ = await self._run(
                 request.priority,
+                header_s(image),
                 isinstance(image, RawImage) or len(image) < _SHORT_FILE_BYTES,
                 lambda: declared_size(image, self._config.max_image_pixels),
             )

@@ -13,9 +13,15 @@ from gradcam_server.requests import HeatmapForm, RawImage
 _S_PER_PIXEL = 10e-9
 _S_PER_FILE_BYTE = 20e-9
 _S_PER_RENDERED_BYTE = 10e-9
+_S_PER_HEADER_BYTE = 1e-9
 _MIN_S = 0.5e-3
 # Of a file that does not say its size at its beginning.
 _UNKNOWN_S = 0.5
+
+
+def header_s(image: bytes | RawImage) -> float:
+    """Returns the CPU seconds that it should take to read the size of an image."""
+    return _MIN_S if isinstance(image, RawImage) else _MIN_S + len(image) * _S_PER_HEADER_BYTE
 
 
 def decoding_s(image: bytes | RawImage) -> float:

@@ -12,7 +12,6 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from gradcam.inference import grpc_service_pb2 as inference_pb
-from gradcam.inference import grpc_service_pb2_grpc as inference_grpc
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
 from gradcam_client import ImageArray, Raw, build_request
@@ -22,7 +21,6 @@ from gradcam_server.explainer import Explainer
 from gradcam_server.front_end import FrontEnd
 from gradcam_server.memory import resident_bytes
 from gradcam_server.metrics import Metrics
-from gradcam_server.open_inference import service as open_inference
 from gradcam_server.requests import ExplainRequest
 from support.instant import InstantComputer
 from support.unread import UnreadCalls
@@ -63,12 +61,7 @@ class World:
 
 
 @pytest.fixture
-async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    # Reflection wants the messages in the default pool, where tritonclient, which other tests
-    # import, has its own of the same names.
-    monkeypatch.setattr(
-        open_inference, "add_to_server", inference_grpc.add_GRPCInferenceServiceServicer_to_server
-    )
+async def world(beside_tritonclient: None) -> AsyncIterator[World]:
     world = World()
     world.address = f"127.0.0.1:{await world.front_end.listen(0)}"
     world.front_end.publish(world.explainer)

@@ -22,6 +22,8 @@ from gradcam_server.security.tokens import Token, hash_token, to_toml
 from gradcam_server.tracing import NO_TRACER
 from support.instant import InstantComputer
 
+pytestmark = pytest.mark.usefixtures("beside_tritonclient")
+
 
 class CallerComputer(InstantComputer):
     """Notes for whom it computes."""

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from gradcam_client import Client
-from support.server import TRACED, RunningServer, quick
+from support.server import TRACED, RunningServer, quick, serving
 
 MODEL = "efficientnet-lite0"
 SERVICE = "inference.GRPCInferenceService"
@@ -38,15 +38,9 @@ RTOL, ATOL = 1e-3, 1e-4
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
     """A warm server whose queue is shorter than the largest request."""
-    running = RunningServer(
-        *(*TRACED, "--max-queue-length", "8", "--max-stream-in-flight", "4"),
-    )
-    try:
-        yield running.wait_ready()
-        assert "Traceback" not in running.text, running.text
-        assert running.stop() == 0
-    finally:
-        running.kill()
+    limits = ("--max-queue-length", "8", "--max-stream-in-flight", "4")
+    with serving(*TRACED, *limits) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

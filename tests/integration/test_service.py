@@ -35,7 +35,7 @@ from gradcam_client import (
 )
 from gradcam_server.config import Compiler, ServeConfig
 from gradcam_server.local import LocalClient
-from support.server import RunningServer
+from support.server import RunningServer, serving
 
 # Stated in docs/architecture.md: float32, in batches of other sizes.
 RTOL, ATOL = 1e-3, 1e-4
@@ -47,20 +47,14 @@ def server() -> Iterator[RunningServer]:
 
     XLA compiles, and may log each compilation: its own witness beside our counter.
     """
-    running = RunningServer(
+    with serving(
         *("--model", "efficientnet-lite0", "--model", "resnet50"),
         *("--weights", "imagenet", "--weights", "resnet50=random"),
         *("--compiler", "xla", "--batch-sizes", "1,4"),
         TF_CPP_MIN_LOG_LEVEL="0",
         TF_CPP_VMODULE="device_compiler=1",
-    )
-    try:
-        yield running.wait_ready()
-        # Whatever the tests sent, nothing was a fault of the server's.
-        assert "Traceback" not in running.text, running.text
-        assert running.stop() == 0
-    finally:
-        running.kill()
+    ) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import sys
 import threading
 import time
 import urllib.request
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -137,3 +138,15 @@ class RunningServer:
                 if "Listening on" in line:
                     self._listening.set()
         self._listening.set()
+
+
+@contextmanager
+def serving(*options: str, **variables: str) -> Iterator[RunningServer]:
+    """Runs a warm server. Whatever a test sends it, nothing may be a fault of the server's."""
+    running = RunningServer(*options, **variables)
+    try:
+        yield running.wait_ready()
+        assert "Traceback" not in running.text, running.text
+        assert running.stop() == 0
+    finally:
+        running.kill()

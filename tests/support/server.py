@@ -141,9 +141,9 @@ class RunningServer:
 
 
 @contextmanager
-def serving(*options: str, **variables: str) -> Iterator[RunningServer]:
+def serving(*options: str, stdout: Path | None = None, **variables: str) -> Iterator[RunningServer]:
     """Runs a warm server. Whatever a test sends it, nothing may be a fault of the server's."""
-    running = RunningServer(*options, **variables)
+    running = RunningServer(*options, stdout=stdout, **variables)
     try:
         yield running.wait_ready()
         assert "Traceback" not in running.text, running.text

@@ -47,11 +47,12 @@ from gradcam_server.batch.model import LADDER
 from gradcam_server.batch.schema import Row
 from gradcam_server.batch.stage import Stage
 from gradcam_server.batch.throughput import ThroughputEngine
-from gradcam_server.compiled import CompiledGraph
-from gradcam_server.config import Compiler, ServeConfig
-from gradcam_server.graph_io import GraphItem, GraphTarget, by_rank
-from gradcam_server.pipeline import load
-from gradcam_server.requests import Method, ResizeMode, ScoreType
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.graph_io import GraphItem, GraphTarget, by_rank
+from gradcam_server.domain.options import Compiler
+from gradcam_server.domain.requests import Method, ResizeMode, ScoreType
+from gradcam_server.graphs.executable import CompiledGraph
+from gradcam_server.pipeline.pipeline import load
 
 TUTORIAL_IMAGES = 50
 _PAUSE_S = 8.0

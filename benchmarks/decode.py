@@ -25,14 +25,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
-from gradcam_server.compiled import CompilationCounter, CompiledGraph
-from gradcam_server.config import Compiler, ServeConfig
-from gradcam_server.decode import decode_image, decode_reduced
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphOutput, GraphTarget, by_rank
+from gradcam_server.domain.options import Compiler
+from gradcam_server.domain.requests import Method, ResizeMode, ScoreType
+from gradcam_server.engine.sources.base import open_source
 from gradcam_server.exports.agreement import correlation
-from gradcam_server.geometry import fit, shrinkage
-from gradcam_server.graph_io import GraphItem, GraphKey, GraphOutput, GraphTarget, by_rank
-from gradcam_server.requests import Method, ResizeMode, ScoreType
-from gradcam_server.sources import open_source
+from gradcam_server.graphs.executable import CompilationCounter, CompiledGraph
+from gradcam_server.images.decode import decode_image, decode_reduced
+from gradcam_server.images.geometry import fit, shrinkage
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "images"
 MEGAPIXELS = (0.3, 1.0, 2.0, 4.0, 8.0, 12.0)

@@ -27,9 +27,9 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from gradcam_server.config import ServeConfig
-from gradcam_server.decode import decode_image
+from gradcam_server.config.settings import ServeConfig
 from gradcam_server.errors import InvalidRequestError
+from gradcam_server.images.decode import decode_image
 
 MAX_PIXELS = ServeConfig().max_image_pixels
 SIDE = int(MAX_PIXELS**0.5)

@@ -23,21 +23,16 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from rich.progress import track
 
-from gradcam_server.compiled import CompilationCounter
-from gradcam_server.compilers.choice import compile_graph
-from gradcam_server.config import Compiler, Precision
-from gradcam_server.graph import ExplanationGraph
-from gradcam_server.graph_io import (
-    GraphItem,
-    GraphKey,
-    GraphOutput,
-    GraphTarget,
-    by_rank,
-)
-from gradcam_server.layers import default_layer
-from gradcam_server.models import ModelSpec, load
+from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphOutput, GraphTarget, by_rank
+from gradcam_server.domain.layers import default_layer
+from gradcam_server.domain.model_spec import ModelSpec
+from gradcam_server.domain.options import Compiler, Precision
+from gradcam_server.domain.requests import Method, ScoreType
+from gradcam_server.graphs.compilers.autotune import compile_graph
+from gradcam_server.graphs.executable import CompilationCounter
+from gradcam_server.graphs.explanation import ExplanationGraph
 from gradcam_server.models.loaded import LoadedModel
-from gradcam_server.requests import Method, ScoreType
+from gradcam_server.models.loading import load
 
 BATCH_SIZES = (1, 8)
 TARGETS = (1, 5)

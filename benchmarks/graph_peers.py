@@ -25,8 +25,8 @@ from gradcam_server.bench.graph import Answer, Candidate, Run, pictures
 from gradcam_server.bench.graph_run import run
 from gradcam_server.bench.worker import Worker
 from gradcam_server.cli.bench import progress
-from gradcam_server.config import Compiler
-from gradcam_server.models import ModelSpec
+from gradcam_server.domain.model_spec import ModelSpec
+from gradcam_server.domain.options import Compiler
 
 MEAN_BGR = (103.939, 116.779, 123.68)
 INPUT_SIZE = (224, 224)

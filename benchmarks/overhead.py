@@ -31,15 +31,15 @@ from rich.progress import track
 
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
-from gradcam_server.calls import Calls
-from gradcam_server.config import ServeConfig
-from gradcam_server.explainer import Explainer
-from gradcam_server.lifecycle import Lifecycle
-from gradcam_server.memory import share_heap
-from gradcam_server.metrics import Metrics
-from gradcam_server.security.access import Access, AccessInterceptor
-from gradcam_server.service import SERVICE_NAME, ExplanationService
-from gradcam_server.tracing import NO_TRACER
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.pipeline.explainer import Explainer
+from gradcam_server.telemetry.memory import share_heap
+from gradcam_server.telemetry.metrics import Metrics
+from gradcam_server.telemetry.tracing import NO_TRACER
+from gradcam_server.transport.calls import Calls
+from gradcam_server.transport.gradcam_v1.service import SERVICE_NAME, ExplanationService
+from gradcam_server.transport.lifecycle import Lifecycle
+from gradcam_server.transport.security.access import Access, AccessInterceptor
 from support.instant import InstantComputer
 
 PHOTO = Path(__file__).resolve().parent.parent / "examples" / "images" / "cat.jpg"

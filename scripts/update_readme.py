@@ -8,7 +8,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from gradcam_server.config import ServeConfig, flag, show_default, variable
+from gradcam_server.config.settings import ServeConfig, flag, show_default, variable
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN = "<!-- flags: written by scripts/update_readme.py -->\n"

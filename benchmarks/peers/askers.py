@@ -1,4 +1,4 @@
-"""What asks the peers, as ``gradcam_server.bench.askers`` asks us."""
+"""What asks the peers, as ``gradcam_server.bench.load_clients`` asks us."""
 
 import base64
 import json
@@ -9,8 +9,8 @@ import aiohttp
 import grpc
 
 from gradcam.inference import grpc_service_pb2 as pb
-from gradcam_server.bench.askers import WrongAnswerError
 from gradcam_server.bench.load import Asker
+from gradcam_server.bench.load_clients import WrongAnswerError
 from peers.work import MODEL, decode
 
 

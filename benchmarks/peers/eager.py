@@ -9,10 +9,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradcam_server.methods import METHODS
+from gradcam_server.domain.requests import Method
+from gradcam_server.methods.one_pass import METHODS
 from gradcam_server.models import efficientnet_lite0
 from gradcam_server.models.torch_checkpoint import read_torch_checkpoint
-from gradcam_server.requests import Method
 
 _LAYERS = {"efficientnet-lite0": "top_activation", "resnet50": "conv5_block3_out"}
 

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradcam_server.cli.serve import read_arguments
-from gradcam_server.decode import decode_image
-from gradcam_server.geometry import fit
-from gradcam_server.graph_io import GraphItem, GraphTarget, by_rank
-from gradcam_server.requests import ResizeMode
+from gradcam_server.domain.graph_io import GraphItem, GraphTarget, by_rank
+from gradcam_server.domain.requests import ResizeMode
+from gradcam_server.images.decode import decode_image
+from gradcam_server.images.geometry import fit
 
 TOP = 5
 MODEL = "gradcam"
@@ -71,7 +71,7 @@ class Graph:
     """The server's default graph, warm."""
 
     def __init__(self, options: Options) -> None:
-        from gradcam_server.engine import Engine
+        from gradcam_server.engine.engine import Engine
 
         engine = Engine(read_arguments(options.serve))
         engine.warm_up()

@@ -155,3 +155,15 @@ def quote(error: BaseException | str) -> str:
         return type(error).__name__
     line = next((line for line in lines if not _HEADING.match(line)), lines[0])
     return line if len(line) <= _MAX_QUOTE else f"{line[:_MAX_QUOTE]} ..."
+
+
+class CompilerError(Exception):
+    """A compiler cannot compile a graph; the text says why."""
+
+
+class DisconnectedLayerError(ValueError):
+    """The classes don't depend on a layer."""
+
+    def __init__(self, layer: str) -> None:
+        super().__init__(f"the classes do not depend on {layer}")
+        self.layer = layer

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
 from gradcam_client import GrayPng, OverlayJpeg, Raw, build_request
-from gradcam_server.decode import decode_image
+from gradcam_server.images.decode import decode_image
 
 IMAGES = Path(__file__).resolve().parents[2] / "examples" / "images"
 _RTOL = 2e-3

@@ -16,29 +16,29 @@ from google.protobuf.message import DecodeError, Message
 from fuzz.mutations import image_files, mutate_image, mutate_message, random_message
 from gradcam.inference import grpc_service_pb2 as inference_pb
 from gradcam.v1 import explanation_service_pb2 as pb
-from gradcam_server.batching import Answer, BatchReport, DispatchReason, Turn, Urgency
-from gradcam_server.calls import Calls
-from gradcam_server.catalog import Catalog, ServedModel
-from gradcam_server.config import ServeConfig
-from gradcam_server.decode import decode_image
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.catalog import Catalog, ServedModel
+from gradcam_server.domain.graph_io import NO_CLASS, GraphItem, GraphKey, GraphOutput
+from gradcam_server.domain.labels import ClassLabel, ClassLabels
+from gradcam_server.domain.layers import LayerInfo
+from gradcam_server.domain.preprocessing import Preprocessing
+from gradcam_server.domain.requests import ResizeMode
+from gradcam_server.domain.schedule import Answer, BatchReport, DispatchReason, Turn, Urgency
 from gradcam_server.errors import (
     DeadlineError,
     EngineLostError,
     InvalidRequestError,
     QueueFullError,
 )
-from gradcam_server.explainer import Explainer
-from gradcam_server.geometry import fit
-from gradcam_server.graph_io import NO_CLASS, GraphItem, GraphKey, GraphOutput
-from gradcam_server.labels import ClassLabel, ClassLabels
-from gradcam_server.layers import LayerInfo
-from gradcam_server.lifecycle import Lifecycle
-from gradcam_server.metrics import Metrics
-from gradcam_server.models.preprocessing import Preprocessing
-from gradcam_server.open_inference.service import InferenceService
-from gradcam_server.requests import ResizeMode
-from gradcam_server.service import ExplanationService
-from gradcam_server.tracing import Tracer
+from gradcam_server.images.decode import decode_image
+from gradcam_server.images.geometry import fit
+from gradcam_server.pipeline.explainer import Explainer
+from gradcam_server.telemetry.metrics import Metrics
+from gradcam_server.telemetry.tracing import Tracer
+from gradcam_server.transport.calls import Calls
+from gradcam_server.transport.gradcam_v1.service import ExplanationService
+from gradcam_server.transport.lifecycle import Lifecycle
+from gradcam_server.transport.open_inference.service import InferenceService
 
 INPUT_SIZE = (12, 10)
 MAX_PIXELS = 200_000

@@ -42,7 +42,7 @@ def test_no_file_costs_more_memory_than_its_pixels() -> None:
     """An 804-byte PNG once had OpenCV take 4 GiB, which one of its chunks declared."""
     code = (
         "import resource, sys; from pathlib import Path\n"
-        "from gradcam_server.decode import decode_image\n"
+        "from gradcam_server.images.decode import decode_image\n"
         "from gradcam_server.errors import InvalidRequestError\n"
         "peak_kib = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before = peak_kib()\n"

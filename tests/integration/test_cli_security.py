@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gradcam_server.security.tokens import Token, hash_token, to_toml
+from gradcam_server.transport.security.tokens import Token, hash_token, to_toml
 from support.certificates import Authority
 from support.server import GRADCAM, RunningServer, quick
 

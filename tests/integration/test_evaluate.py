@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from gradcam_client import ImageArray
+from gradcam_server.cli.local import LocalClient
 from gradcam_server.cli.pictures import load_image, load_mask
-from gradcam_server.config import Compiler, ServeConfig
-from gradcam_server.faithfulness import auc, deletion_images, insertion_images
-from gradcam_server.local import LocalClient
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.options import Compiler
+from gradcam_server.methods.faithfulness import auc, deletion_images, insertion_images
 from support.server import GRADCAM, RunningServer
 
 MODEL = "efficientnet-lite0"

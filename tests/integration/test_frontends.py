@@ -36,7 +36,7 @@ def others(server: RunningServer) -> list[psutil.Process]:
     """The front ends beside the first, as the system sees them."""
     children = psutil.Process(server.pid).children()
     alive = [one for one in children if one.status() != psutil.STATUS_ZOMBIE]
-    return [one for one in alive if "gradcam_server.front_ends.main" in one.cmdline()]
+    return [one for one in alive if "gradcam_server.serving.front_ends.main" in one.cmdline()]
 
 
 def wait_until(what: str, is_so: object, timeout_s: float = 60) -> None:

@@ -21,8 +21,9 @@ from gradcam_client import (
     SmoothGrad,
 )
 from gradcam_client.requests import MANY_PASS_METHODS, METHODS
-from gradcam_server.config import Compiler, ServeConfig
-from gradcam_server.local import LocalClient
+from gradcam_server.cli.local import LocalClient
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.options import Compiler
 from support.server import RunningServer
 
 ONE_PASS = [method for method in METHODS if method not in MANY_PASS_METHODS]

@@ -24,8 +24,9 @@ from gradcam_client import (
     RetryPolicy,
     UnavailableError,
 )
-from gradcam_server.config import Compiler, ServeConfig
-from gradcam_server.local import LocalClient
+from gradcam_server.cli.local import LocalClient
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.options import Compiler
 
 # The tests of the server, and of the commands that ask it, run here as they are; but for those
 # that look into its process.

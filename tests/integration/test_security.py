@@ -26,7 +26,7 @@ from gradcam.inference import grpc_service_pb2 as inference_pb
 from gradcam.inference import grpc_service_pb2_grpc as inference_grpc
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
-from gradcam_server.security.tokens import Token, hash_token, to_toml
+from gradcam_server.transport.security.tokens import Token, hash_token, to_toml
 from support.calls import TIMEOUT_S, connect, failure, retry_after_s
 from support.certificates import replace
 from support.exported_model import exported_model

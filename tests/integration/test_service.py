@@ -33,8 +33,9 @@ from gradcam_client import (
     OverlayPng,
     Raw,
 )
-from gradcam_server.config import Compiler, ServeConfig
-from gradcam_server.local import LocalClient
+from gradcam_server.cli.local import LocalClient
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.options import Compiler
 from support.server import RunningServer, serving
 
 # Stated in docs/architecture.md: float32, in batches of other sizes.

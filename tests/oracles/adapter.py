@@ -7,16 +7,16 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from gradcam_server.compiled import CompilationCounter, CompiledGraph
-from gradcam_server.compilers import find_compiler
-from gradcam_server.config import Compiler, Precision
-from gradcam_server.graph import ExplanationGraph
-from gradcam_server.graph_io import GraphItem, GraphKey, GraphTarget
-from gradcam_server.labels import ClassLabel, ClassLabels
+from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphTarget
+from gradcam_server.domain.labels import ClassLabel, ClassLabels
+from gradcam_server.domain.options import Compiler, Precision
+from gradcam_server.domain.preprocessing import Preprocessing
+from gradcam_server.domain.requests import Method, ScoreType
+from gradcam_server.graphs.compilers.base import find_compiler
+from gradcam_server.graphs.executable import CompilationCounter, CompiledGraph
+from gradcam_server.graphs.explanation import ExplanationGraph
 from gradcam_server.models.keras_network import KerasNetwork
 from gradcam_server.models.loaded import LoadedModel
-from gradcam_server.models.preprocessing import Preprocessing
-from gradcam_server.requests import Method, ScoreType
 
 _LARGEST_BATCH = 64
 

@@ -1,6 +1,6 @@
 """The one-pass methods in NumPy float64, loop by loop, from the papers' equations.
 
-Written without a look at ``gradcam_server.methods``. Each takes one example's activation A
+Written without a look at ``gradcam_server.methods.one_pass``. Each takes one example's activation A
 and gradient g, shape (H, W, K), and returns the signed map before the method's final ReLU.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from gradcam_server.requests import Method
+from gradcam_server.domain.requests import Method
 
 Floats = NDArray[np.float64]
 Reference = Callable[[Floats, Floats], Floats]

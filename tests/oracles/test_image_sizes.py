@@ -3,7 +3,7 @@
 import pytest
 import tensorflow as tf
 
-from gradcam_server.image_header import read_header
+from gradcam_server.images.header import read_header
 from support.image_variants import variants
 
 # TensorFlow reads neither WebP nor these BMP files: old, or with more between header and pixels.

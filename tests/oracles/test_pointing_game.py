@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from gradcam_server.methods import METHODS
-from gradcam_server.requests import Method
+from gradcam_server.domain.requests import Method
+from gradcam_server.methods.one_pass import METHODS
 from oracles.adapter import explain
 from oracles.shapes import LAYERS, NONE, SIZE, backgrounds, draw, prepared, trained
 

@@ -17,9 +17,9 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from PIL import Image
 
+from gradcam_server.domain.requests import Method
 from gradcam_server.models import efficientnet_lite0
 from gradcam_server.models.torch_checkpoint import read_torch_checkpoint
-from gradcam_server.requests import Method
 from oracles.adapter import explain
 from oracles.precise import in_float64
 

@@ -20,10 +20,10 @@ from efficientnet_lite_pytorch import EfficientNet
 from numpy.typing import NDArray
 from PIL import Image
 
-from gradcam_server.methods import METHODS
+from gradcam_server.domain.requests import Method
+from gradcam_server.methods.one_pass import METHODS
 from gradcam_server.models import efficientnet_lite0
 from gradcam_server.models.torch_checkpoint import read_torch_checkpoint
-from gradcam_server.requests import Method
 from oracles import torch_resnet50
 from oracles.adapter import explain
 from oracles.precise import in_float64

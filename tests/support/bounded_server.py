@@ -10,14 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gradcam_server import tracing
-from gradcam_server.batching import Answer
-from gradcam_server.config import ServeConfig
-from gradcam_server.explainer import Explainer
-from gradcam_server.front_end import FrontEnd
-from gradcam_server.graph_io import GraphKey, GraphOutput
-from gradcam_server.memory import share_heap
-from gradcam_server.metrics import Metrics
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.graph_io import GraphKey, GraphOutput
+from gradcam_server.domain.schedule import Answer
+from gradcam_server.pipeline.explainer import Explainer
+from gradcam_server.telemetry import tracing
+from gradcam_server.telemetry.memory import share_heap
+from gradcam_server.telemetry.metrics import Metrics
+from gradcam_server.transport.grpc_server import FrontEnd
 from support.instant import InstantComputer
 
 LIMITS = ServeConfig(

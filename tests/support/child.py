@@ -106,8 +106,8 @@ def engine(control: socket.socket) -> None:
 
 def front_end(control: socket.socket) -> None:
     """Joins and listens when it is told to, as a front end would, but opens no port."""
-    from gradcam_server.engine_process.messages import receive, send
-    from gradcam_server.front_ends.messages import Join, Joined, Listen, Listening
+    from gradcam_server.engine.ipc.messages import receive, send
+    from gradcam_server.serving.front_ends.messages import Join, Joined, Listen, Listening
 
     async def answer() -> None:
         reader, writer = await asyncio.open_connection(sock=control)

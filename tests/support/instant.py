@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from gradcam_server.batching import Answer, BatchReport, DispatchReason, Turn, Urgency
-from gradcam_server.catalog import Catalog, ServedModel, graph_keys
-from gradcam_server.graph_io import GraphItem, GraphKey, GraphOutput
-from gradcam_server.labels import ClassLabel, ClassLabels
-from gradcam_server.layers import LayerInfo
-from gradcam_server.models.preprocessing import Preprocessing
-from gradcam_server.requests import Method, ScoreType
+from gradcam_server.domain.catalog import Catalog, ServedModel, graph_keys
+from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphOutput
+from gradcam_server.domain.labels import ClassLabel, ClassLabels
+from gradcam_server.domain.layers import LayerInfo
+from gradcam_server.domain.preprocessing import Preprocessing
+from gradcam_server.domain.requests import Method, ScoreType
+from gradcam_server.domain.schedule import Answer, BatchReport, DispatchReason, Turn, Urgency
 
 INPUT_SIZE = (224, 224)
 CLASSES = 1000

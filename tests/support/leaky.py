@@ -3,8 +3,8 @@
 from typing import Any
 
 from gradcam_server.cli import main
-from gradcam_server.pipeline import Pipeline
-from gradcam_server.requests import ExplainedImage, ExplainRequest
+from gradcam_server.domain.requests import ExplainedImage, ExplainRequest
+from gradcam_server.pipeline.pipeline import Pipeline
 
 LEAKED_BYTES = 20_000
 _explain = Pipeline.explain

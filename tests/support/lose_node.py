@@ -19,7 +19,7 @@ from gradcam_server.batch.ask import Ask
 from gradcam_server.batch.inputs import open_source
 from gradcam_server.batch.job import Job, run
 from gradcam_server.batch.schema import OK, Row, to_batch
-from gradcam_server.config import ServeConfig
+from gradcam_server.config.settings import ServeConfig
 
 # More engines than the node that is left has CPUs.
 NODE = {"num_cpus": 2, "object_store_memory": 100 << 20}

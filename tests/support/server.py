@@ -84,7 +84,7 @@ class RunningServer:
         """Its engines, as the system sees them."""
         children = psutil.Process(self.pid).children()
         alive = [one for one in children if one.status() != psutil.STATUS_ZOMBIE]
-        return [one for one in alive if "gradcam_server.engine_process.main" in one.cmdline()]
+        return [one for one in alive if "gradcam_server.engine.ipc.main" in one.cmdline()]
 
     @property
     def text(self) -> str:

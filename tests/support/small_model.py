@@ -3,10 +3,10 @@
 import keras
 import numpy as np
 
-from gradcam_server.labels import ClassLabel, ClassLabels
+from gradcam_server.domain.labels import ClassLabel, ClassLabels
+from gradcam_server.domain.preprocessing import Preprocessing
 from gradcam_server.models.keras_network import KerasNetwork
 from gradcam_server.models.loaded import LoadedModel
-from gradcam_server.models.preprocessing import Preprocessing
 
 SIZE, CLASSES = 32, 6
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from gradcam_server.compilers.openvino_runtime import INPUTS, OUTPUTS, openvino
-from gradcam_server.config import Precision
+from gradcam_server.domain.graph_io import GraphKey
+from gradcam_server.domain.labels import ClassLabel, ClassLabels
+from gradcam_server.domain.layers import LayerInfo
+from gradcam_server.domain.options import Precision
+from gradcam_server.domain.preprocessing import Preprocessing
+from gradcam_server.domain.requests import Method, ScoreType
 from gradcam_server.exports.files import hash_file
 from gradcam_server.exports.manifest import MANIFEST, ExportedGraph, Manifest
-from gradcam_server.graph_io import GraphKey
-from gradcam_server.labels import ClassLabel, ClassLabels
-from gradcam_server.layers import LayerInfo
-from gradcam_server.models.preprocessing import Preprocessing
-from gradcam_server.requests import Method, ScoreType
+from gradcam_server.graphs.compilers.openvino_runtime import INPUTS, OUTPUTS, openvino
 
 SIZE, CLASSES = 8, 6
 LAYER = "conv"

@@ -10,9 +10,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from gradcam_server.config import ServeConfig
-from gradcam_server.config_file import read_config_file
-from gradcam_server.security.listening import check_listening
+from gradcam_server.config.file import read_config_file
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.transport.security.listening import check_listening
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = ROOT / "deploy" / "kubernetes" / "gradcam.yaml"

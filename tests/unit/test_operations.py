@@ -5,7 +5,7 @@ from pathlib import Path
 
 import grpc
 
-from gradcam_server.status import CODES
+from gradcam_server.transport.status import CODES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
 

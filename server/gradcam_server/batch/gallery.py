@@ -23,11 +23,11 @@ from gradcam_server.batch.errors import BatchError, OutputError
 from gradcam_server.batch.inputs import Source, open_source
 from gradcam_server.batch.schema import OK, unpack
 from gradcam_server.batch.shards import write_atomically
-from gradcam_server.decode import decode_image
+from gradcam_server.domain.requests import HeatmapForm, HeatmapFormat, ResizeMode
 from gradcam_server.errors import InvalidRequestError
-from gradcam_server.geometry import fit
-from gradcam_server.render import render
-from gradcam_server.requests import HeatmapForm, HeatmapFormat, ResizeMode
+from gradcam_server.images.decode import decode_image
+from gradcam_server.images.geometry import fit
+from gradcam_server.images.render import render
 
 NAME = "gallery.html"
 _SIDE = 320  # of a picture, in pixels

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gradcam_server.batch.errors import InputError
-from gradcam_server.image_names import (
+from gradcam_server.images.file_names import (
     SUFFIXES,
     describe_left_out,
     images_among,

@@ -20,13 +20,8 @@ from gradcam_server.batch.ask import Ask
 from gradcam_server.batch.inputs import Item, Source
 from gradcam_server.batch.schema import Row, describe, error_row, row_of
 from gradcam_server.batch.stage import Ranges
-from gradcam_server.computer import Computer, LocalComputer
-from gradcam_server.config import ServeConfig
-from gradcam_server.errors import ExplanationServerError, InvalidRequestError
-from gradcam_server.explainer import Explainer
-from gradcam_server.metrics import Metrics
-from gradcam_server.pipeline import load
-from gradcam_server.requests import (
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.requests import (
     ExplainRequest,
     HeatmapForm,
     HeatmapFormat,
@@ -36,9 +31,14 @@ from gradcam_server.requests import (
     Target,
     TopK,
 )
+from gradcam_server.engine.backend import Computer, LocalComputer
+from gradcam_server.errors import ExplanationServerError, InvalidRequestError
+from gradcam_server.pipeline.explainer import Explainer
+from gradcam_server.pipeline.pipeline import load
+from gradcam_server.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from gradcam_server.engine import Engine
+    from gradcam_server.engine.engine import Engine
 
 # What a request may be refused for because of the image in it.
 _IMAGE_FIELDS = ("encoded_image", "raw_image", "raw_image.data")

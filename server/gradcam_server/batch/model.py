@@ -4,10 +4,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from gradcam_server.config import ServeConfig
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.model_spec import ModelSpec
+from gradcam_server.domain.preprocessing import Preprocessing
 from gradcam_server.exports.manifest import is_export
-from gradcam_server.models import ModelSpec
-from gradcam_server.models.preprocessing import Preprocessing
 
 # What a job tries; it uses those that pay.
 LADDER = (1, 4, 16)

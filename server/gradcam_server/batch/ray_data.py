@@ -28,9 +28,9 @@ from gradcam_server.batch.inputs import Item, Source
 from gradcam_server.batch.local import Loaded, LocalStage, load_item
 from gradcam_server.batch.schema import Row, error_row, from_columns, to_batch
 from gradcam_server.batch.stage import Ranges
-from gradcam_server.config import ServeConfig
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.requests import RawImage
 from gradcam_server.errors import ExplanationServerError
-from gradcam_server.requests import RawImage
 
 logger = logging.getLogger(__name__)
 

@@ -1,9 +1,9 @@
 """An engine for whom only images in a second count: no batch larger than pays."""
 
-from gradcam_server.compiled import CompiledGraph
-from gradcam_server.config import ServeConfig
-from gradcam_server.engine import Engine, FirstUse
-from gradcam_server.graph_io import GraphKey
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.graph_io import GraphKey
+from gradcam_server.engine.engine import Engine, FirstUse
+from gradcam_server.graphs.executable import CompiledGraph
 
 # A larger batch must serve that many times the images in a second to be worth its memory.
 _WORTH = 1.02

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from gradcam_server.bench.payload import photograph
 from gradcam_server.bench.worker import cpu_s
-from gradcam_server.graph_io import GraphItem, GraphTarget, by_rank
+from gradcam_server.domain.graph_io import GraphItem, GraphTarget, by_rank
 
 if TYPE_CHECKING:
-    from gradcam_server.config import ServeConfig
+    from gradcam_server.config.settings import ServeConfig
 
 _CALIBRATION_S = 2.0
 
@@ -47,7 +47,7 @@ class BareGraph:
     """
 
     def __init__(self, config: ServeConfig) -> None:
-        from gradcam_server.engine import Engine
+        from gradcam_server.engine.engine import Engine
 
         engine = Engine(config)
         engine.warm_up()

@@ -7,11 +7,11 @@ from typing import Any
 from rich.progress import Progress
 
 from gradcam_server.bench import graph, results
-from gradcam_server.bench.floor import Floor, Speed, Work, fastest, floor_ms
 from gradcam_server.bench.own import own_subjects, reference_subject, tutorial_subjects
+from gradcam_server.bench.roofline import Floor, Speed, Work, fastest, floor_ms
 from gradcam_server.bench.worker import Worker
-from gradcam_server.config import Compiler
-from gradcam_server.models import ModelSpec
+from gradcam_server.domain.model_spec import ModelSpec
+from gradcam_server.domain.options import Compiler
 
 MorePeers = Callable[[str], Sequence[graph.Candidate]]
 """Returns more candidates for a device, ``cpu`` or ``gpu``."""

@@ -9,17 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradcam_server.bench.graph import Answer, Candidate, Run
-from gradcam_server.compiled import CompilationCounter, CompiledGraph
-from gradcam_server.config import Compiler, Precision
-from gradcam_server.graph_io import GraphItem, GraphKey, GraphTarget, by_rank
-from gradcam_server.layers import default_layer
-from gradcam_server.models import BUILT_IN, EMBEDDED, ModelSpec, load
-from gradcam_server.requests import Method, ScoreType
+from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphTarget, by_rank
+from gradcam_server.domain.layers import default_layer
+from gradcam_server.domain.model_spec import BUILT_IN, EMBEDDED, ModelSpec
+from gradcam_server.domain.options import Compiler, Precision
+from gradcam_server.domain.requests import Method, ScoreType
+from gradcam_server.graphs.executable import CompilationCounter, CompiledGraph
+from gradcam_server.models.loading import load
 
 if TYPE_CHECKING:
     import keras
 
-    from gradcam_server.graph import ExplanationGraph
+    from gradcam_server.graphs.explanation import ExplanationGraph
 
 # Their time is a matter of seconds for an image.
 _MOST_EAGER = 8
@@ -85,7 +86,7 @@ class OurGraph:
 
     def build(self, batch_size: int) -> Run:
         """Compiles for one batch size."""
-        from gradcam_server.graph import ExplanationGraph
+        from gradcam_server.graphs.explanation import ExplanationGraph
 
         layers = (default_layer(self._model.network.layers),)
         key = GraphKey(self._model.name, layers, Method.GRAD_CAM, ScoreType.LOGIT, TARGETS)
@@ -106,12 +107,12 @@ class OurGraph:
 
     def _compile(self, graph: ExplanationGraph, batch_size: int) -> CompiledGraph:
         if self._precision is not Precision.INT8:
-            from gradcam_server.compilers.choice import compile_graph
+            from gradcam_server.graphs.compilers.autotune import compile_graph
 
             return compile_graph(graph, (batch_size,), self._compiler, self._precision)
-        from gradcam_server.compilers import openvino, openvino_runtime
         from gradcam_server.exports.quantize import quantize
         from gradcam_server.exports.samples import load_samples
+        from gradcam_server.graphs.compilers import openvino, openvino_runtime
 
         samples = load_samples(None, self._model.input_size).calibration
         model = quantize(openvino.convert(graph), samples, TARGETS)
@@ -196,8 +197,8 @@ def keras_model(spec: ModelSpec) -> keras.Model:
 
 def load_preprocessing(spec: ModelSpec) -> Any:
     """Returns how a built-in model's pixels are scaled."""
+    from gradcam_server.domain.preprocessing import Preprocessing
     from gradcam_server.models.applications import APPLICATIONS
-    from gradcam_server.models.preprocessing import Preprocessing
 
     return (
         Preprocessing.LITE if spec.source == EMBEDDED else APPLICATIONS[spec.source].preprocessing

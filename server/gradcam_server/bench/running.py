@@ -20,7 +20,7 @@ from gradcam_client import Client, GradCamError
 START_TIMEOUT_S = 600.0
 _STOP_TIMEOUT_S = 20.0
 _POLL_S = 0.05
-_ENGINE = "gradcam_server.engine_process.main"
+_ENGINE = "gradcam_server.engine.ipc.main"
 
 
 class StartError(RuntimeError):

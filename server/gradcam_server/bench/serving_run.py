@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import Progress
 
 from gradcam_server.bench import results, serving
-from gradcam_server.bench.askers import Stream, Unary
 from gradcam_server.bench.bare import BareGraph, Calibration
 from gradcam_server.bench.load import Closed, Generators, MakeAsker
+from gradcam_server.bench.load_clients import Stream, Unary
 from gradcam_server.bench.payload import request
 from gradcam_server.bench.worker import Worker
 from gradcam_server.cli.connection import Connection
 
 if TYPE_CHECKING:
-    from gradcam_server.config import ServeConfig
+    from gradcam_server.config.settings import ServeConfig
 
 NAME = "gradcam-server"
 _CALLS = {"unary": Unary, "stream": Stream}

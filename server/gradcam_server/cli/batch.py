@@ -32,8 +32,8 @@ from gradcam_server.cli.connection import (
 )
 from gradcam_server.cli.progress_lines import ProgressLines
 from gradcam_server.cli.session import class_of
-from gradcam_server.config import ServeConfig, from_options, setting_options
-from gradcam_server.image_names import describe_left_out
+from gradcam_server.config.settings import ServeConfig, from_options, setting_options
+from gradcam_server.images.file_names import describe_left_out
 
 if TYPE_CHECKING:
     from gradcam_server.batch.job import Job, Summary
@@ -262,8 +262,8 @@ def _refuse_with_server(ctx: click.Context) -> None:
 def _engine(
     engine: str, config: ServeConfig, ask: Ask, address: str | None, actors: int | None
 ) -> "OpenStage":
-    from gradcam_server.logs import configure
-    from gradcam_server.memory import share_heap
+    from gradcam_server.telemetry.logs import configure
+    from gradcam_server.telemetry.memory import share_heap
 
     configure(config.log_level, config.log_format)
     share_heap()

@@ -168,7 +168,7 @@ def graph(output: Path, compilers: tuple[str, ...], **arguments: Any) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with _bench_errors():
         from gradcam_server.bench.graph_run import run
-        from gradcam_server.config import Compiler
+        from gradcam_server.domain.options import Compiler
 
         ours = compilers or tuple(one for one in Compiler if one is not Compiler.AUTO)
         with progress() as bar:

@@ -23,7 +23,7 @@ from gradcam_client.transport import (
     open_channel,
     split_target,
 )
-from gradcam_server.config import flag, variable
+from gradcam_server.config.settings import flag, variable
 
 OF_THE_SERVER = "belongs to the server: give it to gradcam serve, and leave it out with --server"
 TOKEN_VARIABLE = variable("token")

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from gradcam_client import Explanation, GradCamError, ImageArray, SmoothGrad
 from gradcam_client.image_files import shown
 from gradcam_client.requests import METHODS
-from gradcam_server import faithfulness
 from gradcam_server.cli.common import errors_for_people
 from gradcam_server.cli.pictures import load_image, load_mask, new_figure
 from gradcam_server.cli.session import (
@@ -29,6 +28,7 @@ from gradcam_server.cli.session import (
     progress_bar,
     say_compiled,
 )
+from gradcam_server.methods import faithfulness
 
 # More than the input of the built-in models, and little enough to send many times.
 _MAX_SIDE = 512

@@ -39,7 +39,7 @@ from gradcam_server.cli.session import (
 )
 
 if TYPE_CHECKING:
-    from gradcam_server.local import LocalClient
+    from gradcam_server.cli.local import LocalClient
 
 _OVERLAYS = {".jpg": OverlayJpeg, ".jpeg": OverlayJpeg, ".png": OverlayPng}
 

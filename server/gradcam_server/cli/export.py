@@ -6,7 +6,8 @@ from typing import Any
 import click
 
 from gradcam_server.cli.common import errors_for_people
-from gradcam_server.config import Precision, ServeConfig, from_options, setting_options
+from gradcam_server.config.settings import ServeConfig, from_options, setting_options
+from gradcam_server.domain.options import Precision
 
 _LEAST_CORRELATION = 0.98
 _SETTINGS = (
@@ -74,7 +75,7 @@ def export(
     """  # noqa: D301 - click reads the character \b
     with errors_for_people():
         config = from_options(options)
-        from gradcam_server.logs import configure
+        from gradcam_server.telemetry.logs import configure
 
         configure(config.log_level, config.log_format)
         manifest = _export(
@@ -105,9 +106,9 @@ def _export(
     images: Path | None,
     least_correlation: float,
 ) -> Any:
-    from gradcam_server.engine import Engine
+    from gradcam_server.engine.engine import Engine
+    from gradcam_server.engine.sources.model import ModelSource
     from gradcam_server.errors import StartupError
-    from gradcam_server.models.source import ModelSource
 
     try:
         from gradcam_server.exports.writer import write

@@ -50,6 +50,6 @@ def layers(
 
 
 def _describe(model: str, custom_objects: tuple[str, ...]) -> ModelInfo:
-    from gradcam_server.local import describe_model
+    from gradcam_server.cli.local import describe_model
 
     return describe_model(model, custom_objects)

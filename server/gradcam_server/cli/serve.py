@@ -7,10 +7,10 @@ from typing import Any
 import click
 
 from gradcam_server.cli.common import errors_for_people
-from gradcam_server.config import ENV_PREFIX, ServeConfig, from_options, serve_options
-from gradcam_server.config_file import read_config_file
+from gradcam_server.config.file import read_config_file
+from gradcam_server.config.settings import ENV_PREFIX, ServeConfig, from_options, serve_options
+from gradcam_server.config.shares import share
 from gradcam_server.errors import StartupError
-from gradcam_server.front_ends.shares import share
 
 _ARGUMENTS = "gradcam_server.serve.arguments"
 
@@ -59,13 +59,13 @@ def serve(ctx: click.Context, /, check: bool, **options: Any) -> None:
     """
     with errors_for_people():
         config = _config(options)
-        from gradcam_server.logs import configure
+        from gradcam_server.telemetry.logs import configure
 
         configure(config.log_level, config.log_format)
         if check:
             _check(config)
             return
-        from gradcam_server.server import run
+        from gradcam_server.serving.server import run
 
         raise SystemExit(run(config, lambda: read_arguments(ctx.meta[_ARGUMENTS])))
 
@@ -91,10 +91,10 @@ def read_arguments(arguments: Sequence[str]) -> ServeConfig:
 
 
 def _check(config: ServeConfig) -> None:
-    from gradcam_server.engine import Engine
-    from gradcam_server.security.access import read_token_file
-    from gradcam_server.security.listening import check_listening
-    from gradcam_server.security.tls import server_credentials
+    from gradcam_server.engine.engine import Engine
+    from gradcam_server.transport.security.access import read_token_file
+    from gradcam_server.transport.security.listening import check_listening
+    from gradcam_server.transport.security.tls import server_credentials
 
     check_listening(config)
     server_credentials(config)

@@ -93,10 +93,10 @@ class Place:
             with self.connection.client(self.server) as client:
                 yield client
             return
-        from gradcam_server.config import ServeConfig
-        from gradcam_server.engine import FirstUse
-        from gradcam_server.local import LocalClient
-        from gradcam_server.models import DEFAULT_MODEL
+        from gradcam_server.cli.local import LocalClient
+        from gradcam_server.config.settings import ServeConfig
+        from gradcam_server.domain.model_spec import DEFAULT_MODEL
+        from gradcam_server.engine.engine import FirstUse
 
         config = ServeConfig(
             model=(self.model or DEFAULT_MODEL,),

@@ -7,7 +7,7 @@ import click
 
 from gradcam_server.cli.common import errors_for_people
 from gradcam_server.errors import StartupError
-from gradcam_server.security.tokens import (
+from gradcam_server.transport.security.tokens import (
     Token,
     check_name,
     hash_token,

@@ -3,9 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from gradcam_server.compiled import Array, Executable
+from gradcam_server.domain.graph_io import NO_CLASS, by_rank
 from gradcam_server.exports.manifest import Agreement
-from gradcam_server.graph_io import NO_CLASS, by_rank
+from gradcam_server.graphs.executable import Array, Executable
 
 _PERCENTILES = (1, 5, 25, 50)
 

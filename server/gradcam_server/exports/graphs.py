@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from gradcam_server.compilers.openvino_runtime import INPUTS, OUTPUTS, openvino, read_model
 from gradcam_server.errors import StartupError, quote
 from gradcam_server.exports.manifest import ExportedGraph, Manifest
+from gradcam_server.graphs.compilers.openvino_runtime import INPUTS, OUTPUTS, openvino, read_model
 
 _ANY = -1
 

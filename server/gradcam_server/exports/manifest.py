@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from gradcam_server.config import Precision
+from gradcam_server.domain.graph_io import GraphKey
+from gradcam_server.domain.labels import ClassLabel, ClassLabels
+from gradcam_server.domain.layers import Extent, LayerInfo
+from gradcam_server.domain.options import Precision
+from gradcam_server.domain.preprocessing import Preprocessing
 from gradcam_server.errors import StartupError
 from gradcam_server.exports.files import check_files, read_file
 from gradcam_server.exports.typed_json import JsonError, Readers, convert, parse
-from gradcam_server.graph_io import GraphKey
-from gradcam_server.labels import ClassLabel, ClassLabels
-from gradcam_server.layers import Extent, LayerInfo
-from gradcam_server.models.preprocessing import Preprocessing
 
 MANIFEST = "gradcam.json"
 FORMAT = 1

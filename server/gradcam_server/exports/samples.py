@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from gradcam_server.decode import decode_image
+from gradcam_server.domain.requests import ResizeMode
 from gradcam_server.errors import InvalidRequestError, StartupError
-from gradcam_server.geometry import fit
-from gradcam_server.image_names import reason_to_leave_out
-from gradcam_server.requests import ResizeMode
+from gradcam_server.images.decode import decode_image
+from gradcam_server.images.file_names import reason_to_leave_out
+from gradcam_server.images.geometry import fit
 
 BUNDLED = Path(__file__).parents[1] / "data" / "images"
 

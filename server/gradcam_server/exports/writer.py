@@ -12,22 +12,22 @@ from pathlib import Path
 import tensorflow as tf
 
 from gradcam_server import __version__
-from gradcam_server.compiled import CompilationCounter
-from gradcam_server.compilers import CompilerError, openvino_runtime
-from gradcam_server.compilers import openvino as converter
-from gradcam_server.compilers.choice import check, compile_graph, time_executable
-from gradcam_server.compilers.openvino_runtime import INPUTS, openvino
-from gradcam_server.config import Compiler, Precision
-from gradcam_server.errors import StartupError, quote
+from gradcam_server.domain.graph_io import GraphKey
+from gradcam_server.domain.options import Compiler, Precision
+from gradcam_server.engine.sources.model import ModelSource
+from gradcam_server.errors import CompilerError, DisconnectedLayerError, StartupError, quote
 from gradcam_server.exports.agreement import measure
 from gradcam_server.exports.files import hash_file
 from gradcam_server.exports.manifest import MANIFEST, Agreement, ExportedGraph, Manifest
 from gradcam_server.exports.quantize import quantize
 from gradcam_server.exports.samples import load_samples
-from gradcam_server.graph import DisconnectedLayerError, ExplanationGraph
-from gradcam_server.graph_io import GraphKey
-from gradcam_server.models.source import ModelSource
-from gradcam_server.models.training_mode import find_training_mode
+from gradcam_server.graphs.compilers import openvino as converter
+from gradcam_server.graphs.compilers import openvino_runtime
+from gradcam_server.graphs.compilers.autotune import check, compile_graph, time_executable
+from gradcam_server.graphs.compilers.openvino_runtime import INPUTS, openvino
+from gradcam_server.graphs.executable import CompilationCounter
+from gradcam_server.graphs.explanation import ExplanationGraph
+from gradcam_server.graphs.training_mode import find_training_mode
 
 logger = logging.getLogger(__name__)
 

@@ -11,14 +11,14 @@ import keras
 from keras import applications
 from keras.src.utils.naming import reset_uids
 
+from gradcam_server.domain.labels import imagenet_labels
+from gradcam_server.domain.model_spec import ModelSpec
+from gradcam_server.domain.options import Outputs
+from gradcam_server.domain.preprocessing import Preprocessing
 from gradcam_server.errors import StartupError, quote
-from gradcam_server.labels import imagenet_labels
-from gradcam_server.models import ModelSpec
 from gradcam_server.models.keras_network import KerasNetwork
 from gradcam_server.models.label_file import read_labels
 from gradcam_server.models.loaded import LoadedModel
-from gradcam_server.models.outputs import Outputs
-from gradcam_server.models.preprocessing import Preprocessing
 
 logger = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from gradcam_server.config import Precision
-from gradcam_server.layers import LayerInfo
+from gradcam_server.domain.layers import LayerInfo
+from gradcam_server.domain.options import Precision
 from gradcam_server.models.network import LinearHead, Network, OutputActivation
 
 

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import keras
 
+from gradcam_server.domain.labels import imagenet_labels
+from gradcam_server.domain.model_spec import ModelSpec
+from gradcam_server.domain.options import Outputs
+from gradcam_server.domain.preprocessing import Preprocessing
 from gradcam_server.errors import StartupError, quote
-from gradcam_server.labels import imagenet_labels
-from gradcam_server.models import ModelSpec, efficientnet_lite0
+from gradcam_server.models import efficientnet_lite0
 from gradcam_server.models.keras_network import KerasNetwork
 from gradcam_server.models.label_file import read_labels
 from gradcam_server.models.loaded import LoadedModel
-from gradcam_server.models.outputs import Outputs
-from gradcam_server.models.preprocessing import Preprocessing
 from gradcam_server.models.torch_checkpoint import read_torch_checkpoint
 
 logger = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from gradcam_server.domain.options import Outputs
 from gradcam_server.errors import StartupError
 from gradcam_server.models.network import PROBABILITIES, OutputActivation
-from gradcam_server.models.outputs import Outputs
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gradcam_server.layers import Extent, has_positions
+from gradcam_server.domain.layers import Extent, has_positions
 from gradcam_server.models.positions import (
     MovedPositionsError,
     UnknownPositionsError,

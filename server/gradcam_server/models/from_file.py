@@ -11,15 +11,15 @@ import h5py
 import keras
 import tensorflow as tf
 
+from gradcam_server.domain.model_spec import ModelSpec
+from gradcam_server.domain.options import Outputs
+from gradcam_server.domain.preprocessing import Preprocessing
 from gradcam_server.errors import StartupError, quote
-from gradcam_server.models import ModelSpec
 from gradcam_server.models.binary import TwoClasses
 from gradcam_server.models.keras_network import KerasNetwork
 from gradcam_server.models.label_file import no_labels, read_labels
 from gradcam_server.models.loaded import LoadedModel
 from gradcam_server.models.network import Network, OutputActivation
-from gradcam_server.models.outputs import Outputs
-from gradcam_server.models.preprocessing import Preprocessing
 from gradcam_server.models.saved_model_network import SavedModelNetwork
 
 logger = logging.getLogger(__name__)

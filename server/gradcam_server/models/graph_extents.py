@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from gradcam_server.layers import Extent
+from gradcam_server.domain.layers import Extent
 from gradcam_server.models.extents import IMAGE, Step, find_extents
 
 _CONVOLUTIONS = {"Conv2D", "DepthwiseConv2dNative"}

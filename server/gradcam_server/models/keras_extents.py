@@ -13,7 +13,7 @@ from keras.src.layers.convolutional.base_separable_conv import BaseSeparableConv
 from keras.src.layers.pooling.base_pooling import BasePooling
 from numpy.typing import NDArray
 
-from gradcam_server.layers import Extent
+from gradcam_server.domain.layers import Extent
 from gradcam_server.models.extents import IMAGE, Step, find_extents
 
 _CONVOLUTIONS = (BaseConv, BaseConvTranspose, BaseDepthwiseConv, BaseSeparableConv)

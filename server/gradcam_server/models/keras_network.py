@@ -21,9 +21,9 @@ import tensorflow as tf
 from keras.src.models.functional import Functional
 from numpy.typing import NDArray
 
-from gradcam_server.config import Precision
+from gradcam_server.domain.layers import LayerInfo, has_positions
+from gradcam_server.domain.options import Outputs, Precision
 from gradcam_server.errors import StartupError, quote
-from gradcam_server.layers import LayerInfo, has_positions
 from gradcam_server.models.batch_norm import Fold, can_fold
 from gradcam_server.models.ending import (
     Ending,
@@ -37,7 +37,6 @@ from gradcam_server.models.ending import (
 )
 from gradcam_server.models.keras_extents import find_keras_extents
 from gradcam_server.models.network import LinearHead, OutputActivation
-from gradcam_server.models.outputs import Outputs
 from gradcam_server.models.pixel_scaling import do_layers_scale
 from gradcam_server.models.precision import computing_in
 

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+from gradcam_server.domain.labels import ClassLabel, ClassLabels, imagenet_labels
 from gradcam_server.errors import StartupError
-from gradcam_server.labels import ClassLabel, ClassLabels, imagenet_labels
 
 
 def read_labels(path: Path | None, *class_counts: int) -> ClassLabels | None:

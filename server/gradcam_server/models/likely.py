@@ -4,9 +4,10 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from gradcam_server.domain.preprocessing import LIKELY, Preprocessing
 from gradcam_server.models.loaded import LoadedModel
 from gradcam_server.models.network import PROBABILITIES
-from gradcam_server.models.preprocessing import LIKELY, Preprocessing, preprocess
+from gradcam_server.models.preprocessing import preprocess
 
 
 def answer_by_likely_preprocessing(

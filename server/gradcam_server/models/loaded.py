@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from gradcam_server.labels import ClassLabels
+from gradcam_server.domain.labels import ClassLabels
+from gradcam_server.domain.preprocessing import Preprocessing
 from gradcam_server.models.network import Network
-from gradcam_server.models.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import tensorflow as tf
 
-from gradcam_server.config import Precision
-from gradcam_server.layers import LayerInfo
+from gradcam_server.domain.layers import LayerInfo
+from gradcam_server.domain.options import Precision
 
 
 class OutputActivation(StrEnum):

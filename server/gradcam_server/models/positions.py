@@ -11,7 +11,7 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
-from gradcam_server.layers import Extent
+from gradcam_server.domain.layers import Extent
 
 _GREY = 64
 # Small, so that curves such as a gamma correction are straight; whole numbers need more.

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from gradcam_server.config import Precision
+from gradcam_server.domain.options import Precision
 
 _POLICIES = {
     Precision.BFLOAT16: "mixed_bfloat16",

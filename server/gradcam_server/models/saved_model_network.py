@@ -20,21 +20,13 @@ from tensorflow.python.framework.convert_to_constants import (
     _run_inline_graph_optimization as inline_calls,
 )
 
-from gradcam_server.compilers import CompilerError
-from gradcam_server.config import Precision
-from gradcam_server.errors import StartupError, quote
-from gradcam_server.layers import LayerInfo, has_positions
-from gradcam_server.models.ending import (
-    Ending,
-    check_declared,
-    judge,
-    makes,
-    run_on_probes,
-)
+from gradcam_server.domain.layers import LayerInfo, has_positions
+from gradcam_server.domain.options import Outputs, Precision
+from gradcam_server.errors import CompilerError, StartupError, quote
+from gradcam_server.models.ending import Ending, check_declared, judge, makes, run_on_probes
 from gradcam_server.models.extents import IMAGE
 from gradcam_server.models.graph_extents import cut_out, find_graph_extents
 from gradcam_server.models.network import OutputActivation
-from gradcam_server.models.outputs import Outputs
 from gradcam_server.models.pixel_scaling import do_operations_scale
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from typing import Any
 import ray
 from ray import serve
 
-from gradcam_server.config import ServeConfig
+from gradcam_server.config.settings import ServeConfig
 from gradcam_server.ray_app.replica import Replica
 from gradcam_server.ray_app.settings import read_args
 

@@ -8,7 +8,7 @@ from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar, cast
 
 import grpc
 
-from gradcam_server.calls import Context
+from gradcam_server.transport.calls import Context
 
 REMAINING = "x-gradcam-remaining-ms"
 """Metadata in which the proxy tells the replica the deadline, which Ray does not pass on."""

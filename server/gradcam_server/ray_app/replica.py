@@ -14,17 +14,12 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from gradcam.v1 import explanation_service_pb2 as pb
-from gradcam_server import __version__, tracing
-from gradcam_server.budget import max_held_bytes
-from gradcam_server.calls import Calls
-from gradcam_server.computer import LocalComputer
-from gradcam_server.config import ServeConfig
-from gradcam_server.explainer import Explainer
-from gradcam_server.ledger import Ledger
-from gradcam_server.lifecycle import Lifecycle
-from gradcam_server.logs import configure
-from gradcam_server.memory import share_heap
-from gradcam_server.metrics import Metrics
+from gradcam_server import __version__
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.engine.backend import LocalComputer
+from gradcam_server.pipeline.budget import max_held_bytes
+from gradcam_server.pipeline.explainer import Explainer
+from gradcam_server.pipeline.ledger import Ledger
 from gradcam_server.ray_app.autoscaling import IMAGES
 from gradcam_server.ray_app.context import (
     ServeContext,
@@ -32,10 +27,16 @@ from gradcam_server.ray_app.context import (
     answer_call,
     answer_stream,
 )
-from gradcam_server.service import SERVICE_NAME, ExplanationService
+from gradcam_server.telemetry import tracing
+from gradcam_server.telemetry.logs import configure
+from gradcam_server.telemetry.memory import share_heap
+from gradcam_server.telemetry.metrics import Metrics
+from gradcam_server.transport.calls import Calls
+from gradcam_server.transport.gradcam_v1.service import SERVICE_NAME, ExplanationService
+from gradcam_server.transport.lifecycle import Lifecycle
 
 if TYPE_CHECKING:
-    from gradcam_server.engine import Engine
+    from gradcam_server.engine.engine import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ class Replica:
 
 
 def _warm_engine(config: ServeConfig) -> "Engine":
-    from gradcam_server.engine import Engine
+    from gradcam_server.engine.engine import Engine
 
     engine = Engine(config)
     engine.warm_up()

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gradcam_server.config import ServeConfig, from_values
-from gradcam_server.config_file import to_settings
+from gradcam_server.config.file import to_settings
+from gradcam_server.config.settings import ServeConfig, from_values
 from gradcam_server.errors import StartupError
 
 # What is Ray's to do here, and where it is told. A setting that did nothing, and tokens of all

@@ -3,7 +3,7 @@
 import pytest
 
 from gradcam.inference import grpc_service_pb2_grpc as inference_grpc
-from gradcam_server.open_inference import service as open_inference
+from gradcam_server.transport.open_inference import service as open_inference
 
 
 @pytest.fixture

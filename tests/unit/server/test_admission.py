@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from gradcam_server.admission import Admission
 from gradcam_server.errors import QueueFullError
+from gradcam_server.pipeline.admission import Admission
 
 
 async def test_exactly_the_surplus_is_refused() -> None:

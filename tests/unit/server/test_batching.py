@@ -9,9 +9,10 @@ from time import perf_counter
 
 import pytest
 
-from gradcam_server.admission import Admission
-from gradcam_server.batching import Answer, Batcher, BatchReport, DispatchReason, Urgency
+from gradcam_server.domain.schedule import Answer, BatchReport, DispatchReason, Urgency
+from gradcam_server.engine.batcher import Batcher
 from gradcam_server.errors import DeadlineError, QueueFullError
+from gradcam_server.pipeline.admission import Admission
 
 
 class Doubler:

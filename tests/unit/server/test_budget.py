@@ -18,9 +18,9 @@ import pytest
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
 from gradcam_client import GrayPng, ImageArray, OverlayPng, Raw, SmoothGrad, build_request
-from gradcam_server.budget import BYTES_PER_PIXEL, Need, max_held_bytes
-from gradcam_server.config import ServeConfig
-from gradcam_server.memory import available_bytes
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.pipeline.budget import BYTES_PER_PIXEL, Need, max_held_bytes
+from gradcam_server.telemetry.memory import available_bytes
 from support.bounded_server import LIMITS
 from support.unread import UnreadCalls
 

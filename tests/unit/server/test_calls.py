@@ -6,13 +6,13 @@ from collections.abc import Iterator
 import pytest
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from gradcam_server import tracing
-from gradcam_server.calls import Calls, Counted
 from gradcam_server.errors import LimitError
-from gradcam_server.lifecycle import Lifecycle
-from gradcam_server.metrics import Metrics
-from gradcam_server.security.caller import Caller, current_caller
-from gradcam_server.security.tokens import Token
+from gradcam_server.telemetry import tracing
+from gradcam_server.telemetry.metrics import Metrics
+from gradcam_server.transport.calls import Calls, Counted
+from gradcam_server.transport.lifecycle import Lifecycle
+from gradcam_server.transport.security.caller import Caller, current_caller
+from gradcam_server.transport.security.tokens import Token
 
 
 @pytest.fixture

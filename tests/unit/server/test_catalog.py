@@ -2,11 +2,11 @@
 
 import pytest
 
-from gradcam_server.catalog import Catalog, ServedModel
+from gradcam_server.domain.catalog import Catalog, ServedModel
+from gradcam_server.domain.labels import ClassLabel, ClassLabels
+from gradcam_server.domain.layers import LayerInfo
+from gradcam_server.domain.preprocessing import Preprocessing
 from gradcam_server.errors import NotFoundError
-from gradcam_server.labels import ClassLabel, ClassLabels
-from gradcam_server.layers import LayerInfo
-from gradcam_server.models.preprocessing import Preprocessing
 
 
 def model(name: str, version: str = "") -> ServedModel:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from gradcam_server import child_process
-from gradcam_server.child_process import (
+from gradcam_server.engine.ipc import child_process
+from gradcam_server.engine.ipc.child_process import (
     Backoff,
     ChildProcess,
     Watchdog,

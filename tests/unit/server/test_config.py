@@ -7,11 +7,11 @@ import pytest
 from click.testing import CliRunner
 
 from gradcam_server.cli.serve import serve
-from gradcam_server.config import Compiler, Precision, ServeConfig, flag, variable
+from gradcam_server.config.settings import ServeConfig, flag, variable
+from gradcam_server.domain.model_spec import ModelSpec
+from gradcam_server.domain.options import Compiler, Outputs, Precision
+from gradcam_server.domain.preprocessing import Preprocessing
 from gradcam_server.errors import StartupError
-from gradcam_server.models import ModelSpec
-from gradcam_server.models.outputs import Outputs
-from gradcam_server.models.preprocessing import Preprocessing
 
 
 @pytest.fixture
@@ -23,8 +23,8 @@ def parse(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
         seen.append(config)
         return 0
 
-    monkeypatch.setattr("gradcam_server.server.run", run)
-    monkeypatch.setattr("gradcam_server.logs.configure", lambda *_: None)
+    monkeypatch.setattr("gradcam_server.serving.server.run", run)
+    monkeypatch.setattr("gradcam_server.telemetry.logs.configure", lambda *_: None)
 
     def parse(*arguments: str, **variables: str) -> ServeConfig:
         result = CliRunner().invoke(serve, arguments, env=variables)

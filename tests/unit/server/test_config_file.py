@@ -6,8 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from gradcam_server.cli.serve import serve
-from gradcam_server.config import ServeConfig
-from gradcam_server.config_file import read_config_file
+from gradcam_server.config.file import read_config_file
+from gradcam_server.config.settings import ServeConfig
 from gradcam_server.errors import StartupError
 
 
@@ -21,8 +21,8 @@ def parse(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
         assert read_again() == config
         return 0
 
-    monkeypatch.setattr("gradcam_server.server.run", run)
-    monkeypatch.setattr("gradcam_server.logs.configure", lambda *_: None)
+    monkeypatch.setattr("gradcam_server.serving.server.run", run)
+    monkeypatch.setattr("gradcam_server.telemetry.logs.configure", lambda *_: None)
 
     def parse(*arguments: str, **variables: str) -> ServeConfig:
         result = CliRunner().invoke(serve, arguments, env=variables)

@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 
 from gradcam.v1 import explanation_service_pb2 as pb
-from gradcam_server.catalog import Catalog, ServedModel
-from gradcam_server.convert import to_model, to_request, to_response
-from gradcam_server.errors import InvalidRequestError
-from gradcam_server.labels import ClassLabel, ClassLabels
-from gradcam_server.layers import Extent
-from gradcam_server.models.preprocessing import Preprocessing
-from gradcam_server.requests import (
+from gradcam_server.domain.catalog import Catalog, ServedModel
+from gradcam_server.domain.labels import ClassLabel, ClassLabels
+from gradcam_server.domain.layers import Extent
+from gradcam_server.domain.preprocessing import Preprocessing
+from gradcam_server.domain.requests import (
     Colormap,
     ExplainedImage,
     Explanation,
@@ -27,6 +25,8 @@ from gradcam_server.requests import (
     Target,
     TopK,
 )
+from gradcam_server.errors import InvalidRequestError
+from gradcam_server.transport.gradcam_v1.convert import to_model, to_request, to_response
 
 
 def test_an_image_alone_asks_for_the_defaults() -> None:

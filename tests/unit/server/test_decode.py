@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gradcam_server.decode import decode_image, decode_reduced, view_raw
+from gradcam_server.domain.requests import RawImage
 from gradcam_server.errors import InvalidRequestError
-from gradcam_server.requests import RawImage
+from gradcam_server.images.decode import decode_image, decode_reduced, view_raw
 
 LIMIT = 10_000_000
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gradcam_server.decode import decode_image
 from gradcam_server.errors import InvalidRequestError
-from gradcam_server.image_header import read_header
+from gradcam_server.images.decode import decode_image
+from gradcam_server.images.header import read_header
 from support.image_variants import SIZE, encoded, picture, png_chunk, with_chunk
 
 LIMIT = 10_000_000

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gradcam_server.engine_process.door import hand_over, make_door, take_over
+from gradcam_server.engine.ipc.fd_passing import hand_over, make_door, take_over
 
 
 def test_what_is_handed_over_first_is_taken_first() -> None:

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from gradcam_server.catalog import ServedModel
-from gradcam_server.compiled import CompiledGraph
-from gradcam_server.compilers import choice
-from gradcam_server.config import Compiler, ServeConfig
-from gradcam_server.engine import Engine
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.catalog import ServedModel
+from gradcam_server.domain.options import Compiler
+from gradcam_server.domain.requests import Method, ScoreType
+from gradcam_server.engine.engine import Engine
 from gradcam_server.errors import InvalidRequestError, NotFoundError, StartupError
-from gradcam_server.requests import Method, ScoreType
+from gradcam_server.graphs.compilers import autotune as choice
+from gradcam_server.graphs.executable import CompiledGraph
 from support.small_model import build_network
 
 DEFAULT, WARM, OTHER, THIRD = "top_activation", "block6a_expand_conv", "top_conv", "top_bn"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from gradcam_server.fair_slots import MAX_SHORT_S, FairSlots
+from gradcam_server.pipeline.fair_slots import MAX_SHORT_S, FairSlots
 
 LONG_S = 1.0
 

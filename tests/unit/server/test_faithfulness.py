@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from gradcam_server.faithfulness import (
+from gradcam_server.methods.faithfulness import (
     auc,
     average_drop,
     blurred,

@@ -8,18 +8,18 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import numpy as np
 import pytest
 
-from gradcam_server import engine as module
 from gradcam_server.batch.throughput import ThroughputEngine
-from gradcam_server.catalog import ServedModel
-from gradcam_server.compiled import Array, CompiledGraph
-from gradcam_server.compilers import CompilerError
-from gradcam_server.computer import LocalComputer
-from gradcam_server.config import Compiler, ServeConfig
-from gradcam_server.engine import Engine, FirstUse
-from gradcam_server.errors import InvalidRequestError
-from gradcam_server.graph_io import GraphItem, GraphKey, GraphTarget
-from gradcam_server.models.source import ModelSource
-from gradcam_server.requests import Method, ScoreType
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.catalog import ServedModel
+from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphTarget
+from gradcam_server.domain.options import Compiler
+from gradcam_server.domain.requests import Method, ScoreType
+from gradcam_server.engine import engine as module
+from gradcam_server.engine.backend import LocalComputer
+from gradcam_server.engine.engine import Engine, FirstUse
+from gradcam_server.engine.sources.model import ModelSource
+from gradcam_server.errors import CompilerError, InvalidRequestError
+from gradcam_server.graphs.executable import Array, CompiledGraph
 from support.instant import InstantComputer
 
 (MODEL,) = InstantComputer().catalog.models

@@ -15,13 +15,13 @@ from gradcam.inference import grpc_service_pb2 as inference_pb
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
 from gradcam_client import ImageArray, Raw, build_request
-from gradcam_server import tracing
-from gradcam_server.config import ServeConfig
-from gradcam_server.explainer import Explainer
-from gradcam_server.front_end import FrontEnd
-from gradcam_server.memory import resident_bytes
-from gradcam_server.metrics import Metrics
-from gradcam_server.requests import ExplainRequest
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.requests import ExplainRequest
+from gradcam_server.pipeline.explainer import Explainer
+from gradcam_server.telemetry import tracing
+from gradcam_server.telemetry.memory import resident_bytes
+from gradcam_server.telemetry.metrics import Metrics
+from gradcam_server.transport.grpc_server import FrontEnd
 from support.instant import InstantComputer
 from support.unread import UnreadCalls
 

@@ -12,14 +12,14 @@ import pytest
 
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
-from gradcam_server.batching import Answer, Turn, Urgency
-from gradcam_server.config import ServeConfig
-from gradcam_server.explainer import Explainer
-from gradcam_server.front_end import FrontEnd
-from gradcam_server.graph_io import GraphItem, GraphKey, GraphOutput
-from gradcam_server.metrics import Metrics
-from gradcam_server.security.tokens import Token, hash_token, to_toml
-from gradcam_server.tracing import NO_TRACER
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphOutput
+from gradcam_server.domain.schedule import Answer, Turn, Urgency
+from gradcam_server.pipeline.explainer import Explainer
+from gradcam_server.telemetry.metrics import Metrics
+from gradcam_server.telemetry.tracing import NO_TRACER
+from gradcam_server.transport.grpc_server import FrontEnd
+from gradcam_server.transport.security.tokens import Token, hash_token, to_toml
 from support.instant import InstantComputer
 
 pytestmark = pytest.mark.usefixtures("beside_tritonclient")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gradcam_server.fusion import fuse_layer_cam
+from gradcam_server.methods.fusion import fuse_layer_cam
 
 
 def test_the_finest_resolution_and_the_greatest_value_win() -> None:

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gradcam_server.geometry import LETTERBOX_COLOR, enlarge, fit, shrinkage
-from gradcam_server.layers import Extent
-from gradcam_server.requests import ResizeMode
+from gradcam_server.domain.layers import Extent
+from gradcam_server.domain.requests import ResizeMode
+from gradcam_server.images.geometry import LETTERBOX_COLOR, enlarge, fit, shrinkage
 
 INPUT = (224, 224)
 

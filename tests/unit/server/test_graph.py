@@ -7,23 +7,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from gradcam_server.compiled import CompilationCounter, CompiledGraph
-from gradcam_server.compilers.choice import compile_graph
-from gradcam_server.config import Compiler
-from gradcam_server.graph import ExplanationGraph
-from gradcam_server.graph_io import (
-    PIXELS,
-    GraphItem,
-    GraphKey,
-    GraphTarget,
-    by_rank,
-)
-from gradcam_server.labels import ClassLabel, ClassLabels
-from gradcam_server.methods import METHODS
+from gradcam_server.domain.graph_io import PIXELS, GraphItem, GraphKey, GraphTarget, by_rank
+from gradcam_server.domain.labels import ClassLabel, ClassLabels
+from gradcam_server.domain.options import Compiler
+from gradcam_server.domain.preprocessing import Preprocessing
+from gradcam_server.domain.requests import Method, ScoreType
+from gradcam_server.graphs.compilers.autotune import compile_graph
+from gradcam_server.graphs.executable import CompilationCounter, CompiledGraph
+from gradcam_server.graphs.explanation import ExplanationGraph
+from gradcam_server.methods.one_pass import METHODS
 from gradcam_server.models.keras_network import KerasNetwork
 from gradcam_server.models.loaded import LoadedModel
-from gradcam_server.models.preprocessing import Preprocessing, preprocess
-from gradcam_server.requests import Method, ScoreType
+from gradcam_server.models.preprocessing import preprocess
 from support.small_model import CLASSES, SIZE, build_network, load_small
 
 TARGETS = 3

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import pytest
 
 from gradcam_server.errors import StartupError
-from gradcam_server.http import MAX_CONNECTIONS, HttpServer
-from gradcam_server.logs import TextFormatter
-from gradcam_server.metrics import Metrics
+from gradcam_server.telemetry.logs import TextFormatter
+from gradcam_server.telemetry.metrics import Metrics
+from gradcam_server.transport.http.probes import MAX_CONNECTIONS, HttpServer
 
 
 class Running:
@@ -179,7 +179,7 @@ def test_a_request_does_not_command_the_terminal_of_a_log(running: Running, sent
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(TextFormatter())
-    logger = logging.getLogger("gradcam_server.http")
+    logger = logging.getLogger("gradcam_server.transport.http.probes")
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)

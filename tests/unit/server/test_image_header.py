@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from fuzz.mutations import image_files, mutate_image
-from gradcam_server.decode import decode_image
 from gradcam_server.errors import InvalidRequestError
-from gradcam_server.image_header import read_header
+from gradcam_server.images.decode import decode_image
+from gradcam_server.images.header import read_header
 from support.image_variants import SIZE, encoded, png_chunk, variants, with_chunk, with_segment
 
 LIMIT = 10_000_000

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from gradcam_server.image_names import describe_left_out, images_among, reason_to_leave_out
+from gradcam_server.images.file_names import describe_left_out, images_among, reason_to_leave_out
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 import pytest
 
+from gradcam_server.domain.labels import ClassLabel, ClassLabels, imagenet_labels
 from gradcam_server.errors import InvalidRequestError
-from gradcam_server.labels import ClassLabel, ClassLabels, imagenet_labels
 
 
 def test_imagenet_has_its_thousand_classes_in_keras_order() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradcam_server.ladder import check_ladder, plan_batch
+from gradcam_server.domain.batch_sizes import check_ladder, plan_batch
 
 CPU = {1: 0.028, 2: 0.050, 4: 0.096, 8: 0.190}
 GPU = {1: 0.004, 2: 0.004, 4: 0.005, 8: 0.006}

@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 
 from gradcam_server.errors import InvalidRequestError, QueueFullError
-from gradcam_server.ledger import Claim, Hold, Ledger, State
+from gradcam_server.pipeline.ledger import Claim, Hold, Ledger, State
 
 
 async def let_in(ledger: Ledger, caller: str, *sizes: int, wait: bool = False) -> Claim:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from gradcam_server.errors import NotReadyError
-from gradcam_server.lifecycle import Lifecycle
+from gradcam_server.transport.lifecycle import Lifecycle
 
 
 async def test_requests_are_let_in_only_while_serving() -> None:

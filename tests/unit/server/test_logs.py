@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from gradcam.v1 import explanation_service_pb2 as pb
-from gradcam_server import logs
-from gradcam_server.requests import Method
+from gradcam_server.domain.requests import Method
+from gradcam_server.telemetry import logs
 
 IMAGE = b"\xff\xd8\xffSECRET" * 100
 

@@ -5,9 +5,15 @@ import asyncio
 import numpy as np
 import pytest
 
+from gradcam_server.domain.layers import Extent
 from gradcam_server.errors import EngineLostError
-from gradcam_server.layers import Extent
-from gradcam_server.many_pass import Maps, Pixels, integrated_gradients, score_cam, smooth_grad
+from gradcam_server.methods.many_pass import (
+    Maps,
+    Pixels,
+    integrated_gradients,
+    score_cam,
+    smooth_grad,
+)
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
 WEIGHTS = np.random.default_rng(1).normal(size=(2, 6, 5, 3)).astype(np.float32) / 1000

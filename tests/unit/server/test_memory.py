@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gradcam_server.memory import available_bytes
+from gradcam_server.telemetry.memory import available_bytes
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 

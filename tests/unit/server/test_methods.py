@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gradcam_server.methods import METHODS
-from gradcam_server.requests import Method
+from gradcam_server.domain.requests import Method
+from gradcam_server.methods.one_pass import METHODS
 from oracles.reference import reference
 
 Array = NDArray[Any]

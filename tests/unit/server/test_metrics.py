@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gradcam_server.metrics import DEFINITIONS, Metrics, ModelInfo
-from gradcam_server.requests import Stats
+from gradcam_server.domain.requests import Stats
+from gradcam_server.telemetry.metrics import DEFINITIONS, Metrics, ModelInfo
 
 RESNET = ModelInfo("resnet50", "imagenet", "conv5_block3_out", "xla")
 

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from gradcam_server import native_lines
 from gradcam_server.errors import StartupError
+from gradcam_server.telemetry import native_stderr as native_lines
 
 
 def records(script: str, level: str = "info") -> tuple[list[dict[str, Any]], int]:
     """Runs a script whose native code is logged; returns its records and its exit status."""
     text = (
         "import logging, os, subprocess, sys\n"
-        "from gradcam_server.native_lines import logged_as_json\n"
+        "from gradcam_server.telemetry.native_stderr import logged_as_json\n"
         f"with logged_as_json({level!r}):\n    {script}"
     )
     ended = subprocess.run(

@@ -15,12 +15,7 @@ from tritonclient.utils import serialize_byte_tensor
 
 from gradcam.inference import grpc_service_pb2 as pb
 from gradcam.v1 import explanation_service_pb2 as gradcam_pb
-from gradcam_server.errors import InvalidRequestError
-from gradcam_server.open_inference.convert import to_request, to_response
-from gradcam_server.open_inference.describe import to_config, to_metadata
-from gradcam_server.open_inference.statistics import ModelRecord
-from gradcam_server.open_inference.tensors import MAX_IMAGES, decode_bytes, read_images
-from gradcam_server.requests import (
+from gradcam_server.domain.requests import (
     ExplainedImage,
     ExplainRequest,
     Explanation,
@@ -32,6 +27,11 @@ from gradcam_server.requests import (
     Target,
     TopK,
 )
+from gradcam_server.errors import InvalidRequestError
+from gradcam_server.transport.open_inference.convert import to_request, to_response
+from gradcam_server.transport.open_inference.describe import to_config, to_metadata
+from gradcam_server.transport.open_inference.statistics import ModelRecord
+from gradcam_server.transport.open_inference.tensors import MAX_IMAGES, decode_bytes, read_images
 
 
 def request(

@@ -12,16 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gradcam_server import pipeline as module
-from gradcam_server.batching import Answer
-from gradcam_server.config import ServeConfig
-from gradcam_server.decode import decode_image
-from gradcam_server.errors import InvalidRequestError, QueueFullError
-from gradcam_server.graph_io import GraphKey, GraphOutput
-from gradcam_server.layers import Extent, LayerInfo
-from gradcam_server.ledger import Ledger
-from gradcam_server.pipeline import Pipeline
-from gradcam_server.requests import (
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.graph_io import GraphKey, GraphOutput
+from gradcam_server.domain.layers import Extent, LayerInfo
+from gradcam_server.domain.requests import (
     ExplainRequest,
     HeatmapForm,
     HeatmapFormat,
@@ -32,7 +26,13 @@ from gradcam_server.requests import (
     SmoothGrad,
     TopK,
 )
-from gradcam_server.security.caller import Caller, current_caller
+from gradcam_server.domain.schedule import Answer
+from gradcam_server.errors import InvalidRequestError, QueueFullError
+from gradcam_server.images.decode import decode_image
+from gradcam_server.pipeline import pipeline as module
+from gradcam_server.pipeline.ledger import Ledger
+from gradcam_server.pipeline.pipeline import Pipeline
+from gradcam_server.transport.security.caller import Caller, current_caller
 from support.instant import INPUT_SIZE, InstantComputer
 
 

@@ -14,15 +14,18 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from gradcam_server import child_process
-from gradcam_server.batching import Answer, BatchReport, DispatchReason, Urgency
-from gradcam_server.catalog import Catalog
-from gradcam_server.child_process import ChildProcess
-from gradcam_server.config import ServeConfig
-from gradcam_server.engine_process import connection, remote
-from gradcam_server.engine_process.connection import EngineConnection
-from gradcam_server.engine_process.door import make_door
-from gradcam_server.engine_process.messages import (
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.catalog import Catalog
+from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphOutput
+from gradcam_server.domain.requests import Method, ScoreType
+from gradcam_server.domain.schedule import Answer, BatchReport, DispatchReason, Urgency
+from gradcam_server.engine.ipc import child_process
+from gradcam_server.engine.ipc import client as connection
+from gradcam_server.engine.ipc import process as remote
+from gradcam_server.engine.ipc.child_process import ChildProcess
+from gradcam_server.engine.ipc.client import EngineConnection
+from gradcam_server.engine.ipc.fd_passing import make_door
+from gradcam_server.engine.ipc.messages import (
     BatchRan,
     Begun,
     Cancel,
@@ -33,11 +36,9 @@ from gradcam_server.engine_process.messages import (
     receive,
     send,
 )
-from gradcam_server.engine_process.remote import RemoteComputer
-from gradcam_server.engine_process.slots import SLOTS, Slot, SlotReader, create_memory
+from gradcam_server.engine.ipc.process import RemoteComputer
+from gradcam_server.engine.ipc.shared_ring import SLOTS, Slot, SlotReader, create_memory
 from gradcam_server.errors import EngineLostError, InvalidRequestError
-from gradcam_server.graph_io import GraphItem, GraphKey, GraphOutput
-from gradcam_server.requests import Method, ScoreType
 from support.child import choose
 from support.leftovers import Leftovers
 

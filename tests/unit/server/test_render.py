@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gradcam_server.geometry import fit
-from gradcam_server.render import RenderedMap, count_bytes, render
-from gradcam_server.requests import Colormap, HeatmapForm, HeatmapFormat, ResizeMode
+from gradcam_server.domain.requests import Colormap, HeatmapForm, HeatmapFormat, ResizeMode
+from gradcam_server.images.geometry import fit
+from gradcam_server.images.render import RenderedMap, count_bytes, render
 
 ALL_FORMS = tuple(HeatmapForm(format) for format in HeatmapFormat)
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from gradcam_server.scheduling import FairShares
+from gradcam_server.domain.fair_shares import FairShares
 
 
 def serve(costs: dict[str, float], rounds: int) -> dict[str, float]:

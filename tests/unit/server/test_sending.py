@@ -8,15 +8,15 @@ from typing import Any
 import grpc
 import pytest
 
-from gradcam_server import tracing
-from gradcam_server.calls import Calls
-from gradcam_server.config import ServeConfig
-from gradcam_server.ledger import Ledger
-from gradcam_server.lifecycle import Lifecycle
-from gradcam_server.metrics import Metrics
-from gradcam_server.security.access import Access, AccessInterceptor
-from gradcam_server.security.caller import Caller
-from gradcam_server.sending import hide_lost_clients, when_sent
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.pipeline.ledger import Ledger
+from gradcam_server.telemetry import tracing
+from gradcam_server.telemetry.metrics import Metrics
+from gradcam_server.transport.calls import Calls
+from gradcam_server.transport.lifecycle import Lifecycle
+from gradcam_server.transport.security.access import Access, AccessInterceptor
+from gradcam_server.transport.security.caller import Caller
+from gradcam_server.transport.sending import hide_lost_clients, when_sent
 from support.unread import UnreadCalls
 
 ANSWER = bytes(1 << 20)

@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import pytest
 
-from gradcam_server.config import ServeConfig
+from gradcam_server.config.settings import ServeConfig
 from gradcam_server.errors import NotReadyError, ReloadError, StartupError, failure_reason
-from gradcam_server.lifecycle import Lifecycle
-from gradcam_server.server import _Server
+from gradcam_server.serving.server import _Server
+from gradcam_server.transport.lifecycle import Lifecycle
 
 
 @pytest.fixture

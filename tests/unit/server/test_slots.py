@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradcam_server.engine_process.slots import (
+from gradcam_server.engine.ipc.shared_ring import (
     SLOTS,
     Pixels,
     Slot,
@@ -122,7 +122,7 @@ def test_the_memory_ends_with_its_last_process() -> None:
     assert str(Path(f"/proc/self/fd/{memory}").readlink()).startswith("/memfd:")
     program = (
         "import signal, sys\n"
-        "from gradcam_server.engine_process.slots import SlotReader\n"
+        "from gradcam_server.engine.ipc.shared_ring import SlotReader\n"
         f"SlotReader({memory}, 60)\n"
         "print('mapped', flush=True)\n"
         "signal.pause()\n"

@@ -8,7 +8,7 @@ from google.rpc import error_details_pb2
 
 from gradcam_client.errors import from_status
 from gradcam_server import errors
-from gradcam_server.status import CODES, status_code, to_status
+from gradcam_server.transport.status import CODES, status_code, to_status
 
 
 @pytest.mark.parametrize(

@@ -10,20 +10,21 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from gradcam_server.catalog import Catalog, ServedModel
-from gradcam_server.child_process import Backoff, ChildProcess
-from gradcam_server.config import Compiler, ServeConfig
-from gradcam_server.engine_process.door import make_door
-from gradcam_server.engine_process.messages import Ready
-from gradcam_server.engine_process.remote import RemoteComputer
-from gradcam_server.engine_process.slots import SlotReader, create_memory
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.catalog import Catalog, ServedModel
+from gradcam_server.domain.labels import ClassLabel, ClassLabels
+from gradcam_server.domain.options import Compiler
+from gradcam_server.domain.preprocessing import Preprocessing
+from gradcam_server.engine.ipc.child_process import Backoff, ChildProcess
+from gradcam_server.engine.ipc.fd_passing import make_door
+from gradcam_server.engine.ipc.messages import Ready
+from gradcam_server.engine.ipc.process import RemoteComputer
+from gradcam_server.engine.ipc.shared_ring import SlotReader, create_memory
 from gradcam_server.errors import EngineLostError, StartupError, failure_reason
-from gradcam_server.explainer import Explainer
-from gradcam_server.front_ends.others import OtherFrontEnds
-from gradcam_server.labels import ClassLabel, ClassLabels
-from gradcam_server.metrics import Metrics
-from gradcam_server.models.preprocessing import Preprocessing
-from gradcam_server.supervisor import Supervisor
+from gradcam_server.pipeline.explainer import Explainer
+from gradcam_server.serving.front_ends.pool import OtherFrontEnds
+from gradcam_server.serving.supervisor import Supervisor
+from gradcam_server.telemetry.metrics import Metrics
 from support.leftovers import Leftovers
 
 PAUSES = (0.01, 0.02, 0.04)

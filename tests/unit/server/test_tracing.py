@@ -19,10 +19,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from gradcam_client.tracing import trace_metadata
-from gradcam_server import otel, tracing
+from gradcam_server.domain.requests import Stats
 from gradcam_server.errors import StartupError
-from gradcam_server.otel import OtelTracer
-from gradcam_server.requests import Stats
+from gradcam_server.telemetry import otel, tracing
+from gradcam_server.telemetry.otel import OtelTracer
 
 METHOD = "gradcam.v1.ExplanationService/ExplainImage"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -175,7 +175,7 @@ def test_off_does_nothing() -> None:
 def test_off_does_not_import_opentelemetry() -> None:
     """It is an extra: servers without it must start, and those with it start faster."""
     code = (
-        "import sys; from gradcam_server import tracing; from gradcam_client import tracing as c;"
+        "import sys; from gradcam_server.telemetry import tracing; from gradcam_client import tracing as c;"
         "tracing.configure('off', '1'); assert c.trace_metadata() == ();"
         "sys.exit('opentelemetry' in sys.modules)"
     )
@@ -184,7 +184,7 @@ def test_off_does_not_import_opentelemetry() -> None:
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """The message names the extra, or the modes."""
-    monkeypatch.setitem(sys.modules, "gradcam_server.otel", None)
+    monkeypatch.setitem(sys.modules, "gradcam_server.telemetry.otel", None)
     with pytest.raises(StartupError, match=r"pip install 'gradcam-server\[tracing\]'"):
         tracing.configure("otlp", "1.0")
     with pytest.raises(StartupError, match="off, otlp, console"):

@@ -2,10 +2,10 @@
 
 import pytest
 
+from gradcam_server.domain.graph_io import GraphKey
+from gradcam_server.domain.requests import Method, ScoreType
+from gradcam_server.domain.warm import WarmGraph, parse_warm, warm_option
 from gradcam_server.errors import StartupError
-from gradcam_server.graph_io import GraphKey
-from gradcam_server.requests import Method, ScoreType
-from gradcam_server.warm import WarmGraph, parse_warm, warm_option
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from gradcam_server.fair_slots import MAX_SHORT_S
-from gradcam_server.requests import HeatmapForm, HeatmapFormat, RawImage
-from gradcam_server.work_cost import decoding_s, rendering_s
+from gradcam_server.domain.requests import HeatmapForm, HeatmapFormat, RawImage
+from gradcam_server.images.work_cost import decoding_s, rendering_s
+from gradcam_server.pipeline.fair_slots import MAX_SHORT_S
 
 
 def encoded(extension: str, height: int, width: int) -> bytes:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
-from gradcam_server.fair_slots import MAX_SHORT_S
-from gradcam_server.workers import Workers
+from gradcam_server.pipeline.fair_slots import MAX_SHORT_S
+from gradcam_server.pipeline.workers import Workers
 
 LONG_S = 10 * MAX_SHORT_S
 

@@ -11,7 +11,7 @@ from gradcam_server.batch.ask import Ask
 from gradcam_server.batch.inputs import FileSource, Item
 from gradcam_server.batch.local import LocalStage
 from gradcam_server.batch.schema import unpack
-from gradcam_server.config import ServeConfig
+from gradcam_server.config.settings import ServeConfig
 from gradcam_server.errors import InvalidRequestError, NotFoundError
 from support.instant import InstantComputer
 

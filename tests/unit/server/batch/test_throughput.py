@@ -3,10 +3,10 @@
 import pytest
 
 from gradcam_server.batch.throughput import best_size
-from gradcam_server.compiled import CompiledGraph
-from gradcam_server.config import Compiler
-from gradcam_server.graph_io import GraphKey
-from gradcam_server.requests import Method, ScoreType
+from gradcam_server.domain.graph_io import GraphKey
+from gradcam_server.domain.options import Compiler
+from gradcam_server.domain.requests import Method, ScoreType
+from gradcam_server.graphs.executable import CompiledGraph
 
 KEY = GraphKey("made", ("top",), Method.GRAD_CAM, ScoreType.LOGIT, 1)
 

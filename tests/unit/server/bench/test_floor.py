@@ -3,7 +3,7 @@
 import keras
 import pytest
 
-from gradcam_server.bench.floor import Speed, Work, count_work, floor_ms
+from gradcam_server.bench.roofline import Speed, Work, count_work, floor_ms
 
 
 def test_work_is_counted_layer_by_layer() -> None:

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from gradcam_server.batch.model import identity
 from gradcam_server.cli import batch as module
 from gradcam_server.cli import main
-from gradcam_server.config import ServeConfig
+from gradcam_server.config.settings import ServeConfig
 from support.made_rows import MadeStage
 
 

@@ -254,7 +254,7 @@ def test_without_a_server_nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> No
     def describe(*_: object) -> None:
         raise click.ClickException("in-process")
 
-    monkeypatch.setattr("gradcam_server.local.describe_model", describe)
+    monkeypatch.setattr("gradcam_server.cli.local.describe_model", describe)
     missing = {"GRADCAM_CLIENT_TLS_CERT": "missing", "GRADCAM_CLIENT_TOKEN_FILE": "missing"}
     ended = CliRunner().invoke(main, ["layers"], env=missing)
     assert ended.stderr == "Error: in-process\n"

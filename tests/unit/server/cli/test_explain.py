@@ -14,8 +14,8 @@ from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_client import ImageExplanation
 from gradcam_server.cli import explain as module
 from gradcam_server.cli import main
-from gradcam_server.config import ServeConfig
-from gradcam_server.local import LocalClient
+from gradcam_server.cli.local import LocalClient
+from gradcam_server.config.settings import ServeConfig
 
 SIZE = 8
 

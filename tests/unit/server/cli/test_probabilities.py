@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from keras import layers
 
+from gradcam_server.cli.local import LocalClient
 from gradcam_server.cli.session import ALL_CLASSES, Place, probabilities_of
-from gradcam_server.config import Compiler, ServeConfig
-from gradcam_server.local import LocalClient
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.options import Compiler
 
 SIZE = 8
 

@@ -40,7 +40,7 @@ def check(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: keras.Model, *arguments: str
 ) -> Result:
     """Runs the command in this process, without a log."""
-    monkeypatch.setattr("gradcam_server.logs.configure", lambda *_: None)
+    monkeypatch.setattr("gradcam_server.telemetry.logs.configure", lambda *_: None)
     model.save(tmp_path / "m.keras")
     options = ["--compiler", "tensorflow", "--batch-sizes", "1,4", "--max-targets", "1"]
     return CliRunner().invoke(

@@ -8,11 +8,12 @@ import pytest
 
 from gradcam_client import ImageExplanation
 from gradcam_client.results import ServingStats
-from gradcam_server import local
 from gradcam_server.cli import explain as explain_module
+from gradcam_server.cli import local
 from gradcam_server.cli.session import Place, say_compiled
-from gradcam_server.config import Compiler, ServeConfig
-from gradcam_server.engine import FirstUse
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.options import Compiler
+from gradcam_server.engine.engine import FirstUse
 
 HERE = Place(None, "efficientnet-lite0", "random", 0)
 THERE = dataclasses.replace(HERE, server="localhost:1")

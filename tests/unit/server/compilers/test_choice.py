@@ -13,17 +13,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from gradcam_server import threads
-from gradcam_server.compiled import Array, CompilationCounter, CompiledGraph, Places
-from gradcam_server.compilers import CompilerError, Prepare, Prepared, choice, find_compiler
-from gradcam_server.compilers.choice import compile_graph
-from gradcam_server.compilers.memory import Memory
-from gradcam_server.config import Compiler, Precision
-from gradcam_server.graph import DisconnectedLayerError, ExplanationGraph
-from gradcam_server.graph_io import GraphItem, GraphKey, GraphOutput, GraphTarget, by_rank
+from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphOutput, GraphTarget, by_rank
+from gradcam_server.domain.options import Compiler, Precision
+from gradcam_server.domain.requests import MANY_PASS_METHODS, Method, ScoreType
+from gradcam_server.errors import CompilerError, DisconnectedLayerError
+from gradcam_server.graphs import threads
+from gradcam_server.graphs.compilers import autotune as choice
+from gradcam_server.graphs.compilers.autotune import compile_graph
+from gradcam_server.graphs.compilers.base import Prepare, Prepared, find_compiler
+from gradcam_server.graphs.compilers.timing_cache import Memory
+from gradcam_server.graphs.executable import Array, CompilationCounter, CompiledGraph, Places
+from gradcam_server.graphs.explanation import ExplanationGraph
 from gradcam_server.models.keras_network import KerasNetwork
 from gradcam_server.models.loaded import LoadedModel
-from gradcam_server.requests import MANY_PASS_METHODS, Method, ScoreType
 from support.small_model import CLASSES, SIZE, load_small
 
 METHODS = [method for method in Method if method not in MANY_PASS_METHODS]
@@ -302,7 +304,7 @@ def test_a_compiler_that_is_not_installed_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The text names the extra."""
-    monkeypatch.setitem(sys.modules, "gradcam_server.compilers.openvino", None)
+    monkeypatch.setitem(sys.modules, "gradcam_server.graphs.compilers.openvino", None)
     with pytest.raises(CompilerError, match=r"pip install 'gradcam-server\[openvino\]'"):
         find_compiler(Compiler.OPENVINO)
 

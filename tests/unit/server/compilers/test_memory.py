@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gradcam_server.compilers import memory
-from gradcam_server.compilers.memory import Memory
+from gradcam_server.graphs.compilers import timing_cache as memory
+from gradcam_server.graphs.compilers.timing_cache import Memory
 
 
 def test_answers_are_kept_beside_each_other(tmp_path: Path) -> None:

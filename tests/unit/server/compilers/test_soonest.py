@@ -5,14 +5,22 @@ import gc
 import numpy as np
 import pytest
 
-from gradcam_server.compiled import CompilationCounter, CompiledGraph
-from gradcam_server.compilers.choice import compile_graph
-from gradcam_server.compilers.soonest import SoonestCompiler
-from gradcam_server.config import Compiler, Precision
-from gradcam_server.graph import DisconnectedLayerError, ExplanationGraph
-from gradcam_server.graph_io import PIXELS, GraphItem, GraphKey, GraphOutput, GraphTarget, by_rank
+from gradcam_server.domain.graph_io import (
+    PIXELS,
+    GraphItem,
+    GraphKey,
+    GraphOutput,
+    GraphTarget,
+    by_rank,
+)
+from gradcam_server.domain.options import Compiler, Precision
+from gradcam_server.domain.requests import MANY_PASS_METHODS, Method, ScoreType
+from gradcam_server.errors import DisconnectedLayerError
+from gradcam_server.graphs.compilers.autotune import compile_graph
+from gradcam_server.graphs.compilers.soonest import SoonestCompiler
+from gradcam_server.graphs.executable import CompilationCounter, CompiledGraph
+from gradcam_server.graphs.explanation import ExplanationGraph
 from gradcam_server.models.loaded import LoadedModel
-from gradcam_server.requests import MANY_PASS_METHODS, Method, ScoreType
 from support.small_model import SIZE, load_small
 
 METHODS = [method for method in Method if method not in MANY_PASS_METHODS]

@@ -11,19 +11,22 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from gradcam_server.compiled import CompilationCounter, CompiledGraph
-from gradcam_server.compilers.choice import compile_graph
-from gradcam_server.config import Compiler, ServeConfig
-from gradcam_server.engine import Engine
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.graph_io import NO_CLASS, GraphItem, GraphKey, GraphTarget
+from gradcam_server.domain.layers import default_layer
+from gradcam_server.domain.model_spec import ModelSpec
+from gradcam_server.domain.options import Compiler
+from gradcam_server.domain.requests import Method, ScoreType
+from gradcam_server.engine.engine import Engine
+from gradcam_server.engine.sources.model import ModelSource
 from gradcam_server.exports.writer import SAVED_MODEL, SIGNATURE, write
-from gradcam_server.graph import ExplanationGraph
-from gradcam_server.graph_io import NO_CLASS, GraphItem, GraphKey, GraphTarget
-from gradcam_server.layers import default_layer
-from gradcam_server.models import ModelSpec, applications, load
+from gradcam_server.graphs.compilers.autotune import compile_graph
+from gradcam_server.graphs.executable import CompilationCounter, CompiledGraph
+from gradcam_server.graphs.explanation import ExplanationGraph
+from gradcam_server.models import applications
 from gradcam_server.models.applications import APPLICATIONS
 from gradcam_server.models.loaded import LoadedModel
-from gradcam_server.models.source import ModelSource
-from gradcam_server.requests import Method, ScoreType
+from gradcam_server.models.loading import load
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 

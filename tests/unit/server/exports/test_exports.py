@@ -16,18 +16,26 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from gradcam_server.compiled import CompilationCounter, CompiledGraph
-from gradcam_server.config import Compiler, Precision, ServeConfig
-from gradcam_server.engine import Engine
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.graph_io import (
+    NO_CLASS,
+    GraphItem,
+    GraphKey,
+    GraphOutput,
+    GraphTarget,
+    by_rank,
+)
+from gradcam_server.domain.layers import Extent
+from gradcam_server.domain.options import Compiler, Precision
+from gradcam_server.domain.preprocessing import Preprocessing
+from gradcam_server.domain.requests import Method, ScoreType
+from gradcam_server.engine.engine import Engine
+from gradcam_server.engine.sources.model import ModelSource
 from gradcam_server.errors import InvalidRequestError, StartupError
 from gradcam_server.exports.files import hash_file
 from gradcam_server.exports.manifest import MANIFEST, read_manifest
 from gradcam_server.exports.writer import SAVED_MODEL, SIGNATURE, write
-from gradcam_server.graph_io import NO_CLASS, GraphItem, GraphKey, GraphOutput, GraphTarget, by_rank
-from gradcam_server.layers import Extent
-from gradcam_server.models.preprocessing import Preprocessing
-from gradcam_server.models.source import ModelSource
-from gradcam_server.requests import Method, ScoreType
+from gradcam_server.graphs.executable import CompilationCounter, CompiledGraph
 from support.small_model import CLASSES, SIZE, build_network
 
 TARGETS = 3

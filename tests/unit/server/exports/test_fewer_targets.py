@@ -15,10 +15,10 @@ from gradcam_server.batch.ask import Ask
 from gradcam_server.batch.inputs import FileSource
 from gradcam_server.batch.local import LocalStage
 from gradcam_server.cli import main
-from gradcam_server.config import ServeConfig
-from gradcam_server.engine import Engine
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.graph_io import GraphItem, GraphTarget, by_rank
+from gradcam_server.engine.engine import Engine
 from gradcam_server.errors import StartupError
-from gradcam_server.graph_io import GraphItem, GraphTarget, by_rank
 from support.tiny_export import CLASSES, SIZE, write_tiny_export
 
 TARGETS = 5
@@ -43,8 +43,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _settings_of_the_process_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands are run in the process of the tests."""
-    monkeypatch.setattr("gradcam_server.logs.configure", lambda *_: None)
-    monkeypatch.setattr("gradcam_server.memory.share_heap", lambda: None)
+    monkeypatch.setattr("gradcam_server.telemetry.logs.configure", lambda *_: None)
+    monkeypatch.setattr("gradcam_server.telemetry.memory.share_heap", lambda: None)
 
 
 def images() -> list[np.ndarray]:

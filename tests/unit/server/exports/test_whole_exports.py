@@ -14,12 +14,12 @@ import pytest
 from click.testing import CliRunner
 
 from gradcam_server.cli import main
-from gradcam_server.compilers.openvino_runtime import read_model
-from gradcam_server.config import ServeConfig
-from gradcam_server.engine import Engine
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.engine.engine import Engine
 from gradcam_server.errors import StartupError
 from gradcam_server.exports.files import hash_file
 from gradcam_server.exports.manifest import MANIFEST, read_manifest
+from gradcam_server.graphs.compilers.openvino_runtime import read_model
 from support.tiny_export import SIZE, write_tiny_export
 
 Break = Callable[[Path], object]
@@ -269,7 +269,7 @@ def test_a_check_refuses_what_serving_refuses(
     folder: Path, break_it: Break, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is the same way that leads to the models."""
-    monkeypatch.setattr("gradcam_server.logs.configure", lambda *_: None)
+    monkeypatch.setattr("gradcam_server.telemetry.logs.configure", lambda *_: None)
     break_it(folder)
     result = CliRunner().invoke(main, ["serve", "--check", "--model", f"tiny={folder}"])
     assert result.exit_code == 1

@@ -10,14 +10,14 @@ from typing import Any, cast
 
 import pytest
 
-from gradcam_server.child_process import Backoff, ChildProcess
-from gradcam_server.config import ServeConfig
-from gradcam_server.engine_process.remote import RemoteComputer
-from gradcam_server.engine_process.slots import create_memory
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.engine.ipc.child_process import Backoff, ChildProcess
+from gradcam_server.engine.ipc.process import RemoteComputer
+from gradcam_server.engine.ipc.shared_ring import create_memory
 from gradcam_server.errors import EngineLostError, StartupError
-from gradcam_server.front_ends import others
-from gradcam_server.front_ends.others import OtherFrontEnds
-from gradcam_server.metrics import Metrics
+from gradcam_server.serving.front_ends import pool as others
+from gradcam_server.serving.front_ends.pool import OtherFrontEnds
+from gradcam_server.telemetry.metrics import Metrics
 from support.child import choose
 from support.leftovers import Leftovers
 

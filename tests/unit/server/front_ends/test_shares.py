@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from gradcam_server.config import ServeConfig
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.config.shares import share
 from gradcam_server.errors import StartupError
-from gradcam_server.front_ends.shares import share
 
 
 def test_together_the_parts_do_not_exceed_a_limit() -> None:

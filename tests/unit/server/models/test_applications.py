@@ -11,11 +11,12 @@ import pytest
 import tensorflow as tf
 from keras.src.legacy.saving import legacy_h5_format
 
+from gradcam_server.domain.layers import default_layer
+from gradcam_server.domain.model_spec import BUILT_IN, EMBEDDED, ModelSpec
 from gradcam_server.errors import StartupError
-from gradcam_server.layers import default_layer
-from gradcam_server.models import BUILT_IN, EMBEDDED, ModelSpec, load
 from gradcam_server.models.applications import APPLICATIONS, build
 from gradcam_server.models.loaded import LoadedModel
+from gradcam_server.models.loading import load
 from gradcam_server.models.preprocessing import preprocess
 
 

@@ -12,11 +12,12 @@ import tensorflow as tf
 from keras import layers, ops
 from numpy.typing import NDArray
 
+from gradcam_server.domain.model_spec import ModelSpec
+from gradcam_server.domain.options import Outputs
 from gradcam_server.errors import StartupError
-from gradcam_server.models import ModelSpec, load
 from gradcam_server.models.keras_network import KerasNetwork
+from gradcam_server.models.loading import load
 from gradcam_server.models.network import PROBABILITIES, Network, OutputActivation
-from gradcam_server.models.outputs import Outputs
 from gradcam_server.models.saved_model_network import SavedModelNetwork
 
 SIZE = 8

@@ -12,11 +12,11 @@ import pytest
 import tensorflow as tf
 from keras import layers, ops
 
-from gradcam_server.geometry import fit
-from gradcam_server.layers import Extent
+from gradcam_server.domain.layers import Extent
+from gradcam_server.domain.requests import ResizeMode
+from gradcam_server.images.geometry import fit
 from gradcam_server.models.keras_network import KerasNetwork
 from gradcam_server.models.saved_model_network import SavedModelNetwork
-from gradcam_server.requests import ResizeMode
 
 HEIGHT, WIDTH = 96, 80
 SQUARE = (slice(44, 60), slice(40, 56))

@@ -15,12 +15,13 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from gradcam_server.domain.layers import default_layer
+from gradcam_server.domain.model_spec import ModelSpec
+from gradcam_server.domain.preprocessing import Preprocessing
 from gradcam_server.errors import InvalidRequestError, StartupError
-from gradcam_server.layers import default_layer
-from gradcam_server.models import ModelSpec, load
 from gradcam_server.models.loaded import LoadedModel
+from gradcam_server.models.loading import load
 from gradcam_server.models.network import OutputActivation
-from gradcam_server.models.preprocessing import Preprocessing
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 

@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from gradcam_server.config import Precision
+from gradcam_server.domain.layers import default_layer
+from gradcam_server.domain.options import Precision
 from gradcam_server.errors import StartupError
-from gradcam_server.layers import default_layer
 from gradcam_server.models.keras_network import KerasNetwork
 from gradcam_server.models.network import OutputActivation
 

@@ -11,10 +11,11 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from gradcam_server.config import ServeConfig
-from gradcam_server.engine import Engine
-from gradcam_server.models import ModelSpec, load
-from gradcam_server.models.preprocessing import Preprocessing
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.model_spec import ModelSpec
+from gradcam_server.domain.preprocessing import Preprocessing
+from gradcam_server.engine.engine import Engine
+from gradcam_server.models.loading import load
 
 SIZE = 8
 

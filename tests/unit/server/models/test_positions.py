@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradcam_server.layers import Extent
+from gradcam_server.domain.layers import Extent
 from gradcam_server.models.positions import (
     MovedPositionsError,
     UnknownPositionsError,

@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 from keras.applications.imagenet_utils import preprocess_input
 
-from gradcam_server.models.preprocessing import Preprocessing, preprocess
+from gradcam_server.domain.preprocessing import Preprocessing
+from gradcam_server.models.preprocessing import preprocess
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3)).astype(np.uint8)
 
@@ -38,7 +39,7 @@ def test_lite_is_around_zero() -> None:
 def test_settings_need_no_tensorflow() -> None:
     """The names are known before the models are loaded, so that a wrong option fails at once."""
     code = (
-        "import sys; from gradcam_server.config import ServeConfig; ServeConfig().model_specs();"
+        "import sys; from gradcam_server.config.settings import ServeConfig; ServeConfig().model_specs();"
         "sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

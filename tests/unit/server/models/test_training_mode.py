@@ -10,11 +10,12 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from gradcam_server.config import Compiler, Precision, ServeConfig
-from gradcam_server.engine import Engine
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.options import Compiler, Precision
+from gradcam_server.engine.engine import Engine
+from gradcam_server.engine.sources.model import ModelSource
 from gradcam_server.errors import StartupError
 from gradcam_server.exports.writer import write
-from gradcam_server.models.source import ModelSource
 
 SIZE = 16
 

@@ -10,12 +10,8 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from gradcam.v1 import explanation_service_pb2 as pb
-from gradcam_server import tracing
-from gradcam_server.calls import Calls, Context
-from gradcam_server.config import ServeConfig
-from gradcam_server.explainer import Explainer
-from gradcam_server.lifecycle import Lifecycle
-from gradcam_server.metrics import Metrics
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.pipeline.explainer import Explainer
 from gradcam_server.ray_app.context import (
     REMAINING,
     CallContext,
@@ -24,7 +20,11 @@ from gradcam_server.ray_app.context import (
     answer_call,
     answer_stream,
 )
-from gradcam_server.service import ExplanationService
+from gradcam_server.telemetry import tracing
+from gradcam_server.telemetry.metrics import Metrics
+from gradcam_server.transport.calls import Calls, Context
+from gradcam_server.transport.gradcam_v1.service import ExplanationService
+from gradcam_server.transport.lifecycle import Lifecycle
 from support.instant import INPUT_SIZE, InstantComputer
 
 PIXELS = pb.RawImage(

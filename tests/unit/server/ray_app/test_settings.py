@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from gradcam_server.config import Compiler, ServeConfig
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.options import Compiler
 from gradcam_server.errors import StartupError
 from gradcam_server.ray_app.settings import read_args
 

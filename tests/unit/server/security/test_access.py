@@ -17,11 +17,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_status import rpc_status
 
-from gradcam_server.config import ServeConfig
+from gradcam_server.config.settings import ServeConfig
 from gradcam_server.errors import InvalidRequestError, LimitError
-from gradcam_server.security.access import Access, AccessInterceptor, read_token_file
-from gradcam_server.security.caller import Caller, current_caller
-from gradcam_server.security.tokens import Token, hash_token, to_toml
+from gradcam_server.transport.security.access import Access, AccessInterceptor, read_token_file
+from gradcam_server.transport.security.caller import Caller, current_caller
+from gradcam_server.transport.security.tokens import Token, hash_token, to_toml
 
 ALICE = (("authorization", "Bearer alices"),)
 ADMIN = (("authorization", "Bearer admins"),)

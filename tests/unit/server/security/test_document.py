@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gradcam_server.cli.health import health
-from gradcam_server.config import ServeConfig, flag
+from gradcam_server.config.settings import ServeConfig, flag
 
 ROOT = Path(__file__).resolve().parents[4]
 PAGE = (ROOT / "docs" / "security.md").read_text("utf-8")
@@ -61,7 +61,7 @@ def test_every_flag_of_the_page_exists() -> None:
 
 def test_the_pages_token_file_can_be_read(tmp_path: Path) -> None:
     """The example is one."""
-    from gradcam_server.security.tokens import read_tokens
+    from gradcam_server.transport.security.tokens import read_tokens
 
     example = re.search(r"```toml\n(.*?)```", PAGE, re.DOTALL)
     assert example

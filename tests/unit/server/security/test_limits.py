@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from gradcam_server.security.limits import Places, Rate
+from gradcam_server.transport.security.limits import Places, Rate
 
 
 class Clock:

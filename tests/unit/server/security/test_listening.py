@@ -7,10 +7,14 @@ from collections.abc import Iterable
 import grpc
 import pytest
 
-from gradcam_server.config import ServeConfig
+from gradcam_server.config.settings import ServeConfig
 from gradcam_server.errors import StartupError
-from gradcam_server.security import listening
-from gradcam_server.security.listening import check_listening, connection_options, is_loopback
+from gradcam_server.transport.security import listening
+from gradcam_server.transport.security.listening import (
+    check_listening,
+    connection_options,
+    is_loopback,
+)
 
 CERTIFICATE = {"tls_certificate": "server.pem", "tls_key": "server.key"}
 OPEN = ("0.0.0.0", "[::]", "::", "", "0", "192.0.2.1", "[2001:db8::1]", "unix:socket", "no.invalid")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from gradcam_server.config import ServeConfig
+from gradcam_server.config.settings import ServeConfig
 from gradcam_server.errors import StartupError
-from gradcam_server.security.tls import CertificateFiles, server_credentials
+from gradcam_server.transport.security.tls import CertificateFiles, server_credentials
 from support.certificates import Authority, replace
 
 

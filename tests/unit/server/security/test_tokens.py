@@ -11,8 +11,14 @@ from click.testing import CliRunner
 
 from gradcam_server.cli.token import token as command
 from gradcam_server.errors import StartupError
-from gradcam_server.security import tokens
-from gradcam_server.security.tokens import Token, TokenFile, hash_token, new_token, to_toml
+from gradcam_server.transport.security import tokens
+from gradcam_server.transport.security.tokens import (
+    Token,
+    TokenFile,
+    hash_token,
+    new_token,
+    to_toml,
+)
 
 
 def write(path: Path, *entries: Token) -> Path:

@@ -1,0 +1,1 @@
+"""The settings: flags, variables and the configuration file."""

@@ -1,0 +1,1 @@
+"""What the parts of the server tell each other: plain values, free of TensorFlow, OpenCV, gRPC and protobuf."""

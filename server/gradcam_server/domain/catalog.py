@@ -1,0 +1,182 @@
+"""The served models as requests see them: which there are, and which graph answers what.
+
+Free of TensorFlow: the engine makes a catalog once it is warm, and the front end reads it.
+"""
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gradcam_server.domain.graph_io import GraphKey
+from gradcam_server.domain.labels import ClassLabels
+from gradcam_server.domain.layers import Extent, LayerInfo
+from gradcam_server.domain.model_spec import model_id
+from gradcam_server.domain.preprocessing import Preprocessing
+from gradcam_server.domain.requests import Method, ScoreType
+from gradcam_server.errors import InvalidRequestError, NotFoundError
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model that the engine holds.
+
+    Attributes:
+        name: The name by which requests choose it.
+        version: Its version; empty if it was given none.
+        labels: The classes.
+        layers: The layers, in the order of the model.
+        default_layer: The one that is explained by default.
+        input_size: (height, width) of the input in pixels.
+        preprocessing: How pixels become the network's input.
+        weights: Where the weights come from, for people.
+        random_weights: Whether they are random.
+        compiler: What runs Grad-CAM at its default layer; empty before it is warm.
+        preprocessing_declared: Whether the preprocessing was declared, or is known of a built-in
+            model; else it is the default of models from files.
+    """
+
+    name: str
+    version: str
+    labels: ClassLabels
+    layers: tuple[LayerInfo, ...]
+    default_layer: str
+    input_size: tuple[int, int]
+    preprocessing: Preprocessing
+    weights: str
+    random_weights: bool = False
+    compiler: str = ""
+    preprocessing_declared: bool = True
+
+    @property
+    def id(self) -> str:
+        """Name and version in one, as graphs are keyed by."""
+        return model_id(self.name, self.version)
+
+    def extent(self, layer: str) -> Extent | None:
+        """Returns the part of the input that a layer's map covers; None is the whole input.
+
+        Args:
+            layer: Its path; what is no layer, such as the pixels, covers the whole input.
+        """
+        return next((one.extent for one in self.layers if one.name == layer), None)
+
+    def map_size(self, layer: str) -> int:
+        """Returns how many values a map at a layer has at most; at the model's input if unknown."""
+        shape = next((one.output_shape[1:3] for one in self.layers if one.name == layer), ())
+        sizes = (size or length for size, length in zip(shape, self.input_size, strict=False))
+        return math.prod(sizes if shape else self.input_size)
+
+    def resolve_layers(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Finds layers by path, or by their name alone where only one has it.
+
+        Returns:
+            Paths; the default layer if there are no names.
+
+        Raises:
+            NotFoundError: The model has no such layer.
+            InvalidRequestError: A layer is ambiguous or cannot be explained.
+        """
+        return tuple(self._resolve_layer(name) for name in names) or (self.default_layer,)
+
+    def _resolve_layer(self, name: str) -> str:
+        by_name = {layer.name: layer for layer in self.layers}
+        found = [path for path in by_name if path == name] or [
+            path for path in by_name if path.rpartition("/")[2] == name
+        ]
+        if len(found) > 1:
+            raise InvalidRequestError(
+                "layers",
+                f"layer {name!r} of {self.id} is ambiguous; choose one of: {', '.join(found)}",
+            )
+        if not found:
+            candidates = [path for path, layer in by_name.items() if layer.explainable]
+            close = difflib.get_close_matches(name, candidates, n=3)
+            raise NotFoundError(
+                "layers",
+                f"model {self.id} has no layer {name!r}; the default is "
+                f"{self.default_layer!r}, and candidates are: "
+                f"{', '.join(dict.fromkeys([*close, *candidates[-8:]]))} "
+                f"({len(candidates)} in all; see gradcam layers)",
+            )
+        layer = by_name[found[0]]
+        if not layer.explainable:
+            raise InvalidRequestError(
+                "layers",
+                f"layer {name!r} of {self.id} cannot be explained: it is the input, or its "
+                f"output {layer.output_shape} has no positions; choose one with (batch, height, "
+                f"width, channels), such as {self.default_layer!r}",
+            )
+        return layer.name
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """All models of an engine, and its compiled graphs.
+
+    Attributes:
+        models: The first is the default; of several versions of one, the first of them.
+        warm: The graphs that were compiled before serving.
+        batch_sizes: The ladder of compiled batch sizes.
+        max_targets: Most classes to explain in one request.
+    """
+
+    models: tuple[ServedModel, ...]
+    warm: tuple[GraphKey, ...]
+    batch_sizes: tuple[int, ...]
+    max_targets: int
+
+    def find_model(self, name: str, version: str = "") -> ServedModel:
+        """Finds a model.
+
+        Args:
+            name: Its name; empty is the first.
+            version: Its version; empty is the first of that name.
+
+        Raises:
+            NotFoundError: No such model.
+        """
+        named = [model for model in self.models if model.name == (name or self.models[0].name)]
+        if not named:
+            names = ", ".join(dict.fromkeys(model.name for model in self.models))
+            raise NotFoundError("model", f"unknown model {name!r}; this server has: {names}")
+        for model in named:
+            if version in ("", model.version):
+                return model
+        versions = ", ".join(model.version or "none" for model in named)
+        raise NotFoundError(
+            "model_version",
+            f"model {named[0].name} has no version {version!r}; its versions are: {versions}",
+        )
+
+    def compiled_layers(self, model: ServedModel) -> list[str]:
+        """Returns the layers of a model for which a graph is warm."""
+        layers = (key.layers for key in self.warm if key.model == model.id)
+        return list(dict.fromkeys(name for names in layers for name in names))
+
+    def graph_key(
+        self,
+        model: ServedModel,
+        layers: tuple[str, ...],
+        method: Method,
+        score_type: ScoreType,
+        target_count: int,
+    ) -> GraphKey:
+        """Returns the graph that answers a request of one pass; ``layers`` are paths."""
+        keys = graph_keys(model, layers, method, score_type, self.max_targets)
+        return next(key for key in keys if key.max_targets >= target_count)
+
+
+def graph_keys(
+    model: ServedModel,
+    layers: tuple[str, ...],
+    method: Method,
+    score_type: ScoreType,
+    max_targets: int,
+) -> list[GraphKey]:
+    """Returns the graphs for few and for many targets, ascending."""
+    # After the default layer comes only the head, where each further target is nearly
+    # free; elsewhere it costs a backward pass, which one target should not pay.
+    cheap = layers == (model.default_layer,) and method is not Method.EIGEN_GRAD_CAM
+    counts = [max_targets] if cheap else sorted({1, max_targets})
+    return [GraphKey(model.id, layers, method, score_type, count) for count in counts]

@@ -1,0 +1,102 @@
+"""What a compiled graph computes, is given and answers, free of TensorFlow."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradcam_server.domain.requests import Method, ScoreType
+
+NO_CLASS = int(np.iinfo(np.int32).min)
+# In place of a layer: the pixels themselves.
+PIXELS = "pixels"
+
+
+def by_rank(rank: int) -> int:
+    """Returns the class choice that means "the class of this rank"; 0 is the top one."""
+    return -1 - rank
+
+
+@dataclass(frozen=True)
+class GraphTarget:
+    """A class to explain: an index or a ``by_rank`` code.
+
+    Attributes:
+        index: The class.
+        against: The class to contrast it with, or ``NO_CLASS``.
+    """
+
+    index: int
+    against: int = NO_CLASS
+
+
+@dataclass(frozen=True)
+class GraphItem:
+    """One image of a batch.
+
+    Attributes:
+        image: RGB of the model's input size, shape (H, W, 3): uint8, or float32 for a
+            perturbed one.
+        targets: The classes to explain.
+    """
+
+    image: NDArray[np.uint8] | NDArray[np.float32]
+    targets: Sequence[GraphTarget] = ()
+
+
+@dataclass(frozen=True)
+class GraphOutput:
+    """What the graph found in one image.
+
+    Attributes:
+        logits: float32, shape (classes,).
+        probabilities: Softmax or sigmoid of the logits, float32, shape (classes,).
+        classes: The explained classes, int32, shape (targets,).
+        scores: What was explained of them, float32, shape (targets,).
+        maps: For each layer, before the method's final ReLU, float32, shape (targets, h, w);
+            or its strongest channels, shape (channels, h, w).
+    """
+
+    logits: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+    classes: NDArray[np.int32]
+    scores: NDArray[np.float32]
+    maps: tuple[NDArray[np.float32], ...]
+
+
+@dataclass(frozen=True)
+class GraphKey:
+    """What a graph computes.
+
+    Attributes:
+        model: Id of the model.
+        layers: Names of the layers whose activations are explained.
+        method: The explanation method.
+        score_type: What is explained of a class.
+        max_targets: Targets of each image. Each costs a backward pass from the scores
+            to the layers.
+        perturbed: Whether images are float32, as the methods of many passes make them.
+            These run in the background.
+        channel_count: If positive, return this many of the strongest channels of each
+            layer instead of explanations.
+    """
+
+    model: str
+    layers: tuple[str, ...]
+    method: Method
+    score_type: ScoreType
+    max_targets: int
+    perturbed: bool = False
+    channel_count: int = 0
+
+    @property
+    def pixel_type(self) -> type[np.uint8] | type[np.float32]:
+        """What the pixels of the images are."""
+        return np.float32 if self.perturbed else np.uint8
+
+    def __str__(self) -> str:
+        layers = " + ".join(self.layers)
+        what = f"{self.channel_count} channels" if self.channel_count else self.method
+        perturbed = " of perturbed images" if self.perturbed else ""
+        return f"{self.model}, {what} of the {self.score_type} at {layers}{perturbed}"

@@ -1,0 +1,62 @@
+"""The values of ``--warm``: which graphs are ready before the first request.
+
+METHOD[:SCORE][@LAYER[+LAYER...]], such as ``layercam``, ``gradcam:probability`` or
+``gradcam:probability@block_3+block_5``.
+"""
+
+from dataclasses import dataclass
+
+from gradcam_server.domain.graph_io import GraphKey
+from gradcam_server.domain.requests import MANY_PASS_METHODS, Method, ScoreType
+from gradcam_server.errors import StartupError
+
+_METHODS = [method for method in Method if method not in MANY_PASS_METHODS]
+_FORM = "METHOD[:SCORE][@LAYER+LAYER], as in gradcam:probability@LAYER"
+
+
+@dataclass(frozen=True)
+class WarmGraph:
+    """A graph to compile before serving.
+
+    Attributes:
+        method: The explanation method, of one pass.
+        score_type: What is explained of a class.
+        layers: Names of the layers; none is each model's default layer.
+    """
+
+    method: Method
+    score_type: ScoreType
+    layers: tuple[str, ...]
+
+
+def parse_warm(option: str) -> WarmGraph:
+    """Reads one value of ``--warm``.
+
+    Raises:
+        StartupError: It has another form, or the method or the score does not exist.
+    """
+    graph, at, layers = option.partition("@")
+    method, colon, score = graph.partition(":")
+    if method in MANY_PASS_METHODS:
+        raise StartupError(
+            f"--warm {option}: {method} takes many passes, whose graphs are compiled at their "
+            f"first use; the method must be one of {', '.join(_METHODS)}"
+        )
+    if method not in _METHODS:
+        raise StartupError(
+            f"--warm {option}: the method must be one of {', '.join(_METHODS)}; the form is {_FORM}"
+        )
+    if colon and score not in set(ScoreType):
+        raise StartupError(
+            f"--warm {option}: the score must be {' or '.join(ScoreType)}; the form is {_FORM}"
+        )
+    names = tuple(layers.split("+")) if at else ()
+    if not all(names):
+        raise StartupError(f"--warm {option}: a name of a layer is empty; the form is {_FORM}")
+    return WarmGraph(Method(method), ScoreType(score) if colon else ScoreType.LOGIT, names)
+
+
+def warm_option(key: GraphKey) -> str:
+    """Returns the value of ``--warm`` that makes a graph of one pass ready."""
+    score = "" if key.score_type is ScoreType.LOGIT else f":{key.score_type}"
+    return f"{key.method}{score}@{'+'.join(key.layers)}"

@@ -1,0 +1,124 @@
+"""What computes: the pipeline's view of an engine, in this process or in another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Protocol, cast
+
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.catalog import Catalog
+from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphOutput
+from gradcam_server.domain.schedule import Answer, BatchReport, Turn, Urgency
+from gradcam_server.engine.batcher import Batcher, BatchRunner
+
+if TYPE_CHECKING:
+    from gradcam_server.engine.engine import Engine
+    from gradcam_server.graphs.executable import CompiledGraph
+
+OnBatch = Callable[[str, BatchReport], None]
+"""Told the id of the model and the batch."""
+
+
+class Computer(Protocol):
+    """Computes images by compiled graphs, in batches."""
+
+    @property
+    def catalog(self) -> Catalog:
+        """The models and the warm graphs."""
+        ...
+
+    @property
+    def compilation_count(self) -> int:
+        """Graphs compiled since the start, warm-up included."""
+        ...
+
+    async def compute(
+        self, key: GraphKey, item: GraphItem, turn: Turn | None = None, urgency: Urgency = ...
+    ) -> Answer[GraphOutput]:
+        """Computes one image, batched with its like.
+
+        Args:
+            key: What to compute; it is compiled at its first use.
+            item: The image and its targets.
+            turn: Told when the image goes to the device.
+            urgency: When it must be computed.
+
+        Raises:
+            InvalidRequestError: The graph cannot be, or may not be, compiled.
+            DeadlineError: The answer would come too late.
+            EngineLostError: The engine died before it answered.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Stops computing."""
+        ...
+
+
+class LocalComputer:
+    """Computes in this process. Must be made, used and closed on one event loop.
+
+    Args:
+        config: The settings.
+        engine: The models; a TensorFlow engine, closed with this.
+        on_batch: Told of every batch that ran.
+    """
+
+    def __init__(
+        self, config: ServeConfig, engine: Engine, on_batch: OnBatch | None = None
+    ) -> None:
+        self._engine = engine
+        self._on_batch = on_batch
+        self._batcher: Batcher[GraphItem, GraphOutput] = Batcher(
+            config.max_queue_delay_us / 1e6,
+            config.many_pass_share,
+            self._report,
+            engine.device_count,
+        )
+
+    @property
+    def catalog(self) -> Catalog:
+        """The models and the warm graphs."""
+        return self._engine.catalog
+
+    @property
+    def compilation_count(self) -> int:
+        """Graphs compiled since the start, warm-up included."""
+        return self._engine.compilation_count
+
+    @property
+    def running_s(self) -> float:
+        """How long the batch on the device has been running, in seconds; 0 if there is none."""
+        return self._batcher.running_s
+
+    @property
+    def failed_batch_count(self) -> int:
+        """Batches that failed and were run again one by one."""
+        return self._batcher.failed_batch_count
+
+    async def compute(
+        self,
+        key: GraphKey,
+        item: GraphItem,
+        turn: Turn | None = None,
+        urgency: Urgency = Urgency(),  # noqa: B008 - it is frozen
+    ) -> Answer[GraphOutput]:
+        """Computes one image, batched with its like."""
+        graph, compile_us = self._engine.ready(key), 0
+        if graph is None:
+            began = perf_counter()
+            graph = await self._engine.graph(key)
+            compile_us = round((perf_counter() - began) * 1e6)
+        answer = await self._batcher.submit(graph, item, turn, urgency)
+        return replace(answer, compile_us=compile_us) if compile_us else answer
+
+    async def close(self) -> None:
+        """Stops after the batch that is running."""
+        await self._batcher.close()
+        self._engine.close()
+
+    def _report(self, runner: BatchRunner[GraphItem, GraphOutput], batch: BatchReport) -> None:
+        if self._on_batch is not None:
+            self._on_batch(cast("CompiledGraph", runner).key.model, batch)

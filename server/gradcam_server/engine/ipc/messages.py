@@ -1,0 +1,160 @@
+"""What the front end and the engine tell each other, and how it goes over a socket.
+
+Frames are pickles with a mark and their length before them. Both ends are processes of one server,
+and the socket is a pair that only they hold: nobody else can send a pickle. Images are in
+them only where they are not in shared memory (``slots``). The first front end starts the engine
+and says who else may join; to those it sends Ready, Begun, Done and heartbeats, and batches to
+the first alone.
+"""
+
+import asyncio
+import pickle
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.catalog import Catalog
+from gradcam_server.domain.graph_io import GraphKey, GraphOutput, GraphTarget
+from gradcam_server.domain.schedule import Answer, BatchReport, Urgency
+from gradcam_server.engine.ipc.shared_ring import Pixels, Slot
+
+_HEADER = struct.Struct("<4sI")
+_MARK = b"GCAM"
+
+
+class GarbledError(Exception):
+    """The other end sent what is no message."""
+
+
+# To the engine.
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The first message: load and warm the models."""
+
+    config: ServeConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Compute an image; ``number``, one after the other, is echoed."""
+
+    number: int
+    key: GraphKey
+    image: Pixels | Slot
+    targets: Sequence[GraphTarget]
+    urgency: Urgency
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Nobody waits for this image any more."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """Another front end's connection and memory are at the door (``door``)."""
+
+
+# To the front end.
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The models are warm."""
+
+    catalog: Catalog
+    compilation_count: int
+    tensorflow_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The engine cannot start as configured."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """These images are on their way to the device.
+
+    Attributes:
+        numbers: Theirs.
+        latest: The greatest number that was read.
+    """
+
+    numbers: Sequence[int]
+    latest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What became of an image: an answer, or an error that may be shown or is None."""
+
+    number: int
+    answer: Answer[GraphOutput] | None
+    error: Exception | None
+    compilation_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRan:
+    """A batch of a model ran."""
+
+    model: str
+    batch: BatchReport
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Sent a few times in a second.
+
+    Attributes:
+        running_s: How long the batch on the device has been running, in seconds.
+        compilation_count: Graphs compiled so far.
+        failed_batch_count: Batches so far that failed and were run again one by one.
+        resident_bytes: Memory of the process.
+        device_bytes: Memory in use and its peak for each device that tells, in bytes.
+        latest: The greatest number that was read.
+        left_count: Front ends that have joined and left again.
+    """
+
+    running_s: float
+    compilation_count: int
+    failed_batch_count: int
+    resident_bytes: int
+    device_bytes: dict[str, tuple[int, int]]
+    latest: int
+    left_count: int = 0
+
+
+async def receive(reader: asyncio.StreamReader) -> Any:
+    """Reads a message.
+
+    Raises:
+        EOFError: The other end is gone.
+        GarbledError: It sent what is no message. What follows cannot be read.
+    """
+    try:
+        mark, length = _HEADER.unpack(await reader.readexactly(_HEADER.size))
+        if mark != _MARK:
+            raise GarbledError("it sent what is no message")
+        frame = await reader.readexactly(length)
+    except (asyncio.IncompleteReadError, ConnectionError) as error:
+        raise EOFError from error
+    try:
+        return pickle.loads(frame)  # noqa: S301 - our own process
+    except Exception as error:
+        raise GarbledError(f"it sent a message that cannot be read: {error!r}") from error
+
+
+def send(writer: asyncio.StreamWriter, message: object) -> None:
+    """Writes a message into the buffer of the socket. If the other end is gone, it is lost."""
+    frame = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    writer.writelines((_HEADER.pack(_MARK, len(frame)), frame))

@@ -1,0 +1,1 @@
+"""Where graphs come from: models, which TensorFlow traces, or exports."""

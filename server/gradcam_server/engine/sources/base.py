@@ -1,0 +1,93 @@
+"""Where an engine's graphs come from: models, which TensorFlow compiles, or exports."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.catalog import ServedModel
+from gradcam_server.domain.graph_io import GraphKey
+from gradcam_server.domain.model_spec import ModelSpec, check_source
+from gradcam_server.domain.preprocessing import Preprocessing
+from gradcam_server.graphs.executable import CompilationCounter, CompiledGraph
+
+
+class GraphSource(Protocol):
+    """One model, and the graphs that it has or can make."""
+
+    @property
+    def served(self) -> ServedModel:
+        """The model as requests see it."""
+        ...
+
+    @property
+    def device_count(self) -> int:
+        """On how many devices its graphs run."""
+        ...
+
+    def answer_by_likely_preprocessing(
+        self, image: NDArray[np.uint8]
+    ) -> dict[Preprocessing, NDArray[np.float32]]:
+        """Runs the model with each preprocessing that is likely, if none is declared or seen.
+
+        Args:
+            image: RGB of the model's input size, uint8, shape (H, W, 3).
+
+        Returns:
+            Probabilities, float32, shape (classes,), by preprocessing; empty if the model's
+            preprocessing is not in doubt.
+        """
+        ...
+
+    def compile_soonest(self, key: GraphKey, batch_sizes: Sequence[int]) -> CompiledGraph | None:
+        """Makes a graph that runs, by the way that is ready soonest; ``compile``'s may be faster.
+
+        Args:
+            key: What to compute.
+            batch_sizes: The ladder, ascending.
+
+        Returns:
+            The graph, or None if ``compile`` is the only way.
+
+        Raises:
+            InvalidRequestError: It cannot be computed.
+        """
+        ...
+
+    def compile(self, key: GraphKey, batch_sizes: Sequence[int]) -> CompiledGraph:
+        """Makes a graph that runs as fast as it can. May take long.
+
+        Args:
+            key: What to compute.
+            batch_sizes: The ladder, ascending.
+
+        Raises:
+            InvalidRequestError: It cannot be computed, or not from this source.
+        """
+        ...
+
+
+def open_source(spec: ModelSpec, config: ServeConfig, counter: CompilationCounter) -> GraphSource:
+    """Opens a model, or an export of one.
+
+    Args:
+        spec: The model.
+        config: The settings.
+        counter: Counts what is compiled.
+
+    Raises:
+        StartupError: It or its weights cannot be had or used.
+    """
+    check_source(spec)
+    from gradcam_server.exports.manifest import is_export
+
+    if not spec.built_in and is_export(Path(spec.source)):
+        from gradcam_server.engine.sources.export import ExportedSource
+
+        return ExportedSource(spec, config, counter)
+    from gradcam_server.engine.sources.model import ModelSource
+
+    return ModelSource(spec, config, counter)

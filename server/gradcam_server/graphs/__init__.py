@@ -1,0 +1,1 @@
+"""The compiled explanation graph: built, compiled, measured and run."""

@@ -1,0 +1,73 @@
+"""TensorFlow's own executor: one ``tf.function`` for each batch size, oneDNN on CPUs."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
+
+import tensorflow as tf
+
+from gradcam_server.domain.options import Precision
+from gradcam_server.graphs.compilers.base import Prepared
+from gradcam_server.graphs.executable import Array, Places
+from gradcam_server.graphs.explanation import ExplanationGraph
+
+
+def prepare(
+    graph: ExplanationGraph, precision: Precision, *, jit_compile: bool = False
+) -> Prepared:
+    """Prepares a graph. The weights stay the network's variables, in memory once.
+
+    Args:
+        graph: The graph.
+        precision: Of the network; the maps are computed in float32.
+        jit_compile: Whether XLA compiles it.
+
+    Returns:
+        Makes what runs a batch size.
+    """
+    explain = partial(graph.explain, precision=precision)
+
+    def places(batch_size: int) -> Places:
+        function = trace(graph, explain, batch_size, jit_compile=jit_compile)
+
+        def run(*arrays: Array) -> Sequence[Array]:
+            return [tensor.numpy() for tensor in function(*arrays)]
+
+        return (run,)
+
+    return places
+
+
+def trace(
+    graph: ExplanationGraph,
+    function: Callable[..., Sequence[tf.Tensor]],
+    batch_size: int | None,
+    *,
+    jit_compile: bool = False,
+) -> Callable[..., Sequence[tf.Tensor]]:
+    """Traces one of a graph's functions.
+
+    Args:
+        graph: The graph.
+        function: Its function.
+        batch_size: The size of the batches; None is any.
+        jit_compile: Whether XLA compiles it.
+
+    Returns:
+        The function of arrays, on the model's device.
+    """
+    traced: Any = tf.function(
+        function,
+        input_signature=graph.signature(batch_size),
+        jit_compile=jit_compile,
+        autograph=False,
+    )
+    device = graph.model.device
+    with tf.device(device):
+        concrete = traced.get_concrete_function()  # which cannot trace again
+
+    def run(*arrays: Array) -> Sequence[tf.Tensor]:
+        with tf.device(device):
+            return cast("Sequence[tf.Tensor]", concrete(*map(tf.constant, arrays)))
+
+    return run

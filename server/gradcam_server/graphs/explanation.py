@@ -1,0 +1,198 @@
+"""The compiled explanation graph: one forward and one partial backward pass.
+
+    uint8 images -> preprocess -> network -> logits -> score of each target
+                                    |                      |
+                             activations A  <- gradients --+
+                                    |
+                                    maps
+
+``compilers`` make it run. Until then it is a function of tensors, and the weights are the
+network's variables.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from gradcam_server.domain.graph_io import NO_CLASS, PIXELS, GraphKey
+from gradcam_server.domain.options import Precision
+from gradcam_server.domain.preprocessing import takes_bgr
+from gradcam_server.domain.requests import ScoreType
+from gradcam_server.errors import DisconnectedLayerError
+from gradcam_server.graphs.executable import CompilationCounter
+from gradcam_server.methods.one_pass import METHODS
+from gradcam_server.models.loaded import LoadedModel
+from gradcam_server.models.network import PROBABILITIES
+from gradcam_server.models.preprocessing import preprocess
+
+# The scope of all operations from the gradients to the maps.
+TAIL = "explanation"
+
+# What ``explain`` returns before the maps.
+_PREDICTED = 4
+
+
+class ExplanationGraph:
+    """What a compiler is given: the function, and the tensors that it takes.
+
+    Args:
+        model: The model.
+        key: What to compute.
+        counter: Counts each function that is traced.
+    """
+
+    def __init__(self, model: LoadedModel, key: GraphKey, counter: CompilationCounter) -> None:
+        self.model, self.key = model, key
+        self._counter = counter
+
+    def signature(self, batch_size: int | None) -> tuple[tf.TensorSpec, ...]:
+        """Returns what ``explain`` takes; a batch of any size for None."""
+        images = tf.TensorSpec((batch_size, *self.model.input_size, 3), self.key.pixel_type)
+        targets = tf.TensorSpec((batch_size, self.key.max_targets), tf.int32)
+        return images, targets, targets
+
+    def explain(
+        self,
+        images: tf.Tensor,
+        classes: tf.Tensor,
+        against: tf.Tensor,
+        precision: Precision = Precision.FLOAT32,
+    ) -> tuple[tf.Tensor, ...]:
+        """Computes, inside a ``tf.function``.
+
+        Args:
+            images: Pixels, uint8 (float32 for perturbed ones), shape (B, H, W, 3).
+            classes: Indices or ``by_rank`` codes, int32, shape (B, targets).
+            against: What to contrast them with, or ``NO_CLASS``; as ``classes``.
+            precision: What the network is computed in; all after it is float32.
+
+        Returns:
+            The logits and probabilities (B, classes), the explained classes and their scores
+            (B, targets), and the maps of each layer (B, targets, h, w).
+
+        Raises:
+            DisconnectedLayerError: The scores don't depend on one of the layers.
+        """
+        predicted, activations, gradients = self._differentiate(images, classes, against, precision)
+        if self.key.channel_count:
+            return *predicted, *activations
+        with tf.name_scope(f"{TAIL}/"):  # the same scope again
+            maps = [
+                self._maps(activation, of_layer)
+                for activation, of_layer in zip(activations, gradients, strict=True)
+            ]
+        return *predicted, *maps
+
+    def differentiate(
+        self,
+        images: tf.Tensor,
+        classes: tf.Tensor,
+        against: tf.Tensor,
+        precision: Precision = Precision.FLOAT32,
+    ) -> tuple[tf.Tensor, ...]:
+        """Computes what ``explain`` does up to the maps: the same for all methods.
+
+        Args: As of ``explain``.
+
+        Returns:
+            The first four of ``explain``; the activations of each layer, (B, h, w, K), and its
+            gradients, (B, targets, h, w, K), float32; ``maps`` takes them all.
+
+        Raises:
+            DisconnectedLayerError: The scores don't depend on one of the layers.
+        """
+        predicted, activations, gradients = self._differentiate(images, classes, against, precision)
+        return *predicted, *activations, *(tf.stack(of_layer, axis=1) for of_layer in gradients)
+
+    def maps(self, differentiated: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
+        """Returns what ``explain`` does, from what ``differentiate`` returned; also eagerly."""
+        predicted, count = differentiated[:_PREDICTED], len(self.key.layers)
+        layers = differentiated[_PREDICTED:]
+        maps = (
+            self._maps(activation, tf.unstack(gradients, axis=1))
+            for activation, gradients in zip(layers[:count], layers[count:], strict=True)
+        )
+        return *predicted, *maps
+
+    def _maps(self, activation: tf.Tensor, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
+        method = METHODS[self.key.method]
+        return tf.stack([method(activation, gradient) for gradient in gradients], axis=1)
+
+    def _differentiate(
+        self, images: tf.Tensor, classes: tf.Tensor, against: tf.Tensor, precision: Precision
+    ) -> tuple[tuple[tf.Tensor, ...], list[tf.Tensor], list[list[tf.Tensor]]]:
+        """Returns the first four of ``explain``, activations, and their gradients by target.
+
+        Instead of activations these are the strongest channels, and there are no gradients, if
+        the key asks for channels.
+        """
+        self._counter.increment()  # runs while tracing, not in the graph
+        network = self.model.network
+        pixels = tf.cast(images, tf.float32)
+        layers = [layer for layer in self.key.layers if layer != PIXELS]
+        head = network.head if self.key.score_type is ScoreType.LOGIT else None
+        seen = [*layers, head.features] if head else layers
+        activations, logits = self.run_network(pixels, seen, precision)
+        features: Any = activations.pop() if head else None
+        if not layers:
+            activations = [pixels]
+        probabilities = PROBABILITIES[network.output_activation](logits)
+        values = logits if self.key.score_type is ScoreType.LOGIT else probabilities
+        chosen, other = _choose(classes, logits), _choose(against, logits)
+        contrasted = tf.cast(against != NO_CLASS, tf.float32)
+        scores = tf.gather(values, chosen, batch_dims=1)
+        scores -= contrasted * tf.gather(values, other, batch_dims=1)
+        predicted = logits, probabilities, chosen, scores
+        if self.key.channel_count:
+            channels = [_strongest(one, self.key.channel_count) for one in activations]
+            return predicted, channels, []
+        found: list[list[tf.Tensor]] = [[] for _ in activations]
+        with tf.name_scope(TAIL):
+            if head:
+                # Columns of the kernel: a gradient by the scores would multiply all of it.
+                columns = tf.gather(head.kernel, chosen, axis=1)
+                subtracted = tf.cast(contrasted, columns.dtype)
+                columns -= subtracted * tf.gather(head.kernel, other, axis=1)
+                slopes = tf.cast(tf.transpose(columns, [1, 2, 0]), features.dtype)
+                differentiated = [(features, slope) for slope in tf.unstack(slopes, axis=1)]
+            else:
+                # Not scores[:, slot]: OpenVINO has no gradient of a strided slice.
+                differentiated = [(score, None) for score in tf.unstack(scores, axis=1)]
+            for output, slope in differentiated:
+                # The images are independent, so the gradient of their sum is each one's own.
+                gradients = tf.gradients(output, activations, slope)
+                for layer, gradient, of_layer in zip(
+                    self.key.layers, gradients, found, strict=True
+                ):
+                    if gradient is None:
+                        raise DisconnectedLayerError(layer)
+                    of_layer.append(tf.cast(gradient, tf.float32))
+            wide = [tf.cast(activation, tf.float32) for activation in activations]
+        return predicted, wide, found
+
+    def run_network(
+        self, pixels: tf.Tensor, layers: Sequence[str], precision: Precision
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Preprocesses pixels; returns the outputs of layers and the logits."""
+        network, how = self.model.network, self.model.preprocessing
+        is_reversed = network.can_reverse and takes_bgr(how)
+        inputs = preprocess(pixels, how, keep_order=is_reversed)
+        return network.compute(inputs, layers, precision, is_reversed=is_reversed)
+
+
+def _strongest(activation: tf.Tensor, count: int) -> tf.Tensor:
+    """Returns the channels that vary most over the positions, (B, count, H, W); zero if none."""
+    activation = tf.cast(activation, tf.float32)
+    available = min(count, activation.shape[-1])
+    deviation = tf.math.reduce_std(activation, axis=[1, 2])
+    strongest = tf.math.top_k(deviation, k=available).indices
+    channels = tf.gather(tf.transpose(activation, [0, 3, 1, 2]), strongest, batch_dims=1)
+    return tf.pad(channels, [[0, 0], [0, count - available], [0, 0], [0, 0]])
+
+
+def _choose(classes: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Replaces ``by_rank`` codes by the classes of these ranks; NO_CLASS by any class."""
+    ranked = tf.math.top_k(logits, k=min(classes.shape[1], logits.shape[1])).indices
+    ranks = tf.clip_by_value(-1 - classes, 0, ranked.shape[1] - 1)
+    return tf.where(classes < 0, tf.gather(ranked, ranks, batch_dims=1), classes)

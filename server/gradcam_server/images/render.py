@@ -1,0 +1,133 @@
+"""Low-resolution maps to arrays, grey images and overlays."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from gradcam_server.domain.layers import Extent
+from gradcam_server.domain.requests import Colormap, Heatmap, HeatmapForm, HeatmapFormat
+from gradcam_server.images.geometry import Placement
+
+_COLORMAPS = {
+    Colormap.JET: cv2.COLORMAP_JET,
+    Colormap.TURBO: cv2.COLORMAP_TURBO,
+    Colormap.VIRIDIS: cv2.COLORMAP_VIRIDIS,
+    Colormap.INFERNO: cv2.COLORMAP_INFERNO,
+}
+_AT_LAYER = {HeatmapFormat.RAW_FLOAT32}
+# What an encoded image of noise takes at most, and an array always.
+_BYTES_PER_PIXEL = {
+    HeatmapFormat.RAW_FLOAT32: 0,
+    HeatmapFormat.IMAGE_FLOAT32: 4,
+    HeatmapFormat.GRAY_PNG: 1,
+    HeatmapFormat.OVERLAY_JPEG: 3,
+    HeatmapFormat.OVERLAY_PNG: 3,
+}
+
+
+@dataclass(frozen=True)
+class RenderedMap:
+    """The heat maps of one explanation, and the facts that scaling them would hide."""
+
+    raw_min: float
+    raw_max: float
+    degenerate: bool
+    heatmaps: tuple[Heatmap, ...]
+
+
+def count_bytes(pixels: int, forms: Sequence[HeatmapForm]) -> int:
+    """Returns the bytes that all forms of one map may take, on an image of so many pixels.
+
+    Maps at the resolution of a layer are too small to count.
+    """
+    return pixels * sum(_BYTES_PER_PIXEL[form.format] for form in forms)
+
+
+def needs_image(forms: Sequence[HeatmapForm]) -> bool:
+    """Returns whether any form is as large as the image."""
+    return any(form.format not in _AT_LAYER for form in forms)
+
+
+def render(
+    signed_map: NDArray[np.float32],
+    image: NDArray[np.uint8],
+    placement: Placement,
+    forms: Sequence[HeatmapForm],
+    extent: Extent | None = None,
+) -> RenderedMap:
+    """Renders one explanation in every wanted form.
+
+    A map without a positive value, or with one that is not finite, is degenerate:
+    its heat maps are zero throughout, never NaN.
+
+    Args:
+        signed_map: float32, shape (h, w), before the method's final ReLU.
+        image: The decoded original, uint8 RGB, shape (H, W, 3); unused unless ``needs_image``.
+        placement: How the image lay on the model's input.
+        forms: The wanted forms.
+        extent: The part of the model's input that the map covers; None is the whole input.
+
+    Returns:
+        The range of ``signed_map`` and one heat map for each form.
+    """
+    raw_min, raw_max = float(signed_map.min()), float(signed_map.max())
+    finite = math.isfinite(raw_min) and math.isfinite(raw_max)  # NaN is both, if there is one
+    degenerate = not (finite and raw_max > 0)
+    if not finite:
+        raw_min, raw_max = (float(np.nan_to_num(np.float32(edge))) for edge in (raw_min, raw_max))
+    raw = np.zeros_like(signed_map) if degenerate else np.maximum(signed_map, np.float32(0))
+    on_image = np.zeros((0, 0), np.float32)
+    if needs_image(forms):
+        scale = np.float32(1) if degenerate else np.float32(raw_max)
+        on_image = placement.map_to_image((raw / scale).astype(np.float32), extent)
+    return RenderedMap(
+        raw_min, raw_max, degenerate, tuple(_heatmap(form, raw, on_image, image) for form in forms)
+    )
+
+
+def _heatmap(
+    form: HeatmapForm,
+    raw: NDArray[np.float32],
+    on_image: NDArray[np.float32],
+    image: NDArray[np.uint8],
+) -> Heatmap:
+    match form.format:
+        case HeatmapFormat.RAW_FLOAT32:
+            height, width = raw.shape
+            return Heatmap(form.format, height, width, raw.astype("<f4").tobytes())
+        case HeatmapFormat.IMAGE_FLOAT32:
+            data = on_image.astype("<f4").tobytes()
+        case HeatmapFormat.GRAY_PNG:
+            data = _encode(".png", _to_uint8(on_image))
+        case HeatmapFormat.OVERLAY_JPEG:
+            quality = [cv2.IMWRITE_JPEG_QUALITY, form.jpeg_quality]
+            data = _encode(".jpg", _overlay_bgr(on_image, image, form), quality)
+        case HeatmapFormat.OVERLAY_PNG:
+            data = _encode(".png", _overlay_bgr(on_image, image, form))
+    height, width = on_image.shape
+    return Heatmap(form.format, height, width, data)
+
+
+def _overlay_bgr(
+    on_image: NDArray[np.float32], image: NDArray[np.uint8], form: HeatmapForm
+) -> NDArray[np.uint8]:
+    # OpenCV's colour maps and encoders are BGR: hot is red only if the image is too.
+    colors = cv2.applyColorMap(_to_uint8(on_image), _COLORMAPS[form.colormap])
+    original = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    blended = cv2.addWeighted(original, 1 - form.alpha, colors, form.alpha, 0)
+    return blended.astype(np.uint8, copy=False)
+
+
+def _to_uint8(on_image: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return np.rint(on_image * np.float32(255)).astype(np.uint8)
+
+
+def _encode(extension: str, image: NDArray[np.uint8], parameters: Sequence[int] = ()) -> bytes:
+    encoded, data = cv2.imencode(extension, image, parameters)
+    if not encoded:
+        raise RuntimeError(f"OpenCV could not encode {image.shape} as {extension}")
+    return data.tobytes()

@@ -1,0 +1,1 @@
+"""The explanation methods: the formulas, and which of them take one pass."""

@@ -1,0 +1,126 @@
+"""Threads that decode and render, shared among callers by the CPU seconds that they use."""
+
+import asyncio
+import os
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from time import perf_counter, thread_time
+from typing import Any, TypeVar
+
+import cv2
+
+from gradcam_server.pipeline.fair_slots import MAX_SHORT_S, FairSlots
+
+_T = TypeVar("_T")
+
+# Added to the niceness of threads that do long work: event loops and engines go before them.
+_NICENESS = 5
+
+
+class Workers:
+    """A pool of threads. Must be used on one event loop.
+
+    A thread counts as its caller's until the work has ended, also if the caller has gone. One
+    thread more than ``count`` does short work alone, so that no long work delays it. Long work runs
+    at a lower priority of the operating system (Linux), so that it does not slow the rest down.
+
+    Args:
+        count: Number of threads for any work.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._slots = FairSlots(count, short_count=1)
+        # The slots bound how many work at once, of both pools together.
+        self._short = ThreadPoolExecutor(count + 1, thread_name_prefix="worker")
+        self._long = ThreadPoolExecutor(
+            count, thread_name_prefix="worker-long", initializer=_lower_priority
+        )
+        self._working: set[asyncio.Future[Any]] = set()
+        self._abandoned: set[asyncio.Future[Any]] = set()
+        # Each worker is one thread of the machine; OpenCV would start as many again.
+        cv2.setNumThreads(1)
+
+    @property
+    def thread_counts(self) -> dict[str, int]:
+        """Threads that work: busy for callers that wait, or abandoned by callers that have gone.
+
+        Work that has begun cannot be interrupted.
+        """
+        abandoned = len(self._abandoned)
+        return {"busy": len(self._working) - abandoned, "abandoned": abandoned}
+
+    async def timed(
+        self,
+        work: Callable[[], _T],
+        *,
+        caller: str = "",
+        priority: int = 1,
+        expected_s: float = MAX_SHORT_S,
+    ) -> tuple[_T, int]:
+        """Runs work on a thread when the turn of its caller has come.
+
+        Args:
+            work: What to run.
+            caller: For whom.
+            priority: 1 goes first; among equals the caller that has used the least.
+            expected_s: CPU seconds that the work is expected to take.
+
+        Returns:
+            The result, and the time that it took without waiting, in microseconds.
+        """
+        slot = await self._slots.take(caller, priority, expected_s)
+        used_s = 0.0
+
+        def run() -> tuple[_T, int]:
+            nonlocal used_s
+            started = thread_time()
+            try:
+                return self.timed_here(work)
+            finally:
+                used_s = thread_time() - started
+
+        def done(future: asyncio.Future[Any]) -> None:
+            self._working.discard(future)
+            self._abandoned.discard(future)
+            if not future.cancelled():
+                future.exception()  # if the caller has gone, nobody else asks for it
+            slot.release(used_s)
+
+        try:
+            threads = self._short if expected_s <= MAX_SHORT_S else self._long
+            future = asyncio.get_running_loop().run_in_executor(threads, run)
+        except BaseException:
+            slot.release(0.0)
+            raise
+        self._working.add(future)
+        future.add_done_callback(done)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            if not future.done():
+                self._abandoned.add(future)
+            raise
+
+    @staticmethod
+    def timed_here(work: Callable[[], _T]) -> tuple[_T, int]:
+        """Runs work that takes less time than going to a thread would; returns as ``timed``."""
+        started = perf_counter()
+        result = work()
+        return result, round((perf_counter() - started) * 1e6)
+
+    async def close(self) -> None:
+        """Stops the threads when their work is done."""
+        for threads in (self._short, self._long):
+            await asyncio.to_thread(threads.shutdown)
+
+
+def _lower_priority() -> None:
+    """Makes the current thread nicer than the process."""
+    if sys.platform == "linux":  # elsewhere niceness belongs to the process
+        with suppress(OSError):
+            thread = threading.get_native_id()
+            niceness = os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS
+            os.setpriority(os.PRIO_PROCESS, thread, niceness)

@@ -1,0 +1,201 @@
+"""Another front end: python -m gradcam_server.serving.front_ends.main CONTROL_FD DOOR_FD [STDERR_FD].
+
+Ends when the first front end closes its end of the control socket, so it never outlives it.
+"""
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Coroutine
+from typing import Any
+
+from prometheus_client import values
+
+from gradcam_server import __version__
+from gradcam_server.config.shares import share
+from gradcam_server.engine.ipc.client import EngineConnection
+from gradcam_server.engine.ipc.fd_passing import take_over
+from gradcam_server.engine.ipc.messages import receive, send
+from gradcam_server.errors import EngineLostError, StartupError
+from gradcam_server.pipeline.explainer import Explainer
+from gradcam_server.serving.front_ends.messages import (
+    BEAT_S,
+    Announce,
+    Beat,
+    Begin,
+    CutOff,
+    Drain,
+    Failed,
+    Join,
+    Joined,
+    Listen,
+    Listening,
+)
+from gradcam_server.telemetry import tracing
+from gradcam_server.telemetry.logs import configure
+from gradcam_server.telemetry.memory import resident_bytes, share_heap
+from gradcam_server.telemetry.metrics import Metrics
+from gradcam_server.telemetry.native_stderr import write_python_to
+from gradcam_server.transport.grpc_server import FrontEnd
+from gradcam_server.transport.security.access import read_token_file
+
+logger = logging.getLogger(__name__)
+
+_MAX_UNREAD_BYTES = 64 * 1024
+
+
+async def run(control: socket.socket, door: socket.socket) -> int:
+    """Serves until it is told to drain, or the first front end is gone.
+
+    Returns:
+        The exit status: 0 after a complete drain, 1 if requests had to be cut off.
+    """
+    reader, writer = await asyncio.open_connection(sock=control)
+    begin = await receive(reader)
+    assert isinstance(begin, Begin)
+    configure(begin.config.log_level, begin.config.log_format)
+    try:
+        process = _Process(begin, writer, door)
+    except StartupError as error:
+        send(writer, Failed(str(error)))
+        await writer.drain()
+        return 1
+    return await process.serve(reader)
+
+
+class _Process:
+    def __init__(self, begin: Begin, writer: asyncio.StreamWriter, door: socket.socket) -> None:
+        self._begin, self._writer, self._door = begin, writer, door
+        # Counters live in files: the first front end reads them, and they outlive this process.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = begin.metrics
+        values.ValueClass = values.MultiProcessValue(lambda: begin.number)
+        self._metrics = Metrics()
+        self._tracer = tracing.configure(begin.config.tracing, __version__)
+        self._front_end = FrontEnd(share(begin.config), self._metrics, self._tracer)
+        self._explainer: Explainer | None = None
+        self._computer: EngineConnection | None = None
+        self._joining = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def serve(self, reader: asyncio.StreamReader) -> int:
+        self._spawn(self._beat())
+        drained = asyncio.get_running_loop().create_future()
+        listening = asyncio.ensure_future(self._follow(reader, drained))
+        listening.add_done_callback(self._on_done)
+        status: int = await drained
+        listening.cancel()
+        if self._explainer is not None:
+            await self._explainer.close()
+        await asyncio.to_thread(self._tracer.close)
+        return status
+
+    async def _follow(self, reader: asyncio.StreamReader, drained: asyncio.Future[int]) -> None:
+        """Does what it is told, until the first front end is gone."""
+        while True:
+            try:
+                message = await receive(reader)
+            except EOFError:
+                shutil.rmtree(self._begin.metrics, ignore_errors=True)
+                os._exit(1)
+            match message:
+                case Join() as join:
+                    self._spawn(self._join(join, *take_over(self._door, 2)))
+                case Listen(port):
+                    await self._listen(port)
+                case Announce():
+                    await self._front_end.tell_health()
+                case Drain():
+                    self._spawn(self._drain(drained))
+                case CutOff():
+                    self._front_end.force.set()
+
+    async def _listen(self, port: int) -> None:
+        try:
+            await self._front_end.listen(port)
+        except StartupError as error:
+            send(self._writer, Failed(str(error)))
+        else:
+            send(self._writer, Listening())
+
+    async def _join(self, join: Join, connection: int, memory: int) -> None:
+        async with self._joining:
+            try:
+                computer = await EngineConnection.join(connection, memory, join.started_in_s)
+            except EngineLostError:
+                # Those in work with the engine before have failed, or will be answered by it.
+                logger.warning("The engine was lost before front end %d asked", self._begin.number)
+            else:
+                self._ask(computer, join)
+            send(self._writer, Joined(join.engine))
+
+    def _ask(self, computer: EngineConnection, join: Join) -> None:
+        old, config = self._explainer, share(join.config)
+        self._computer = computer
+        self._explainer = Explainer(config, computer, self._metrics)
+        self._metrics.know_models(model.id for model in computer.catalog.models)
+        try:
+            self._front_end.access.configure(config, read_token_file(config))
+        except StartupError as error:  # it was read a moment ago
+            logger.error("The old tokens go on: %s", error)  # noqa: TRY400
+        self._front_end.publish(self._explainer)
+        self._spawn(self._guard(computer))
+        if old is not None:
+            self._spawn(old.retire())
+
+    async def _guard(self, computer: EngineConnection) -> None:
+        await asyncio.shield(computer.lost)
+        if computer is self._computer:
+            self._front_end.lifecycle.restart(computer.started_in_s)
+            await self._front_end.tell_health()
+
+    async def _drain(self, drained: asyncio.Future[int]) -> None:
+        drained.set_result(0 if await self._front_end.drain() else 1)
+
+    async def _beat(self) -> None:
+        while True:
+            # One that is stopped with its debugger attached need not find thousands.
+            if self._writer.transport.get_write_buffer_size() < _MAX_UNREAD_BYTES:
+                queue_length = self._explainer.queue_length if self._explainer else 0
+                in_work = self._front_end.lifecycle.in_work
+                threads = self._explainer.thread_counts if self._explainer else {}
+                held = self._front_end.ledger.held
+                send(self._writer, Beat(queue_length, in_work, resident_bytes(), threads, held))
+            await asyncio.sleep(BEAT_S)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: asyncio.Future[None]) -> None:
+        """Ends the process after a fault: another takes its place."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.critical("Front end %d failed", self._begin.number, exc_info=error)
+            os._exit(2)
+
+
+def main() -> None:
+    """Runs the process."""
+    # Ctrl-C and a service manager signal the whole group; the first front end decides when we go.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    control, door, *stderr = map(int, sys.argv[1:])
+    if stderr:
+        write_python_to(stderr[0])
+    share_heap()
+    try:
+        status = asyncio.run(run(socket.socket(fileno=control), socket.socket(fileno=door)))
+    except EOFError:  # before it said what to do
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Keeps one engine running: starts it, replaces it, and starts it again when it is lost."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+from gradcam_server import __version__
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.config.shares import share
+from gradcam_server.domain.schedule import BatchReport
+from gradcam_server.engine.ipc.child_process import BACKOFF, Backoff, keep_running
+from gradcam_server.engine.ipc.messages import Heartbeat
+from gradcam_server.engine.ipc.process import RemoteComputer
+from gradcam_server.errors import EngineLostError, StartupError, failure_reason
+from gradcam_server.pipeline.explainer import Explainer
+from gradcam_server.serving.front_ends.pool import OtherFrontEnds
+from gradcam_server.telemetry.metrics import Metrics, ModelInfo
+
+logger = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """The engine and what replaces it.
+
+    Args:
+        config: The settings.
+        publish: Told which explainer answers from now on.
+        withdraw: Told that none does, and for about how many seconds.
+        metrics: Told what engines do, and how faithful sampled answers are.
+        others: The other front ends; they ask each new engine before ``publish`` is told.
+        backoff: The pauses before an engine that is lost, or cannot start, is started again.
+    """
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        publish: Callable[[Explainer], None],
+        withdraw: Callable[[float], None],
+        metrics: Metrics,
+        others: OtherFrontEnds,
+        backoff: Backoff = BACKOFF,
+    ) -> None:
+        self._config, self._others = config, others
+        self._publish, self._withdraw = publish, withdraw
+        self._metrics, self._backoff = metrics, backoff
+        self._failed_batch_count = 0
+        self._changing = asyncio.Lock()
+        self._computer: RemoteComputer | None = None
+        self._explainer: Explainer | None = None
+        self._closing = asyncio.Event()
+        self._guard: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_guarding(self) -> bool:
+        """Whether an engine that is lost is started again; also before ``start`` has returned."""
+        return self._closing.is_set() or self._guard is None or not self._guard.done()
+
+    @property
+    def queue_length(self) -> int:
+        """Requests admitted and not yet on the device, of all front ends."""
+        ours = self._explainer.queue_length if self._explainer is not None else 0
+        return ours + self._others.queue_length
+
+    @property
+    def thread_counts(self) -> dict[str, int]:
+        """Threads that decode or render, of all front ends, by state."""
+        counts = Counter[str](self._others.thread_counts)
+        counts.update(self._explainer.thread_counts if self._explainer is not None else {})
+        return counts
+
+    def batch_ran(self, model: str, batch: BatchReport) -> None:
+        """Counts a batch."""
+        self._metrics.batch_done(model, batch.size, batch.padded_size, batch.reason)
+        self._metrics.device_ran(batch.device, batch.compute_us / 1e6)
+
+    def beat(self, pid: int, heartbeat: Heartbeat) -> None:
+        """Measures the engine; one that was replaced counts no more."""
+        if self._computer is None or self._computer.pid != pid:
+            return
+        self._metrics.engine_beat(
+            pid, heartbeat.compilation_count, heartbeat.resident_bytes, heartbeat.device_bytes
+        )
+        self._metrics.retried_as_singles(heartbeat.failed_batch_count - self._failed_batch_count)
+        self._failed_batch_count = heartbeat.failed_batch_count
+
+    async def start(self) -> None:
+        """Starts the engine.
+
+        Raises:
+            StartupError: It cannot start as configured, dies while it starts, or the system has
+                no descriptor, process or memory left for it.
+        """
+        try:
+            await self._replace(self._config)
+        except EngineLostError as error:
+            raise StartupError(str(error)) from error
+        except (OSError, MemoryError) as error:
+            raise StartupError(f"the engine cannot start: {failure_reason(error)}") from error
+        self._watch_over()
+
+    async def reload(self, config: ServeConfig) -> None:
+        """Starts an engine beside the old one, and puts it in its place once it is warm.
+
+        No request is dropped: those in work are answered by the old one.
+
+        Raises:
+            StartupError: It cannot start as configured. The old one goes on.
+            EngineLostError: It died while starting. The old one goes on.
+            OSError: The system has nothing left for another. The old one goes on.
+        """
+        async with self._changing:
+            await self._replace(config)
+            self._config = config
+            self._watch_over()
+
+    async def close(self) -> None:
+        """Stops the engine, and the one that is being started."""
+        self._closing.set()
+        tasks = [*self._tasks, *([self._guard] if self._guard else ())]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._explainer is not None:
+            await self._explainer.close()
+
+    async def _replace(self, config: ServeConfig) -> None:
+        """Starts an engine, and puts it in the place of the old one; if it fails, that stays."""
+        computer = await RemoteComputer.start(config, self)
+        try:
+            explainer = Explainer(share(config), computer, self._metrics)
+            await self._others.share(config, computer)
+            self._tell_metrics(config, computer)
+            self._publish(explainer)
+        except BaseException:
+            await computer.close()
+            raise
+        old, old_computer = self._explainer, self._computer
+        self._computer, self._explainer = computer, explainer
+        self._failed_batch_count = 0
+        if old is not None and old_computer is not None:
+            self._retire(old, old_computer)
+
+    def _watch_over(self) -> None:
+        """Keeps the engine that has just started running, with a back-off of its own."""
+        if self._guard is not None:
+            self._guard.cancel()
+        keeping = keep_running("The engine", self._run, self._closing, backoff=self._backoff)
+        self._guard = asyncio.create_task(keeping, name="guard of the engine")
+
+    async def _run(self) -> str:
+        """Starts the engine if it is lost; returns, once it is lost again, why."""
+        computer = await self._revive()
+        await asyncio.wait({computer.lost})
+        self._withdraw(computer.started_in_s)
+        self._metrics.engine_restarted()
+        self._metrics.set_engine_up(False)
+        return computer.lost.result()
+
+    async def _revive(self) -> RemoteComputer:
+        async with self._changing:  # but not in pauses: a reload may be the remedy
+            assert self._computer is not None
+            if self._computer.lost.done():
+                await self._replace(self._config)
+                logger.info("The engine is back")
+            return self._computer
+
+    def _retire(self, explainer: Explainer, computer: RemoteComputer) -> None:
+        """Ends an engine that was replaced after its last answer."""
+
+        async def retire() -> None:
+            await computer.wait_alone()
+            await explainer.retire()
+
+        def tell(lost: asyncio.Future[str]) -> None:
+            if not lost.cancelled():
+                logger.error("An engine that had been replaced was lost: %s", lost.result())
+
+        if not computer.lost.done():
+            computer.lost.add_done_callback(tell)
+        task = asyncio.create_task(retire())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _tell_metrics(self, config: ServeConfig, computer: RemoteComputer) -> None:
+        models = computer.catalog.models
+        self._metrics.set_models(
+            ModelInfo(model.id, model.weights, model.default_layer, model.compiler)
+            for model in models
+        )
+        self._metrics.set_build(__version__, computer.tensorflow_version)
+        self._metrics.set_engine_up(True)
+        self._metrics.watch_queue(lambda: self.queue_length, config.max_queue_length * len(models))
+        self._metrics.watch_worker_threads(lambda: self.thread_counts)

@@ -1,0 +1,104 @@
+"""Spans of requests, for OpenTelemetry; off by default, and then each call does nothing.
+
+    rpc (server; its parent comes from the client's metadata)
+      image (one for each of a stream)
+        decode, queue, compile (at a graph's first use), compute, render
+
+Spans of stages are made when the image is done, from the times that its answer reports, so they
+cost nothing on its way. Nothing here imports OpenTelemetry before ``configure`` turns it on.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Protocol, TypeAlias
+
+Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
+
+
+class StageTimes(Protocol):
+    """What ``requests.Stats`` tells: times in microseconds, and the batch."""
+
+    @property
+    def decode_us(self) -> int: ...
+
+    @property
+    def queue_us(self) -> int: ...
+
+    @property
+    def compile_us(self) -> int: ...
+
+    @property
+    def compute_us(self) -> int: ...
+
+    @property
+    def render_us(self) -> int: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def padded_batch_size(self) -> int: ...
+
+    @property
+    def pass_count(self) -> int: ...
+
+    @property
+    def dispatch_reason(self) -> str: ...
+
+
+class Call:
+    """The span of a request, or of one image of a stream. This one records nothing.
+
+    Attributes:
+        trace_id: Of its trace, as 32 hexadecimal digits; empty if it has none.
+    """
+
+    trace_id = ""
+
+    def item(self) -> "Call":
+        """Begins the span of an image of a stream."""
+        return self
+
+    def describe(self, **attributes: str | int | float | bool) -> None:
+        """Adds attributes, as gradcam.NAME. Never content of images."""
+
+    def stages(self, times: StageTimes) -> None:
+        """Adds the spans of an image's stages, which end now; they lie one behind the other."""
+
+    def end(self, code: str) -> None:
+        """Ends it now, with the name of a gRPC code."""
+
+
+class Tracer:
+    """Begins the spans of requests. This one records nothing."""
+
+    def call(self, method: str, metadata: Metadata) -> Call:
+        """Begins the span of a request that has just arrived.
+
+        Args:
+            method: Its full name, such as gradcam.v1.ExplanationService/ExplainImage.
+            metadata: What came with it; may name the parent (W3C traceparent).
+        """
+        del method, metadata
+        return NO_CALL
+
+    def close(self) -> None:
+        """Sends what is left. Blocks, for a few seconds at most."""
+
+
+NO_CALL = Call()
+NO_TRACER = Tracer()
+
+current_call: ContextVar[Call] = ContextVar("current_call", default=NO_CALL)
+"""Of the request, or the image of a stream, that the current task works for."""
+
+
+@contextmanager
+def working_for(call: Call) -> Iterator[Call]:
+    """Makes a call that of the current task, and of the tasks that it starts."""
+    token = current_call.set(call)
+    try:
+        yield call
+    finally:
+        current_call.reset(token)

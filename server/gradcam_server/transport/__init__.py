@@ -1,0 +1,1 @@
+"""What speaks with callers: gRPC, HTTP, and who may call."""

@@ -1,0 +1,1 @@
+"""The gRPC service ``gradcam.v1.ExplanationService``."""

@@ -1,0 +1,159 @@
+"""What one process that speaks gRPC does: bind, answer, tell its health, drain, close."""
+
+import asyncio
+import logging
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from gradcam.v1 import explanation_service_pb2 as pb
+from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.errors import StartupError
+from gradcam_server.pipeline.budget import max_held_bytes
+from gradcam_server.pipeline.explainer import Explainer
+from gradcam_server.pipeline.ledger import Ledger
+from gradcam_server.telemetry.metrics import Metrics
+from gradcam_server.telemetry.tracing import Tracer
+from gradcam_server.transport.calls import Calls
+from gradcam_server.transport.gradcam_v1.service import SERVICE_NAME, ExplanationService
+from gradcam_server.transport.lifecycle import Lifecycle, Phase
+from gradcam_server.transport.open_inference import service as open_inference
+from gradcam_server.transport.security.access import Access, AccessInterceptor
+from gradcam_server.transport.security.listening import connection_options
+from gradcam_server.transport.security.tls import server_credentials
+from gradcam_server.transport.sending import hide_lost_clients
+
+logger = logging.getLogger(__name__)
+
+_FLUSH_S = 2.0
+_GOAWAY_S = 0.1
+_HEALTH_NAMES = ("", SERVICE_NAME, open_inference.SERVICE_NAME)
+
+
+class FrontEnd:
+    """The services on the port, of one process.
+
+    Args:
+        config: The settings: its part of limits that several share (``front_ends.shares``).
+        metrics: Told of calls.
+        tracer: Traces them.
+
+    Attributes:
+        access: Who may call.
+        force: Set it to end a drain at once.
+        ledger: What requests hold.
+        lifecycle: Whether requests are let in.
+
+    Raises:
+        StartupError: The token file cannot be used.
+    """
+
+    def __init__(self, config: ServeConfig, metrics: Metrics, tracer: Tracer) -> None:
+        self._config = config
+        self.lifecycle, self.force = Lifecycle(), asyncio.Event()
+        self.ledger = Ledger(max_held_bytes(config))
+        calls = Calls(self.lifecycle, metrics, tracer, self.ledger, config.max_send_s)
+        self._service = ExplanationService(config, calls)
+        self._inference = open_inference.InferenceService(config, calls)
+        self._health = health.aio.HealthServicer()
+        self.access = Access(config, metrics.token_request, metrics.rejected)
+        self._server: grpc.aio.Server | None = None
+
+    async def listen(self, port: int) -> int:
+        """Binds and answers from now on.
+
+        Args:
+            port: The port; 0 picks a free one.
+
+        Returns:
+            The port.
+
+        Raises:
+            StartupError: It is in use, or TLS cannot be used.
+        """
+        config = self._config
+        hide_lost_clients()
+        credentials = server_credentials(config)
+        server = grpc.aio.server(
+            interceptors=(AccessInterceptor(self.access),),
+            options=(
+                *connection_options(config),
+                ("grpc.max_receive_message_length", config.max_message_bytes),
+                ("grpc.max_send_message_length", -1),
+                # Otherwise a second server on the port would take half of the requests.
+                ("grpc.so_reuseport", int(config.frontends > 1)),
+            ),
+        )
+        pb_grpc.add_ExplanationServiceServicer_to_server(self._service, server)
+        open_inference.add_to_server(self._inference, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = (*_HEALTH_NAMES[1:], health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        await self.tell_health()
+        address = f"{config.host}:{port}"
+        try:
+            port = (
+                server.add_insecure_port(address)
+                if credentials is None
+                else server.add_secure_port(address, credentials)
+            )
+        except RuntimeError as error:
+            raise StartupError(f"cannot listen on {address}: is the port in use?") from error
+        await server.start()
+        self._server = server
+        return port
+
+    def models(self) -> list[pb.Model]:
+        """Describes in short what is served."""
+        return self._service.models()
+
+    def publish(self, explainer: Explainer) -> None:
+        """Lets requests in, to be answered by this explainer. ``tell_health`` says so."""
+        self._service.publish(explainer)
+        self._inference.publish(explainer)
+        self.lifecycle.serve()
+
+    async def tell_health(self) -> None:
+        """Tells by grpc.health.v1 whether requests are let in."""
+        states = health_pb2.HealthCheckResponse
+        serving = self.lifecycle.phase is Phase.SERVING
+        for name in _HEALTH_NAMES:
+            await self._health.set(name, states.SERVING if serving else states.NOT_SERVING)
+
+    async def drain(self) -> bool:
+        """Lets no more requests in, and stops when those in work are answered.
+
+        Returns:
+            Whether all were, in the time that they have and before it was forced.
+        """
+        self.lifecycle.drain()
+        await self.tell_health()
+        logger.info("Draining %d requests", self.lifecycle.in_work)
+        idle = asyncio.ensure_future(self.lifecycle.wait_idle())
+        force = asyncio.ensure_future(self.force.wait())
+        await asyncio.wait(
+            {idle, force},
+            timeout=self._config.drain_timeout_s,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        drained = idle.done()
+        idle.cancel()
+        force.cancel()
+        if not drained:
+            logger.warning("Cutting off %d requests", self.lifecycle.in_work)
+            await self.stop()
+        elif self._server is not None:
+            await self.lifecycle.hold_refusals()
+            # The last answers are still on their way out; health watchers never end.
+            stopping = asyncio.ensure_future(self._server.stop(grace=_FLUSH_S))
+            await asyncio.sleep(_GOAWAY_S)
+            self.lifecycle.release_refusals()
+            await stopping
+        return drained
+
+    async def stop(self) -> None:
+        """Ends all calls at once."""
+        if self._server is not None:
+            await self._server.stop(grace=0)

@@ -1,0 +1,68 @@
+"""What was answered so far, by model, in the terms of Triton's statistics."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from time import perf_counter_ns
+
+from gradcam.inference import grpc_service_pb2 as pb
+from gradcam_server.domain.requests import Stats
+
+
+class ModelRecord:
+    """The requests for one model.
+
+    Args:
+        name: The model's name.
+        version: Its version as the protocol has it.
+    """
+
+    def __init__(self, name: str, version: str) -> None:
+        self._totals = pb.ModelStatistics(name=name, version=version)
+        self._executions = 0.0
+
+    @contextmanager
+    def request(self) -> Iterator[list[Stats]]:
+        """Counts a request, as answered or as failed if an exception leaves the block.
+
+        Yields:
+            A list for what its images cost; it needs one entry for each of them.
+        """
+        started = perf_counter_ns()
+        images: list[Stats] = []
+        try:
+            yield images
+        except BaseException:  # clients that go count as well
+            _add(self._totals.inference_stats.fail, perf_counter_ns() - started)
+            raise
+        self._succeed(images, perf_counter_ns() - started)
+
+    def to_message(self) -> pb.ModelStatistics:
+        """Returns what was counted."""
+        message = pb.ModelStatistics()
+        message.CopyFrom(self._totals)
+        message.execution_count = round(self._executions)
+        return message
+
+    def _succeed(self, images: Sequence[Stats], duration_ns: int) -> None:
+        self._totals.last_inference = time.time_ns() // 1_000_000
+        self._totals.inference_count += len(images)
+        # Images that share a batch have a share of it each.
+        self._executions += sum(1 / max(stats.batch_size, 1) for stats in images)
+        stages, slowest = self._totals.inference_stats, max(images, key=_total_us)
+        _add(stages.success, duration_ns)
+        # Triton has no stage for compiling: it is waiting to clients of this protocol.
+        _add(stages.queue, (slowest.queue_us + slowest.compile_us) * 1000)
+        _add(stages.compute_input, slowest.decode_us * 1000)
+        _add(stages.compute_infer, slowest.compute_us * 1000)
+        _add(stages.compute_output, slowest.render_us * 1000)
+
+
+def _total_us(stats: Stats) -> int:
+    waited_us = stats.queue_us + stats.compile_us
+    return waited_us + stats.decode_us + stats.compute_us + stats.render_us
+
+
+def _add(duration: pb.StatisticDuration, ns: int) -> None:
+    duration.count += 1
+    duration.ns += ns

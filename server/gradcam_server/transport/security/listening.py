@@ -1,0 +1,91 @@
+"""Where the server may listen, and how its connections must behave."""
+
+import ipaddress
+import logging
+import socket
+
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.errors import StartupError
+
+logger = logging.getLogger(__name__)
+
+MIN_PING_INTERVAL_S = 10
+MAX_PING_STRIKES = 2
+HANDSHAKE_TIMEOUT_S = 10
+KEEPALIVE_S = 60
+KEEPALIVE_TIMEOUT_S = 20
+MAX_METADATA_BYTES = 16 * 1024
+
+
+def check_listening(config: ServeConfig) -> None:
+    """Lets only loopback be listened on in plain text, unless that is asked for.
+
+    Raises:
+        StartupError: Others could read and send everything.
+    """
+    plain = config.tls_certificate is None
+    listeners = [("host", config.host)] if plain else []
+    if config.http_port is not None:
+        listeners.append(("http-host", config.http_host))
+    for name, host in listeners:
+        if is_loopback(host):
+            continue
+        if not config.allow_insecure:
+            instead = "--tls-certificate and --tls-key, or " if name == "host" else ""
+            raise StartupError(
+                f"--{name} {host} is not loopback and would be served in plain text; it needs "
+                f"{instead}--allow-insecure (behind a proxy that speaks TLS, or in a network "
+                "that you trust)"
+            )
+        logger.warning("%s is served in plain text: who is on the way reads and sends all", host)
+
+
+def check_port_is_free(host: str, port: int) -> None:
+    """Finds out whether another server listens, with which the port would be shared.
+
+    Raises:
+        StartupError: One does, or the address is not ours.
+    """
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return  # gRPC says what is wrong
+    for family, kind, protocol, _, address in found:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+            except OSError as error:
+                raise StartupError(
+                    f"cannot listen on {host}:{port}: is the port in use?"
+                ) from error
+
+
+def is_loopback(host: str) -> bool:
+    """Tells whether an address, or all those of a name, can only be reached from this machine."""
+    try:
+        # An empty one is every address, but getaddrinfo would call it loopback.
+        found = socket.getaddrinfo(host.strip("[]"), None) if host else []
+    except (OSError, UnicodeError):
+        return False
+    addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+    return bool(addresses) and all(address.is_loopback for address in addresses)
+
+
+def connection_options(config: ServeConfig) -> tuple[tuple[str, int], ...]:
+    """Returns the gRPC options that keep one connection from harming the others."""
+    age_ms = round(config.max_connection_age_s * 1000)
+    return (
+        ("grpc.max_concurrent_streams", config.max_connection_streams),
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES // 2),
+        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_S * 1000),
+        # A peer that is gone without a word is noticed.
+        ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
+        # One that pings more often than this is told GOAWAY.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_S * 1000),
+        ("grpc.http2.max_ping_strikes", MAX_PING_STRIKES),
+        *((("grpc.max_connection_age_ms", age_ms),) if age_ms else ()),
+    )

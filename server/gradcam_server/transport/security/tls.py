@@ -1,0 +1,114 @@
+"""Certificates of the server, which may be replaced while it runs."""
+
+import logging
+import ssl
+import threading
+from pathlib import Path
+
+import grpc
+
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.errors import StartupError
+from gradcam_server.transport.security.files import Version, version
+
+logger = logging.getLogger(__name__)
+
+
+class CertificateFiles:
+    """PEM files, read again when they change.
+
+    May be asked from any thread: gRPC asks for each new connection.
+
+    Args:
+        certificate: The server's certificate and its chain.
+        key: Its private key, not encrypted.
+        client_ca: The authorities of client certificates; None asks for none.
+
+    Raises:
+        StartupError: They cannot be read, or do not belong together.
+    """
+
+    def __init__(self, certificate: Path, key: Path, client_ca: Path | None = None) -> None:
+        self._certificate, self._key, self._client_ca = certificate, key, client_ca
+        self._paths = [path for path in (certificate, key, client_ca) if path is not None]
+        self._changing = threading.Lock()
+        self._seen: Version = version(self._paths)
+        self._initial = self._read()
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """Makes credentials that follow the files."""
+        return grpc.dynamic_ssl_server_credentials(
+            self._initial,
+            self.newer,  # type: ignore[arg-type] # None is allowed: no change
+            require_client_authentication=self._client_ca is not None,
+        )
+
+    def newer(self) -> grpc.ServerCertificateConfiguration | None:
+        """Returns the certificates if they have changed since they were last asked for.
+
+        Files that are no certificate, or do not belong together (one of two is replaced
+        already), change nothing: the log says why, and they are read at their next change.
+        """
+        with self._changing:
+            now = version(self._paths)
+            if now == self._seen:
+                return None
+            try:
+                fresh = self._read()
+            except StartupError as error:
+                logger.error("The old certificates stay: %s", error)  # noqa: TRY400
+                self._seen = now
+                return None
+            if version(self._paths) != now:  # changed while they were read: at the next connection
+                return None
+            self._seen = now
+        logger.info("Read the certificates again from %s", self._certificate)
+        return fresh
+
+    def _read(self) -> grpc.ServerCertificateConfiguration:
+        self._check()
+        try:
+            key, certificate = self._key.read_bytes(), self._certificate.read_bytes()
+            authorities = self._client_ca.read_bytes() if self._client_ca is not None else None
+        except OSError as error:
+            raise StartupError(f"cannot read a certificate: {error}") from error
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], authorities)
+
+    def _check(self) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(self._certificate, self._key, password=_no_password)
+        except (OSError, ValueError) as error:
+            raise StartupError(
+                f"--tls-certificate {self._certificate} and --tls-key {self._key} must be a PEM "
+                f"certificate and its private key, not encrypted: {error}"
+            ) from error
+        if self._client_ca is None:
+            return
+        try:
+            context.load_verify_locations(self._client_ca)
+        except (OSError, ValueError) as error:
+            raise StartupError(
+                f"--tls-client-ca {self._client_ca} must hold PEM certificates: {error}"
+            ) from error
+
+
+def server_credentials(config: ServeConfig) -> grpc.ServerCredentials | None:
+    """Makes the listener's credentials; None if it is to speak plain text.
+
+    Raises:
+        StartupError: The files cannot be used, or one of them is not named.
+    """
+    if (config.tls_certificate is None) != (config.tls_key is None):
+        raise StartupError("TLS needs both --tls-certificate and --tls-key")
+    if config.tls_certificate is None or config.tls_key is None:
+        if config.tls_client_ca is not None:
+            raise StartupError("--tls-client-ca needs --tls-certificate and --tls-key as well")
+        return None
+    client_ca = Path(config.tls_client_ca) if config.tls_client_ca is not None else None
+    files = CertificateFiles(Path(config.tls_certificate), Path(config.tls_key), client_ca)
+    return files.credentials()
+
+
+def _no_password() -> str:
+    raise ValueError("the key is encrypted; openssl pkey -in KEY -out NEW_KEY decrypts it")

@@ -14,7 +14,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 help:
 	@sed -n 's/^# //p' Makefile | head -3
-	@echo 'make check  ruff, mypy, the stubs, the README, the Dockerfile, the wheel'
+	@echo 'make check  ruff, the imports, mypy, the stubs, the README, the Dockerfile, the wheel'
 	@echo 'make stubs  the stubs from proto/'
 	@echo 'make readme the tables of flags and metrics in README.md and docs/'
 	@echo 'make format what can be repaired'
@@ -36,6 +36,7 @@ test: check
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 	$(BIN)/python scripts/generate_stubs.py --check
 	$(BIN)/python scripts/update_readme.py --check

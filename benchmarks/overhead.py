@@ -40,7 +40,7 @@ from gradcam_server.transport.calls import Calls
 from gradcam_server.transport.gradcam_v1.service import SERVICE_NAME, ExplanationService
 from gradcam_server.transport.lifecycle import Lifecycle
 from gradcam_server.transport.security.access import Access, AccessInterceptor
-from support.instant import InstantComputer
+from support.instant import InstantBackend
 
 PHOTO = Path(__file__).resolve().parent.parent / "examples" / "images" / "cat.jpg"
 SIDE = 224
@@ -76,7 +76,7 @@ async def serve_real(server: grpc.aio.Server) -> None:
     """Adds the service as the server has it, but for the engine."""
     config, metrics, lifecycle = ServeConfig(), Metrics(), Lifecycle()
     service = ExplanationService(config, Calls(lifecycle, metrics, NO_TRACER))
-    service.publish(Explainer(config, InstantComputer(), metrics))
+    service.publish(Explainer(config, InstantBackend(), metrics))
     lifecycle.serve()
     pb_grpc.add_ExplanationServiceServicer_to_server(service, server)
 
@@ -90,7 +90,7 @@ async def serve_bytes(
         server: The server.
         work: What to do with each request before; None for an echo.
     """
-    explainer = Explainer(ServeConfig(), InstantComputer(), Metrics())
+    explainer = Explainer(ServeConfig(), InstantBackend(), Metrics())
     message = pb.ExplainImageRequest.FromString(raw_request())
     answer = await explainer.explain(message)
     unary_answer = answer.SerializeToString()

@@ -31,6 +31,7 @@ from gradcam_server.bench.running import RunningServer, StartError, gradcam_serv
 from gradcam_server.bench.serving import Subject
 from gradcam_server.bench.serving_run import Ours, run
 from gradcam_server.cli.bench import progress
+from gradcam_server.cli.connection import Connection
 from gradcam_server.cli.serve import read_arguments
 from peers import askers
 from peers.work import decode
@@ -181,7 +182,13 @@ def main() -> None:
         peers, skipped = start_peers(stack, arguments, image, running.address, bar)
         config = read_arguments(arguments.serve)
         results = run(
-            Ours(running.address, pid=running.pid, ready_s=running.ready_s, config=config),
+            Ours(
+                running.address,
+                Connection(),
+                pid=running.pid,
+                ready_s=running.ready_s,
+                config=config,
+            ),
             bar,
             image=arguments.image,
             payloads=("jpeg",),

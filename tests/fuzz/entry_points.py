@@ -74,7 +74,7 @@ def _model(version: str) -> ServedModel:
     )
 
 
-class FakeComputer:
+class FakeBackend:
     """Answers at once, in the right shapes, or fails; its maps have all that maps can have."""
 
     catalog = Catalog((_model(""), _model("2")), (), (1, 4), 5)
@@ -186,7 +186,7 @@ class Services:
         calls = Calls(lifecycle, metrics, Tracer())
         self.explanation = ExplanationService(_CONFIG, calls)
         self.inference = InferenceService(_CONFIG, calls)
-        explainer = Explainer(_CONFIG, FakeComputer(), metrics)
+        explainer = Explainer(_CONFIG, FakeBackend(), metrics)
         self.explanation.publish(explainer)
         self.inference.publish(explainer)
         lifecycle.serve()

@@ -18,7 +18,7 @@ from gradcam_server.telemetry import tracing
 from gradcam_server.telemetry.memory import share_heap
 from gradcam_server.telemetry.metrics import Metrics
 from gradcam_server.transport.grpc_server import FrontEnd
-from support.instant import InstantComputer
+from support.instant import InstantBackend
 
 LIMITS = ServeConfig(
     max_held_bytes=64 << 20,
@@ -31,7 +31,7 @@ LIMITS = ServeConfig(
 )
 
 
-class SlowComputer(InstantComputer):
+class SlowBackend(InstantBackend):
     """Takes its time, so that requests gather."""
 
     async def compute(self, key: GraphKey, *arguments: Any) -> Answer[GraphOutput]:
@@ -51,7 +51,7 @@ async def main() -> None:
     """Serves until its input ends."""
     metrics = Metrics()
     front_end = FrontEnd(LIMITS, metrics, tracing.NO_TRACER)
-    explainer = Explainer(LIMITS, SlowComputer(), metrics)
+    explainer = Explainer(LIMITS, SlowBackend(), metrics)
     port = await front_end.listen(0)
     front_end.publish(explainer)
     print(port, flush=True)

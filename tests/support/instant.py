@@ -15,7 +15,7 @@ CLASSES = 1000
 _REPORT = BatchReport(1, 1, DispatchReason.IDLE, 0)
 
 
-class InstantComputer:
+class InstantBackend:
     """Answers every image at once with the same logits and map.
 
     Attributes:

@@ -31,7 +31,7 @@ from gradcam_server.domain.requests import (
     Target,
     TopK,
 )
-from gradcam_server.engine.backend import Computer, LocalComputer
+from gradcam_server.engine.backend import Backend, LocalBackend
 from gradcam_server.errors import ExplanationServerError, InvalidRequestError
 from gradcam_server.pipeline.explainer import Explainer
 from gradcam_server.pipeline.pipeline import load
@@ -72,14 +72,14 @@ class LocalStage:
     Args:
         config: The settings; those of the network are ignored.
         ask: What is asked of each image.
-        computer: Makes what computes, in place of the models of ``config``.
+        backend: Makes what computes, in place of the models of ``config``.
 
     Raises:
         StartupError: The model or its weights cannot be had.
         ExplanationServerError: The model has no such class or layer.
     """
 
-    def __init__(self, config: ServeConfig, ask: Ask, computer: Computer | None = None) -> None:
+    def __init__(self, config: ServeConfig, ask: Ask, backend: Backend | None = None) -> None:
         self._config, self._ask, self._request = config, ask, _request(ask)
         self._in_flight = max(_BATCHES_IN_FLIGHT * max(config.batch_sizes), 2 * _CHUNK * _READERS)
         self._under_way: set[asyncio.Task[Any]] = set()
@@ -88,15 +88,15 @@ class LocalStage:
         self._thread = threading.Thread(target=self._loop.run_forever, name="stage", daemon=True)
         self._thread.start()
         try:
-            if computer is None:
-                computer = self._wait(_computer(config, _engine(config)))
-            self._explainer = self._wait(_explainer(config, computer))
+            if backend is None:
+                backend = self._wait(_backend(config, _engine(config)))
+            self._explainer = self._wait(_explainer(config, backend))
         except BaseException:
             self._stop()
             raise
         try:
-            self._input_size = computer.catalog.models[0].input_size
-            _check(computer, self._request(b""))
+            self._input_size = backend.catalog.models[0].input_size
+            _check(backend, self._request(b""))
         except BaseException:
             self.close()
             raise
@@ -243,17 +243,17 @@ def _engine(config: ServeConfig) -> "Engine":
     return ThroughputEngine(config)
 
 
-async def _computer(config: ServeConfig, engine: "Engine") -> Computer:
-    return LocalComputer(config, engine)
+async def _backend(config: ServeConfig, engine: "Engine") -> Backend:
+    return LocalBackend(config, engine)
 
 
-async def _explainer(config: ServeConfig, computer: Computer) -> Explainer:
-    return Explainer(config, computer, Metrics())
+async def _explainer(config: ServeConfig, backend: Backend) -> Explainer:
+    return Explainer(config, backend, Metrics())
 
 
-def _check(computer: Computer, request: ExplainRequest) -> None:
+def _check(backend: Backend, request: ExplainRequest) -> None:
     """Raises what every image would fail with."""
-    model = computer.catalog.models[0]
+    model = backend.catalog.models[0]
     model.resolve_layers(request.layers)
     if isinstance(request.targets, tuple):
         for target in request.targets:

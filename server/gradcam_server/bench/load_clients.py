@@ -4,14 +4,15 @@ Requests are serialised once and sent as bytes, so that the generator costs litt
 """
 
 import asyncio
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import grpc
 
 from gradcam.v1 import explanation_service_pb2 as pb
+from gradcam_client import Client
 from gradcam_server.bench.load import Asker, Told
-from gradcam_server.cli.connection import Connection
 
 _SERVICE = "/gradcam.v1.ExplanationService"
 _OPTIONS = (
@@ -27,6 +28,25 @@ class WrongAnswerError(Exception):
     """The server answered, but not what was asked."""
 
 
+class Connection(Protocol):
+    """How to reach a server: TLS and token. Pickled into the process that asks."""
+
+    def client(self, server: str) -> Client:
+        """Makes a client of the server at HOST:PORT."""
+        ...
+
+    def aio_channel(
+        self, address: str, options: Sequence[tuple[str, Any]] = ()
+    ) -> grpc.aio.Channel:
+        """Makes a channel to the server at HOST:PORT for the running event loop."""
+        ...
+
+    @property
+    def metadata(self) -> Sequence[tuple[str, str]]:
+        """The metadata of each call: the token, if there is one."""
+        ...
+
+
 @dataclass(frozen=True)
 class Unary:
     """Makes askers by ``ExplainImage``.
@@ -34,14 +54,14 @@ class Unary:
     Attributes:
         address: HOST:PORT.
         request: A serialised ``ExplainImageRequest``.
-        timeout_s: The deadline of each request.
         connection: TLS and token.
+        timeout_s: The deadline of each request.
     """
 
     address: str
     request: bytes
+    connection: Connection
     timeout_s: float = 30.0
-    connection: Connection = field(default_factory=Connection)
 
     def __call__(self) -> Asker:
         """Makes one."""

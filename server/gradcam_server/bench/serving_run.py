@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,9 @@ from rich.progress import Progress
 from gradcam_server.bench import results, serving
 from gradcam_server.bench.bare import BareGraph, Calibration
 from gradcam_server.bench.load import Closed, Generators, MakeAsker
-from gradcam_server.bench.load_clients import Stream, Unary
+from gradcam_server.bench.load_clients import Connection, Stream, Unary
 from gradcam_server.bench.payload import request
 from gradcam_server.bench.worker import Worker
-from gradcam_server.cli.connection import Connection
 
 if TYPE_CHECKING:
     from gradcam_server.config.settings import ServeConfig
@@ -38,7 +37,7 @@ class Ours:
     """
 
     address: str
-    connection: Connection = field(default_factory=Connection)
+    connection: Connection
     pid: int | None = None
     ready_s: float | None = None
     config: "ServeConfig | None" = None
@@ -58,7 +57,7 @@ class Ours:
         askers: dict[tuple[str, str], MakeAsker] = {}
         for payload, call in itertools.product(payloads, calls):
             message = request(payload, image, size, model)
-            askers[payload, call] = _CALLS[call](self.address, message, 30.0, self.connection)
+            askers[payload, call] = _CALLS[call](self.address, message, self.connection)
         return serving.Subject(NAME, askers, self.pid, self.ready_s)
 
 

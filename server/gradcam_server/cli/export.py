@@ -127,7 +127,8 @@ def _export(
     if not isinstance(source, ModelSource):
         raise StartupError(f"{source.served.name} is an export already")
     return write(
-        source,
+        source.loaded,
+        source.served,
         engine.warm_keys(),
         config.batch_sizes,
         output,

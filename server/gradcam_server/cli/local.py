@@ -18,7 +18,7 @@ from gradcam_server.domain.graph_io import GraphKey
 from gradcam_server.domain.model_spec import DEFAULT_MODEL
 from gradcam_server.domain.options import Compiler
 from gradcam_server.domain.requests import Progress, ResizeMode, watch
-from gradcam_server.engine.backend import LocalComputer
+from gradcam_server.engine.backend import LocalBackend
 from gradcam_server.engine.engine import Engine, FirstUse
 from gradcam_server.errors import InvalidRequestError
 from gradcam_server.pipeline.explainer import Explainer
@@ -197,7 +197,7 @@ async def _report(image: ImageInput, progress: Progress, tell: OnProgress | None
 
 
 async def _on_loop(config: ServeConfig, engine: Engine) -> Explainer:
-    return Explainer(config, LocalComputer(config, engine), Metrics())
+    return Explainer(config, LocalBackend(config, engine), Metrics())
 
 
 async def _result(task: "asyncio.Task[Outcome]") -> Outcome:

@@ -1,1 +1,4 @@
-"""What the parts of the server tell each other: plain values, free of TensorFlow, OpenCV, gRPC and protobuf."""
+"""Plain values that the parts of the server exchange.
+
+Free of TensorFlow, OpenCV, gRPC and protobuf.
+"""

@@ -1,4 +1,4 @@
-"""When an item must be computed, and how it was: what the pipeline and the engine tell each other."""
+"""When an item must be computed, and the report of the batch that computed it."""
 
 from dataclasses import dataclass
 from enum import StrEnum

@@ -21,7 +21,7 @@ OnBatch = Callable[[str, BatchReport], None]
 """Told the id of the model and the batch."""
 
 
-class Computer(Protocol):
+class Backend(Protocol):
     """Computes images by compiled graphs, in batches."""
 
     @property
@@ -57,7 +57,7 @@ class Computer(Protocol):
         ...
 
 
-class LocalComputer:
+class LocalBackend:
     """Computes in this process. Must be made, used and closed on one event loop.
 
     Args:

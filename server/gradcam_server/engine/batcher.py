@@ -181,7 +181,7 @@ class Batcher(Generic[Item, Output]):
         runner: BatchRunner[Item, Output],
         item: Item,
         turn: Turn | None = None,
-        urgency: Urgency = Urgency(),
+        urgency: Urgency = Urgency(),  # noqa: B008 - it is frozen
     ) -> Answer[Output]:
         """Queues an item for ``runner`` and waits for its output.
 

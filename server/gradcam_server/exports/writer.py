@@ -12,9 +12,9 @@ from pathlib import Path
 import tensorflow as tf
 
 from gradcam_server import __version__
+from gradcam_server.domain.catalog import ServedModel
 from gradcam_server.domain.graph_io import GraphKey
 from gradcam_server.domain.options import Compiler, Precision
-from gradcam_server.engine.sources.model import ModelSource
 from gradcam_server.errors import CompilerError, DisconnectedLayerError, StartupError, quote
 from gradcam_server.exports.agreement import measure
 from gradcam_server.exports.files import hash_file
@@ -28,6 +28,7 @@ from gradcam_server.graphs.compilers.openvino_runtime import INPUTS, openvino
 from gradcam_server.graphs.executable import CompilationCounter
 from gradcam_server.graphs.explanation import ExplanationGraph
 from gradcam_server.graphs.training_mode import find_training_mode
+from gradcam_server.models.loaded import LoadedModel
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,8 @@ _CHECKED_SIZES = (2,)
 
 
 def write(
-    source: ModelSource,
+    loaded: LoadedModel,
+    served: ServedModel,
     keys: Sequence[GraphKey],
     batch_sizes: Sequence[int],
     folder: Path,
@@ -48,7 +50,8 @@ def write(
     """Exports a model.
 
     Args:
-        source: The model.
+        loaded: The model.
+        served: The same as requests see it.
         keys: The graphs; the first is compared with float32.
         batch_sizes: Whose times to measure.
         folder: Appears when all is written; must not exist.
@@ -68,7 +71,7 @@ def write(
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
-        writer = _Writer(source, temporary, precision, samples)
+        writer = _Writer(loaded, served, temporary, precision, samples)
         manifest = writer.write(keys, batch_sizes, least_correlation)
         temporary.rename(folder)
     except OSError as error:
@@ -80,13 +83,17 @@ def write(
 
 class _Writer:
     def __init__(
-        self, source: ModelSource, folder: Path, precision: Precision, samples: Path | None
+        self,
+        loaded: LoadedModel,
+        served: ServedModel,
+        folder: Path,
+        precision: Precision,
+        samples: Path | None,
     ) -> None:
-        self._source, self._folder, self._precision = source, folder, precision
+        self._loaded, self._served = loaded, served
+        self._folder, self._precision = folder, precision
         self._samples = (
-            None
-            if precision is Precision.FLOAT32
-            else load_samples(samples, source.served.input_size)
+            None if precision is Precision.FLOAT32 else load_samples(samples, served.input_size)
         )
         self._agreement: Agreement | None = None
 
@@ -99,7 +106,7 @@ class _Writer:
             for number, key in enumerate(keys)
         ]
         self._write_saved_model(keys[0])
-        served, loaded = self._source.served, self._source.loaded
+        served, loaded = self._served, self._loaded
         files = {
             path.relative_to(self._folder).as_posix(): path
             for path in sorted(self._folder.rglob("*"))
@@ -129,7 +136,7 @@ class _Writer:
 
     def _check_model(self, key: GraphKey) -> None:
         """Has TensorFlow compute an image alone, again, and among others."""
-        loaded = self._source.loaded
+        loaded = self._loaded
         graph = ExplanationGraph(loaded, key, CompilationCounter())
         try:
             compiled = compile_graph(graph, _CHECKED_SIZES, Compiler.TENSORFLOW)
@@ -141,7 +148,7 @@ class _Writer:
     def _write_graph(
         self, number: int, key: GraphKey, batch_sizes: Sequence[int], least_correlation: float
     ) -> ExportedGraph:
-        graph = ExplanationGraph(self._source.loaded, key, CompilationCounter())
+        graph = ExplanationGraph(self._loaded, key, CompilationCounter())
         names = converter.output_names(graph)
         try:
             model = converter.convert(graph)
@@ -171,7 +178,7 @@ class _Writer:
 
     def _write_saved_model(self, key: GraphKey) -> None:
         """Writes the default graph in float32 for TensorFlow Serving."""
-        graph = ExplanationGraph(self._source.loaded, key, CompilationCounter())
+        graph = ExplanationGraph(self._loaded, key, CompilationCounter())
         names = converter.output_names(graph)
 
         def explain(

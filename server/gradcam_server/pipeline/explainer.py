@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.requests import ExplainedImage, ExplainRequest, Progress
-from gradcam_server.engine.backend import Computer
+from gradcam_server.engine.backend import Backend
 from gradcam_server.errors import DeadlineError, QueueFullError
 from gradcam_server.pipeline.ledger import Claim, Hold
 from gradcam_server.pipeline.pipeline import Pipeline
@@ -21,14 +21,14 @@ class Explainer:
 
     Args:
         config: The settings.
-        computer: The warm models; closed with the explainer.
+        backend: The warm models; closed with the explainer.
         metrics: Told where the time of answers went, what was refused and dropped, and how
             faithful sampled answers are.
     """
 
-    def __init__(self, config: ServeConfig, computer: Computer, metrics: Metrics) -> None:
-        self._computer, self._metrics = computer, metrics
-        self._pipeline = Pipeline(config, computer, metrics.faithfulness)
+    def __init__(self, config: ServeConfig, backend: Backend, metrics: Metrics) -> None:
+        self._backend, self._metrics = backend, metrics
+        self._pipeline = Pipeline(config, backend, metrics.faithfulness)
         self._in_work = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -138,11 +138,11 @@ class Explainer:
         Raises:
             NotFoundError: No such model.
         """
-        return self._computer.catalog.find_model(name, version).id
+        return self._backend.catalog.find_model(name, version).id
 
     def models(self) -> list[pb.Model]:
         """Describes all models in short."""
-        catalog, count = self._computer.catalog, self._computer.compilation_count
+        catalog, count = self._backend.catalog, self._backend.compilation_count
         return [to_model(model, catalog, count, full=False) for model in catalog.models]
 
     def model(self, name: str, version: str = "") -> pb.Model:
@@ -151,6 +151,6 @@ class Explainer:
         Raises:
             NotFoundError: No such model.
         """
-        catalog = self._computer.catalog
+        catalog = self._backend.catalog
         model = catalog.find_model(name, version)
-        return to_model(model, catalog, self._computer.compilation_count, full=True)
+        return to_model(model, catalog, self._backend.compilation_count, full=True)

@@ -13,33 +13,20 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import StrEnum
 
+from gradcam_server.domain.hold_state import HoldState
 from gradcam_server.errors import InvalidRequestError, QueueFullError
 
 _RETRY_AFTER_S = 0.5
 
 
-class State(StrEnum):
-    """What bytes are held for."""
-
-    RECEIVED = "received"
-    DECODING = "decoding"
-    WAITING = "waiting"
-    RENDERING = "rendering"
-    SENDING = "sending"
-
-    # Enum's own runs in Python, and states are keys of what is counted for each image.
-    __hash__ = str.__hash__
-
-
 class Hold:
     """The bytes of one image and its answer. ``Claim.reserve`` makes it."""
 
-    def __init__(self, claim: "Claim", state: State, size: int) -> None:
+    def __init__(self, claim: "Claim", state: HoldState, size: int) -> None:
         self._claim, self._state, self._size = claim, state, size
 
-    def move(self, state: State, size: int | None = None) -> None:
+    def move(self, state: HoldState, size: int | None = None) -> None:
         """Holds for something else from now on, perhaps less. Does nothing after the release.
 
         Args:
@@ -72,7 +59,7 @@ class Claim:
         self.size = 0
         self.is_released = False
         self.settled = asyncio.Event()
-        self._states = dict.fromkeys(State, 0)
+        self._states = dict.fromkeys(HoldState, 0)
 
     def receive(self, size: int) -> None:
         """Holds a message that has come in.
@@ -84,7 +71,7 @@ class Claim:
             InvalidRequestError: It can never fit.
             QueueFullError: There is no room for it now.
         """
-        self.ledger.take(self, State.RECEIVED, size)
+        self.ledger.take(self, HoldState.RECEIVED, size)
 
     async def reserve(self, sizes: Sequence[int], *, wait: bool) -> list[Hold]:
         """Holds all that some images and their answers may need, instead of what was received.
@@ -100,19 +87,19 @@ class Claim:
             InvalidRequestError: They can never fit.
             QueueFullError: There is no room now, and ``wait`` is false.
         """
-        received = self._states[State.RECEIVED]
+        received = self._states[HoldState.RECEIVED]
         more = max(sum(sizes) + self._fixed - received, 0)
         try:
             if wait:
-                await self.ledger.wait_and_take(self, State.RECEIVED, more)
+                await self.ledger.wait_and_take(self, HoldState.RECEIVED, more)
             else:
-                self.ledger.take(self, State.RECEIVED, more)
+                self.ledger.take(self, HoldState.RECEIVED, more)
         finally:
             self.settled.set()
-        self.change(State.RECEIVED, self._fixed - self._states[State.RECEIVED])
+        self.change(HoldState.RECEIVED, self._fixed - self._states[HoldState.RECEIVED])
         for size in sizes:
-            self.change(State.DECODING, size)
-        return [Hold(self, State.DECODING, size) for size in sizes]
+            self.change(HoldState.DECODING, size)
+        return [Hold(self, HoldState.DECODING, size) for size in sizes]
 
     def release(self) -> None:
         """Gives all back. Later calls do nothing."""
@@ -122,7 +109,7 @@ class Claim:
         self.is_released = True
         self.ledger.hand_out()
 
-    def change(self, state: State, size: int) -> None:
+    def change(self, state: HoldState, size: int) -> None:
         """Counts so many bytes more, or fewer."""
         self._states[state] += size
         self.size += size
@@ -131,7 +118,7 @@ class Claim:
 
 def uncounted() -> Hold:
     """Returns a hold of nothing, for an image that nobody counts."""
-    return Hold(Ledger().claim(""), State.DECODING, 0)
+    return Hold(Ledger().claim(""), HoldState.DECODING, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +126,7 @@ class _Waiting:
     """A claim that waits for room, and what it is told by."""
 
     claim: Claim
-    state: State
+    state: HoldState
     size: int
     turn: "asyncio.Future[None]"
 
@@ -154,14 +141,14 @@ class Ledger:
     def __init__(self, limit: int | None = None) -> None:
         self._limit = limit
         self._total = 0
-        self._states = dict.fromkeys(State, 0)
+        self._states = dict.fromkeys(HoldState, 0)
         self._callers: dict[str, int] = {}
         self._waiting: list[_Waiting] = []
 
     @property
     def held(self) -> Mapping[str, int]:
         """Bytes held, by state; those of which there are none too."""
-        return {state.value: self._states[state] for state in State}
+        return {state.value: self._states[state] for state in HoldState}
 
     @property
     def total(self) -> int:
@@ -181,7 +168,7 @@ class Ledger:
         """
         return Claim(self, caller, fixed)
 
-    def take(self, claim: Claim, state: State, size: int) -> None:
+    def take(self, claim: Claim, state: HoldState, size: int) -> None:
         """Lets a claim hold more at once.
 
         Raises:
@@ -197,7 +184,7 @@ class Ledger:
             )
         claim.change(state, size)
 
-    async def wait_and_take(self, claim: Claim, state: State, size: int) -> None:
+    async def wait_and_take(self, claim: Claim, state: HoldState, size: int) -> None:
         """Lets a claim hold more once there is room; each caller's claims go in their order.
 
         Raises:
@@ -237,7 +224,7 @@ class Ledger:
                 one.turn.set_result(None)
         self._waiting = left
 
-    def count(self, caller: str, state: State, size: int) -> None:
+    def count(self, caller: str, state: HoldState, size: int) -> None:
         """Counts so many bytes more, or fewer; ``Claim.change`` alone calls it."""
         self._total += size
         self._states[state] += size

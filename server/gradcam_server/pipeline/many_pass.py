@@ -11,7 +11,7 @@ from gradcam_server.domain.graph_io import PIXELS, GraphItem, GraphKey, GraphOut
 from gradcam_server.domain.preprocessing import ZERO_COLORS
 from gradcam_server.domain.requests import MANY_PASS_METHODS, ExplainRequest, Method, Progress
 from gradcam_server.domain.schedule import Turn, Urgency
-from gradcam_server.engine.backend import Computer
+from gradcam_server.engine.backend import Backend
 from gradcam_server.errors import InvalidRequestError
 from gradcam_server.methods.many_pass import integrated_gradients, score_cam, smooth_grad
 from gradcam_server.pipeline.fair_slots import FairSlots
@@ -62,11 +62,11 @@ class Perturbation:
     """Runs methods of many passes, few requests at a time.
 
     Args:
-        computer: What computes.
+        backend: What computes.
     """
 
-    def __init__(self, computer: Computer) -> None:
-        self._computer = computer
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
         self._slots = FairSlots(_AT_ONCE)
 
     async def explain(
@@ -98,7 +98,7 @@ class Perturbation:
             dataclasses.replace(target, index=int(index))
             for target, index in zip(targets, first.classes, strict=True)
         ]
-        run = _Run(self._computer, request, model, chosen, progress)
+        run = _Run(self._backend, request, model, chosen, progress)
         async with self._slots.hold(current_caller.get().key, request.priority):
             turn.give_back()
             output = dataclasses.replace(first, maps=await run.maps(fitted))
@@ -110,13 +110,13 @@ class _Run:
 
     def __init__(
         self,
-        computer: Computer,
+        backend: Backend,
         request: ExplainRequest,
         model: ServedModel,
         targets: Sequence[GraphTarget],
         progress: Progress,
     ) -> None:
-        self._computer, self._request, self._model = computer, request, model
+        self._backend, self._request, self._model = backend, request, model
         self._targets, self._progress = targets, progress
         self._compile_us: dict[GraphKey, int] = {}
 
@@ -187,7 +187,7 @@ class _Run:
 
     async def _compute(self, key: GraphKey, pixels: NDArray[np.float32]) -> GraphOutput:
         item = GraphItem(pixels, self._targets)
-        answer = await self._computer.compute(key, item, None, self._urgency)
+        answer = await self._backend.compute(key, item, None, self._urgency)
         self._progress.completed += 1
         # Passes of one graph wait for it side by side; graphs are needed one after the other.
         known_us = self._compile_us.get(key, 0)

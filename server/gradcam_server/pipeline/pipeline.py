@@ -21,6 +21,7 @@ from gradcam_server.domain.graph_io import (
     GraphTarget,
     by_rank,
 )
+from gradcam_server.domain.hold_state import HoldState
 from gradcam_server.domain.labels import ClassLabels
 from gradcam_server.domain.layers import Extent
 from gradcam_server.domain.requests import (
@@ -40,7 +41,7 @@ from gradcam_server.domain.requests import (
     TopK,
 )
 from gradcam_server.domain.schedule import Urgency
-from gradcam_server.engine.backend import Computer
+from gradcam_server.engine.backend import Backend
 from gradcam_server.errors import DeadlineError, InvalidRequestError
 from gradcam_server.images.decode import declared_size, decode_image, decode_reduced, view_raw
 from gradcam_server.images.geometry import Placement, fit, shrinkage
@@ -49,7 +50,7 @@ from gradcam_server.images.work_cost import decoding_s, header_s, rendering_s
 from gradcam_server.methods.fusion import fuse_layer_cam
 from gradcam_server.pipeline.admission import Admission
 from gradcam_server.pipeline.budget import BYTES_PER_PIXEL, Need, message_bytes, sending_bytes
-from gradcam_server.pipeline.ledger import Claim, Hold, State, uncounted
+from gradcam_server.pipeline.ledger import Claim, Hold, uncounted
 from gradcam_server.pipeline.many_pass import Perturbation, count_passes
 from gradcam_server.pipeline.sampling import FaithfulnessSampler, Report
 from gradcam_server.pipeline.workers import Workers
@@ -70,25 +71,23 @@ class Pipeline:
 
     Args:
         config: The settings.
-        computer: The warm models; closed with the pipeline.
+        backend: The warm models; closed with the pipeline.
         report_faithfulness: Told how faithful sampled answers are.
     """
 
-    def __init__(
-        self, config: ServeConfig, computer: Computer, report_faithfulness: Report
-    ) -> None:
+    def __init__(self, config: ServeConfig, backend: Backend, report_faithfulness: Report) -> None:
         self._config = config
-        self._computer = computer
+        self._backend = backend
         self._queues = {
-            model.id: Admission(config.max_queue_length) for model in computer.catalog.models
+            model.id: Admission(config.max_queue_length) for model in backend.catalog.models
         }
         # Their passes wait long: in a queue of their own they keep out only their like.
         self._many_pass_queues = {
             model.id: Admission(config.max_queue_length, "queue of many-pass methods")
-            for model in computer.catalog.models
+            for model in backend.catalog.models
         }
-        self._perturbation = Perturbation(computer)
-        self._sampler = FaithfulnessSampler(computer, config.sample_share, report_faithfulness)
+        self._perturbation = Perturbation(backend)
+        self._sampler = FaithfulnessSampler(backend, config.sample_share, report_faithfulness)
         self._workers = Workers(config.worker_threads)
 
     @property
@@ -180,7 +179,7 @@ class Pipeline:
             self._sampler.offer(model, request.method, fitted, output, extent)
             maps = list(_maps(output, model, layers, request.layer_fusion))
             pixels = placement.vertical.image_size * placement.horizontal.image_size
-            hold.move(State.RENDERING)
+            hold.move(HoldState.RENDERING)
             rendered, stats.render_us = await self._run(
                 request.priority,
                 rendering_s(pixels, request.forms, len(maps)),
@@ -190,7 +189,7 @@ class Pipeline:
                     render(one.values, image, placement, request.forms, one.extent) for one in maps
                 ],
             )
-        hold.move(State.SENDING, _sending_bytes(request, rendered))
+        hold.move(HoldState.SENDING, _sending_bytes(request, rendered))
         return ExplainedImage(
             model=model.name,
             model_version=model.version,
@@ -209,9 +208,9 @@ class Pipeline:
         )
 
     async def close(self) -> None:
-        """Stops the computer and the workers."""
+        """Stops the backend and the workers."""
         await self._sampler.close()
-        await self._computer.close()
+        await self._backend.close()
         await self._workers.close()
 
     async def _first_pass(
@@ -247,11 +246,11 @@ class Pipeline:
             )
             pixels = placement.vertical.image_size * placement.horizontal.image_size
             self._count_heatmaps(request, model, layers, targets, pixels)
-            hold.move(State.WAITING)
+            hold.move(HoldState.WAITING)
             start_by = perf_counter() + max_wait_s if max_wait_s else None
             caller = current_caller.get().key
             urgency = Urgency(request.priority, request.deadline, start_by, caller)
-            answer = await self._computer.compute(key, GraphItem(fitted, targets), place, urgency)
+            answer = await self._backend.compute(key, GraphItem(fitted, targets), place, urgency)
         # What was neither decoding, compiling nor computing was waiting: for a thread, or for a
         # place in a batch.
         elapsed_us = round((perf_counter() - admitted) * 1e6)
@@ -281,7 +280,7 @@ class Pipeline:
         method = request.method
         if method in MANY_PASS_METHODS or request.smooth_grad is not None:
             layers, method = (model.default_layer,), Method.GRAD_CAM
-        return self._computer.catalog.graph_key(model, layers, method, request.score_type, targets)
+        return self._backend.catalog.graph_key(model, layers, method, request.score_type, targets)
 
     def _check_counts(self, request: ExplainRequest) -> None:
         for field, wanted, most in (
@@ -297,7 +296,7 @@ class Pipeline:
         self, request: ExplainRequest
     ) -> tuple[ServedModel, tuple[str, ...], list[GraphTarget], int]:
         """Finds the model, the layers and the classes, and counts the passes."""
-        model = self._computer.catalog.find_model(request.model, request.model_version)
+        model = self._backend.catalog.find_model(request.model, request.model_version)
         self._check_counts(request)
         layers = model.resolve_layers(request.layers)
         _check_fusion(request, model, layers)

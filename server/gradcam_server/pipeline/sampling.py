@@ -13,7 +13,7 @@ from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphOutput, Gra
 from gradcam_server.domain.layers import Extent
 from gradcam_server.domain.requests import Method, ScoreType
 from gradcam_server.domain.schedule import Urgency
-from gradcam_server.engine.backend import Computer
+from gradcam_server.engine.backend import Backend
 from gradcam_server.images.geometry import enlarge
 from gradcam_server.methods.faithfulness import (
     auc,
@@ -38,13 +38,13 @@ class FaithfulnessSampler:
     2 * (STEPS + 1) background passes at a time.
 
     Args:
-        computer: What computes.
+        backend: What computes.
         share: The part of the answers to measure, 0 to 1.
         report: Told the results.
     """
 
-    def __init__(self, computer: Computer, share: float, report: Report) -> None:
-        self._computer, self._share, self._report = computer, share, report
+    def __init__(self, backend: Backend, share: float, report: Report) -> None:
+        self._backend, self._share, self._report = backend, share, report
         self._task: asyncio.Task[None] | None = None
 
     def offer(
@@ -108,6 +108,6 @@ class FaithfulnessSampler:
             lambda: [GraphItem(one.astype(np.float32), (GraphTarget(target),)) for one in images]
         )
         answers = await asyncio.gather(
-            *(self._computer.compute(key, one, None, Urgency(LEAST_URGENT)) for one in variants)
+            *(self._backend.compute(key, one, None, Urgency(LEAST_URGENT)) for one in variants)
         )
         return auc([answer.output.probabilities[target] for answer in answers])

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_server import __version__
 from gradcam_server.config.settings import ServeConfig
-from gradcam_server.engine.backend import LocalComputer
+from gradcam_server.engine.backend import LocalBackend
 from gradcam_server.pipeline.budget import max_held_bytes
 from gradcam_server.pipeline.explainer import Explainer
 from gradcam_server.pipeline.ledger import Ledger
@@ -27,10 +27,10 @@ from gradcam_server.ray_app.context import (
     answer_call,
     answer_stream,
 )
-from gradcam_server.telemetry import tracing
 from gradcam_server.telemetry.logs import configure
 from gradcam_server.telemetry.memory import share_heap
 from gradcam_server.telemetry.metrics import Metrics
+from gradcam_server.telemetry.setup import configure_tracing
 from gradcam_server.transport.calls import Calls
 from gradcam_server.transport.gradcam_v1.service import SERVICE_NAME, ExplanationService
 from gradcam_server.transport.lifecycle import Lifecycle
@@ -59,12 +59,12 @@ class Replica:
             config = replace(config, compute_threads=max(1, math.floor(cpus)))
         self._watchdog_s = config.watchdog_s
         lifecycle, metrics = Lifecycle(), Metrics()
-        tracer = tracing.configure(config.tracing, __version__)
+        tracer = configure_tracing(config.tracing, __version__)
         ledger = Ledger(max_held_bytes(config))
         calls = Calls(lifecycle, metrics, tracer, ledger, config.max_send_s)
         self._service = ExplanationService(config, calls)
-        self._computer = LocalComputer(config, await asyncio.to_thread(_warm_engine, config))
-        self._explainer = Explainer(config, self._computer, metrics)
+        self._backend = LocalBackend(config, await asyncio.to_thread(_warm_engine, config))
+        self._explainer = Explainer(config, self._backend, metrics)
         self._service.publish(self._explainer)
         lifecycle.serve()
         names = ", ".join(model.name for model in self._service.models())
@@ -138,8 +138,8 @@ class Replica:
         Raises:
             RuntimeError: A batch hangs on the device.
         """
-        if self._computer.running_s > self._watchdog_s:
-            raise RuntimeError(f"a batch has been running for {self._computer.running_s:.0f} s")
+        if self._backend.running_s > self._watchdog_s:
+            raise RuntimeError(f"a batch has been running for {self._backend.running_s:.0f} s")
 
 
 def _warm_engine(config: ServeConfig) -> "Engine":

@@ -23,10 +23,10 @@ from gradcam_server.errors import (
 from gradcam_server.pipeline.explainer import Explainer
 from gradcam_server.serving.front_ends.pool import OtherFrontEnds
 from gradcam_server.serving.supervisor import Supervisor
-from gradcam_server.telemetry import tracing
 from gradcam_server.telemetry.memory import share_heap
 from gradcam_server.telemetry.metrics import Metrics
 from gradcam_server.telemetry.native_stderr import logged_as_json
+from gradcam_server.telemetry.setup import configure_tracing
 from gradcam_server.transport import admin
 from gradcam_server.transport.grpc_server import FrontEnd
 from gradcam_server.transport.http.probes import HttpServer
@@ -81,7 +81,7 @@ class _Server:
     async def run(self) -> int:
         self._stop = asyncio.Event()
         self._metrics = Metrics()
-        tracer = tracing.configure(self._config.tracing, __version__)
+        tracer = configure_tracing(self._config.tracing, __version__)
         config = share(self._config)
         check_listening(config)
         self._front_end = FrontEnd(config, self._metrics, tracer)

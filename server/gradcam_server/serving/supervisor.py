@@ -11,7 +11,7 @@ from gradcam_server.config.shares import share
 from gradcam_server.domain.schedule import BatchReport
 from gradcam_server.engine.ipc.child_process import BACKOFF, Backoff, keep_running
 from gradcam_server.engine.ipc.messages import Heartbeat
-from gradcam_server.engine.ipc.process import RemoteComputer
+from gradcam_server.engine.ipc.process import RemoteBackend
 from gradcam_server.errors import EngineLostError, StartupError, failure_reason
 from gradcam_server.pipeline.explainer import Explainer
 from gradcam_server.serving.front_ends.pool import OtherFrontEnds
@@ -46,7 +46,7 @@ class Supervisor:
         self._metrics, self._backoff = metrics, backoff
         self._failed_batch_count = 0
         self._changing = asyncio.Lock()
-        self._computer: RemoteComputer | None = None
+        self._backend: RemoteBackend | None = None
         self._explainer: Explainer | None = None
         self._closing = asyncio.Event()
         self._guard: asyncio.Task[None] | None = None
@@ -77,7 +77,7 @@ class Supervisor:
 
     def beat(self, pid: int, heartbeat: Heartbeat) -> None:
         """Measures the engine; one that was replaced counts no more."""
-        if self._computer is None or self._computer.pid != pid:
+        if self._backend is None or self._backend.pid != pid:
             return
         self._metrics.engine_beat(
             pid, heartbeat.compilation_count, heartbeat.resident_bytes, heartbeat.device_bytes
@@ -127,20 +127,20 @@ class Supervisor:
 
     async def _replace(self, config: ServeConfig) -> None:
         """Starts an engine, and puts it in the place of the old one; if it fails, that stays."""
-        computer = await RemoteComputer.start(config, self)
+        backend = await RemoteBackend.start(config, self)
         try:
-            explainer = Explainer(share(config), computer, self._metrics)
-            await self._others.share(config, computer)
-            self._tell_metrics(config, computer)
+            explainer = Explainer(share(config), backend, self._metrics)
+            await self._others.share(config, backend)
+            self._tell_metrics(config, backend)
             self._publish(explainer)
         except BaseException:
-            await computer.close()
+            await backend.close()
             raise
-        old, old_computer = self._explainer, self._computer
-        self._computer, self._explainer = computer, explainer
+        old, old_backend = self._explainer, self._backend
+        self._backend, self._explainer = backend, explainer
         self._failed_batch_count = 0
-        if old is not None and old_computer is not None:
-            self._retire(old, old_computer)
+        if old is not None and old_backend is not None:
+            self._retire(old, old_backend)
 
     def _watch_over(self) -> None:
         """Keeps the engine that has just started running, with a back-off of its own."""
@@ -151,45 +151,45 @@ class Supervisor:
 
     async def _run(self) -> str:
         """Starts the engine if it is lost; returns, once it is lost again, why."""
-        computer = await self._revive()
-        await asyncio.wait({computer.lost})
-        self._withdraw(computer.started_in_s)
+        backend = await self._revive()
+        await asyncio.wait({backend.lost})
+        self._withdraw(backend.started_in_s)
         self._metrics.engine_restarted()
         self._metrics.set_engine_up(False)
-        return computer.lost.result()
+        return backend.lost.result()
 
-    async def _revive(self) -> RemoteComputer:
+    async def _revive(self) -> RemoteBackend:
         async with self._changing:  # but not in pauses: a reload may be the remedy
-            assert self._computer is not None
-            if self._computer.lost.done():
+            assert self._backend is not None
+            if self._backend.lost.done():
                 await self._replace(self._config)
                 logger.info("The engine is back")
-            return self._computer
+            return self._backend
 
-    def _retire(self, explainer: Explainer, computer: RemoteComputer) -> None:
+    def _retire(self, explainer: Explainer, backend: RemoteBackend) -> None:
         """Ends an engine that was replaced after its last answer."""
 
         async def retire() -> None:
-            await computer.wait_alone()
+            await backend.wait_alone()
             await explainer.retire()
 
         def tell(lost: asyncio.Future[str]) -> None:
             if not lost.cancelled():
                 logger.error("An engine that had been replaced was lost: %s", lost.result())
 
-        if not computer.lost.done():
-            computer.lost.add_done_callback(tell)
+        if not backend.lost.done():
+            backend.lost.add_done_callback(tell)
         task = asyncio.create_task(retire())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _tell_metrics(self, config: ServeConfig, computer: RemoteComputer) -> None:
-        models = computer.catalog.models
+    def _tell_metrics(self, config: ServeConfig, backend: RemoteBackend) -> None:
+        models = backend.catalog.models
         self._metrics.set_models(
             ModelInfo(model.id, model.weights, model.default_layer, model.compiler)
             for model in models
         )
-        self._metrics.set_build(__version__, computer.tensorflow_version)
+        self._metrics.set_build(__version__, backend.tensorflow_version)
         self._metrics.set_engine_up(True)
         self._metrics.watch_queue(lambda: self.queue_length, config.max_queue_length * len(models))
         self._metrics.watch_worker_threads(lambda: self.thread_counts)

@@ -27,7 +27,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.samples import Sample
 
-from gradcam_server.pipeline.ledger import State
+from gradcam_server.domain.hold_state import HoldState
 from gradcam_server.telemetry.tracing import StageTimes
 
 logger = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ DEFINITIONS = (
         "gauge",
         "Memory that requests in work hold or have reserved (--max-held-bytes), by what for: a "
         "received message, decoding, waiting for the device, rendering, an answer not yet sent.",
-        {"state": tuple(State)},
+        {"state": tuple(HoldState)},
     ),
     Definition(
         "gradcam_worker_threads",
@@ -428,7 +428,7 @@ class Metrics:
 
     def watch_held(self, held: Callable[[str], int]) -> None:
         """Exports the bytes that requests hold, by state. Called on the scraping thread."""
-        for state in State:
+        for state in HoldState:
             self._gauge("gradcam_held_bytes", state).set_function(_reading(partial(held, state)))
 
     def watch_ready(self, ready: Callable[[], bool]) -> None:

@@ -6,7 +6,7 @@ from gradcam_server.telemetry.tracing import NO_TRACER, Tracer
 MODES = ("off", "otlp", "console")
 
 
-def configure(mode: str, version: str) -> Tracer:
+def configure_tracing(mode: str, version: str) -> Tracer:
     """Returns the tracer.
 
     The variables OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER,

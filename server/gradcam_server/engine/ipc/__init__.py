@@ -1,6 +1,6 @@
 """The engine in a process of its own, which may die without taking the server along.
 
-    front end: RemoteComputer  <-- messages over a socket -->  engine: main
+    front end: RemoteBackend  <-- messages over a socket -->  engine: main
 
 The front end decodes, renders and talks gRPC; the engine holds TensorFlow and the device,
 and makes the batches. ``messages``, and the images in ``slots``, are all that they share. Other

@@ -104,9 +104,9 @@ class _FrontEnd:
         writer: To it.
     """
 
-    def __init__(self, computer: Any, writer: asyncio.StreamWriter, slots: SlotReader) -> None:
+    def __init__(self, backend: Any, writer: asyncio.StreamWriter, slots: SlotReader) -> None:
         self.writer, self.latest = writer, -1
-        self._computer, self._slots = computer, slots
+        self._backend, self._slots = backend, slots
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._begun: list[int] = []
 
@@ -146,7 +146,7 @@ class _FrontEnd:
     async def _compute(self, number: int, key: GraphKey, item: GraphItem, urgency: Urgency) -> None:
         answer, error = None, cast("Exception | None", None)
         try:
-            answer = await self._computer.compute(key, item, _Turn(self, number), urgency)
+            answer = await self._backend.compute(key, item, _Turn(self, number), urgency)
         except ExplanationServerError as expected:
             error = expected
         except Exception as fault:
@@ -155,7 +155,7 @@ class _FrontEnd:
             error = RuntimeError(f"the engine failed: {type(fault).__name__}")
         finally:
             del self._tasks[number]
-        count = self._computer.compilation_count
+        count = self._backend.compilation_count
         send(self.writer, Done(number, answer, error, count))
 
 
@@ -163,12 +163,12 @@ class _Process:
     """The engine, and the front ends that ask it; the first is the one that started it."""
 
     def __init__(self, message: Start, engine: Any, door: socket.socket) -> None:
-        from gradcam_server.engine.backend import LocalComputer
+        from gradcam_server.engine.backend import LocalBackend
 
         # Exports run without it.
         self._tf: Any = sys.modules.get("tensorflow")
-        self._computer = LocalComputer(message.config, engine, self._batch_ran)
-        sizes = [math.prod(model.input_size) for model in self._computer.catalog.models]
+        self._backend = LocalBackend(message.config, engine, self._batch_ran)
+        sizes = [math.prod(model.input_size) for model in self._backend.catalog.models]
         self._image_bytes = 3 * max(sizes, default=1)
         self._door = door
         self._front_ends: list[_FrontEnd] = []
@@ -177,11 +177,11 @@ class _Process:
 
     def add(self, writer: asyncio.StreamWriter, memory: int) -> _FrontEnd:
         """Lets a front end ask from now on."""
-        front_end = _FrontEnd(self._computer, writer, SlotReader(memory, self._image_bytes))
+        front_end = _FrontEnd(self._backend, writer, SlotReader(memory, self._image_bytes))
         self._front_ends.append(front_end)
-        count = self._computer.compilation_count
+        count = self._backend.compilation_count
         version = self._tf.__version__ if self._tf else "not loaded"
-        send(writer, Ready(self._computer.catalog, count, version))
+        send(writer, Ready(self._backend.catalog, count, version))
         return front_end
 
     async def serve(self, first: _FrontEnd, reader: asyncio.StreamReader) -> None:
@@ -212,9 +212,9 @@ class _Process:
     async def _beat(self) -> None:
         while True:
             heartbeat = Heartbeat(
-                self._computer.running_s,
-                self._computer.compilation_count,
-                self._computer.failed_batch_count,
+                self._backend.running_s,
+                self._backend.compilation_count,
+                self._backend.failed_batch_count,
                 resident_bytes(),
                 self._device_bytes(),
                 latest=-1,

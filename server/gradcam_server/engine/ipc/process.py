@@ -39,7 +39,7 @@ class EngineObserver(Protocol):
         ...
 
 
-class RemoteComputer(EngineConnection):
+class RemoteBackend(EngineConnection):
     """An engine in another process, which ends with this. ``start`` makes one."""
 
     def __init__(

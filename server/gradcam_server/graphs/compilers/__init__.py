@@ -1,1 +1,1 @@
-"""What makes a graph run: XLA, TensorFlow's executor, OpenVINO. A compiler is one module and one row."""
+"""What makes a graph run: XLA, TensorFlow's executor, OpenVINO."""

@@ -1,4 +1,6 @@
-"""Another front end: python -m gradcam_server.serving.front_ends.main CONTROL_FD DOOR_FD [STDERR_FD].
+"""Another front end.
+
+Usage: python -m gradcam_server.serving.front_ends.main CONTROL_FD DOOR_FD [STDERR_FD]
 
 Ends when the first front end closes its end of the control socket, so it never outlives it.
 """
@@ -35,11 +37,11 @@ from gradcam_server.serving.front_ends.messages import (
     Listen,
     Listening,
 )
-from gradcam_server.telemetry import tracing
 from gradcam_server.telemetry.logs import configure
 from gradcam_server.telemetry.memory import resident_bytes, share_heap
 from gradcam_server.telemetry.metrics import Metrics
 from gradcam_server.telemetry.native_stderr import write_python_to
+from gradcam_server.telemetry.setup import configure_tracing
 from gradcam_server.transport.grpc_server import FrontEnd
 from gradcam_server.transport.security.access import read_token_file
 
@@ -74,10 +76,10 @@ class _Process:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = begin.metrics
         values.ValueClass = values.MultiProcessValue(lambda: begin.number)
         self._metrics = Metrics()
-        self._tracer = tracing.configure(begin.config.tracing, __version__)
+        self._tracer = configure_tracing(begin.config.tracing, __version__)
         self._front_end = FrontEnd(share(begin.config), self._metrics, self._tracer)
         self._explainer: Explainer | None = None
-        self._computer: EngineConnection | None = None
+        self._backend: EngineConnection | None = None
         self._joining = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -124,32 +126,32 @@ class _Process:
     async def _join(self, join: Join, connection: int, memory: int) -> None:
         async with self._joining:
             try:
-                computer = await EngineConnection.join(connection, memory, join.started_in_s)
+                backend = await EngineConnection.join(connection, memory, join.started_in_s)
             except EngineLostError:
                 # Those in work with the engine before have failed, or will be answered by it.
                 logger.warning("The engine was lost before front end %d asked", self._begin.number)
             else:
-                self._ask(computer, join)
+                self._ask(backend, join)
             send(self._writer, Joined(join.engine))
 
-    def _ask(self, computer: EngineConnection, join: Join) -> None:
+    def _ask(self, backend: EngineConnection, join: Join) -> None:
         old, config = self._explainer, share(join.config)
-        self._computer = computer
-        self._explainer = Explainer(config, computer, self._metrics)
-        self._metrics.know_models(model.id for model in computer.catalog.models)
+        self._backend = backend
+        self._explainer = Explainer(config, backend, self._metrics)
+        self._metrics.know_models(model.id for model in backend.catalog.models)
         try:
             self._front_end.access.configure(config, read_token_file(config))
         except StartupError as error:  # it was read a moment ago
             logger.error("The old tokens go on: %s", error)  # noqa: TRY400
         self._front_end.publish(self._explainer)
-        self._spawn(self._guard(computer))
+        self._spawn(self._guard(backend))
         if old is not None:
             self._spawn(old.retire())
 
-    async def _guard(self, computer: EngineConnection) -> None:
-        await asyncio.shield(computer.lost)
-        if computer is self._computer:
-            self._front_end.lifecycle.restart(computer.started_in_s)
+    async def _guard(self, backend: EngineConnection) -> None:
+        await asyncio.shield(backend.lost)
+        if backend is self._backend:
+            self._front_end.lifecycle.restart(backend.started_in_s)
             await self._front_end.tell_health()
 
     async def _drain(self, drained: asyncio.Future[int]) -> None:

@@ -21,7 +21,7 @@ from gradcam_server.engine.ipc.child_process import (
 )
 from gradcam_server.engine.ipc.fd_passing import hand_over, make_door
 from gradcam_server.engine.ipc.messages import GarbledError, receive, send
-from gradcam_server.engine.ipc.process import RemoteComputer
+from gradcam_server.engine.ipc.process import RemoteBackend
 from gradcam_server.errors import EngineLostError, StartupError, failure_reason
 from gradcam_server.serving.front_ends.messages import (
     Announce,
@@ -57,7 +57,7 @@ class OtherFrontEnds:
         self._count = config.frontends - 1
         self._port = 0
         self._folder = ""
-        self._engine: tuple[int, ServeConfig, RemoteComputer] | None = None
+        self._engine: tuple[int, ServeConfig, RemoteBackend] | None = None
         self._announced = False
         self._draining = asyncio.Event()
         self._all_listen: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -127,13 +127,13 @@ class OtherFrontEnds:
         """
         await asyncio.shield(self._all_listen)
 
-    async def share(self, config: ServeConfig, computer: RemoteComputer) -> None:
+    async def share(self, config: ServeConfig, backend: RemoteBackend) -> None:
         """Returns once all that live ask this engine, and let requests in."""
         if not self._count:
             return
         await self.wait_listening()
         number = self._engine[0] + 1 if self._engine else 1
-        self._engine = (number, config, computer)
+        self._engine = (number, config, backend)
         await asyncio.gather(*(one.join(*self._engine) for one in list(self._members.values())))
 
     def announce(self) -> None:
@@ -283,7 +283,7 @@ class _Member:
         """Sends a message; if it is gone, it is lost."""
         send(self._child.writer, message)
 
-    async def join(self, number: int, config: ServeConfig, computer: RemoteComputer) -> None:
+    async def join(self, number: int, config: ServeConfig, backend: RemoteBackend) -> None:
         """Lets it ask an engine; returns once it does, or it or the engine is gone.
 
         It is killed if there are no descriptors for it: without an engine it would only refuse.
@@ -292,14 +292,14 @@ class _Member:
             await asyncio.wait({self._joins[number]})
             return
         try:
-            self._hand_over(*computer.let_in())
+            self._hand_over(*backend.let_in())
         except (EngineLostError, ConnectionError):
             return  # the end of either is noticed elsewhere
         except OSError as error:
             self.kill(f"it could not be given the engine: {failure_reason(error)}")
             return
         self._joins[number] = asyncio.get_running_loop().create_future()
-        self.tell(Join(config, number, computer.started_in_s))
+        self.tell(Join(config, number, backend.started_in_s))
         await asyncio.wait({self._joins[number]})
 
     async def wait(self) -> tuple[int, str]:

@@ -13,7 +13,7 @@ from gradcam_server.batch.local import LocalStage
 from gradcam_server.batch.schema import unpack
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.errors import InvalidRequestError, NotFoundError
-from support.instant import InstantComputer
+from support.instant import InstantBackend
 
 CONFIG = ServeConfig(batch_sizes=(1, 4), max_targets=1)
 
@@ -32,7 +32,7 @@ PLAIN = Ask()
 
 
 def stage(ask: Ask = PLAIN) -> LocalStage:
-    return LocalStage(CONFIG, ask, InstantComputer())
+    return LocalStage(CONFIG, ask, InstantBackend())
 
 
 def test_rows_come_in_order_and_failures_are_among_them(photos: FileSource) -> None:

@@ -65,7 +65,7 @@ def export(model: Path, folder: Path, *warm: str, **more: Any) -> Path:
     engine = Engine(settings(model, warm=warm, preprocessing=("lite",)))
     source = engine.sources["small"]
     assert isinstance(source, ModelSource)
-    write(source, engine.warm_keys(), (1, 4), folder, **more)
+    write(source.loaded, source.served, engine.warm_keys(), (1, 4), folder, **more)
     return folder
 
 
@@ -82,7 +82,7 @@ def plain(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert isinstance(source, ModelSource)
     key = GraphKey("small", ("block",), Method.GRAD_CAM, ScoreType.LOGIT, TARGETS)
     folder = tmp_path_factory.mktemp("exports") / "plain"
-    write(source, [key], (1,), folder)
+    write(source.loaded, source.served, [key], (1,), folder)
     return folder
 
 
@@ -142,7 +142,7 @@ def test_probabilities_of_a_mean_are_exported(activation: str, tmp_path: Path) -
     source = Engine(settings(tmp_path / "m.keras")).sources["small"]
     assert isinstance(source, ModelSource)
     key = GraphKey("small", ("conv",), Method.GRAD_CAM, ScoreType.LOGIT, TARGETS)
-    write(source, [key], (1, 4), tmp_path / "export")
+    write(source.loaded, source.served, [key], (1, 4), tmp_path / "export")
     images = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 3), np.uint8)
     items = [GraphItem(one, [GraphTarget(by_rank(0))]) for one in images]
     ours, theirs = (

@@ -25,7 +25,7 @@ from gradcam_server.telemetry.metrics import Metrics
 from gradcam_server.transport.calls import Calls, Context
 from gradcam_server.transport.gradcam_v1.service import ExplanationService
 from gradcam_server.transport.lifecycle import Lifecycle
-from support.instant import INPUT_SIZE, InstantComputer
+from support.instant import INPUT_SIZE, InstantBackend
 
 PIXELS = pb.RawImage(
     data=np.zeros((*INPUT_SIZE, 3), np.uint8).tobytes(),
@@ -71,7 +71,7 @@ async def service(lifecycle: Lifecycle) -> AsyncIterator[ExplanationService]:
     config, metrics = ServeConfig(max_stream_in_flight=4), Metrics()
     calls = Calls(lifecycle, metrics, tracing.NO_TRACER)
     service = ExplanationService(config, calls)
-    explainer = Explainer(config, InstantComputer(), metrics)
+    explainer = Explainer(config, InstantBackend(), metrics)
     service.publish(explainer)
     yield service
     await explainer.close()

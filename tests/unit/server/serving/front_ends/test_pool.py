@@ -12,7 +12,7 @@ import pytest
 
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.engine.ipc.child_process import Backoff, ChildProcess
-from gradcam_server.engine.ipc.process import RemoteComputer
+from gradcam_server.engine.ipc.process import RemoteBackend
 from gradcam_server.engine.ipc.shared_ring import create_memory
 from gradcam_server.errors import EngineLostError, StartupError
 from gradcam_server.serving.front_ends import pool as others
@@ -44,7 +44,7 @@ class Engine:
 
 async def share(front_ends: OtherFrontEnds, engine: Engine) -> None:
     async with asyncio.timeout(20):
-        await front_ends.share(CONFIG, cast("RemoteComputer", engine))
+        await front_ends.share(CONFIG, cast("RemoteBackend", engine))
 
 
 def listening(metrics: Metrics) -> bool:

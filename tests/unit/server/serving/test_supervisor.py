@@ -18,7 +18,7 @@ from gradcam_server.domain.preprocessing import Preprocessing
 from gradcam_server.engine.ipc.child_process import Backoff, ChildProcess
 from gradcam_server.engine.ipc.fd_passing import make_door
 from gradcam_server.engine.ipc.messages import Ready
-from gradcam_server.engine.ipc.process import RemoteComputer
+from gradcam_server.engine.ipc.process import RemoteBackend
 from gradcam_server.engine.ipc.shared_ring import SlotReader, create_memory
 from gradcam_server.errors import EngineLostError, StartupError, failure_reason
 from gradcam_server.pipeline.explainer import Explainer
@@ -42,7 +42,7 @@ MODEL = ServedModel(
 )
 
 
-async def start(config: ServeConfig, observer: Supervisor) -> RemoteComputer:
+async def start(config: ServeConfig, observer: Supervisor) -> RemoteBackend:
     """Starts a process that ends with its input, as an engine does with its socket."""
     ours, theirs = socket.socketpair()
     with theirs:
@@ -57,9 +57,9 @@ async def start(config: ServeConfig, observer: Supervisor) -> RemoteComputer:
     door, its_door = make_door()
     its_door.close()
     child = ChildProcess(process, reader, writer)
-    computer = RemoteComputer(child, memory, ready, 7.0, watchdog_s, observer, door)
+    backend = RemoteBackend(child, memory, ready, 7.0, watchdog_s, observer, door)
     os.close(memory)
-    return computer
+    return backend
 
 
 QUICK = Backoff(first_s=0.01, max_s=0.04)
@@ -79,7 +79,7 @@ class Server:
 
     def __init__(self) -> None:
         self.failures: list[BaseException] = []
-        self.engines: list[RemoteComputer] = []
+        self.engines: list[RemoteBackend] = []
         self.is_published, self.attempts = False, 0
         self.published_count = self.withdrawn_count = 0
 
@@ -91,14 +91,14 @@ class Server:
         self.is_published = False
         self.withdrawn_count += 1
 
-    async def start(self, config: ServeConfig, observer: Supervisor) -> RemoteComputer:
+    async def start(self, config: ServeConfig, observer: Supervisor) -> RemoteBackend:
         self.attempts += 1
         if self.failures:
             raise self.failures.pop(0)
         self.engines.append(await start(config, observer))
         return self.engines[-1]
 
-    async def kill(self, engine: RemoteComputer | None = None) -> None:
+    async def kill(self, engine: RemoteBackend | None = None) -> None:
         """Kills an engine, by default the latest; returns once its loss is noticed."""
         before = self.withdrawn_count
         os.kill((engine or self.engines[-1]).pid, signal.SIGKILL)
@@ -118,7 +118,7 @@ def metrics() -> Metrics:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     one = Server()
-    monkeypatch.setattr(RemoteComputer, "start", one.start)
+    monkeypatch.setattr(RemoteBackend, "start", one.start)
     return one
 
 

@@ -24,7 +24,7 @@ from gradcam_server.telemetry.memory import available_bytes
 from support.bounded_server import LIMITS
 from support.unread import UnreadCalls
 
-TESTS = Path(__file__).resolve().parents[2]
+TESTS = Path(__file__).resolve().parents[3]
 UNARY = "/gradcam.v1.ExplanationService/ExplainImage"
 # Of docs/operations.md.
 THREAD_BYTES_PER_PIXEL = 16

@@ -22,7 +22,7 @@ from gradcam_server.telemetry import tracing
 from gradcam_server.telemetry.memory import resident_bytes
 from gradcam_server.telemetry.metrics import Metrics
 from gradcam_server.transport.grpc_server import FrontEnd
-from support.instant import InstantComputer
+from support.instant import InstantBackend
 from support.unread import UnreadCalls
 
 UNARY = "/gradcam.v1.ExplanationService/ExplainImage"
@@ -37,7 +37,7 @@ class World:
         self.metrics = Metrics()
         self.front_end = FrontEnd(self.config, self.metrics, tracing.NO_TRACER)
         self.metrics.watch_held(self.front_end.ledger.held.__getitem__)
-        self.explainer = Explainer(self.config, InstantComputer(), self.metrics)
+        self.explainer = Explainer(self.config, InstantBackend(), self.metrics)
         self.address = ""
 
     @property

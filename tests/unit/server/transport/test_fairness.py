@@ -20,12 +20,12 @@ from gradcam_server.telemetry.metrics import Metrics
 from gradcam_server.telemetry.tracing import NO_TRACER
 from gradcam_server.transport.grpc_server import FrontEnd
 from gradcam_server.transport.security.tokens import Token, hash_token, to_toml
-from support.instant import InstantComputer
+from support.instant import InstantBackend
 
 pytestmark = pytest.mark.usefixtures("beside_tritonclient")
 
 
-class CallerComputer(InstantComputer):
+class CallerBackend(InstantBackend):
     """Notes for whom it computes."""
 
     def __init__(self) -> None:
@@ -44,11 +44,11 @@ class CallerComputer(InstantComputer):
 
 
 @asynccontextmanager
-async def serving(config: ServeConfig, computer: InstantComputer) -> AsyncIterator[int]:
+async def serving(config: ServeConfig, backend: InstantBackend) -> AsyncIterator[int]:
     """Yields the port of a front end."""
     metrics = Metrics()
     front_end = FrontEnd(config, metrics, NO_TRACER)
-    explainer = Explainer(config, computer, metrics)
+    explainer = Explainer(config, backend, metrics)
     front_end.publish(explainer)
     try:
         yield await front_end.listen(0)
@@ -81,7 +81,7 @@ async def test_small_images_do_not_wait_for_the_large_ones_of_others(
     small = pb.ExplainImageRequest(encoded_image=cat_jpeg)
     config = ServeConfig(worker_threads=2)
     async with AsyncExitStack() as stack:
-        port = await stack.enter_async_context(serving(config, InstantComputer()))
+        port = await stack.enter_async_context(serving(config, InstantBackend()))
         channels = [await stack.enter_async_context(connect(port)) for _ in range(floods + 1)]
         stubs = [pb_grpc.ExplanationServiceStub(channel) for channel in channels]
         await stubs[-1].ExplainImage(small)
@@ -102,10 +102,10 @@ async def test_small_images_do_not_wait_for_the_large_ones_of_others(
 
 async def test_without_tokens_a_connection_is_a_caller(cat_jpeg: bytes) -> None:
     """Each connection has a share of its own, for calls and for streams."""
-    computer = CallerComputer()
+    backend = CallerBackend()
     request = pb.ExplainImageRequest(encoded_image=cat_jpeg)
     async with (
-        serving(ServeConfig(), computer) as port,
+        serving(ServeConfig(), backend) as port,
         connect(port) as one,
         connect(port) as other,
     ):
@@ -114,23 +114,23 @@ async def test_without_tokens_a_connection_is_a_caller(cat_jpeg: bytes) -> None:
         message = pb.StreamExplainImagesRequest(correlation_id="1", request=request)
         stream = pb_grpc.ExplanationServiceStub(other).StreamExplainImages(iter([message]))
         assert [answer async for answer in stream]
-    first, second, again, streamed = computer.callers
+    first, second, again, streamed = backend.callers
     assert first == again != second == streamed
-    assert "" not in computer.callers
+    assert "" not in backend.callers
 
 
 async def test_with_tokens_the_token_is_the_caller(cat_jpeg: bytes, tmp_path: Path) -> None:
     """One holder of a token has one share, however many connections it opens."""
     path = tmp_path / "tokens.toml"
     path.write_text("".join(to_toml(Token(one, (hash_token(one),))) for one in ("alice", "bob")))
-    computer = CallerComputer()
+    backend = CallerBackend()
     request = pb.ExplainImageRequest(encoded_image=cat_jpeg)
     async with (
-        serving(ServeConfig(token_file=str(path)), computer) as port,
+        serving(ServeConfig(token_file=str(path)), backend) as port,
         connect(port) as first,
         connect(port) as second,
     ):
         for channel, token in ((first, "alice"), (second, "alice"), (second, "bob")):
             metadata = (("authorization", f"Bearer {token}"),)
             await pb_grpc.ExplanationServiceStub(channel).ExplainImage(request, metadata=metadata)
-    assert computer.callers == ["alice", "alice", "bob"]
+    assert backend.callers == ["alice", "alice", "bob"]

@@ -36,7 +36,7 @@ from gradcam_server.engine.ipc.messages import (
     receive,
     send,
 )
-from gradcam_server.engine.ipc.process import RemoteComputer
+from gradcam_server.engine.ipc.process import RemoteBackend
 from gradcam_server.engine.ipc.shared_ring import SLOTS, Slot, SlotReader, create_memory
 from gradcam_server.errors import EngineLostError, InvalidRequestError
 from support.child import choose
@@ -79,7 +79,7 @@ class Turn:
 class Scripted:
     """A process that only sleeps, and the engine's end of its socket in our hands."""
 
-    computer: RemoteComputer
+    backend: RemoteBackend
     process: asyncio.subprocess.Process
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -102,23 +102,23 @@ async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Scripted]:
     slots = SlotReader(memory, ITEM.image.nbytes)
     door, its_door = make_door()
     child = ChildProcess(process, reader, writer)
-    computer = RemoteComputer(child, memory, READY, 7.0, watchdog_s, observer, door)
+    backend = RemoteBackend(child, memory, READY, 7.0, watchdog_s, observer, door)
     os.close(memory)
     theirs_reader, theirs_writer = await asyncio.open_connection(sock=theirs)
-    scripted = Scripted(computer, process, theirs_reader, theirs_writer, slots, observer)
+    scripted = Scripted(backend, process, theirs_reader, theirs_writer, slots, observer)
     yield scripted
     scripted.writer.close()
     if process.returncode is None:
         process.kill()
-    await computer.close()
+    await backend.close()
     its_door.close()
 
 
 async def test_answers_find_their_requests(engine: Scripted) -> None:
     """In whatever order they come; turns, batches and beats are told on the way."""
     turn = Turn()
-    first = asyncio.create_task(engine.computer.compute(KEY, ITEM, turn))
-    second = asyncio.create_task(engine.computer.compute(KEY, ITEM, None, Urgency(9, 5.0)))
+    first = asyncio.create_task(engine.backend.compute(KEY, ITEM, turn))
+    second = asyncio.create_task(engine.backend.compute(KEY, ITEM, None, Urgency(9, 5.0)))
     asked = [await receive(engine.reader) for _ in range(2)]
     assert [one.urgency for one in asked] == [Urgency(), Urgency(9, 5.0)]
     assert all(isinstance(one, Compute) and one.key == KEY for one in asked)
@@ -132,13 +132,13 @@ async def test_answers_find_their_requests(engine: Scripted) -> None:
     assert turn.given_back
     assert engine.observer.batches == [("m", REPORT)]
     assert [one.resident_bytes for one in engine.observer.beats] == [1000]
-    assert engine.computer.compilation_count == 5
+    assert engine.backend.compilation_count == 5
 
 
 async def test_pixels_are_not_in_the_messages(engine: Scripted) -> None:
     """They are in the memory that both share; the message says where."""
     image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    task = asyncio.create_task(engine.computer.compute(KEY, GraphItem(image, ITEM.targets)))
+    task = asyncio.create_task(engine.backend.compute(KEY, GraphItem(image, ITEM.targets)))
     asked = await receive(engine.reader)
     assert asked.image == Slot(0, (2, 2, 3))
     np.testing.assert_array_equal(engine.slots.take(asked.image), image)
@@ -149,7 +149,7 @@ async def test_a_slot_is_free_when_the_engine_has_read_it_and_not_before(engine:
     """Cancelled or not, and whether the engine tells by what it begins or by its beat."""
 
     async def ask(count: int) -> list[Compute]:
-        asking.extend(asyncio.create_task(engine.computer.compute(KEY, ITEM)) for _ in range(count))
+        asking.extend(asyncio.create_task(engine.backend.compute(KEY, ITEM)) for _ in range(count))
         return [await receive(engine.reader) for _ in range(count)]
 
     asking: list[asyncio.Task[Answer[GraphOutput]]] = []
@@ -161,7 +161,7 @@ async def test_a_slot_is_free_when_the_engine_has_read_it_and_not_before(engine:
     assert isinstance(beyond.image, np.ndarray)
     engine.beat(latest=asked[1].number)
     send(engine.writer, Begun([asked[5].number], asked[2].number))
-    while not engine.computer.heartbeat.resident_bytes:  # noqa: ASYNC110 - it comes at once
+    while not engine.backend.heartbeat.resident_bytes:  # noqa: ASYNC110 - it comes at once
         await asyncio.sleep(0.001)
     await asyncio.sleep(0.01)
     again = await ask(4)
@@ -173,24 +173,24 @@ async def test_a_slot_is_free_when_the_engine_has_read_it_and_not_before(engine:
 
 async def test_errors_arrive_whole(engine: Scripted) -> None:
     """What the engine refuses is raised here; the next request is answered."""
-    task = asyncio.create_task(engine.computer.compute(KEY, ITEM))
+    task = asyncio.create_task(engine.backend.compute(KEY, ITEM))
     asked = await receive(engine.reader)
     send(engine.writer, Done(asked.number, None, InvalidRequestError("layers", "no"), 3))
     with pytest.raises(InvalidRequestError, match="no") as caught:
         await task
     assert caught.value.field == "layers"
-    assert not engine.computer.lost.done()
+    assert not engine.backend.lost.done()
 
 
 async def test_a_caller_that_goes_away_is_told_to_the_engine(engine: Scripted) -> None:
     """The engine drops its item; an answer that comes nevertheless is passed over."""
-    task = asyncio.create_task(engine.computer.compute(KEY, ITEM))
+    task = asyncio.create_task(engine.backend.compute(KEY, ITEM))
     asked = await receive(engine.reader)
     task.cancel()
     assert await receive(engine.reader) == Cancel(asked.number)
     send(engine.writer, Done(asked.number, Answer(output(1.0), REPORT), None, 3))
     engine.beat()
-    later = asyncio.create_task(engine.computer.compute(KEY, ITEM))
+    later = asyncio.create_task(engine.backend.compute(KEY, ITEM))
     asked = await receive(engine.reader)
     send(engine.writer, Done(asked.number, Answer(output(2.0), REPORT), None, 3))
     assert float((await later).output.logits[0]) == 2.0
@@ -198,27 +198,27 @@ async def test_a_caller_that_goes_away_is_told_to_the_engine(engine: Scripted) -
 
 async def test_an_engine_that_dies_fails_what_waits(engine: Scripted) -> None:
     """With the time that starting took as a hint, and so does what comes later."""
-    task = asyncio.create_task(engine.computer.compute(KEY, ITEM))
+    task = asyncio.create_task(engine.backend.compute(KEY, ITEM))
     await receive(engine.reader)
     engine.process.kill()
     engine.writer.close()
     with pytest.raises(EngineLostError) as caught:
         await task
     assert caught.value.retry_after_s == 7.0
-    assert await engine.computer.lost == "it was killed by SIGKILL"
+    assert await engine.backend.lost == "it was killed by SIGKILL"
     with pytest.raises(EngineLostError):
-        await engine.computer.compute(KEY, ITEM)
+        await engine.backend.compute(KEY, ITEM)
 
 
 @pytest.mark.parametrize("engine", [0.4], indirect=True)
 async def test_a_batch_that_runs_too_long_is_the_end_of_its_engine(engine: Scripted) -> None:
     """It beats, so it lives; but the device hangs. It is killed."""
-    task = asyncio.create_task(engine.computer.compute(KEY, ITEM))
+    task = asyncio.create_task(engine.backend.compute(KEY, ITEM))
     engine.beat(running_s=0.3)
     await asyncio.sleep(0.2)
-    assert not engine.computer.lost.done()
+    assert not engine.backend.lost.done()
     engine.beat(running_s=0.5)
-    assert "a batch ran for more than 0.4 s" in await engine.computer.lost
+    assert "a batch ran for more than 0.4 s" in await engine.backend.lost
     with pytest.raises(EngineLostError):
         await task
     assert await engine.process.wait() == -9
@@ -230,17 +230,17 @@ async def test_a_silent_engine_is_killed(engine: Scripted) -> None:
     for _ in range(8):
         engine.beat()
         await asyncio.sleep(0.1)
-    assert not engine.computer.lost.done()
-    assert "nothing was heard of it" in await engine.computer.lost
+    assert not engine.backend.lost.done()
+    assert "nothing was heard of it" in await engine.backend.lost
     assert await engine.process.wait() == -9
 
 
 async def test_an_engine_that_sends_garbage_is_killed(engine: Scripted) -> None:
     """What is read after it would be garbage, too; waiting for silence would take long."""
-    task = asyncio.create_task(engine.computer.compute(KEY, ITEM))
+    task = asyncio.create_task(engine.backend.compute(KEY, ITEM))
     await receive(engine.reader)
     engine.writer.write(b"terminate called without an active exception\n")
-    assert await engine.computer.lost == "it sent what is no message"
+    assert await engine.backend.lost == "it sent what is no message"
     with pytest.raises(EngineLostError):
         await task
     assert await engine.process.wait() == -9
@@ -255,9 +255,9 @@ async def test_an_engine_whose_message_is_a_fault_here_is_lost(
         raise ZeroDivisionError
 
     monkeypatch.setattr(engine.observer, "batch_ran", fail)
-    task = asyncio.create_task(engine.computer.compute(KEY, ITEM))
+    task = asyncio.create_task(engine.backend.compute(KEY, ITEM))
     send(engine.writer, BatchRan("m", REPORT))
-    assert "ZeroDivisionError" in await engine.computer.lost
+    assert "ZeroDivisionError" in await engine.backend.lost
     with pytest.raises(EngineLostError):
         await task
 
@@ -272,11 +272,11 @@ async def test_letting_in_without_descriptors_leaves_nothing(
         with monkeypatch.context() as patch:
             patch.setattr(remote, name, fail_with(OSError(error, "")))
             with pytest.raises(OSError) as caught:  # noqa: PT011 - the number is what counts
-                engine.computer.let_in()
+                engine.backend.let_in()
         assert caught.value.errno == error
         await leftovers.check()
-    assert not engine.computer.lost.done()
-    connection, memory = engine.computer.let_in()
+    assert not engine.backend.lost.done()
+    connection, memory = engine.backend.let_in()
     connection.close()
     os.close(memory)
 
@@ -317,7 +317,7 @@ async def test_an_engine_that_cannot_start_leaves_nothing(
     monkeypatch.setattr(remote, "_MODULE", choose(monkeypatch, behaviour))
     leftovers = Leftovers()
     with pytest.raises(EngineLostError, match=reason):
-        await RemoteComputer.start(ServeConfig(), Observer())
+        await RemoteBackend.start(ServeConfig(), Observer())
     await leftovers.check()
 
 
@@ -327,14 +327,14 @@ async def test_an_engine_that_starts_with_ever_more_descriptors_fails_cleanly(
 ) -> None:
     """The system's own limit, at every step: the error is EMFILE and nothing is left of it."""
     monkeypatch.setattr(remote, "_MODULE", choose(monkeypatch, "engine"))
-    await (await RemoteComputer.start(ServeConfig(), Observer())).close()
+    await (await RemoteBackend.start(ServeConfig(), Observer())).close()
     leftovers = Leftovers()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     failures: list[int | None] = []
     for limit in range(3, 200):
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
         try:
-            engine = await RemoteComputer.start(ServeConfig(), Observer())
+            engine = await RemoteBackend.start(ServeConfig(), Observer())
             break
         except OSError as error:
             failures.append(error.errno)
@@ -359,7 +359,7 @@ async def test_a_start_that_fails_here_leaves_nothing(
     monkeypatch.setattr(where, name, fail_with(error))
     leftovers = Leftovers()
     with pytest.raises(type(error)):
-        await RemoteComputer.start(ServeConfig(), Observer())
+        await RemoteBackend.start(ServeConfig(), Observer())
     await leftovers.check()
 
 
@@ -368,7 +368,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing(monkeypatch: pytest.Monk
     monkeypatch.setattr(remote, "_MODULE", choose(monkeypatch, "listen"))
     leftovers = Leftovers()
     for pause_s in (0, 0.001, 0.02, 0.2):
-        starting = asyncio.create_task(RemoteComputer.start(ServeConfig(), Observer()))
+        starting = asyncio.create_task(RemoteBackend.start(ServeConfig(), Observer()))
         await asyncio.sleep(pause_s)
         starting.cancel()
         with pytest.raises(asyncio.CancelledError):

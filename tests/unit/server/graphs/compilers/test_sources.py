@@ -197,7 +197,7 @@ def test_every_source_can_be_exported(
     opened = engine.sources[name]
     assert isinstance(opened, ModelSource)
     key = engine.warm_keys()[0]
-    write(opened, [key], (len(IMAGES),), tmp_path / "export")
+    write(opened.loaded, opened.served, [key], (len(IMAGES),), tmp_path / "export")
     served = Engine(ServeConfig(model=(f"{name}={tmp_path / 'export'}",), max_targets=len(TARGETS)))
     assert_alike(served.sources[name].compile(key, (len(IMAGES),)), case.expected)
     signature = tf.saved_model.load(str(tmp_path / "export" / SAVED_MODEL)).signatures[SIGNATURE]

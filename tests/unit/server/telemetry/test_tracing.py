@@ -23,6 +23,7 @@ from gradcam_server.domain.requests import Stats
 from gradcam_server.errors import StartupError
 from gradcam_server.telemetry import otel, tracing
 from gradcam_server.telemetry.otel import OtelTracer
+from gradcam_server.telemetry.setup import configure_tracing
 
 METHOD = "gradcam.v1.ExplanationService/ExplainImage"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -162,7 +163,7 @@ def test_what_is_not_sampled_is_not_recorded() -> None:
 
 def test_off_does_nothing() -> None:
     """The same calls work, and know no trace."""
-    tracer = tracing.configure("off", "1.0")
+    tracer = configure_tracing("off", "1.0")
     with tracing.working_for(tracer.call(METHOD, [TRACEPARENT])) as call:
         assert tracing.current_call.get() is call
         call.item().stages(STATS)
@@ -175,8 +176,9 @@ def test_off_does_nothing() -> None:
 def test_off_does_not_import_opentelemetry() -> None:
     """It is an extra: servers without it must start, and those with it start faster."""
     code = (
-        "import sys; from gradcam_server.telemetry import tracing; from gradcam_client import tracing as c;"
-        "tracing.configure('off', '1'); assert c.trace_metadata() == ();"
+        "import sys; from gradcam_client import tracing as c;"
+        "from gradcam_server.telemetry import setup;"
+        "setup.configure_tracing('off', '1'); assert c.trace_metadata() == ();"
         "sys.exit('opentelemetry' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -186,14 +188,14 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """The message names the extra, or the modes."""
     monkeypatch.setitem(sys.modules, "gradcam_server.telemetry.otel", None)
     with pytest.raises(StartupError, match=r"pip install 'gradcam-server\[tracing\]'"):
-        tracing.configure("otlp", "1.0")
+        configure_tracing("otlp", "1.0")
     with pytest.raises(StartupError, match="off, otlp, console"):
-        tracing.configure("jaeger", "1.0")
+        configure_tracing("jaeger", "1.0")
 
 
 def test_the_console_gets_a_line_for_each_span(capsys: pytest.CaptureFixture[str]) -> None:
     """With our name where the operator gave none."""
-    tracer = tracing.configure("console", "1.0")
+    tracer = configure_tracing("console", "1.0")
     call = tracer.call(METHOD, [])
     call.stages(STATS)
     call.end("OK")
@@ -226,7 +228,7 @@ def test_a_collector_gets_the_spans_by_gRPC(monkeypatch: pytest.MonkeyPatch) -> 
     collector = Collector()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.port}")
     monkeypatch.setenv("OTEL_SERVICE_NAME", "explainer")
-    tracer = tracing.configure("otlp", "1.0")
+    tracer = configure_tracing("otlp", "1.0")
     call = tracer.call(METHOD, [TRACEPARENT])
     call.stages(STATS)
     call.end("OK")

@@ -15,14 +15,14 @@ from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphTarget
 from gradcam_server.domain.options import Compiler
 from gradcam_server.domain.requests import Method, ScoreType
 from gradcam_server.engine import engine as module
-from gradcam_server.engine.backend import LocalComputer
+from gradcam_server.engine.backend import LocalBackend
 from gradcam_server.engine.engine import Engine, FirstUse
 from gradcam_server.engine.sources.model import ModelSource
 from gradcam_server.errors import CompilerError, InvalidRequestError
 from gradcam_server.graphs.executable import Array, CompiledGraph
-from support.instant import InstantComputer
+from support.instant import InstantBackend
 
-(MODEL,) = InstantComputer().catalog.models
+(MODEL,) = InstantBackend().catalog.models
 SIZE = (2, 2)
 IMAGE = GraphItem(np.zeros((*SIZE, 3), np.uint8), (GraphTarget(0),))
 WAIT_S = 30.0
@@ -134,20 +134,20 @@ async def test_a_faster_graph_takes_the_place_of_the_first(make: Make, source: S
 async def test_images_keep_the_graph_they_began_with(make: Make, source: Source) -> None:
     """What runs or waits while a graph is replaced is answered by the old one, all of it."""
     engine = make()
-    computer = LocalComputer(ServeConfig(model=(MODEL.id,), batch_sizes=(1, 2)), engine)
+    backend = LocalBackend(ServeConfig(model=(MODEL.id,), batch_sizes=(1, 2)), engine)
     source.may_run.clear()
-    running = asyncio.create_task(computer.compute(key(), IMAGE))
+    running = asyncio.create_task(backend.compute(key(), IMAGE))
     await until(lambda: bool(source.ran))
-    waiting = asyncio.create_task(computer.compute(key(), IMAGE))
+    waiting = asyncio.create_task(backend.compute(key(), IMAGE))
     first = await engine.graph(key())
     source.may_finish.set()
     await until(lambda: engine.ready(key()) is not first)
     source.may_run.set()
     await asyncio.gather(running, waiting)
     assert source.ran == [Compiler.TENSORFLOW] * 2
-    await computer.compute(key(), IMAGE)
+    await backend.compute(key(), IMAGE)
     assert source.ran[2:] == [Compiler.OPENVINO]
-    await computer.close()
+    await backend.close()
 
 
 async def test_other_first_uses_do_not_wait_for_what_is_prepared_behind(
@@ -270,13 +270,13 @@ async def test_only_those_who_wait_for_the_compiler_are_told_how_long(
     """Answers of the first use carry the time of compiling; answers after it carry none."""
     source.has_quick_way = False
     engine = make()
-    computer = LocalComputer(ServeConfig(model=(MODEL.id,), batch_sizes=(1, 2)), engine)
-    first = asyncio.create_task(computer.compute(key(), IMAGE))
+    backend = LocalBackend(ServeConfig(model=(MODEL.id,), batch_sizes=(1, 2)), engine)
+    first = asyncio.create_task(backend.compute(key(), IMAGE))
     await until(lambda: bool(source.compiled))
     source.may_finish.set()
     assert (await first).compile_us > 0
-    assert (await computer.compute(key(), IMAGE)).compile_us == 0
-    await computer.close()
+    assert (await backend.compute(key(), IMAGE)).compile_us == 0
+    await backend.close()
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ from contextlib import suppress
 
 import pytest
 
+from gradcam_server.domain.hold_state import HoldState
 from gradcam_server.errors import InvalidRequestError, QueueFullError
-from gradcam_server.pipeline.ledger import Claim, Hold, Ledger, State
+from gradcam_server.pipeline.ledger import Claim, Hold, Ledger
 
 
 async def let_in(ledger: Ledger, caller: str, *sizes: int, wait: bool = False) -> Claim:
@@ -21,18 +22,18 @@ async def test_bytes_are_counted_by_state_and_caller_until_the_release() -> None
     ledger = Ledger(1000)
     claim = ledger.claim("alice")
     claim.receive(100)
-    assert set(ledger.held) == {state.value for state in State}
+    assert set(ledger.held) == {state.value for state in HoldState}
     assert ledger.held["received"] == sum(ledger.held.values()) == 100
     one, other = await claim.reserve([300, 150], wait=False)
     assert (ledger.held["received"], ledger.held["decoding"]) == (0, 450)
-    one.move(State.WAITING)
-    other.move(State.SENDING, 70)
-    other.move(State.SENDING, 900)
+    one.move(HoldState.WAITING)
+    other.move(HoldState.SENDING, 70)
+    other.move(HoldState.SENDING, 900)
     assert (ledger.held["waiting"], ledger.held["sending"]) == (300, 70)
     assert ledger.held_by("alice") == ledger.total == 370
     for _ in range(2):
         claim.release()
-        one.move(State.RENDERING)
+        one.move(HoldState.RENDERING)
         assert ledger.total == ledger.held_by("alice") == 0
         assert not any(ledger.held.values())
 
@@ -57,7 +58,7 @@ async def test_one_request_alone_may_have_all() -> None:
     with pytest.raises(QueueFullError) as caught:
         ledger.claim("b").receive(1)
     assert caught.value.retry_after_s > 0
-    hold.move(State.SENDING, 10)
+    hold.move(HoldState.SENDING, 10)
     ledger.claim("b").receive(1)
 
 
@@ -111,7 +112,7 @@ async def test_nobody_who_holds_bytes_waits_for_more() -> None:
     async def answer(caller: str) -> None:
         claim = ledger.claim(caller)
         holds: list[Hold] = await claim.reserve([200, 200, 200], wait=True)
-        for state, hold in itertools.product(State, holds):
+        for state, hold in itertools.product(HoldState, holds):
             hold.move(state)
             await asyncio.sleep(0)
         claim.release()

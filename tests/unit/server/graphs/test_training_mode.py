@@ -121,7 +121,7 @@ def test_models_in_training_mode_are_not_exported(
     source = engine.sources["mine"]
     assert isinstance(source, ModelSource)
     with pytest.raises(StartupError, match=rf"^mine runs in training mode.*{text}"):
-        write(source, engine.warm_keys(), (1,), tmp_path / "export")
+        write(source.loaded, source.served, engine.warm_keys(), (1,), tmp_path / "export")
     assert list(tmp_path.iterdir()) == []
 
 

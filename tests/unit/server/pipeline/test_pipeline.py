@@ -33,10 +33,10 @@ from gradcam_server.pipeline import pipeline as module
 from gradcam_server.pipeline.ledger import Ledger
 from gradcam_server.pipeline.pipeline import Pipeline
 from gradcam_server.transport.security.caller import Caller, current_caller
-from support.instant import INPUT_SIZE, InstantComputer
+from support.instant import INPUT_SIZE, InstantBackend
 
 
-class CompilingComputer(InstantComputer):
+class CompilingBackend(InstantBackend):
     """Every image waited for its graph: 5 s for uint8 images, 7 s for perturbed ones."""
 
     async def compute(self, key: GraphKey, *arguments: Any) -> Answer[GraphOutput]:
@@ -48,15 +48,15 @@ RAW, GRAY = HeatmapForm(), HeatmapForm(HeatmapFormat.GRAY_PNG)
 
 
 @pytest.fixture
-async def computer() -> InstantComputer:
+async def backend() -> InstantBackend:
     """Keeps what it is given."""
-    return InstantComputer(keep=True)
+    return InstantBackend(keep=True)
 
 
 @pytest.fixture
-async def pipeline(computer: InstantComputer) -> AsyncIterator[Pipeline]:
+async def pipeline(backend: InstantBackend) -> AsyncIterator[Pipeline]:
     """Decodes at reduced scales."""
-    pipeline = Pipeline(ServeConfig(reduced_decode=True), computer, lambda *_: None)
+    pipeline = Pipeline(ServeConfig(reduced_decode=True), backend, lambda *_: None)
     yield pipeline
     await pipeline.close()
 
@@ -77,7 +77,7 @@ def asked(data: bytes, forms: Sequence[HeatmapForm], k: int = 1, **options: obje
 @pytest.mark.parametrize("orientation", [1, 6])
 async def test_a_reduced_decode_shows_in_no_field(
     pipeline: Pipeline,
-    computer: InstantComputer,
+    backend: InstantBackend,
     images: object,
     mode: ResizeMode,
     orientation: int,
@@ -91,7 +91,7 @@ async def test_a_reduced_decode_shows_in_no_field(
         assert (answer.image_height, answer.image_width) == size
     (heatmap,) = raw.explanations[0].heatmaps
     assert heatmap == gray.explanations[0].heatmaps[0]
-    reduced, whole = (item.image.astype(int) for item in computer.items)
+    reduced, whole = (item.image.astype(int) for item in backend.items)
     assert 0 < np.abs(reduced - whole).mean() < 3
 
 
@@ -101,7 +101,7 @@ async def test_a_reduced_decode_shows_in_no_field(
 )
 async def test_only_what_is_drawn_needs_the_whole_image(
     pipeline: Pipeline,
-    computer: InstantComputer,
+    backend: InstantBackend,
     images: object,
     monkeypatch: pytest.MonkeyPatch,
     forms: list[HeatmapForm],
@@ -124,15 +124,15 @@ async def test_only_what_is_drawn_needs_the_whole_image(
 
 
 async def test_images_are_decoded_whole_unless_asked_otherwise(
-    computer: InstantComputer, images: object
+    backend: InstantBackend, images: object
 ) -> None:
     """By default an answer does not depend on the forms that are asked for."""
-    pipeline = Pipeline(ServeConfig(), computer, lambda *_: None)
+    pipeline = Pipeline(ServeConfig(), backend, lambda *_: None)
     data = jpeg(images, (1600, 1200))
     for forms in ([RAW], [GRAY]):
         await pipeline.explain(asked(data, forms))
     await pipeline.close()
-    np.testing.assert_array_equal(computer.items[0].image, computer.items[1].image)
+    np.testing.assert_array_equal(backend.items[0].image, backend.items[1].image)
 
 
 @pytest.mark.parametrize(
@@ -158,17 +158,17 @@ async def test_quick_work_waits_for_no_thread(
     await asyncio.gather(*busy)
 
 
-def with_layers(computer: InstantComputer, *layers: LayerInfo) -> None:
-    model = dataclasses.replace(computer.catalog.models[0], layers=layers)
-    computer.catalog = dataclasses.replace(computer.catalog, models=(model,))
+def with_layers(backend: InstantBackend, *layers: LayerInfo) -> None:
+    model = dataclasses.replace(backend.catalog.models[0], layers=layers)
+    backend.catalog = dataclasses.replace(backend.catalog, models=(model,))
 
 
 async def test_a_map_lies_on_the_part_that_its_layer_covers(
-    pipeline: Pipeline, computer: InstantComputer
+    pipeline: Pipeline, backend: InstantBackend
 ) -> None:
     """A layer behind the model's own crop has no heat outside that crop."""
     extent = Extent(112, 0, 56, 224)
-    with_layers(computer, LayerInfo("top", "Conv2D", (None, 7, 7, 8), True, extent))
+    with_layers(backend, LayerInfo("top", "Conv2D", (None, 7, 7, 8), True, extent))
     image = RawImage(bytes(3 * 224 * 224), *INPUT_SIZE)
     form = HeatmapForm(HeatmapFormat.IMAGE_FLOAT32)
     answer = await pipeline.explain(ExplainRequest(image, forms=(form,)))
@@ -179,11 +179,11 @@ async def test_a_map_lies_on_the_part_that_its_layer_covers(
 
 
 async def test_maps_of_different_parts_are_not_fused(
-    pipeline: Pipeline, computer: InstantComputer
+    pipeline: Pipeline, backend: InstantBackend
 ) -> None:
     """Fusing them would put heat in the wrong place: the request is refused, and says why."""
     part = LayerInfo("part", "Conv2D", (None, 7, 7, 8), True, Extent(0, 0, 9, 9))
-    with_layers(computer, LayerInfo("top", "Conv2D", (None, 7, 7, 8), True), part)
+    with_layers(backend, LayerInfo("top", "Conv2D", (None, 7, 7, 8), True), part)
     image = RawImage(bytes(3 * 224 * 224), *INPUT_SIZE)
     fused = ExplainRequest(image, layers=("top", "part"), layer_fusion=LayerFusion.LAYER_CAM)
     with pytest.raises(InvalidRequestError, match="top and part cannot be fused"):
@@ -203,7 +203,7 @@ async def test_maps_of_different_parts_are_not_fused(
 async def test_compiling_is_a_stage_of_its_own(options: dict[str, Any], compile_s: int) -> None:
     """Each graph counts once, however many passes waited for it; it is in no other stage."""
     pixels = RawImage(bytes(3 * INPUT_SIZE[0] * INPUT_SIZE[1]), *INPUT_SIZE)
-    pipeline = Pipeline(ServeConfig(), CompilingComputer(), lambda *_: None)
+    pipeline = Pipeline(ServeConfig(), CompilingBackend(), lambda *_: None)
     request = ExplainRequest(pixels, targets=TopK(1), forms=(RAW,), **options)
     stats = (await pipeline.explain(request)).stats
     await pipeline.close()
@@ -217,7 +217,7 @@ async def test_waiting_for_a_graph_is_not_waiting_in_the_queue(
     """By the pipeline's clock all the time went into compiling; none is left for the queue."""
     now = 0.0
 
-    class Slow(CompilingComputer):
+    class Slow(CompilingBackend):
         async def compute(self, key: GraphKey, *arguments: Any) -> Answer[GraphOutput]:
             nonlocal now
             now += 5.0
@@ -233,12 +233,12 @@ async def test_waiting_for_a_graph_is_not_waiting_in_the_queue(
 
 
 async def test_methods_of_many_passes_take_turns_by_caller(
-    pipeline: Pipeline, computer: InstantComputer, monkeypatch: pytest.MonkeyPatch
+    pipeline: Pipeline, backend: InstantBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside a caller with many such requests, another caller's is among the next."""
     gate = asyncio.Event()
     answered: list[str] = []
-    compute = computer.compute
+    compute = backend.compute
 
     async def wait_and_compute(key: GraphKey, *arguments: Any) -> Answer[GraphOutput]:
         if key.perturbed:
@@ -251,7 +251,7 @@ async def test_methods_of_many_passes_take_turns_by_caller(
         await pipeline.explain(ExplainRequest(image, smooth_grad=SmoothGrad(2)))
         answered.append(caller)
 
-    monkeypatch.setattr(computer, "compute", wait_and_compute)
+    monkeypatch.setattr(backend, "compute", wait_and_compute)
     flood = [asyncio.create_task(ask("flood")) for _ in range(20)]
     await asyncio.sleep(0.01)
     one = asyncio.create_task(ask("one"))
@@ -261,7 +261,7 @@ async def test_methods_of_many_passes_take_turns_by_caller(
     assert answered.index("one") <= 4
 
 
-class GatedComputer(InstantComputer):
+class GatedBackend(InstantBackend):
     """Computes perturbed images only once its gate is open."""
 
     def __init__(self) -> None:
@@ -285,8 +285,8 @@ AT_ONCE = 2  # requests whose passes run at the same time
 @pytest.mark.parametrize("options", MANY_PASS, ids=["smooth", "integrated gradients", "scorecam"])
 async def test_methods_of_many_passes_wait_in_a_bounded_queue(options: dict[str, Any]) -> None:
     """Those too many are refused; requests of one pass go on, and all that wait are answered."""
-    computer = GatedComputer()
-    pipeline = Pipeline(ServeConfig(max_queue_length=4), computer, lambda *_: None)
+    backend = GatedBackend()
+    pipeline = Pipeline(ServeConfig(max_queue_length=4), backend, lambda *_: None)
     pixels = RawImage(bytes(3 * INPUT_SIZE[0] * INPUT_SIZE[1]), *INPUT_SIZE)
     tasks = [
         asyncio.create_task(pipeline.explain(ExplainRequest(pixels, **options))) for _ in range(3)
@@ -307,7 +307,7 @@ async def test_methods_of_many_passes_wait_in_a_bounded_queue(options: dict[str,
     )
     await asyncio.sleep(0.05)
     assert not patient.done()
-    computer.gate.set()
+    backend.gate.set()
     for task in (*(one for one in tasks if one not in refused), patient):
         assert (await task).stats.pass_count > 1
     await pipeline.close()
@@ -315,8 +315,8 @@ async def test_methods_of_many_passes_wait_in_a_bounded_queue(options: dict[str,
 
 async def test_giving_up_many_passes_frees_their_place() -> None:
     """Cancelled while it waits or computes; the next ones are let in."""
-    computer = GatedComputer()
-    pipeline = Pipeline(ServeConfig(max_queue_length=1), computer, lambda *_: None)
+    backend = GatedBackend()
+    pipeline = Pipeline(ServeConfig(max_queue_length=1), backend, lambda *_: None)
     pixels = RawImage(bytes(3 * INPUT_SIZE[0] * INPUT_SIZE[1]), *INPUT_SIZE)
     request = ExplainRequest(pixels, smooth_grad=SmoothGrad(4))
     for _ in range(5):
@@ -357,7 +357,7 @@ async def test_an_image_that_waits_is_kept_only_if_it_is_drawn_on(
         decoded.append(weakref.ref(image))
         return image
 
-    class Watched(InstantComputer):
+    class Watched(InstantBackend):
         async def compute(self, *arguments: Any) -> Answer[GraphOutput]:
             await asyncio.sleep(0.01)
             is_alive.append(decoded[0]() is not None)

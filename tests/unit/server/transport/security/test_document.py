@@ -11,7 +11,7 @@ import pytest
 from gradcam_server.cli.health import health
 from gradcam_server.config.settings import ServeConfig, flag
 
-ROOT = Path(__file__).resolve().parents[4]
+ROOT = Path(__file__).resolve().parents[5]
 PAGE = (ROOT / "docs" / "security.md").read_text("utf-8")
 HEADER = ["asset", "threat", "mitigation", "setting", "test"]
 

@@ -7,8 +7,8 @@ import pytest
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from gradcam_server.errors import LimitError
-from gradcam_server.telemetry import tracing
 from gradcam_server.telemetry.metrics import Metrics
+from gradcam_server.telemetry.setup import configure_tracing
 from gradcam_server.transport.calls import Calls, Counted
 from gradcam_server.transport.lifecycle import Lifecycle
 from gradcam_server.transport.security.caller import Caller, current_caller
@@ -19,7 +19,7 @@ from gradcam_server.transport.security.tokens import Token
 def calls() -> Calls:
     lifecycle = Lifecycle()
     lifecycle.serve()
-    return Calls(lifecycle, Metrics(), tracing.configure("off", "0"))
+    return Calls(lifecycle, Metrics(), configure_tracing("off", "0"))
 
 
 @pytest.fixture

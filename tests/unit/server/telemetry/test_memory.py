@@ -17,7 +17,7 @@ PROGRAM = """
 import re, sys, threading
 import numpy as np
 from pathlib import Path
-from gradcam_server.memory import share_heap
+from gradcam_server.telemetry.memory import share_heap
 
 def used():
     return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) >> 10

@@ -192,7 +192,7 @@ def test_counts_of_other_processes_are_added(metrics: Metrics, tmp_path: Path) -
     program = """
 from prometheus_client import values
 values.ValueClass = values.MultiProcessValue(lambda: 1)
-from gradcam_server.metrics import Metrics
+from gradcam_server.telemetry.metrics import Metrics
 metrics = Metrics()
 metrics.know_models(["resnet50"])
 metrics.set_front_ends(7)

@@ -54,7 +54,6 @@ from gradcam_server.pipeline.ledger import Claim, Hold, uncounted
 from gradcam_server.pipeline.many_pass import Perturbation, count_passes
 from gradcam_server.pipeline.sampling import FaithfulnessSampler, Report
 from gradcam_server.pipeline.workers import Workers
-from gradcam_server.transport.security.caller import current_caller
 
 # The factor p (1 - p) of a probability's gradient: below it, float32 has lost the rest.
 _SATURATED = 1e-5
@@ -181,7 +180,7 @@ class Pipeline:
             pixels = placement.vertical.image_size * placement.horizontal.image_size
             hold.move(HoldState.RENDERING)
             rendered, stats.render_us = await self._run(
-                request.priority,
+                request,
                 rendering_s(pixels, request.forms, len(maps)),
                 not needs_image(request.forms)
                 and sum(one.values.size for one in maps) <= _FEW_VALUES,
@@ -232,7 +231,7 @@ class Pipeline:
         admitted = perf_counter()
         async with self._queues[model.id].admit(wait=wait_for_place) as place:
             (image, fitted, placement), stats.decode_us = await self._run(
-                request.priority,
+                request,
                 decoding_s(request.image),
                 isinstance(request.image, RawImage)
                 and (request.image.height, request.image.width) == model.input_size,
@@ -248,8 +247,7 @@ class Pipeline:
             self._count_heatmaps(request, model, layers, targets, pixels)
             hold.move(HoldState.WAITING)
             start_by = perf_counter() + max_wait_s if max_wait_s else None
-            caller = current_caller.get().key
-            urgency = Urgency(request.priority, request.deadline, start_by, caller)
+            urgency = Urgency(request.priority, request.deadline, start_by, request.caller)
             answer = await self._backend.compute(key, GraphItem(fitted, targets), place, urgency)
         # What was neither decoding, compiling nor computing was waiting: for a thread, or for a
         # place in a batch.
@@ -263,14 +261,13 @@ class Pipeline:
         return image, fitted, placement, answer.output
 
     async def _run(
-        self, priority: int, expected_s: float, is_quick: bool, work: Callable[[], _T]
+        self, request: ExplainRequest, expected_s: float, is_quick: bool, work: Callable[[], _T]
     ) -> tuple[_T, int]:
         """Works here if that is quicker than going to a thread and back."""
         if is_quick:
             return self._workers.timed_here(work)
-        caller = current_caller.get().key
         return await self._workers.timed(
-            work, caller=caller, priority=priority, expected_s=expected_s
+            work, caller=request.caller, priority=request.priority, expected_s=expected_s
         )
 
     def _first_key(
@@ -309,7 +306,7 @@ class Pipeline:
         image, pixels = request.image, 0
         if targets and needs_image(request.forms):
             (height, width), _ = await self._run(
-                request.priority,
+                request,
                 header_s(image),
                 isinstance(image, RawImage) or len(image) < _SHORT_FILE_BYTES,
                 lambda: declared_size(image, self._config.max_image_pixels),

@@ -32,7 +32,6 @@ from gradcam_server.images.decode import decode_image
 from gradcam_server.pipeline import pipeline as module
 from gradcam_server.pipeline.ledger import Ledger
 from gradcam_server.pipeline.pipeline import Pipeline
-from gradcam_server.transport.security.caller import Caller, current_caller
 from support.instant import INPUT_SIZE, InstantBackend
 
 
@@ -246,9 +245,8 @@ async def test_methods_of_many_passes_take_turns_by_caller(
         return await compute(key, *arguments)
 
     async def ask(caller: str) -> None:
-        current_caller.set(Caller(caller))
         image = RawImage(bytes(3 * INPUT_SIZE[0] * INPUT_SIZE[1]), *INPUT_SIZE)
-        await pipeline.explain(ExplainRequest(image, smooth_grad=SmoothGrad(2)))
+        await pipeline.explain(ExplainRequest(image, smooth_grad=SmoothGrad(2), caller=caller))
         answered.append(caller)
 
     monkeypatch.setattr(backend, "compute", wait_and_compute)

@@ -17,6 +17,7 @@ from gradcam_server.transport.lifecycle import Lifecycle
 from gradcam_server.transport.security.access import Access, AccessInterceptor
 from gradcam_server.transport.security.caller import Caller
 from gradcam_server.transport.sending import hide_lost_clients, when_sent
+from gradcam_server.transport.streams import Writer
 from support.unread import UnreadCalls
 
 ANSWER = bytes(1 << 20)
@@ -48,7 +49,7 @@ class World:
 
     async def stream(self, _: Any, context: Any) -> None:
         async with self.calls.answering(context, "a.B/Stream"):
-            write = self.calls.writer(context)
+            write = Writer(context, self.calls.max_send_s)
             while await context.read() is not grpc.aio.EOF:
                 self.answered += 1
                 await write(ANSWER)

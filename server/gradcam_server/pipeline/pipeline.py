@@ -166,7 +166,7 @@ class Pipeline:
                 if is_many_pass:
                     started = perf_counter()
                     output, compile_us = await self._perturbation.explain(
-                        request, model, fitted, targets, output, progress, place
+                        request, model, fitted, targets, output, progress, place.give_back
                     )
                     elapsed_us = round((perf_counter() - started) * 1e6)
                     stats.compile_us += compile_us
@@ -248,7 +248,8 @@ class Pipeline:
             hold.move(HoldState.WAITING)
             start_by = perf_counter() + max_wait_s if max_wait_s else None
             urgency = Urgency(request.priority, request.deadline, start_by, request.caller)
-            answer = await self._backend.compute(key, GraphItem(fitted, targets), place, urgency)
+            item = GraphItem(fitted, targets)
+            answer = await self._backend.compute(key, item, place.give_back, urgency)
         # What was neither decoding, compiling nor computing was waiting: for a thread, or for a
         # place in a batch.
         elapsed_us = round((perf_counter() - admitted) * 1e6)

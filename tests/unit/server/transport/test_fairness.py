@@ -14,7 +14,7 @@ from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphOutput
-from gradcam_server.domain.schedule import Answer, Turn, Urgency
+from gradcam_server.domain.schedule import Answer, OnDispatch, Urgency
 from gradcam_server.pipeline.explainer import Explainer
 from gradcam_server.telemetry.metrics import Metrics
 from gradcam_server.telemetry.tracing import NO_TRACER
@@ -36,11 +36,11 @@ class CallerBackend(InstantBackend):
         self,
         key: GraphKey,
         item: GraphItem,
-        turn: Turn | None = None,
+        on_dispatch: OnDispatch | None = None,
         urgency: Urgency = Urgency(),  # noqa: B008 - it is frozen
     ) -> Answer[GraphOutput]:
         self.callers.append(urgency.caller)
-        return await super().compute(key, item, turn, urgency)
+        return await super().compute(key, item, on_dispatch, urgency)
 
 
 @asynccontextmanager

@@ -110,7 +110,7 @@ class Simulation:
             self.errors += [error for _, error in self.scheduler.drop(self.now)]
 
 
-def online(caller: str = "", **urgency: float) -> Urgency:
+def online(caller: str = "", **urgency: Any) -> Urgency:
     return Urgency(caller=caller, **urgency)
 
 

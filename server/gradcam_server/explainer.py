@@ -9,9 +9,9 @@ from gradcam_server.computer import Computer
 from gradcam_server.config import ServeConfig
 from gradcam_server.convert import to_model, to_request, to_response
 from gradcam_server.errors import DeadlineError, QueueFullError
-from gradcam_server.ledger import Claim, Hold
+from gradcam_server.ledger import Claim
 from gradcam_server.metrics import Metrics
-from gradcam_server.pipeline import Pipeline
+from gradcam_server.pipeline import Pipeline, Reserved
 from gradcam_server.requests import ExplainedImage, ExplainRequest, Progress
 from gradcam_server.tracing import current_call
 
@@ -34,9 +34,9 @@ class Explainer:
         self._idle.set()
 
     @property
-    def queue_length(self) -> int:
-        """Requests admitted and not yet on the device."""
-        return self._pipeline.queue_length
+    def queue_lengths(self) -> dict[str, int]:
+        """Requests admitted and not yet on the device, by queue (``Pipeline.queue_lengths``)."""
+        return self._pipeline.queue_lengths
 
     @property
     def thread_counts(self) -> dict[str, int]:
@@ -54,7 +54,8 @@ class Explainer:
 
     async def retire(self) -> None:
         """Closes once nothing is in work any more."""
-        await self._idle.wait()
+        while self._in_work:  # work may have come in the moment in which there was none
+            await self._idle.wait()
         await self.close()
 
     async def explain(
@@ -78,17 +79,17 @@ class Explainer:
         Raises:
             ExplanationServerError: See ``Pipeline.explain`` and ``to_request``.
         """
-        request, hold = to_request(message, deadline), None
+        request, reserved = to_request(message, deadline), None
         if claim is not None:
-            (hold,) = await self.reserve([request], claim, wait=wait_for_place)
+            (reserved,) = await self.reserve([request], claim, wait=wait_for_place)
         explained = await self.explain_image(
-            request, wait_for_place=wait_for_place, progress=progress, hold=hold
+            request, wait_for_place=wait_for_place, progress=progress, reserved=reserved
         )
         return to_response(explained, include_logits=message.include_logits)
 
     async def reserve(
         self, requests: Sequence[ExplainRequest], claim: Claim, *, wait: bool
-    ) -> list[Hold]:
+    ) -> list[Reserved]:
         """Takes the memory that requests may need, as ``Pipeline.reserve`` does."""
         with self._working():
             return await self._pipeline.reserve(requests, claim, wait=wait)
@@ -99,12 +100,12 @@ class Explainer:
         *,
         wait_for_place: bool = False,
         progress: Progress | None = None,
-        hold: Hold | None = None,
+        reserved: Reserved | None = None,
     ) -> ExplainedImage:
         """Explains one image, as ``Pipeline.explain`` does."""
         with self._working():
             explained = await self._pipeline.explain(
-                request, wait_for_place=wait_for_place, progress=progress, hold=hold
+                request, wait_for_place=wait_for_place, progress=progress, reserved=reserved
             )
         stats = explained.stats
         self._metrics.stages(stats)

@@ -14,11 +14,12 @@ from gradcam_server.calls import Calls, Context, Counted, call_deadline
 from gradcam_server.config import ServeConfig
 from gradcam_server.errors import InvalidRequestError, NotFoundError
 from gradcam_server.explainer import Explainer
-from gradcam_server.ledger import Claim, Hold
+from gradcam_server.ledger import Claim
 from gradcam_server.lifecycle import Phase
 from gradcam_server.open_inference.convert import to_request, to_response
 from gradcam_server.open_inference.describe import to_config, to_metadata, wire_version
 from gradcam_server.open_inference.statistics import ModelRecord
+from gradcam_server.pipeline import Reserved
 from gradcam_server.requests import ExplainedImage, ExplainRequest
 from gradcam_server.sending import forget_frames, when_sent
 
@@ -190,13 +191,17 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
         with self._record(model).request() as costs:
             request = to_request(message, model.name, model.version, deadline)
             await self._calls.count_images(len(request.images), streamed=wait_for_place)
-            holds = await self._current.reserve(request.images, claim, wait=wait_for_place)
-            explained = await self._explain(request.images, holds, wait_for_place=wait_for_place)
+            reserved = await self._current.reserve(request.images, claim, wait=wait_for_place)
+            explained = await self._explain(request.images, reserved, wait_for_place=wait_for_place)
             costs.extend(one.stats for one in explained)
             return to_response(message, request.outputs, explained)
 
     async def _explain(
-        self, images: Sequence[ExplainRequest], holds: Sequence[Hold], *, wait_for_place: bool
+        self,
+        images: Sequence[ExplainRequest],
+        reserved: Sequence[Reserved],
+        *,
+        wait_for_place: bool,
     ) -> list[ExplainedImage]:
         """Explains images at the same time; if one fails, none is answered."""
         try:
@@ -206,21 +211,28 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
                 tasks = [
                     group.create_task(
                         self._explain_one(
-                            image, hold, index, len(images), wait_for_place or index > 0
+                            image, its_reserved, index, len(images), wait_for_place or index > 0
                         )
                     )
-                    for index, (image, hold) in enumerate(zip(images, holds, strict=True))
+                    for index, (image, its_reserved) in enumerate(
+                        zip(images, reserved, strict=True)
+                    )
                 ]
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
         return [task.result() for task in tasks]
 
     async def _explain_one(
-        self, image: ExplainRequest, hold: Hold, index: int, count: int, wait_for_place: bool
+        self,
+        image: ExplainRequest,
+        reserved: Reserved,
+        index: int,
+        count: int,
+        wait_for_place: bool,
     ) -> ExplainedImage:
         try:
             return await self._current.explain_image(
-                image, wait_for_place=wait_for_place, hold=hold
+                image, wait_for_place=wait_for_place, reserved=reserved
             )
         except InvalidRequestError as error:
             if count == 1:

@@ -185,14 +185,17 @@ class Calls:
             current_call.get().describe(model=counted.model)
             current_call.get().end(counted.code)
 
-    async def read_unless_draining(self, context: Context, message: type[_M]) -> _M | None:
-        """Reads a stream's next message of a type; None at its end, or when the server drains."""
+    async def read_unless_draining(self, messages: AsyncIterator[_M]) -> _M | None:
+        """Reads a stream's next message; None at its end, or when the server drains."""
+
+        async def read() -> _M | None:
+            return await anext(messages, None)
+
         try:
-            item = await self.lifecycle.unless_draining(asyncio.ensure_future(context.read()))
+            return await self.lifecycle.unless_draining(asyncio.ensure_future(read()))
         except Exception as error:  # noqa: BLE001 - gRPC's class for it is private
             logger.debug("The client of a stream is gone: %r", error)
             return None
-        return item if isinstance(item, message) else None
 
 
 class Writer:

@@ -55,10 +55,10 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             )
 
     async def StreamExplainImages(  # noqa: N802
-        self, _: AsyncIterator[pb.StreamExplainImagesRequest], context: Context
+        self, messages: AsyncIterator[pb.StreamExplainImagesRequest], context: Context
     ) -> None:
         async with self._calls.answering(context, _STREAM):
-            await self._answer_stream(context)
+            await self._answer_stream(messages, context)
             # A client that had more to send learns that it must send it elsewhere.
             self._calls.lifecycle.check()
 
@@ -80,7 +80,9 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         assert self._explainer is not None  # the lifecycle lets nobody in before
         return self._explainer
 
-    async def _answer_stream(self, context: Context) -> None:
+    async def _answer_stream(
+        self, messages: AsyncIterator[pb.StreamExplainImagesRequest], context: Context
+    ) -> None:
         places = asyncio.Semaphore(self._max_stream_in_flight)
         write = self._calls.writer(context)
 
@@ -98,9 +100,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         async with asyncio.TaskGroup() as answers:
             while True:
                 await places.acquire()
-                item = await self._calls.read_unless_draining(
-                    context, pb.StreamExplainImagesRequest
-                )
+                item = await self._calls.read_unless_draining(messages)
                 if item is None:
                     break
                 claim = self._calls.claim(context, item.correlation_id)

@@ -133,10 +133,10 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
             return await self._infer(request, deadline, counted, claim, wait_for_place=False)
 
     async def ModelStreamInfer(  # noqa: N802
-        self, _: AsyncIterator[pb.ModelInferRequest], context: Context
+        self, messages: AsyncIterator[pb.ModelInferRequest], context: Context
     ) -> None:
         async with self._calls.answering(context, _STREAM):
-            await self._answer_stream(context)
+            await self._answer_stream(messages, context)
             # A client that had more to send learns that it must send it elsewhere.
             self._calls.lifecycle.check()
 
@@ -240,7 +240,9 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
             forget_frames(error)
             raise InvalidRequestError(error.field, f"image {index}: {error}") from error
 
-    async def _answer_stream(self, context: Context) -> None:
+    async def _answer_stream(
+        self, messages: AsyncIterator[pb.ModelInferRequest], context: Context
+    ) -> None:
         places = asyncio.Semaphore(self._max_stream_in_flight)
         answers: asyncio.Queue[tuple[asyncio.Task[pb.ModelStreamInferResponse], Claim] | None]
         answers, claims = asyncio.Queue(), set[Claim]()
@@ -264,7 +266,7 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
             tasks.create_task(write_in_order())
             while True:
                 await places.acquire()
-                item = await self._calls.read_unless_draining(context, pb.ModelInferRequest)
+                item = await self._calls.read_unless_draining(messages)
                 if item is None:
                     break
                 claim = self._calls.claim(context, item.id)

@@ -3,7 +3,7 @@
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, TypeAlias
@@ -131,7 +131,8 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, access: Access, *, admin: bool = False) -> None:
         self._access, self._admin = access, admin
         self._handlers: dict[str, _Handler] = {}
-        self._unknown = self._refuse_unknown()
+        unknown = grpc.stream_stream_rpc_method_handler(_refuse_unknown)
+        self._unknown = _wrap(unknown, self._admitted, access)
 
     async def intercept_service(
         self,
@@ -156,8 +157,9 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
     @contextmanager
     def _admitted(self, streaming: bool, context: Any) -> Iterator[None]:
-        with self._reporting(context) as identify:
-            caller = identify()
+        with self._reporting(context):
+            metadata = tuple(context.invocation_metadata() or ())
+            caller = self._access.authenticate(metadata, context.peer())
             current_caller.set(caller)
             if self._admin:
                 caller.check_admin()
@@ -169,19 +171,10 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             yield
 
     @contextmanager
-    def _reporting(self, context: Any) -> Iterator[Callable[[], Caller]]:
-        """Yields what finds out who calls, and reports the call's end by their name."""
-        code, name = "CANCELLED", ""
-
-        def identify() -> Caller:
-            nonlocal name
-            metadata = tuple(context.invocation_metadata() or ())
-            caller = self._access.authenticate(metadata, context.peer())
-            name = caller.name
-            return caller
-
+    def _reporting(self, context: Any) -> Iterator[None]:
+        code = "CANCELLED"
         try:
-            yield identify
+            yield
             code = _code(context, "OK")
         except UnauthenticatedError:
             code = "UNAUTHENTICATED"
@@ -202,23 +195,11 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             code = _code(context, "UNKNOWN")
             raise
         finally:
-            self._access.on_token_request(name, code)
+            self._access.on_token_request(current_caller.get().name, code)
 
-    def _refuse_unknown(self) -> _Handler:
-        """Returns a handler for all methods that there are not."""
 
-        async def refuse(_: Any, context: Any) -> None:
-            try:
-                self._access.authenticate(
-                    tuple(context.invocation_metadata() or ()), context.peer()
-                )
-            except UnauthenticatedError as error:
-                with suppress(UnauthenticatedError), self._reporting(context):
-                    raise
-                await abort(context, to_status(error))
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
-
-        return grpc.stream_stream_rpc_method_handler(refuse)
+async def _refuse_unknown(_: Any, context: Any) -> None:
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
 
 
 class _Messages:

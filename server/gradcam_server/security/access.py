@@ -131,7 +131,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, access: Access, *, admin: bool = False) -> None:
         self._access, self._admin = access, admin
         self._handlers: dict[str, _Handler] = {}
-        unknown = grpc.stream_stream_rpc_method_handler(_refuse_unknown)
+        unknown: _Handler = grpc.stream_stream_rpc_method_handler(_refuse_unknown)
         self._unknown = _wrap(unknown, self._admitted, access)
 
     async def intercept_service(

@@ -84,7 +84,8 @@ class Receiving:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn in (turns := self._waiting.get(caller, ())):
+            turns = self._waiting.get(caller)
+            if turns is not None and turn in turns:
                 turns.remove(turn)
                 if not turns:
                     del self._waiting[caller]

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import cv2
 import grpc
@@ -143,9 +144,11 @@ async def test_large_messages_leave_the_event_loop_to_others(
                     infer = inference_pb_grpc.GRPCInferenceServiceStub(channel).ModelInfer
                     await infer(inference_pb.ModelInferRequest(inputs=[tensor]))
                 case _:
-                    check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[no-untyped-call]
+                    health: Any = health_pb2_grpc.HealthStub(channel)
                     with suppress(grpc.aio.AioRpcError):
-                        await check(health_pb2.HealthCheckRequest(service="x" * MIN_LARGE_BYTES))
+                        await health.Check(
+                            health_pb2.HealthCheckRequest(service="x" * MIN_LARGE_BYTES)
+                        )
 
     async with AsyncExitStack() as stack:
         port = await stack.enter_async_context(serving(ServeConfig(), InstantComputer()))

@@ -47,6 +47,7 @@ from gradcam_server.batch.model import LADDER
 from gradcam_server.batch.schema import Row
 from gradcam_server.batch.stage import Stage
 from gradcam_server.batch.throughput import ThroughputEngine
+from gradcam_server.config.models import model_specs
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.graph_io import GraphItem, GraphTarget, by_rank
 from gradcam_server.domain.options import Compiler
@@ -136,7 +137,7 @@ def tutorial(source: Source, config: ServeConfig) -> float:
 
     from gradcam_server.bench.own import Tutorial
 
-    (spec,) = config.model_specs()
+    (spec,) = model_specs(config)
     run = Tutorial(spec, predicts=True).build(1)
     paths: Iterator[Item] = islice(source.read(0, len(source)), TUTORIAL_IMAGES)
     seconds = []

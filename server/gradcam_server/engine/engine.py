@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
+from gradcam_server.config.models import model_specs
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.catalog import Catalog, ServedModel, graph_keys
 from gradcam_server.domain.graph_io import GraphKey
@@ -85,7 +86,7 @@ class Engine:
         self._compiler = ThreadPoolExecutor(1, thread_name_prefix="compiler")
         set_compute_threads(config.compute_threads, config.compute_streams)
         self._sources: dict[str, GraphSource] = {}
-        for spec in config.model_specs():
+        for spec in model_specs(config):
             self._sources[spec.id] = open_source(spec, config, self._counter)
         self._served = [source.served for source in self._sources.values()]
 

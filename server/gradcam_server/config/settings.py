@@ -190,9 +190,7 @@ class ServeConfig:
     )
     max_targets: int = _option(5, "Maximum number of classes to explain in one request.", _POSITIVE)
     max_layers: int = _option(8, "Maximum number of layers in one request.", _POSITIVE)
-    max_formats: int = _option(
-        8, "Maximum number of heat map forms in one request.", _POSITIVE
-    )
+    max_formats: int = _option(8, "Maximum number of heat map forms in one request.", _POSITIVE)
     max_extra_graphs: int = _option(
         16,
         "Maximum number of graphs to keep that were compiled at first use; the least recently used "

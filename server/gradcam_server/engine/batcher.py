@@ -14,13 +14,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Generic, Protocol, TypeVar
 
-from gradcam_server.domain.schedule import (
-    Answer,
-    BatchReport,
-    DispatchReason,
-    OnDispatch,
-    Urgency,
-)
+from gradcam_server.domain.schedule import Answer, BatchReport, DispatchReason, OnDispatch, Urgency
 from gradcam_server.engine.scheduling import Batch, QueuedItem, Runner, Scheduler
 
 logger = logging.getLogger(__name__)

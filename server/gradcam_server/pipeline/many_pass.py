@@ -15,7 +15,6 @@ from gradcam_server.engine.backend import Backend
 from gradcam_server.errors import InvalidRequestError
 from gradcam_server.methods.many_pass import integrated_gradients, score_cam, smooth_grad
 from gradcam_server.pipeline.fair_slots import FairSlots
-from gradcam_server.transport.security.caller import current_caller
 
 # More would only share the same part of the device, and hold their images in memory.
 _AT_ONCE = 2
@@ -99,7 +98,7 @@ class Perturbation:
             for target, index in zip(targets, first.classes, strict=True)
         ]
         run = _Run(self._backend, request, model, chosen, progress)
-        async with self._slots.hold(current_caller.get().key, request.priority):
+        async with self._slots.hold(request.caller, request.priority):
             on_dispatch()
             output = dataclasses.replace(first, maps=await run.maps(fitted))
         return output, run.compile_us
@@ -196,6 +195,5 @@ class _Run:
 
     @property
     def _urgency(self) -> Urgency:
-        return Urgency(
-            self._request.priority, self._request.deadline, caller=current_caller.get().key
-        )
+        request = self._request
+        return Urgency(request.priority, request.deadline, caller=request.caller)

@@ -30,6 +30,7 @@ class Definition:
     buckets: tuple[float, ...] = ()
 
 
+QUEUES = ("one_pass", "many_pass")
 STAGES = ("decode", "queue", "compile", "compute", "render")
 _REQUEST_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _STAGE_S = (0.0001, 0.00025, 0.0005, *_REQUEST_S[:-1])
@@ -93,10 +94,15 @@ DEFINITIONS = (
     Definition(
         "gradcam_queue_length",
         "gauge",
-        "Requests admitted and not yet on the device, of all models.",
+        "Requests admitted and not yet on the device, of all models, by queue; methods of many "
+        "passes have their own queue.",
+        {"queue": QUEUES},
     ),
     Definition(
-        "gradcam_queue_limit", "gauge", "Maximum number of requests in the queues of all models."
+        "gradcam_queue_limit",
+        "gauge",
+        "Maximum number of requests in the queues of all models, by queue.",
+        {"queue": QUEUES},
     ),
     Definition("gradcam_in_flight", "gauge", "Requests in work, until their answers are sent."),
     Definition(

@@ -24,7 +24,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from gradcam_server.domain.hold_state import HoldState
-from gradcam_server.telemetry.metric_table import DEFINITIONS, STAGES, Definition
+from gradcam_server.telemetry.metric_table import DEFINITIONS, QUEUES, STAGES, Definition
 from gradcam_server.telemetry.process_sum import ProcessSum
 from gradcam_server.telemetry.tracing import StageTimes
 
@@ -226,10 +226,13 @@ class Metrics:
 
     # Gauges that are read when Prometheus scrapes.
 
-    def watch_queue(self, length: Callable[[], int], limit: int) -> None:
-        """Exports the length of the queue, and its limit. Called on the scraping thread."""
-        self._gauge("gradcam_queue_length").set_function(_reading(length))
-        self._gauge("gradcam_queue_limit").set(limit)
+    def watch_queues(self, lengths: Callable[[], Mapping[str, int]], limit: int) -> None:
+        """Exports the lengths of the queues, and the limit of each. Called when scraped."""
+        for queue in QUEUES:
+            self._gauge("gradcam_queue_length", queue).set_function(
+                _reading(lambda queue=queue: lengths().get(queue, 0))  # type: ignore[misc]
+            )
+            self._gauge("gradcam_queue_limit", queue).set(limit)
 
     def watch_in_flight(self, count: Callable[[], int]) -> None:
         """Exports the number of requests in work. Called on the scraping thread."""

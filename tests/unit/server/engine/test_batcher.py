@@ -100,7 +100,7 @@ async def test_a_partial_batch_goes_after_the_delay(make: Make) -> None:
 
 async def test_an_item_is_reported_when_it_leaves_the_queue(make: Make) -> None:
     """Its slot of the queue is free once the item is on its way to the device, not before."""
-    batcher, queue = make(), Admission(3)
+    batcher, queue = make(), Admission(4)
     busy, first = await occupy(batcher)
     runner = Doubler(2, open_gate=False)
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -110,7 +111,7 @@ class Simulation:
             self.errors += [error for _, error in self.scheduler.drop(self.now)]
 
 
-def online(caller: str = "", **urgency: float) -> Urgency:
+def online(caller: str = "", **urgency: Any) -> Urgency:
     return Urgency(caller=caller, **urgency)
 
 

@@ -53,7 +53,7 @@ from gradcam_server.domain.graph_io import GraphItem, GraphTarget, by_rank
 from gradcam_server.domain.options import Compiler
 from gradcam_server.domain.requests import Method, ResizeMode, ScoreType
 from gradcam_server.graphs.executable import CompiledGraph
-from gradcam_server.pipeline.pipeline import load
+from gradcam_server.pipeline.loading import load
 
 TUTORIAL_IMAGES = 50
 _PAUSE_S = 8.0
@@ -98,8 +98,8 @@ def run_bare(graph: CompiledGraph, items: list[GraphItem]) -> float:
 
 def fitted(item: Item, config: ServeConfig, size: tuple[int, int]) -> GraphItem:
     mode = ResizeMode.STRETCH
-    _, pixels, _ = load(item.load(), config, size, mode, is_whole_needed=False)
-    return GraphItem(pixels, [GraphTarget(by_rank(0))])
+    image = load(item.load(), config, size, mode, is_whole_needed=False)
+    return GraphItem(image.fitted, [GraphTarget(by_rank(0))])
 
 
 def decode_all(

@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from gradcam_server.telemetry.metrics import DEFINITIONS, Definition
+from gradcam_server.telemetry.metric_table import DEFINITIONS, Definition
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "operations.md"
 BEGIN = "<!-- metrics: written by scripts/update_operations.py -->\n"

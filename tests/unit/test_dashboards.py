@@ -15,7 +15,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from gradcam_server.telemetry.metrics import DEFINITIONS, Metrics, ModelInfo
+from gradcam_server.telemetry.metric_table import DEFINITIONS
+from gradcam_server.telemetry.metrics import Metrics, ModelInfo
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = ROOT / "deploy" / "grafana" / "gradcam.json"

@@ -34,7 +34,7 @@ from gradcam_server.domain.requests import (
 from gradcam_server.engine.backend import Backend, LocalBackend
 from gradcam_server.errors import ExplanationServerError, InvalidRequestError
 from gradcam_server.pipeline.explainer import Explainer
-from gradcam_server.pipeline.pipeline import load
+from gradcam_server.pipeline.loading import load
 from gradcam_server.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class LocalStage:
         item = loaded.item
         request = self._request(loaded.image)
         try:
-            explained = await self._explainer.explain(request, wait_for_place=True)
+            explained = await self._explainer.explain(request, wait_for_slot=True)
         except InvalidRequestError as error:
             if error.field not in _IMAGE_FIELDS:
                 raise
@@ -211,13 +211,11 @@ def load_item(
         data = item.load()
         if ask.overlays:
             return Loaded(item, data)
-        _, fitted, placement = load(
-            data, config, input_size, ResizeMode(ask.resize), is_whole_needed=False
-        )
+        image = load(data, config, input_size, ResizeMode(ask.resize), is_whole_needed=False)
     except (OSError, ValueError, InvalidRequestError) as error:
         return error_row(item, describe(error))
-    size = placement.vertical.image_size, placement.horizontal.image_size
-    return Loaded(item, RawImage(fitted.tobytes(), *input_size), size)
+    size = image.placement.vertical.image_size, image.placement.horizontal.image_size
+    return Loaded(item, RawImage(image.fitted.tobytes(), *input_size), size)
 
 
 def _request(ask: Ask) -> Callable[[bytes | RawImage], ExplainRequest]:

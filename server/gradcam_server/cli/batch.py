@@ -32,7 +32,8 @@ from gradcam_server.cli.connection import (
 )
 from gradcam_server.cli.progress_lines import ProgressLines
 from gradcam_server.cli.session import class_of
-from gradcam_server.config.settings import ServeConfig, from_options, setting_options
+from gradcam_server.config.click_options import from_options, setting_options
+from gradcam_server.config.settings import ServeConfig
 from gradcam_server.images.file_names import describe_left_out
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from gradcam_server.engine.backend import LocalBackend
 from gradcam_server.engine.engine import Engine, FirstUse
 from gradcam_server.errors import InvalidRequestError
 from gradcam_server.pipeline.explainer import Explainer
-from gradcam_server.pipeline.pipeline import load
+from gradcam_server.pipeline.loading import load
 from gradcam_server.telemetry.metrics import Metrics
 from gradcam_server.transport.gradcam_v1.convert import to_model, to_request, to_response
 from gradcam_server.transport.status import to_status
@@ -126,13 +126,13 @@ class LocalClient:
         if served.preprocessing_declared:
             return []
         try:
-            _, fitted, _ = load(
+            fitted = load(
                 image.read_bytes(),
                 self._config,
                 served.input_size,
                 ResizeMode(resize),
                 is_whole_needed=False,
-            )
+            ).fitted
         except (OSError, InvalidRequestError):
             return []
         answers = self._source.answer_by_likely_preprocessing(fitted)
@@ -157,7 +157,7 @@ class LocalClient:
         reports = asyncio.ensure_future(_report(image, progress, on_progress))
         try:
             explained = await self._explainer.explain(
-                to_request(request), wait_for_place=True, progress=progress
+                to_request(request), wait_for_slot=True, progress=progress
             )
         except Exception as error:  # noqa: BLE001 - as the service does
             return Outcome(image, None, from_status(to_status(error)))

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gradcam_server.config.click_options import from_values
 from gradcam_server.config.file import to_settings
-from gradcam_server.config.settings import ServeConfig, from_values
+from gradcam_server.config.models import model_specs
+from gradcam_server.config.settings import ServeConfig
 from gradcam_server.errors import StartupError
 
 # What is Ray's to do here, and where it is told. A setting that did nothing, and tokens of all
@@ -38,7 +40,7 @@ def read_args(args: Mapping[str, Any]) -> ServeConfig:
         StartupError: There is no such setting, or it is wrong, or it has no effect here.
     """
     config = from_values(to_settings(args, Path(), "args"))
-    config.model_specs()
+    model_specs(config)
     for setting in dataclasses.fields(ServeConfig):
         where = _ELSEWHERE.get(setting.name)
         if where is not None and getattr(config, setting.name) != setting.default:

@@ -40,15 +40,15 @@ _TIMES = "compilers.json"
 
 
 class ModelSource:
-    """Loads a model; makes any graph of it.
+    """A model in TensorFlow, and any graph of it.
 
     Args:
         spec: The model.
         config: The settings.
-        counter: Counts what is traced.
+        counter: Counts the traced graphs.
 
     Raises:
-        StartupError: The model or its weights cannot be had or explained.
+        StartupError: The model or its weights cannot be loaded or explained.
     """
 
     def __init__(self, spec: ModelSpec, config: ServeConfig, counter: CompilationCounter) -> None:
@@ -78,14 +78,14 @@ class ModelSource:
             loaded.random_weights,
             preprocessing_declared=loaded.preprocessing_declared,
         )
-        # Nobody said how pixels are scaled, and the network does not scale them.
+        # The scaling of pixels is not declared, and the network does not scale them.
         self._is_doubtful = not (loaded.preprocessing_declared or loaded.scales_pixels)
         if self._is_doubtful:
             logger.warning(UNDECLARED, spec.name)
 
     @property
     def device_count(self) -> int:
-        """On how many devices its graphs run."""
+        """How many devices its graphs run on."""
         return 1 + len(self._others)
 
     def answer_by_likely_preprocessing(
@@ -95,7 +95,7 @@ class ModelSource:
         return answer_by_likely_preprocessing(self.loaded, image) if self._is_doubtful else {}
 
     def compile(self, key: GraphKey, batch_sizes: Sequence[int]) -> CompiledGraph:
-        """Traces, compiles and times a graph; the first one must answer alike each time."""
+        """Traces, compiles and times a graph; the first graph is checked for training mode."""
         config = self._config
 
         def on(loaded: LoadedModel, compiler: Compiler) -> CompiledGraph:
@@ -115,7 +115,7 @@ class ModelSource:
                 compiled = self._soonest(graph, batch_sizes)
             except DisconnectedLayerError:
                 raise
-            except Exception as error:  # noqa: BLE001 - ``compile`` may succeed, or says why not
+            except Exception as error:  # noqa: BLE001 - ``compile`` succeeds or says why not
                 logger.debug("%s is not traced for a start: %s", key, error)
                 return None
         self._check(compiled)
@@ -131,7 +131,7 @@ class ModelSource:
 
 @contextmanager
 def _explained(key: GraphKey) -> Iterator[None]:
-    """Turns what compilers raise into what callers are told."""
+    """Turns the errors of compilers into errors of requests."""
     try:
         yield
     except DisconnectedLayerError as error:

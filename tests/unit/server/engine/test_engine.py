@@ -1,4 +1,4 @@
-"""Models and graphs: what is warm, what is compiled at first use, what is refused."""
+"""Models and graphs: which are warm, compiled at first use, or refused."""
 
 import asyncio
 from pathlib import Path
@@ -40,7 +40,7 @@ def make(
 
 @pytest.fixture(scope="module")
 def warm() -> Engine:
-    """An engine with the default layer and one more warm."""
+    """An engine with two warm layers, the default and another."""
     engine = make(f"gradcam@{WARM}")
     engine.warm_up()
     return engine
@@ -71,7 +71,7 @@ async def test_warm_layers_need_no_compiler(warm: Engine) -> None:
 def test_the_catalog_says_what_auto_chose(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, chosen: Compiler
 ) -> None:
-    """The compiler that was the faster one, not the setting; nothing before it is known."""
+    """The compiler that was faster, not the setting; empty before it is known."""
     monkeypatch.setattr(choice, "CANDIDATES", (chosen,))
     engine = make(compiler=Compiler.AUTO, cache_dir=str(tmp_path))
     assert engine.catalog.models[0].compiler == ""
@@ -80,7 +80,7 @@ def test_the_catalog_says_what_auto_chose(
 
 
 async def test_many_requests_for_a_cold_layer_compile_it_once() -> None:
-    """Those that come while it compiles wait for the same graph."""
+    """Requests that come while it compiles wait for the same graph."""
     engine = make()
     graphs = await asyncio.gather(*(find(engine, OTHER) for _ in range(5)))
     assert len(set(map(id, graphs))) == 1
@@ -89,7 +89,7 @@ async def test_many_requests_for_a_cold_layer_compile_it_once() -> None:
 
 
 async def test_the_least_recently_used_cold_graph_goes() -> None:
-    """Memory is bounded; what goes is compiled again when it is asked for again."""
+    """Memory is bounded; an evicted graph is compiled again at its next use."""
     engine = make(max_extra_graphs=2)
     first = await find(engine, OTHER)
     second = await find(engine, THIRD)
@@ -192,6 +192,6 @@ def test_unknown_names_are_refused(warm: Engine) -> None:
     ],
 )
 def test_what_cannot_be_warm_stops_the_start(option: str, message: str) -> None:
-    """The operator learns it before serving."""
+    """The operator sees the error before serving."""
     with pytest.raises(StartupError, match=message):
         make(option).warm_up()

@@ -19,7 +19,7 @@ from gradcam_server.errors import (
     UnauthenticatedError,
 )
 from gradcam_server.transport.security.caller import Caller, current_caller
-from gradcam_server.transport.security.limits import Places
+from gradcam_server.transport.security.limits import Slots
 from gradcam_server.transport.security.tokens import Token, TokenFile
 from gradcam_server.transport.sending import forget_frames, limit_sending, when_sent
 from gradcam_server.transport.status import abort, to_status
@@ -66,7 +66,7 @@ class Access:
         self._clock = clock
         self._callers: dict[str, Caller] = {}
         self._everyone = Caller()
-        self._streams = Places(None)
+        self._streams = Slots(None)
         self.max_send_s = config.max_send_s
         self.configure(config, read_token_file(config))
 

@@ -22,7 +22,7 @@ from gradcam_server.domain.labels import ClassLabel, ClassLabels
 from gradcam_server.domain.layers import LayerInfo
 from gradcam_server.domain.preprocessing import Preprocessing
 from gradcam_server.domain.requests import ResizeMode
-from gradcam_server.domain.schedule import Answer, BatchReport, DispatchReason, Turn, Urgency
+from gradcam_server.domain.schedule import Answer, BatchReport, DispatchReason, OnDispatch, Urgency
 from gradcam_server.errors import (
     DeadlineError,
     EngineLostError,
@@ -83,13 +83,13 @@ class FakeBackend:
         self,
         key: GraphKey,
         item: GraphItem,
-        turn: Turn | None = None,
+        on_dispatch: OnDispatch | None = None,
         urgency: Urgency = Urgency(),  # noqa: B008 - it is frozen
     ) -> Answer[GraphOutput]:
         """Computes one image, badly."""
         assert item.image.shape == (*INPUT_SIZE, 3)
-        if turn is not None:
-            turn.give_back()
+        if on_dispatch is not None:
+            on_dispatch()
         number = int(np.nan_to_num(item.image).sum(dtype=np.float64) % 2**32)
         if number % 16 == 0:
             raise copy(_ERRORS[number // 16 % len(_ERRORS)])

@@ -9,8 +9,8 @@ from gradcam_server.domain.catalog import Catalog
 from gradcam_server.domain.requests import ExplainedImage, ExplainRequest, Progress
 from gradcam_server.engine.backend import Backend
 from gradcam_server.errors import DeadlineError, QueueFullError
-from gradcam_server.pipeline.ledger import Claim, Hold
-from gradcam_server.pipeline.pipeline import Pipeline
+from gradcam_server.pipeline.ledger import Claim
+from gradcam_server.pipeline.pipeline import Pipeline, Reserved
 from gradcam_server.telemetry.metrics import Metrics
 from gradcam_server.telemetry.tracing import current_call
 
@@ -43,9 +43,9 @@ class Explainer:
         return self._backend.compilation_count
 
     @property
-    def queue_length(self) -> int:
-        """Requests that are admitted and not yet on the device."""
-        return self._pipeline.queue_length
+    def queue_lengths(self) -> dict[str, int]:
+        """Admitted requests that are not yet on the device, by queue."""
+        return self._pipeline.queue_lengths
 
     @property
     def thread_counts(self) -> dict[str, int]:
@@ -63,12 +63,13 @@ class Explainer:
 
     async def retire(self) -> None:
         """Closes once no image is in work."""
-        await self._idle.wait()
+        while self._in_work:  # new work may have come before this task runs again
+            await self._idle.wait()
         await self.close()
 
     async def reserve(
         self, requests: Sequence[ExplainRequest], claim: Claim, *, wait: bool
-    ) -> list[Hold]:
+    ) -> list[Reserved]:
         """Reserves the memory that requests may need, as ``Pipeline.reserve`` does."""
         with self._working():
             return await self._pipeline.reserve(requests, claim, wait=wait)
@@ -79,12 +80,12 @@ class Explainer:
         *,
         wait_for_place: bool = False,
         progress: Progress | None = None,
-        hold: Hold | None = None,
+        reserved: Reserved | None = None,
     ) -> ExplainedImage:
         """Explains one image, as ``Pipeline.explain`` does."""
         with self._working():
             explained = await self._pipeline.explain(
-                request, wait_for_place=wait_for_place, progress=progress, hold=hold
+                request, wait_for_place=wait_for_place, progress=progress, reserved=reserved
             )
         stats = explained.stats
         self._metrics.stages(stats)

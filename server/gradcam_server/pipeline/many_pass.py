@@ -10,7 +10,7 @@ from gradcam_server.domain.catalog import ServedModel
 from gradcam_server.domain.graph_io import PIXELS, GraphItem, GraphKey, GraphOutput, GraphTarget
 from gradcam_server.domain.preprocessing import ZERO_COLORS
 from gradcam_server.domain.requests import MANY_PASS_METHODS, ExplainRequest, Method, Progress
-from gradcam_server.domain.schedule import Turn, Urgency
+from gradcam_server.domain.schedule import OnDispatch, Urgency
 from gradcam_server.engine.backend import Backend
 from gradcam_server.errors import InvalidRequestError
 from gradcam_server.methods.many_pass import integrated_gradients, score_cam, smooth_grad
@@ -76,7 +76,7 @@ class Perturbation:
         targets: Sequence[GraphTarget],
         first: GraphOutput,
         progress: Progress,
-        turn: Turn,
+        on_dispatch: OnDispatch,
     ) -> tuple[GraphOutput, int]:
         """Replaces the maps of the first pass by those of a method of many passes.
 
@@ -87,7 +87,7 @@ class Perturbation:
             targets: The classes to explain.
             first: What the first pass found.
             progress: Counts the passes; ``total`` is set.
-            turn: Told when the passes begin.
+            on_dispatch: Called when the passes begin.
 
         Returns:
             The output, and how long its graphs were waited for, in microseconds.
@@ -99,7 +99,7 @@ class Perturbation:
         ]
         run = _Run(self._backend, request, model, chosen, progress)
         async with self._slots.hold(request.caller, request.priority):
-            turn.give_back()
+            on_dispatch()
             output = dataclasses.replace(first, maps=await run.maps(fitted))
         return output, run.compile_us
 

@@ -102,9 +102,9 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         current = self._current
         record.model = current.catalog.find_model(message.model, message.model_version).id
         request = to_request(message, caller=claim.caller, deadline=deadline)
-        (hold,) = await current.reserve([request], claim, wait=wait)
+        (reserved,) = await current.reserve([request], claim, wait=wait)
         explained = await current.explain(
-            request, wait_for_place=wait, progress=progress, hold=hold
+            request, wait_for_place=wait, progress=progress, reserved=reserved
         )
         return to_response(explained, include_logits=message.include_logits)
 

@@ -15,7 +15,8 @@ from gradcam_server.domain.catalog import ServedModel
 from gradcam_server.domain.requests import ExplainedImage, ExplainRequest
 from gradcam_server.errors import InvalidRequestError, NotFoundError
 from gradcam_server.pipeline.explainer import Explainer
-from gradcam_server.pipeline.ledger import Claim, Hold
+from gradcam_server.pipeline.ledger import Claim
+from gradcam_server.pipeline.pipeline import Reserved
 from gradcam_server.transport.calls import CallRecord, Calls, Context, call_deadline
 from gradcam_server.transport.lifecycle import Phase
 from gradcam_server.transport.open_inference.convert import to_request, to_response
@@ -199,13 +200,13 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
                 message, model.name, model.version, caller=claim.caller, deadline=deadline
             )
             await self._calls.count_images(len(request.images), streamed=wait)
-            holds = await self._current.reserve(request.images, claim, wait=wait)
-            explained = await self._explain(request.images, holds, wait=wait)
+            reserved = await self._current.reserve(request.images, claim, wait=wait)
+            explained = await self._explain(request.images, reserved, wait=wait)
             costs.extend(image.stats for image in explained)
             return to_response(message, request.outputs, explained)
 
     async def _explain(
-        self, images: Sequence[ExplainRequest], holds: Sequence[Hold], *, wait: bool
+        self, images: Sequence[ExplainRequest], reserved: Sequence[Reserved], *, wait: bool
     ) -> list[ExplainedImage]:
         """Explains images at the same time; if one of them fails, the request fails."""
         try:
@@ -214,19 +215,19 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
                 # a request of more images than the queue has slots would always be refused.
                 tasks = [
                     group.create_task(
-                        self._explain_one(image, hold, index, len(images), wait=wait or index > 0)
+                        self._explain_one(image, memory, index, len(images), wait=wait or index > 0)
                     )
-                    for index, (image, hold) in enumerate(zip(images, holds, strict=True))
+                    for index, (image, memory) in enumerate(zip(images, reserved, strict=True))
                 ]
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
         return [task.result() for task in tasks]
 
     async def _explain_one(
-        self, image: ExplainRequest, hold: Hold, index: int, count: int, *, wait: bool
+        self, image: ExplainRequest, reserved: Reserved, index: int, count: int, *, wait: bool
     ) -> ExplainedImage:
         try:
-            return await self._current.explain(image, wait_for_place=wait, hold=hold)
+            return await self._current.explain(image, wait_for_place=wait, reserved=reserved)
         except InvalidRequestError as error:
             if count == 1:
                 raise

@@ -1,19 +1,17 @@
 """Adapts Ray Serve's context of a call to the one that the services use."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from time import perf_counter
-from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import grpc
 
-from gradcam_server.transport.calls import Context
+from gradcam_server.transport.calls import Context, Metadata
 
 REMAINING = "x-gradcam-remaining-ms"
 """Metadata in which the proxy passes the call's deadline to the replica; Ray does not."""
-
-Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 
 _Q = TypeVar("_Q")
 _A = TypeVar("_A")
@@ -39,8 +37,8 @@ class StreamEndedError(Exception):
     """A stream ends with a status that is not OK, which is set in Ray Serve's context."""
 
 
-class CallContext:
-    """A call on Ray Serve, as the services use it: ``transport.calls.Context``.
+class CallContext(Context):
+    """A call on Ray Serve, as the services use it.
 
     Args:
         serve: Ray Serve's context of the call.
@@ -55,32 +53,23 @@ class CallContext:
         self._deadline = None if remaining_s is None else perf_counter() + remaining_s
 
     def invocation_metadata(self) -> Metadata:
-        """Returns the metadata that the client sent."""
         return self._metadata
 
     def peer(self) -> str:
-        """Returns an empty text: Ray does not pass the client's connection on."""
-        return ""
+        return ""  # Ray does not pass it on
 
     def time_remaining(self) -> float | None:
-        """Returns the seconds until the call's deadline; None if it has none."""
         return None if self._deadline is None else self._deadline - perf_counter()
 
     async def abort(
         self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()
     ) -> NoReturn:
-        """Ends the call with a status.
-
-        Raises:
-            grpc.aio.AbortError: Always.
-        """
         self._serve.set_code(code)
         self._serve.set_details(details)
         self._serve.set_trailing_metadata(list(trailing_metadata))
         raise grpc.aio.AbortError(f"{code.name}: {details}")
 
     async def write(self, message: object) -> None:
-        """Writes a message into the stream of answers."""
         await self._written.put(message)
 
     async def written(self, work: asyncio.Task[None]) -> object | None:

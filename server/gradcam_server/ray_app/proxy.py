@@ -16,7 +16,8 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
-from gradcam_server.ray_app.context import REMAINING, Metadata
+from gradcam_server.ray_app.context import REMAINING
+from gradcam_server.transport.calls import Metadata
 
 logger = logging.getLogger(__name__)
 

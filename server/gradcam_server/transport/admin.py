@@ -76,7 +76,7 @@ async def listen(
 
     Args:
         config: The settings.
-        port: The port; 0 picks a free one.
+        port: The port; 0 picks a free port.
         service: Answers the calls.
         access: Decides who may call.
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from time import perf_counter
-from typing import NoReturn, Protocol, TypeVar
+from typing import NoReturn, Protocol, TypeAlias, TypeVar
 
 import grpc
 from google.rpc import status_pb2
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 _R = TypeVar("_R")
 
+Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
+
 _REFUSALS: dict[Phase, RejectReason] = {
     Phase.WARMING_UP: "warming_up",
     Phase.RESTARTING: "restarting",
@@ -38,7 +40,7 @@ _CANCELLED = grpc.StatusCode.CANCELLED.name
 class Context(Protocol):
     """The part of ``grpc.aio.ServicerContext`` that the services use."""
 
-    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]] | None:
+    def invocation_metadata(self) -> Metadata | None:
         """Returns the metadata that the client sent."""
 
     def peer(self) -> str:
@@ -48,10 +50,7 @@ class Context(Protocol):
         """Returns the seconds until the call's deadline; None if it has none."""
 
     async def abort(
-        self,
-        code: grpc.StatusCode,
-        details: str = "",
-        trailing_metadata: Sequence[tuple[str, str | bytes]] = (),
+        self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()
     ) -> NoReturn:
         """Ends the call with a status.
 

@@ -163,11 +163,11 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             current_caller.set(caller)
             if self._admin:
                 caller.check_admin()
-            with ExitStack() as counted:
-                counted.enter_context(caller.call())
+            with ExitStack() as in_work:
+                in_work.enter_context(caller.call())
                 if streaming:
-                    counted.enter_context(self._access.stream())
-                when_sent(counted.pop_all().close)
+                    in_work.enter_context(self._access.stream())
+                when_sent(in_work.pop_all().close)
             yield
 
     @contextmanager

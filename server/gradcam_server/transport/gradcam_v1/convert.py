@@ -1,4 +1,4 @@
-"""Between the protobuf messages of gradcam.v1 and the pipeline's own types."""
+"""Converts between the messages of gradcam.v1 and the domain's types."""
 
 from enum import StrEnum
 from typing import TypeVar
@@ -117,7 +117,7 @@ def to_request(
 
 
 def to_response(explained: ExplainedImage, *, include_logits: bool) -> pb.ExplainImageResponse:
-    """Writes an answer."""
+    """Writes an answer; its logits only if ``include_logits``."""
     stats = explained.stats
     return pb.ExplainImageResponse(
         model=explained.model,
@@ -135,7 +135,7 @@ def to_response(explained: ExplainedImage, *, include_logits: bool) -> pb.Explai
             )
             for prediction in explained.predictions
         ],
-        explanations=[_explanation(one) for one in explained.explanations],
+        explanations=[_explanation(explanation) for explanation in explained.explanations],
         logits=explained.logits.tolist() if include_logits else (),
         stats=pb.ServingStats(
             decode_us=stats.decode_us,
@@ -156,7 +156,7 @@ def to_response(explained: ExplainedImage, *, include_logits: bool) -> pb.Explai
 def to_model(
     served: ServedModel, catalog: Catalog, compilation_count: int, *, full: bool
 ) -> pb.Model:
-    """Describes a model; its classes and layers only if ``full``."""
+    """Describes a model, with its classes and layers if ``full``."""
     height, width = served.input_size
     model = pb.Model(
         name=served.name,
@@ -277,7 +277,7 @@ def _form(message: pb.HeatmapRequest) -> HeatmapForm:
 def _enum(field: str, number: int, known: dict[int, _E]) -> _E:
     if number not in known:
         names = ", ".join(dict.fromkeys(known.values()))
-        raise InvalidRequestError(field, f"{field} is {number}, which is none of: {names}")
+        raise InvalidRequestError(field, f"{field} is {number}; it must be one of: {names}")
     return known[number]
 
 

@@ -30,7 +30,7 @@ def plan_batch(waiting: int, cost_s: Mapping[int, float]) -> tuple[int, int]:
     return min(waiting, size), size
 
 
-def check_ladder(batch_sizes: Sequence[int]) -> tuple[int, ...]:
+def check_batch_sizes(batch_sizes: Sequence[int]) -> tuple[int, ...]:
     """Returns the batch sizes in ascending order, each once.
 
     Raises:

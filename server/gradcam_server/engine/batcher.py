@@ -64,7 +64,7 @@ class BatchRunner(Hashable, Protocol[ItemIn, OutputOut]):
         ...
 
     @property
-    def least_s(self) -> float:
+    def min_s(self) -> float:
         """Seconds that its quickest batch takes."""
         ...
 
@@ -93,11 +93,11 @@ class _Waiting(Generic[Item, Output]):
     order: tuple[float, float] = (0.0, 0.0)
     """The smallest goes first, of items that are equally urgent."""
 
-    def hopeless(self, now: float, least_s: float) -> Exception | None:
+    def hopeless(self, now: float, min_s: float) -> Exception | None:
         """Returns why the item need not be computed any more."""
         waited_ms = (now - self.since) * 1e3
         deadline, start_by = self.urgency.deadline, self.urgency.start_by
-        if deadline is not None and now + least_s > deadline:
+        if deadline is not None and now + min_s > deadline:
             left_ms = max(deadline - now, 0) * 1e3
             return DeadlineError(
                 f"the deadline cannot be met: after {waited_ms:.0f} ms in the queue "
@@ -126,7 +126,7 @@ class _Lane(Generic[Item, Output]):
     @property
     def item_s(self) -> float:
         """Seconds of a device that an item is expected to take."""
-        return max(self.runner.least_s, _MIN_ITEM_S)
+        return max(self.runner.min_s, _MIN_ITEM_S)
 
 
 class _Device:
@@ -292,7 +292,7 @@ class Batcher(Generic[Item, Output]):
         now = perf_counter()
         for lane, queue in list(self._lanes.items()):
             for waiting in queue:
-                error = waiting.hopeless(now, lane.runner.least_s)
+                error = waiting.hopeless(now, lane.runner.min_s)
                 if error is not None and not waiting.future.done():
                     waiting.future.set_exception(error)
             alive = deque[_Waiting[Item, Output]]()

@@ -14,7 +14,7 @@ import tensorflow as tf
 from gradcam_server import __version__
 from gradcam_server.domain.catalog import ServedModel
 from gradcam_server.domain.graph_io import GraphKey
-from gradcam_server.domain.options import Compiler, Precision
+from gradcam_server.domain.options import Precision
 from gradcam_server.errors import CompilerError, DisconnectedLayerError, StartupError, quote
 from gradcam_server.exports.agreement import measure
 from gradcam_server.exports.files import hash_file
@@ -24,6 +24,7 @@ from gradcam_server.exports.samples import load_samples
 from gradcam_server.graphs.compilers import openvino as converter
 from gradcam_server.graphs.compilers import openvino_runtime
 from gradcam_server.graphs.compilers.autotune import check, compile_graph, time_executable
+from gradcam_server.graphs.compilers.base import REFERENCE
 from gradcam_server.graphs.compilers.openvino_runtime import INPUTS, openvino
 from gradcam_server.graphs.executable import CompilationCounter
 from gradcam_server.graphs.explanation import ExplanationGraph
@@ -139,7 +140,7 @@ class _Writer:
         loaded = self._loaded
         graph = ExplanationGraph(loaded, key, CompilationCounter())
         try:
-            compiled = compile_graph(graph, _CHECKED_SIZES, Compiler.TENSORFLOW)
+            compiled = compile_graph(graph, _CHECKED_SIZES, REFERENCE)
         except (CompilerError, DisconnectedLayerError) as error:
             raise StartupError(f"{key} cannot be exported: {error}") from error
         if reason := find_training_mode(loaded, compiled):

@@ -1,46 +1,107 @@
-"""What makes a graph run: XLA, TensorFlow's own executor, OpenVINO.
-
-A compiler is a function from a graph and a precision to something that gives what runs a batch
-size. A fourth needs such a function, and a row in ``_COMPILERS``.
-"""
+"""The compilers: one module that exports ``prepare``, and one row of ``COMPILERS``, for each."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from gradcam_server.domain.options import Compiler, Precision
 from gradcam_server.errors import CompilerError
-from gradcam_server.graphs.executable import Places
+from gradcam_server.graphs.executable import Executables
 
 if TYPE_CHECKING:
     from gradcam_server.graphs.explanation import ExplanationGraph
 
-Prepared = Callable[[int], Places]
-"""Makes what runs a batch size. All sizes share one copy of the weights."""
+Prepared = Callable[[int], Executables]
+"""Compiles for a batch size. All sizes share one copy of the weights."""
 
 Prepare = Callable[["ExplanationGraph", Precision], Prepared]
-"""Both raise CompilerError, and DisconnectedLayerError."""
+"""Converts or traces a graph. It and what it returns raise CompilerError, DisconnectedLayerError.
+"""
+
+_FLOATS = frozenset({Precision.FLOAT32, Precision.BFLOAT16, Precision.FLOAT16})
 
 
-_COMPILERS = {
-    Compiler.OPENVINO: "gradcam_server.graphs.compilers.openvino",
-    Compiler.TENSORFLOW: "gradcam_server.graphs.compilers.tensorflow",
-    Compiler.XLA: "gradcam_server.graphs.compilers.xla",
+@dataclass(frozen=True)
+class CompilerRow:
+    """What is known of a compiler before it is imported.
+
+    Attributes:
+        module: Exports ``prepare``, a ``Prepare``.
+        auto_on: The types of devices ("CPU", "GPU") on which ``--compiler auto`` tries it.
+        precisions: What it can compute a network in; INT8 of graphs that exports quantised.
+        extra: The extra of gradcam-server that installs it.
+        packages: The distributions that make its speed: with another version it is timed again.
+        has_streams: Whether it can run several batches side by side on one device.
+        is_verified: Whether its answers are compared with ``REFERENCE``'s before it is used.
+        options: Keyword arguments of ``prepare``.
+    """
+
+    module: str
+    auto_on: frozenset[str]
+    precisions: frozenset[Precision]
+    extra: str
+    packages: tuple[str, ...]
+    has_streams: bool = False
+    is_verified: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+_TENSORFLOW = ("tensorflow", "tensorflow-cpu", "keras")
+
+COMPILERS = {
+    Compiler.OPENVINO: CompilerRow(
+        "gradcam_server.graphs.compilers.openvino",
+        auto_on=frozenset({"CPU"}),
+        precisions=_FLOATS | {Precision.INT8},
+        extra="openvino",
+        packages=("openvino",),
+        has_streams=True,
+    ),
+    Compiler.TENSORFLOW: CompilerRow(
+        "gradcam_server.graphs.compilers.tensorflow",
+        auto_on=frozenset({"CPU"}),
+        precisions=_FLOATS,
+        extra="cpu",
+        packages=_TENSORFLOW,
+        is_verified=False,
+    ),
+    Compiler.XLA: CompilerRow(
+        "gradcam_server.graphs.compilers.tensorflow",
+        auto_on=frozenset({"CPU", "GPU"}),
+        precisions=_FLOATS,
+        extra="gpu",
+        packages=_TENSORFLOW,
+        is_verified=False,
+        options={"jit_compile": True},
+    ),
 }
+"""The compilers, in the order in which ``--compiler auto`` tries them."""
+
+REFERENCE = Compiler.TENSORFLOW
+"""Runs every graph: what others cannot compile, and in float32 what their answers must be."""
+
+
+def find_candidates(device: str) -> list[Compiler]:
+    """Returns the compilers that ``--compiler auto`` tries on a device, such as "GPU:0"."""
+    device_type = device.partition(":")[0]
+    return [compiler for compiler, row in COMPILERS.items() if device_type in row.auto_on]
 
 
 def find_compiler(compiler: Compiler) -> Prepare:
-    """Returns a compiler's function.
+    """Imports a compiler; returns its ``prepare``.
 
     Raises:
         CompilerError: It is not installed.
     """
+    row = COMPILERS[compiler]
     try:
-        module = importlib.import_module(_COMPILERS[compiler])
+        module = importlib.import_module(row.module)
     except ImportError as error:
         raise CompilerError(
-            f"{compiler} is not installed ({error}): pip install 'gradcam-server[{compiler}]'"
+            f"{compiler} is not installed ({error}): pip install 'gradcam-server[{row.extra}]'"
         ) from error
-    return cast("Prepare", module.prepare)
+    return partial(module.prepare, **row.options)

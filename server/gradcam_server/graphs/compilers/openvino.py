@@ -30,8 +30,8 @@ def prepare(graph: ExplanationGraph, precision: Precision) -> Prepared:
     if not openvino_runtime.supports(precision):
         raise CompilerError(f"this CPU does not compute in {precision}")
     model = convert(graph)
-    places = openvino_runtime.load_model(model, output_names(graph), precision)
-    return lambda _: places
+    executables = openvino_runtime.load_model(model, output_names(graph), precision)
+    return lambda _: executables
 
 
 def output_names(graph: ExplanationGraph) -> tuple[str, ...]:

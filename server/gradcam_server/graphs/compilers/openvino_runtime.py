@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any, cast
 
 from gradcam_server.domain.options import Precision
-from gradcam_server.graphs.executable import Array, Executable, Places
+from gradcam_server.graphs.executable import Array, Executable, Executables
 from gradcam_server.graphs.threads import compute_streams, compute_threads
 
 # Importing OpenVINO and converting would be reported to Google Analytics.
@@ -51,7 +51,7 @@ def read_model(file: Path, weights: Path) -> Any:
     return openvino.Core().read_model(file, weights)
 
 
-def load_model(model: Any, output_names: Sequence[str], precision: Precision) -> Places:
+def load_model(model: Any, output_names: Sequence[str], precision: Precision) -> Executables:
     """Compiles a model for the CPU.
 
     Args:
@@ -69,13 +69,13 @@ def load_model(model: Any, output_names: Sequence[str], precision: Precision) ->
         "INFERENCE_NUM_THREADS": compute_threads(),
     }
     whole = core.compile_model(model, "CPU", {**properties, "PERFORMANCE_HINT": "LATENCY"})
-    places = [_executable(whole, output_names)]
+    executables = [_executable(whole, output_names)]
     if (wanted := compute_streams()) != 1:
         many = {"NUM_STREAMS": wanted} if wanted else {"PERFORMANCE_HINT": "THROUGHPUT"}
         parts = core.compile_model(model, "CPU", {**properties, **many})
         if (count := parts.get_property("NUM_STREAMS")) > 1:
-            places += [_executable(parts, output_names) for _ in range(count)]
-    return places
+            executables += [_executable(parts, output_names) for _ in range(count)]
+    return executables
 
 
 def _executable(compiled: Any, output_names: Sequence[str]) -> Executable:

@@ -1,4 +1,4 @@
-"""TensorFlow's own executor: one ``tf.function`` for each batch size, oneDNN on CPUs."""
+"""TensorFlow's executor (oneDNN on CPUs) and XLA: one ``tf.function`` for each batch size."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from gradcam_server.domain.options import Precision
 from gradcam_server.graphs.compilers.base import Prepared
-from gradcam_server.graphs.executable import Array, Places
+from gradcam_server.graphs.executable import Array, Executables
 from gradcam_server.graphs.explanation import ExplanationGraph
 
 
@@ -20,14 +20,11 @@ def prepare(
     Args:
         graph: The graph.
         precision: Of the network; the maps are computed in float32.
-        jit_compile: Whether XLA compiles it.
-
-    Returns:
-        Makes what runs a batch size.
+        jit_compile: Whether XLA compiles the function, at its first run.
     """
     explain = partial(graph.explain, precision=precision)
 
-    def places(batch_size: int) -> Places:
+    def compile_size(batch_size: int) -> Executables:
         function = trace(graph, explain, batch_size, jit_compile=jit_compile)
 
         def run(*arrays: Array) -> Sequence[Array]:
@@ -35,7 +32,7 @@ def prepare(
 
         return (run,)
 
-    return places
+    return compile_size
 
 
 def trace(

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradcam_server.domain.batch_sizes import check_ladder, plan_batch
+from gradcam_server.domain.batch_sizes import check_batch_sizes, plan_batch
 
 CPU = {1: 0.028, 2: 0.050, 4: 0.096, 8: 0.190}
 GPU = {1: 0.004, 2: 0.004, 4: 0.005, 8: 0.006}
@@ -47,11 +47,11 @@ def test_a_plan_can_always_run(waiting: int, cost: dict[int, float]) -> None:
 
 def test_the_ladder_is_sorted_and_each_size_once() -> None:
     """Any order may be configured."""
-    assert check_ladder([8, 1, 8, 2]) == (1, 2, 8)
+    assert check_batch_sizes([8, 1, 8, 2]) == (1, 2, 8)
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [1, -2]])
 def test_an_impossible_ladder_is_refused(sizes: list[int]) -> None:
     """There must be a positive size."""
     with pytest.raises(ValueError, match="positive"):
-        check_ladder(sizes)
+        check_batch_sizes(sizes)

@@ -28,7 +28,7 @@ class Doubler:
         has_streams: bool = False,
     ) -> None:
         self.max_batch_size = max_batch_size
-        self.least_s = 0.0
+        self.min_s = 0.0
         self.background = background
         self.device_count = device_count
         self.has_streams = has_streams
@@ -213,7 +213,7 @@ async def test_what_would_come_too_late_takes_no_device_time(make: Make) -> None
     batcher = make()
     busy, first = await occupy(batcher)
     runner = Doubler(4)
-    runner.least_s = 0.2
+    runner.min_s = 0.2
     now = perf_counter()
     hopeless = asyncio.create_task(batcher.submit(runner, 1, None, Urgency(deadline=now + 0.15)))
     tired = asyncio.create_task(batcher.submit(runner, 2, None, Urgency(start_by=now)))

@@ -11,7 +11,7 @@ from gradcam_server.domain.options import Compiler
 from gradcam_server.domain.requests import Method, ScoreType
 from gradcam_server.engine.engine import Engine
 from gradcam_server.errors import InvalidRequestError, NotFoundError, StartupError
-from gradcam_server.graphs.compilers import autotune as choice
+from gradcam_server.graphs.compilers import autotune
 from gradcam_server.graphs.executable import CompiledGraph
 from support.small_model import build_network
 
@@ -72,7 +72,7 @@ def test_the_catalog_says_what_auto_chose(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, chosen: Compiler
 ) -> None:
     """The compiler that was the faster one, not the setting; nothing before it is known."""
-    monkeypatch.setattr(choice, "CANDIDATES", (chosen,))
+    monkeypatch.setattr(autotune, "find_candidates", lambda device: [chosen])
     engine = make(compiler=Compiler.AUTO, cache_dir=str(tmp_path))
     assert engine.catalog.models[0].compiler == ""
     engine.warm_up()

@@ -1,4 +1,4 @@
-"""Compilers give the same answers, and the fastest that gives them is chosen."""
+"""All compilers give the same answers; ``auto`` chooses the fastest that does."""
 
 import dataclasses
 import logging
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.metadata import metadata
 from pathlib import Path
 
 import keras
@@ -18,11 +19,17 @@ from gradcam_server.domain.options import Compiler, Precision
 from gradcam_server.domain.requests import MANY_PASS_METHODS, Method, ScoreType
 from gradcam_server.errors import CompilerError, DisconnectedLayerError
 from gradcam_server.graphs import threads
-from gradcam_server.graphs.compilers import autotune as choice
+from gradcam_server.graphs.compilers import autotune, openvino
 from gradcam_server.graphs.compilers.autotune import compile_graph
-from gradcam_server.graphs.compilers.base import Prepare, Prepared, find_compiler
-from gradcam_server.graphs.compilers.timing_cache import Memory
-from gradcam_server.graphs.executable import Array, CompilationCounter, CompiledGraph, Places
+from gradcam_server.graphs.compilers.base import (
+    COMPILERS,
+    Prepare,
+    Prepared,
+    find_candidates,
+    find_compiler,
+)
+from gradcam_server.graphs.compilers.timing_cache import TimingCache
+from gradcam_server.graphs.executable import Array, CompilationCounter, CompiledGraph, Executables
 from gradcam_server.graphs.explanation import ExplanationGraph
 from gradcam_server.models.keras_network import KerasNetwork
 from gradcam_server.models.loaded import LoadedModel
@@ -98,12 +105,13 @@ def test_openvino_computes_the_methods(model: LoadedModel, method: Method) -> No
 
 
 def test_openvino_holds_one_model_for_all_batch_sizes(model: LoadedModel) -> None:
-    """The weights are in memory once, and the graph is traced once beside what checks it."""
+    """The weights are in memory once, and the graph is traced once."""
     counter = CompilationCounter()
-    key = graph(model).key
-    compiled = compile_graph(ExplanationGraph(model, key, counter), (1, 2, 4), Compiler.OPENVINO)
-    assert len({id(one) for one in compiled._places[0].values()}) == 1
-    assert counter.count == 2
+    prepared = openvino.prepare(
+        ExplanationGraph(model, graph(model).key, counter), Precision.FLOAT32
+    )
+    assert prepared(1) is prepared(4)
+    assert counter.count == 1
 
 
 def test_what_openvino_cannot_convert_runs_elsewhere(
@@ -147,33 +155,34 @@ class _Fake:
         return lambda _: (run,)
 
 
-def use(patch: pytest.MonkeyPatch, **fakes: _Fake) -> None:
-    """Puts fakes in the places of compilers."""
+def use(patch: pytest.MonkeyPatch, *candidates: Compiler, **fakes: _Fake) -> None:
+    """Replaces compilers by fakes, and the candidates of ``auto``, if any are given."""
 
     def find(compiler: Compiler) -> Prepare:
         if compiler.value in fakes:
             return fakes[compiler.value].prepare
         return find_compiler(compiler)
 
-    patch.setattr(choice, "find_compiler", find)
-    patch.setattr(choice, "perf_counter", _CLOCK)
+    patch.setattr(autotune, "find_compiler", find)
+    patch.setattr(autotune, "perf_counter", _CLOCK)
+    if candidates:
+        patch.setattr(autotune, "find_candidates", lambda device: candidates)
 
 
 @pytest.mark.parametrize("slow", ["openvino", "xla"])
-def test_auto_keeps_the_fastest_and_remembers(
+def test_auto_keeps_the_fastest_and_caches_the_times(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, slow: str
 ) -> None:
-    """The second time nothing else is tried; without a memory all are."""
+    """The second time no other is tried; without a timing cache all are."""
     fakes = {"openvino": _Fake(), "xla": _Fake()}
     fakes[slow] = _Fake(takes_s=0.02)
-    use(monkeypatch, **fakes)
-    monkeypatch.setattr(choice, "CANDIDATES", (Compiler.OPENVINO, Compiler.XLA))
-    memory = Memory(tmp_path / "times.json")
-    first = compile_graph(graph(model), (1,), Compiler.AUTO, memory=memory)
+    use(monkeypatch, Compiler.OPENVINO, Compiler.XLA, **fakes)
+    cache = TimingCache(tmp_path / "times.json")
+    first = compile_graph(graph(model), (1,), Compiler.AUTO, timing_cache=cache)
     assert first.compiler.value != slow
     tried = fakes[slow].calls
     assert tried > 0
-    assert compile_graph(graph(model), (1,), memory=memory).compiler is first.compiler
+    assert compile_graph(graph(model), (1,), timing_cache=cache).compiler is first.compiler
     assert fakes[slow].calls == tried
     compile_graph(graph(model), (1,))
     assert fakes[slow].calls > tried
@@ -183,8 +192,7 @@ def test_a_compiler_with_other_answers_is_not_used(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """However fast it is; and when it was asked for, a warning says so."""
-    use(monkeypatch, openvino=_Fake(error=10.0))
-    monkeypatch.setattr(choice, "CANDIDATES", (Compiler.OPENVINO,))
+    use(monkeypatch, Compiler.OPENVINO, openvino=_Fake(error=10.0))
     compiled = compile_graph(graph(model), (1,), Compiler.AUTO)
     assert compiled.compiler is Compiler.TENSORFLOW
     with caplog.at_level(logging.WARNING):
@@ -210,7 +218,7 @@ class _Broken(_Fake):
         self.fail("prepare", 1)
         prepared = super().prepare(graph, precision)
 
-        def places(size: int) -> Places:
+        def compile_size(size: int) -> Executables:
             self.fail("compile", size)
 
             def run(*arrays: Array) -> Sequence[Array]:
@@ -220,7 +228,7 @@ class _Broken(_Fake):
 
             return (run,)
 
-        return places
+        return compile_size
 
     def fail(self, step: str, size: int) -> None:
         if step == self.step and (size == 1 or not self.smallest):
@@ -247,8 +255,8 @@ def test_whatever_a_compiler_raises_is_its_own_failure(
     failure: str,
 ) -> None:
     """While converting, compiling, running or checking, at any size: another takes its place."""
-    use(monkeypatch, openvino=FAILURES[failure], xla=_Fake(takes_s=0.01))
-    monkeypatch.setattr(choice, "CANDIDATES", (Compiler.OPENVINO, Compiler.XLA))
+    both = Compiler.OPENVINO, Compiler.XLA
+    use(monkeypatch, *both, openvino=FAILURES[failure], xla=_Fake(takes_s=0.01))
     with caplog.at_level(logging.WARNING):
         compiled = compile_graph(graph(model), (1, 2), wanted)
     auto = wanted is Compiler.AUTO
@@ -259,19 +267,19 @@ def test_whatever_a_compiler_raises_is_its_own_failure(
     assert_alike(answers(compiled), answers(expected), rtol=1e-4)
 
 
-def test_a_remembered_compiler_that_fails_is_replaced(
+def test_a_cached_compiler_that_fails_is_replaced(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """All are timed again, and from then on the other one is remembered."""
-    monkeypatch.setattr(choice, "CANDIDATES", (Compiler.OPENVINO, Compiler.XLA))
-    memory = Memory(tmp_path / "times.json")
-    use(monkeypatch, openvino=_Fake(takes_s=0.001), xla=_Fake())
-    assert compile_graph(graph(model), (1,), memory=memory).compiler is Compiler.OPENVINO
+    """All are timed again, and the cache then holds the other compiler's time."""
+    both = Compiler.OPENVINO, Compiler.XLA
+    cache = TimingCache(tmp_path / "times.json")
+    use(monkeypatch, *both, openvino=_Fake(takes_s=0.001), xla=_Fake())
+    assert compile_graph(graph(model), (1,), timing_cache=cache).compiler is Compiler.OPENVINO
     for failure in ("run", "prepare"):
         use(monkeypatch, openvino=FAILURES[failure], xla=_Fake())
-        assert compile_graph(graph(model), (1,), memory=memory).compiler is Compiler.XLA
+        assert compile_graph(graph(model), (1,), timing_cache=cache).compiler is Compiler.XLA
     use(monkeypatch, openvino=_Fake(takes_s=0.001), xla=_Fake())
-    assert compile_graph(graph(model), (1,), memory=memory).compiler is Compiler.XLA
+    assert compile_graph(graph(model), (1,), timing_cache=cache).compiler is Compiler.XLA
 
 
 def test_if_all_compilers_fail_the_error_names_their_reasons(
@@ -279,8 +287,8 @@ def test_if_all_compilers_fail_the_error_names_their_reasons(
 ) -> None:
     """Each in one short line, however much the libraries say."""
     long = _Broken("run", RuntimeError("Graph execution error:\n\n" + "no memory " * 1000))
-    use(monkeypatch, openvino=FAILURES["prepare"], tensorflow=long)
-    monkeypatch.setattr(choice, "CANDIDATES", (Compiler.OPENVINO, Compiler.TENSORFLOW))
+    both = Compiler.OPENVINO, Compiler.TENSORFLOW
+    use(monkeypatch, *both, openvino=FAILURES["prepare"], tensorflow=long)
     with pytest.raises(
         CompilerError, match=r"^small, .* \(openvino: zip\(\) .*; tensorflow: no memory "
     ) as caught:
@@ -303,10 +311,44 @@ def test_a_layer_without_influence_is_not_the_compilers_fault(model: LoadedModel
 def test_a_compiler_that_is_not_installed_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The text names the extra."""
-    monkeypatch.setitem(sys.modules, "gradcam_server.graphs.compilers.openvino", None)
-    with pytest.raises(CompilerError, match=r"pip install 'gradcam-server\[openvino\]'"):
-        find_compiler(Compiler.OPENVINO)
+    """The text names an extra that exists."""
+    extras = metadata("gradcam-server").get_all("Provides-Extra")
+    for compiler, row in COMPILERS.items():
+        monkeypatch.setitem(sys.modules, row.module, None)
+        with pytest.raises(CompilerError, match=rf"pip install 'gradcam-server\[{row.extra}\]'"):
+            find_compiler(compiler)
+        assert row.extra in extras
+
+
+def test_each_compiler_has_a_row() -> None:
+    """Every choice of ``--compiler`` can be found, and ``auto`` has candidates on every device."""
+    assert set(COMPILERS) == set(Compiler) - {Compiler.AUTO}
+    assert find_candidates("CPU:1") == list(COMPILERS)
+    assert find_candidates("GPU:0") == [Compiler.XLA]
+
+
+def test_the_row_says_whose_answers_are_verified(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of TensorFlow's own compilers the answers are taken as they are."""
+    use(monkeypatch, xla=_Fake(error=10.0))
+    assert compile_graph(graph(model), (1,), Compiler.XLA).compiler is Compiler.XLA
+    row = dataclasses.replace(COMPILERS[Compiler.XLA], is_verified=True)
+    monkeypatch.setitem(COMPILERS, Compiler.XLA, row)
+    assert compile_graph(graph(model), (1,), Compiler.XLA).compiler is Compiler.TENSORFLOW
+
+
+@pytest.mark.parametrize("wanted", [Compiler.XLA, Compiler.AUTO])
+def test_a_compiler_without_the_precision_is_not_tried(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch, wanted: Compiler
+) -> None:
+    """The precisions are those of its row; the reference takes its place."""
+    fake = _Fake()
+    use(monkeypatch, Compiler.XLA, xla=fake)
+    row = dataclasses.replace(COMPILERS[Compiler.XLA], precisions=frozenset({Precision.FLOAT32}))
+    monkeypatch.setitem(COMPILERS, Compiler.XLA, row)
+    compiled = compile_graph(graph(model), (1,), wanted, Precision.BFLOAT16)
+    assert (compiled.compiler, fake.calls) == (Compiler.TENSORFLOW, 0)
 
 
 @pytest.mark.parametrize("compiler", [Compiler.TENSORFLOW, Compiler.XLA])

@@ -28,20 +28,20 @@ are its streams: they run side by side, each on a part of its threads.
 
 
 class CompilationCounter:
-    """Counts graphs that were traced or read; after the warm-up it must stand still."""
+    """Counts graphs that were traced or read; after the warm-up the count must stay the same."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._count = 0
 
     def increment(self) -> None:
-        """Counts one."""
+        """Counts one graph."""
         with self._lock:
             self._count += 1
 
     @property
     def count(self) -> int:
-        """So far. Each has one input signature, so compiles once."""
+        """The graphs so far. Each has one input signature, so compiles once."""
         return self._count
 
 
@@ -52,7 +52,7 @@ class CompiledGraph:
     same alone, batched and padded, to float32 rounding.
 
     Args:
-        key: What it computes.
+        key: The layers, method, score and targets that it computes.
         input_size: (height, width) of the images in pixels.
         compiler: The compiler of all batch sizes.
         executables: By batch size, ascending; all sizes have equally many.
@@ -132,11 +132,11 @@ class CompiledGraph:
 
     @property
     def min_s(self) -> float:
-        """Seconds that its quickest batch takes, as measured."""
+        """Seconds of the quickest batch, as measured."""
         return min(self._cost_s.values())
 
     def plan(self, waiting: int) -> tuple[int, int]:
-        """Chooses how many of ``waiting`` images to take, and the batch size to run."""
+        """Returns how many of ``waiting`` images to take, and the batch size to run."""
         return plan_batch(waiting, self._cost_s)
 
     def run(
@@ -150,7 +150,7 @@ class CompiledGraph:
             device: Number of the device, which runs one batch at a time.
 
         Returns:
-            One output for each item, in their order.
+            One output for each item, in the order of the items.
         """
         images = np.zeros((padded_size, *self._image_shape), self.key.pixel_type)
         classes = np.full((padded_size, self.key.max_targets), by_rank(0), np.int32)

@@ -64,7 +64,7 @@ def compile_graph(
 
 
 class _Trials:
-    """Tries compilers. Whatever a compiler raises is its own failure: the next one is tried."""
+    """Tries compilers. Whatever a compiler raises is its own failure: the next is tried."""
 
     def __init__(
         self, graph: ExplanationGraph, batch_sizes: Sequence[int], precision: Precision
@@ -147,7 +147,7 @@ class _Trials:
         """Times compilers in turns, so that other load of the machine falls on all alike.
 
         Returns:
-            The seconds of each one's quickest run; none for a compiler that fails.
+            The seconds of each compiler's quickest run; nothing of a compiler that fails.
         """
         arguments = _noise(self._graph, self._largest)
         best = dict.fromkeys(candidates, math.inf)

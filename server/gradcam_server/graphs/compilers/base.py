@@ -1,4 +1,4 @@
-"""The compilers: one module that exports ``prepare``, and one row of ``COMPILERS``, for each."""
+"""The table of compilers. A compiler is a module that exports ``prepare``, and a row here."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ Prepared = Callable[[int], Executables]
 """Compiles for a batch size. All sizes share one copy of the weights."""
 
 Prepare = Callable[["ExplanationGraph", Precision], Prepared]
-"""Converts or traces a graph. It and what it returns raise CompilerError, DisconnectedLayerError.
-"""
+"""Converts or traces a graph. Both raise CompilerError and DisconnectedLayerError."""
 
 _FLOATS = frozenset({Precision.FLOAT32, Precision.BFLOAT16, Precision.FLOAT16})
 
@@ -32,11 +31,11 @@ class CompilerRow:
     Attributes:
         module: Exports ``prepare``, a ``Prepare``.
         auto_on: The types of devices ("CPU", "GPU") on which ``--compiler auto`` tries it.
-        precisions: What it can compute a network in; INT8 of graphs that exports quantised.
+        precisions: The precisions that it can compute; INT8 for graphs quantised by an export.
         extra: The extra of gradcam-server that installs it.
-        packages: The distributions that make its speed: with another version it is timed again.
+        packages: The distributions that it runs: another version of one is timed again.
         has_streams: Whether it can run several batches side by side on one device.
-        is_verified: Whether its answers are compared with ``REFERENCE``'s before it is used.
+        is_verified: Whether its answers are compared with the reference's before it is used.
         options: Keyword arguments of ``prepare``.
     """
 
@@ -82,7 +81,7 @@ COMPILERS = {
 """The compilers, in the order in which ``--compiler auto`` tries them."""
 
 REFERENCE = Compiler.TENSORFLOW
-"""Runs every graph: what others cannot compile, and in float32 what their answers must be."""
+"""Compiles the graphs that others cannot; others' answers are compared with its in float32."""
 
 
 def find_candidates(device: str) -> list[Compiler]:

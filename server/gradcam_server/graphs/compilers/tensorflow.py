@@ -42,16 +42,16 @@ def trace(
     *,
     jit_compile: bool = False,
 ) -> Callable[..., Sequence[tf.Tensor]]:
-    """Traces one of a graph's functions.
+    """Traces a function of a graph.
 
     Args:
         graph: The graph.
-        function: Its function.
-        batch_size: The size of the batches; None is any.
-        jit_compile: Whether XLA compiles it.
+        function: ``graph.explain`` or ``graph.differentiate``.
+        batch_size: The batch size; None for any.
+        jit_compile: Whether XLA compiles the function, at its first run.
 
     Returns:
-        The function of arrays, on the model's device.
+        A function from arrays to tensors, on the model's device.
     """
     traced: Any = tf.function(
         function,
@@ -61,7 +61,7 @@ def trace(
     )
     device = graph.model.device
     with tf.device(device):
-        concrete = traced.get_concrete_function()  # which cannot trace again
+        concrete = traced.get_concrete_function()  # cannot trace again
 
     def run(*arrays: Array) -> Sequence[tf.Tensor]:
         with tf.device(device):

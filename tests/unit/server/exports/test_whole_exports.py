@@ -312,7 +312,7 @@ def test_a_graph_opens_no_further_files(folder: Path) -> None:
     onnx = onnx_with_external_weights()
     (folder / "secret").write_bytes(bytes(16))
     put_hashed("graph_0.xml", onnx)(folder)
-    with pytest.raises(StartupError, match="is no XML"):
+    with pytest.raises(StartupError, match="is not XML"):
         start(folder)
-    with pytest.raises(ValueError, match="is no XML"):
+    with pytest.raises(ValueError, match="is not XML"):
         read_model(folder / "graph_0.xml", folder / "graph_0.bin")

@@ -32,7 +32,7 @@ def model_id(name: str, version: str) -> str:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model to load, and what its file does not say.
+    """A model to load, and the properties that its file does not state.
 
     Attributes:
         name: The name by which requests choose it.

@@ -1,4 +1,4 @@
-"""The names of preprocessings, and what is known of them without TensorFlow."""
+"""The names of preprocessings, and their properties that need no TensorFlow."""
 
 from enum import StrEnum
 

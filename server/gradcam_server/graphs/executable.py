@@ -55,9 +55,9 @@ class CompiledGraph:
         key: The layers, method, score and targets that it computes.
         input_size: (height, width) of the images in pixels.
         compiler: The compiler of all batch sizes.
-        executables: By batch size, ascending; all sizes have equally many.
+        executables: Executables by batch size, ascending; all sizes have equally many.
         cost_s: Seconds that a batch of each size takes on the whole device, as measured.
-        others: The executables of further devices.
+        other_devices: The executables of further devices.
     """
 
     def __init__(
@@ -67,15 +67,15 @@ class CompiledGraph:
         compiler: Compiler,
         executables: Mapping[int, Executables],
         cost_s: Mapping[int, float],
-        others: Sequence[Mapping[int, Executables]] = (),
+        other_devices: Sequence[Mapping[int, Executables]] = (),
     ) -> None:
         self.key, self.compiler = key, compiler
         self._image_shape = (input_size[0], input_size[1], 3)
-        self._executables, self._cost_s, self._others = executables, cost_s, others
-        count = 1 if others else len(next(iter(executables.values())))
+        self._executables, self._cost_s, self._other_devices = executables, cost_s, other_devices
+        count = 1 if other_devices else len(next(iter(executables.values())))
         self._by_device = [
             {size: of_size[number] for size, of_size in of_device.items()}
-            for of_device in (executables, *others)
+            for of_device in (executables, *other_devices)
             for number in range(count)
         ]
 
@@ -97,7 +97,7 @@ class CompiledGraph:
     @property
     def has_streams(self) -> bool:
         """Whether the devices after the first are its streams."""
-        return not self._others and len(self._by_device) > 1
+        return not self._other_devices and len(self._by_device) > 1
 
     @property
     def background(self) -> bool:
@@ -106,10 +106,7 @@ class CompiledGraph:
 
     def with_devices_of(self, copies: Sequence["CompiledGraph"]) -> "CompiledGraph":
         """Returns the graph that runs on its own device and on those of its copies."""
-        others = [graph._executables for graph in copies]
-        return CompiledGraph(
-            self.key, self._image_shape[:2], self.compiler, self._executables, self._cost_s, others
-        )
+        return self._with(self._executables, self._cost_s, [copy._executables for copy in copies])
 
     def up_to(self, batch_size: int) -> "CompiledGraph":
         """Returns the same graph without batch sizes greater than one of its own."""
@@ -117,13 +114,19 @@ class CompiledGraph:
         def kept(by_size: Mapping[int, T]) -> dict[int, T]:
             return {size: value for size, value in by_size.items() if size <= batch_size}
 
-        others = [kept(executables) for executables in self._others]
-        size, executables, cost_s = (
-            self._image_shape[:2],
-            kept(self._executables),
-            kept(self._cost_s),
+        other_devices = [kept(executables) for executables in self._other_devices]
+        return self._with(kept(self._executables), kept(self._cost_s), other_devices)
+
+    def _with(
+        self,
+        executables: Mapping[int, Executables],
+        cost_s: Mapping[int, float],
+        other_devices: Sequence[Mapping[int, Executables]],
+    ) -> "CompiledGraph":
+        input_size = self._image_shape[:2]
+        return CompiledGraph(
+            self.key, input_size, self.compiler, executables, cost_s, other_devices
         )
-        return CompiledGraph(self.key, size, self.compiler, executables, cost_s, others)
 
     @property
     def cost_s(self) -> Mapping[int, float]:

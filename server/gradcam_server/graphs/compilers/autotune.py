@@ -30,7 +30,8 @@ T = TypeVar("T")
 _TIMED_RUNS = 3
 _VERIFIED_IMAGES = 2
 _ROUNDS = 5
-_MAX_SLOWDOWN = 1.5  # A compiler slower than this multiple of the best leaves after one round.
+# A compiler that takes longer than this multiple of the quickest is not timed again.
+_MAX_SLOWDOWN = 1.5
 # Between the answers to noise of a compiler and of the reference in float32.
 _MIN_CORRELATION = {
     Precision.FLOAT32: 0.9999,
@@ -53,7 +54,7 @@ def compile_graph(
         batch_sizes: The batch sizes, ascending.
         compiler: The compiler; where it fails, the reference compiles, with a warning. ``AUTO``
             times all candidates of the device at the largest batch size and keeps the fastest.
-        precision: What the network is computed in.
+        precision: The precision of the network.
         timing_cache: Keeps the times of ``AUTO`` across processes.
 
     Raises:
@@ -64,7 +65,7 @@ def compile_graph(
 
 
 class _Trials:
-    """Tries compilers. Whatever a compiler raises is its own failure: the next is tried."""
+    """Tries compilers. Any exception is a failure of its compiler: the next is tried."""
 
     def __init__(
         self, graph: ExplanationGraph, batch_sizes: Sequence[int], precision: Precision
@@ -138,7 +139,7 @@ class _Trials:
                 self._largest,
                 ", ".join(f"{compiler}: {took * 1e3:.1f}" for compiler, took in seconds.items()),
             )
-        # The slower ones hold memory, and are compiled again should the fastest fail.
+        # The slower compilers hold memory; they compile again should the fastest fail.
         self._prepared = {compiler: self._prepared[compiler] for compiler in order[:1]}
         self._executables = {compiler: self._executables[compiler] for compiler in order[:1]}
         return order
@@ -190,12 +191,12 @@ class _Trials:
         return bool(self._contained(compiler, level, attempt))
 
     def _contained(self, compiler: Compiler, level: int, work: Callable[[], T]) -> T | None:
-        """Returns what ``work`` returns; logs an exception of it, and returns None.
+        """Returns the result of ``work``; None if it fails, which is logged.
 
         Args:
             compiler: The compiler that fails if ``work`` does.
-            level: The level of the log line of a CompilerError; others are warnings.
-            work: What to do.
+            level: The level of the log line of a CompilerError; other errors are warnings.
+            work: The step that may fail.
 
         Raises:
             DisconnectedLayerError: The fault is the graph's, not the compiler's.

@@ -26,14 +26,14 @@ _FLOATS = frozenset({Precision.FLOAT32, Precision.BFLOAT16, Precision.FLOAT16})
 
 @dataclass(frozen=True)
 class CompilerRow:
-    """What is known of a compiler before it is imported.
+    """The properties of a compiler, known without importing it.
 
     Attributes:
         module: Exports ``prepare``, a ``Prepare``.
         auto_on: The types of devices ("CPU", "GPU") on which ``--compiler auto`` tries it.
         precisions: The precisions that it can compute; INT8 for graphs quantised by an export.
         extra: The extra of gradcam-server that installs it.
-        packages: The distributions that it runs: another version of one is timed again.
+        packages: The distributions that it uses; it is timed again when a version changes.
         has_streams: Whether it can run several batches side by side on one device.
         is_verified: Whether its answers are compared with the reference's before it is used.
         options: Keyword arguments of ``prepare``.
@@ -81,7 +81,7 @@ COMPILERS = {
 """The compilers, in the order in which ``--compiler auto`` tries them."""
 
 REFERENCE = Compiler.TENSORFLOW
-"""Compiles the graphs that others cannot; others' answers are compared with its in float32."""
+"""Compiles the graphs that other compilers cannot; verified answers are compared with its own."""
 
 
 def find_candidates(device: str) -> list[Compiler]:

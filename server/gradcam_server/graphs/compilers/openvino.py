@@ -83,9 +83,9 @@ def _freeze(graph: ExplanationGraph) -> Any:
     ).get_concrete_function()
     _KEPT.append(function)
     frozen = convert_variables_to_constants_v2(function)
-    if others := [tensor.name for tensor in frozen.inputs[len(openvino_runtime.INPUTS) :]]:
+    if variables := [tensor.name for tensor in frozen.inputs[len(openvino_runtime.INPUTS) :]]:
         raise CompilerError(
-            f"it reads inputs that cannot be made constants, such as tables: {', '.join(others)}"
+            f"it reads inputs that cannot be made constants, such as tables: {', '.join(variables)}"
         )
     return frozen
 

@@ -56,7 +56,7 @@ def load_model(model: Any, output_names: Sequence[str], precision: Precision) ->
     Args:
         model: An ``openvino.Model`` of any batch size, with inputs called ``INPUTS``.
         output_names: The outputs to return, by name.
-        precision: What the network is computed in.
+        precision: The precision of the network.
 
     Returns:
         Executables for batches of any size, each for one caller at a time: that of the whole CPU,

@@ -30,7 +30,7 @@ class SoonestCompiler:
     A function is kept as long as a graph uses it.
 
     Args:
-        precision: What the network is computed in.
+        precision: The precision of the network.
     """
 
     def __init__(self, precision: Precision) -> None:

@@ -1,4 +1,4 @@
-"""Folding a normalisation changes no answer, and no layer that can be asked for."""
+"""Folding a normalisation changes neither answers nor outputs of layers."""
 
 from collections.abc import Callable
 
@@ -49,7 +49,7 @@ def build(
 
 
 def seen(model: keras.Model, images: np.ndarray) -> dict[str, np.ndarray]:
-    """All layers' outputs, by Keras itself."""
+    """Returns all layers' outputs, computed by Keras."""
     names = ["linear", "norm", "relu", "logits"]
     watched = keras.Model(model.input, [model.get_layer(name).output for name in names])
     return dict(zip(names, [t.numpy() for t in watched(images, training=False)], strict=True))
@@ -63,7 +63,7 @@ def pictures() -> np.ndarray:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("affine", [False, True])
 def test_every_layer_is_what_it_was(kind: str, bias: bool, affine: bool) -> None:
-    """Logits and the outputs of all three layers, asked for alone or together."""
+    """Logits and the outputs of all three layers, alone or together."""
     normalization = layers.BatchNormalization(center=affine, scale=affine, name="norm")
     model = build(LINEAR[kind](use_bias=bias), normalization)
     images = pictures()
@@ -78,7 +78,7 @@ def test_every_layer_is_what_it_was(kind: str, bias: bool, affine: bool) -> None
 
 
 def test_gradients_go_through_a_layer_that_is_asked_for() -> None:
-    """The derivative by the linear layer's own output is Keras' own."""
+    """The derivative by the linear layer's output is that of Keras."""
     model = build(LINEAR["conv"]())
     twin = keras.models.clone_model(model)
     twin.set_weights(model.get_weights())
@@ -122,7 +122,7 @@ def _without_a_channel() -> keras.Model:
     ids=["not linear", "also used by others", "of the user's", "another axis", "channel off"],
 )
 def test_what_cannot_be_folded_stays(make: Callable[[], keras.Model]) -> None:
-    """And gives what it gave."""
+    """Its outputs do not change."""
     model = make()
     images = pictures()
     expected = seen(model, images)

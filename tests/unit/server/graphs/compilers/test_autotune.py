@@ -81,7 +81,7 @@ def test_all_compilers_agree(
 def test_streams_give_the_same_answers(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch, streams: int
 ) -> None:
-    """Whether the whole CPU or one of its streams computes a batch, alone or side by side."""
+    """The whole CPU and each of its streams, alone and side by side."""
     monkeypatch.setattr(threads, "_streams", streams)
     monkeypatch.setattr(threads, "_count", 2)
     compiled = compile_graph(graph(model), (1, 2), Compiler.OPENVINO)
@@ -96,7 +96,7 @@ def test_streams_give_the_same_answers(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_openvino_computes_the_methods(model: LoadedModel, method: Method) -> None:
-    """Each agrees with TensorFlow's executor; EigenGrad-CAM, which it does not know, runs there."""
+    """Each agrees with TensorFlow's executor, which runs EigenGrad-CAM in OpenVINO's place."""
     expected = compile_graph(graph(model, method=method), (2,), Compiler.TENSORFLOW)
     ours = compile_graph(graph(model, method=method), (2,), Compiler.OPENVINO)
     unknown = method is Method.EIGEN_GRAD_CAM
@@ -124,7 +124,7 @@ def test_what_openvino_cannot_convert_runs_elsewhere(
 
 
 class _Clock:
-    """A clock that only fakes move: what else the machine does is not in their times."""
+    """A clock that only fakes advance, so that other load of the machine does not count."""
 
     now = 0.0
 
@@ -136,7 +136,7 @@ _CLOCK = _Clock()
 
 
 class _Fake:
-    """A compiler that takes its time by ``_CLOCK``, and may be wrong."""
+    """A compiler whose runs take a time by ``_CLOCK``, and whose answers may be wrong."""
 
     def __init__(self, takes_s: float = 0.01, error: float = 0.0) -> None:
         self._takes_s, self._error = takes_s, error
@@ -191,7 +191,7 @@ def test_auto_keeps_the_fastest_and_caches_the_times(
 def test_a_compiler_with_other_answers_is_not_used(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """However fast it is; and when it was asked for, a warning says so."""
+    """However fast it is; a warning says so if the settings name it."""
     use(monkeypatch, Compiler.OPENVINO, openvino=_Fake(error=10.0))
     compiled = compile_graph(graph(model), (1,), Compiler.AUTO)
     assert compiled.compiler is Compiler.TENSORFLOW
@@ -254,7 +254,7 @@ def test_whatever_a_compiler_raises_is_its_own_failure(
     wanted: Compiler,
     failure: str,
 ) -> None:
-    """While converting, compiling, running or checking, at any size: another takes its place."""
+    """In conversion, compilation, run or verification, at any size: another compiler is used."""
     both = Compiler.OPENVINO, Compiler.XLA
     use(monkeypatch, *both, openvino=FAILURES[failure], xla=_Fake(takes_s=0.01))
     with caplog.at_level(logging.WARNING):
@@ -285,7 +285,7 @@ def test_a_cached_compiler_that_fails_is_replaced(
 def test_if_all_compilers_fail_the_error_names_their_reasons(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each in one short line, however much the libraries say."""
+    """One short line for each, however long the libraries' texts."""
     long = _Broken("run", RuntimeError("Graph execution error:\n\n" + "no memory " * 1000))
     both = Compiler.OPENVINO, Compiler.TENSORFLOW
     use(monkeypatch, *both, openvino=FAILURES["prepare"], tensorflow=long)
@@ -330,7 +330,7 @@ def test_each_compiler_has_a_row() -> None:
 def test_the_row_says_whose_answers_are_verified(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of TensorFlow's own compilers the answers are taken as they are."""
+    """XLA's answers are not compared, unless its row says so."""
     use(monkeypatch, xla=_Fake(error=10.0))
     assert compile_graph(graph(model), (1,), Compiler.XLA).compiler is Compiler.XLA
     row = dataclasses.replace(COMPILERS[Compiler.XLA], is_verified=True)
@@ -342,7 +342,7 @@ def test_the_row_says_whose_answers_are_verified(
 def test_a_compiler_without_the_precision_is_not_tried(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch, wanted: Compiler
 ) -> None:
-    """The precisions are those of its row; the reference takes its place."""
+    """Its row lacks the precision: the reference is used."""
     fake = _Fake()
     use(monkeypatch, Compiler.XLA, xla=fake)
     row = dataclasses.replace(COMPILERS[Compiler.XLA], precisions=frozenset({Precision.FLOAT32}))
@@ -353,7 +353,7 @@ def test_a_compiler_without_the_precision_is_not_tried(
 
 @pytest.mark.parametrize("compiler", [Compiler.TENSORFLOW, Compiler.XLA])
 def test_bfloat16_is_close_and_its_maps_are_float32(model: LoadedModel, compiler: Compiler) -> None:
-    """The network in bfloat16 gives other bits, and the same picture; float32 comes after."""
+    """The network in bfloat16 gives other bits and the same picture; maps are in float32."""
     exact = answers(compile_graph(graph(model, "conv3"), (2,), compiler))
     rough = answers(compile_graph(graph(model, "conv3"), (2,), compiler, Precision.BFLOAT16))
     for one, other in zip(rough, exact, strict=True):

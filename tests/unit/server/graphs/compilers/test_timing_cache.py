@@ -29,7 +29,7 @@ def test_other_versions_are_measured_anew(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("content", ["", "[1]", "{", "\udcff", '{"x": 1}'])
 def test_a_broken_file_is_no_error(tmp_path: Path, content: str) -> None:
-    """It is written anew."""
+    """The file is replaced."""
     path = tmp_path / "times.json"
     path.write_text(content, errors="surrogateescape")
     cache = TimingCache(path)

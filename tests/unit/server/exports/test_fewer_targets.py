@@ -42,7 +42,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _settings_of_the_process_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Restores the settings of the process, since commands run in it."""
+    """Keeps commands from changing the settings of this process."""
     monkeypatch.setattr("gradcam_server.telemetry.logs.configure", lambda *_: None)
     monkeypatch.setattr("gradcam_server.telemetry.memory.share_heap", lambda: None)
 
@@ -79,13 +79,12 @@ def test_more_classes_than_it_was_made_for_are_refused(tiny: Path) -> None:
         Engine(config(tiny, TARGETS + 1))
 
 
-def test_of_several_graphs_the_one_for_the_fewest_is_taken(tiny: Path, tmp_path: Path) -> None:
+def test_of_several_graphs_the_one_for_the_fewest_is_taken(tmp_path: Path) -> None:
     """Each further class may cost a backward pass."""
-    write_tiny_export(tmp_path / "two", 2)
-    source = Engine(config(tiny, 1)).sources["tiny"]
-    other = Engine(config(tmp_path / "two", 1)).sources["tiny"]
-    source._graphs += other._graphs  # type: ignore[attr-defined]
-    (key,) = Engine(config(tiny, 1)).warm_keys()
+    write_tiny_export(tmp_path / "two", TARGETS, 2)
+    engine = Engine(config(tmp_path / "two", 1))
+    source = engine.sources["tiny"]
+    (key,) = engine.warm_keys()
     for wanted, found in ((1, 2), (2, 2), (3, TARGETS)):
         graph = source.compile(replace(key, max_targets=wanted), (1,))
         assert graph.key.max_targets == found

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import metadata
@@ -18,7 +18,6 @@ from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphOutput, Gra
 from gradcam_server.domain.options import Compiler, Precision
 from gradcam_server.domain.requests import MANY_PASS_METHODS, Method, ScoreType
 from gradcam_server.errors import CompilerError, DisconnectedLayerError
-from gradcam_server.graphs import threads
 from gradcam_server.graphs.compilers import autotune, openvino
 from gradcam_server.graphs.compilers.autotune import compile_graph
 from gradcam_server.graphs.compilers.base import (
@@ -31,6 +30,7 @@ from gradcam_server.graphs.compilers.base import (
 from gradcam_server.graphs.compilers.timing_cache import TimingCache
 from gradcam_server.graphs.executable import Array, CompilationCounter, CompiledGraph, Executables
 from gradcam_server.graphs.explanation import ExplanationGraph
+from gradcam_server.graphs.threads import set_compute_threads
 from gradcam_server.models.keras_network import KerasNetwork
 from gradcam_server.models.loaded import LoadedModel
 from support.small_model import CLASSES, SIZE, load_small
@@ -77,13 +77,19 @@ def test_all_compilers_agree(
         assert_alike(answers(ours, count), answers(expected, count), rtol=1e-4)
 
 
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int, int], None]]:
+    """Sets the threads and streams of this process for one test."""
+    yield set_compute_threads
+    set_compute_threads(None)
+
+
 @pytest.mark.parametrize("streams", [0, 2])
 def test_streams_give_the_same_answers(
-    model: LoadedModel, monkeypatch: pytest.MonkeyPatch, streams: int
+    model: LoadedModel, set_threads: Callable[[int, int], None], streams: int
 ) -> None:
     """The whole CPU and each of its streams, alone and side by side."""
-    monkeypatch.setattr(threads, "_streams", streams)
-    monkeypatch.setattr(threads, "_count", 2)
+    set_threads(2, streams)
     compiled = compile_graph(graph(model), (1, 2), Compiler.OPENVINO)
     assert compiled.has_streams
     expected = answers(compiled)

@@ -123,10 +123,10 @@ class OurGraph:
         samples = load_samples(None, self._model.input_size).calibration
         model = quantize(openvino.convert(graph), samples, TARGETS)
         names = openvino.output_names(graph)
-        executables = openvino_runtime.load_model(model, names, self._precision)
+        places = openvino_runtime.load_model(model, names, self._precision)
         size = self._model.input_size
         return CompiledGraph(
-            graph.key, size, self._compiler, {batch_size: executables}, {batch_size: 0.0}
+            graph.key, size, self._compiler, {batch_size: places}, {batch_size: 0.0}
         )
 
     def device_bytes(self) -> int:

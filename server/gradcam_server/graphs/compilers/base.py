@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ Prepared = Callable[[int], Executables]
 Prepare = Callable[["ExplanationGraph", Precision], Prepared]
 """Converts or traces a graph. Both raise CompilerError and DisconnectedLayerError."""
 
-_FLOATS = frozenset({Precision.FLOAT32, Precision.BFLOAT16, Precision.FLOAT16})
+_FLOATS = (Precision.FLOAT32, Precision.BFLOAT16, Precision.FLOAT16)
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class CompilerRow:
     """
 
     module: str
-    auto_on: frozenset[str]
-    precisions: frozenset[Precision]
+    auto_on: tuple[str, ...]
+    precisions: tuple[Precision, ...]
     extra: str
     packages: tuple[str, ...]
     has_streams: bool = False
@@ -49,33 +49,27 @@ class CompilerRow:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-_TENSORFLOW = ("tensorflow", "tensorflow-cpu", "keras")
+_TENSORFLOW = CompilerRow(
+    "gradcam_server.graphs.compilers.tensorflow",
+    auto_on=("CPU",),
+    precisions=_FLOATS,
+    extra="cpu",
+    packages=("tensorflow", "tensorflow-cpu", "keras"),
+    is_verified=False,
+)
 
 COMPILERS = {
     Compiler.OPENVINO: CompilerRow(
         "gradcam_server.graphs.compilers.openvino",
-        auto_on=frozenset({"CPU"}),
-        precisions=_FLOATS | {Precision.INT8},
+        auto_on=("CPU",),
+        precisions=(*_FLOATS, Precision.INT8),
         extra="openvino",
         packages=("openvino",),
         has_streams=True,
     ),
-    Compiler.TENSORFLOW: CompilerRow(
-        "gradcam_server.graphs.compilers.tensorflow",
-        auto_on=frozenset({"CPU"}),
-        precisions=_FLOATS,
-        extra="cpu",
-        packages=_TENSORFLOW,
-        is_verified=False,
-    ),
-    Compiler.XLA: CompilerRow(
-        "gradcam_server.graphs.compilers.tensorflow",
-        auto_on=frozenset({"CPU", "GPU"}),
-        precisions=_FLOATS,
-        extra="gpu",
-        packages=_TENSORFLOW,
-        is_verified=False,
-        options={"jit_compile": True},
+    Compiler.TENSORFLOW: _TENSORFLOW,
+    Compiler.XLA: replace(
+        _TENSORFLOW, auto_on=("CPU", "GPU"), extra="gpu", options={"jit_compile": True}
     ),
 }
 """The compilers, in the order in which ``--compiler auto`` tries them."""

@@ -351,7 +351,7 @@ def test_a_compiler_without_the_precision_is_not_tried(
     """Its row lacks the precision: the reference is used."""
     fake = _Fake()
     use(monkeypatch, Compiler.XLA, xla=fake)
-    row = dataclasses.replace(COMPILERS[Compiler.XLA], precisions=frozenset({Precision.FLOAT32}))
+    row = dataclasses.replace(COMPILERS[Compiler.XLA], precisions=(Precision.FLOAT32,))
     monkeypatch.setitem(COMPILERS, Compiler.XLA, row)
     compiled = compile_graph(graph(model), (1,), wanted, Precision.BFLOAT16)
     assert (compiled.compiler, fake.calls) == (Compiler.TENSORFLOW, 0)

@@ -14,6 +14,7 @@ from gradcam_server.domain.layers import default_layer
 from gradcam_server.domain.model_spec import BUILT_IN, EMBEDDED, ModelSpec
 from gradcam_server.domain.options import Compiler, Precision
 from gradcam_server.domain.requests import Method, ScoreType
+from gradcam_server.graphs.compilers.base import COMPILERS
 from gradcam_server.graphs.executable import CompilationCounter, CompiledGraph
 from gradcam_server.models.loading import load
 
@@ -29,7 +30,7 @@ TARGETS = 1
 
 
 def own_subjects(spec: ModelSpec, compilers: Sequence[Compiler], device: str) -> list[Candidate]:
-    """Returns what the server can compile; by OpenVINO also in fewer bits.
+    """Returns what the server can compile; on CPUs also in fewer bits, where a compiler has int8.
 
     Args:
         spec: The model.
@@ -37,8 +38,13 @@ def own_subjects(spec: ModelSpec, compilers: Sequence[Compiler], device: str) ->
         device: ``cpu`` or ``gpu``.
     """
     found = [(compiler, Precision.FLOAT32) for compiler in compilers]
-    if Compiler.OPENVINO in compilers and device == "cpu":
-        found += [(Compiler.OPENVINO, one) for one in (Precision.BFLOAT16, Precision.INT8)]
+    if device == "cpu":
+        found += [
+            (compiler, precision)
+            for compiler in compilers
+            if Precision.INT8 in COMPILERS[compiler].precisions
+            for precision in (Precision.BFLOAT16, Precision.INT8)
+        ]
     return [
         Candidate(
             f"ours, {compiler}"

@@ -115,9 +115,9 @@ class ExportedSource:
             *(key, precision, perf_counter() - began),
             ", ".join(f"{size}: {seconds * 1e3:.1f}" for size, seconds in cost_s.items()),
         )
-        ladder = dict.fromkeys(batch_sizes, places)
+        executables = dict.fromkeys(batch_sizes, places)
         input_size = self._manifest.input_size
-        return CompiledGraph(own_key, input_size, Compiler.OPENVINO, ladder, cost_s)
+        return CompiledGraph(own_key, input_size, Compiler.OPENVINO, executables, cost_s)
 
     def _find(self, key: GraphKey) -> tuple[GraphKey, ExportedGraph, Any]:
         """Finds a graph for at least as many targets; unused targets cost little."""

@@ -1,4 +1,4 @@
-"""The way that is ready soonest gives the answers of the others, with one trace for all methods."""
+"""The graph that is ready soonest gives the same answers, with one trace for all methods."""
 
 import gc
 
@@ -77,7 +77,7 @@ def test_it_gives_the_same_answers(
 def test_methods_share_a_trace_while_a_graph_uses_it(
     model: LoadedModel, soonest: SoonestCompiler
 ) -> None:
-    """Seven methods at a layer are traced once; another layer is not the same; none is kept."""
+    """All methods at a layer share a trace; another layer has its own; unused traces go."""
     counter = CompilationCounter()
     graphs = [
         soonest(ExplanationGraph(model, key(method, "block"), counter), (1,)) for method in METHODS
@@ -87,7 +87,6 @@ def test_methods_share_a_trace_while_a_graph_uses_it(
     assert counter.count == 2
     graphs.clear()
     gc.collect()
-    assert not soonest._traced
     soonest(ExplanationGraph(model, key(METHODS[0], "block"), counter), (1,))
     assert counter.count == 3
 
@@ -95,7 +94,7 @@ def test_methods_share_a_trace_while_a_graph_uses_it(
 def test_nothing_is_run_or_measured_before_the_first_image(
     model: LoadedModel, soonest: SoonestCompiler
 ) -> None:
-    """No deadline is given up for a time that was never measured."""
+    """The time that was not measured lets no deadline count as missed."""
     graph = soonest(
         ExplanationGraph(model, key(Method.GRAD_CAM, "block"), CompilationCounter()), (1, 4)
     )
@@ -107,7 +106,7 @@ def test_nothing_is_run_or_measured_before_the_first_image(
 def test_a_layer_that_the_classes_do_not_depend_on_is_found_while_compiling(
     model: LoadedModel, soonest: SoonestCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The caller is told the layer, whichever way compiles it."""
+    """The error names the layer, as with other compilers."""
     import tensorflow as tf
 
     monkeypatch.setattr(tf, "gradients", lambda ys, xs, grad_ys=None: [None for _ in xs])

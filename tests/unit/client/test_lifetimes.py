@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from gradcam_client import AsyncClient, CallCancelledError, Client
+from gradcam_client.channel_pool import ChannelPool
 from unit.client.fake_server import FakeServer
 
 NOWHERE = "127.0.0.1:1"
-# Forks while a client is there, and tells what its use in the child ends in.
+# Forks a process that has a client, and prints the error of its use in the child.
 FORK = """
 import os, sys
 from gradcam_client import Client
@@ -59,7 +60,7 @@ def test_a_second_loop_is_told_plainly(server: FakeServer, loop_is_closed: bool)
     with asyncio.Runner() as first, asyncio.Runner() as second:
         first.run(client.explain(b"7"))
         if loop_is_closed:
-            first.run(client._lines.all[0].channel.close())
+            first.run(client._pool.all[0].grpc_channel.close())
             first.close()
         for use in (lambda: client.explain(b"7"), client.health, collect, client.close):
             with pytest.raises(RuntimeError, match="another event loop; make one in each loop"):
@@ -156,13 +157,13 @@ def test_a_client_that_is_closed_just_then_says_so(
 ) -> None:
     """Between taking a channel and calling over it."""
     client = Client(server.target)
-    take = client._lines.take
+    acquire = ChannelPool.acquire
 
-    def take_and_close(*arguments: Any) -> Any:
-        line = take(*arguments)
+    def acquire_and_close(*arguments: Any) -> Any:
+        channel = acquire(*arguments)
         client.close()
-        return line
+        return channel
 
-    monkeypatch.setattr(client._lines, "take", take_and_close)
+    monkeypatch.setattr(ChannelPool, "acquire", acquire_and_close)
     with pytest.raises(CallCancelledError, match="the client is closed"):
         getattr(client, method)(*([b"7"] if method == "explain" else []))

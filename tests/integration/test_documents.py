@@ -21,10 +21,11 @@ def readme_blocks(language: str) -> list[str]:
 
 @pytest.fixture
 def folder(images: Path, tmp_path: Path) -> Path:
-    """The files that the README's examples name."""
-    shutil.copy(images / "cat.jpg", tmp_path)
-    (tmp_path / "photos").mkdir()
-    shutil.copy(images / "espresso.jpg", tmp_path / "photos")
+    """A folder with the files that the README's examples name, as in a clone."""
+    examples = tmp_path / "examples" / "images"
+    examples.mkdir(parents=True)
+    for name in ("cat.jpg", "espresso.jpg"):
+        shutil.copy(images / name, examples)
     return tmp_path
 
 

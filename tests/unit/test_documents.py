@@ -1,4 +1,4 @@
-"""docs/operations.md says what the code does."""
+"""The documents say what the code does."""
 
 import re
 from pathlib import Path
@@ -26,3 +26,13 @@ def test_every_link_to_a_file_leads_somewhere() -> None:
     for page in [root / "README.md", *root.glob("docs/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_every_module_in_the_architecture_exists() -> None:
+    """The page names no module that was moved or renamed."""
+    root = PAGE.parent.parent
+    paths = [f"/{path.relative_to(root)}" for path in root.glob("[!.]*/**/*.py")]
+    named = set(re.findall(r"`([\w/]+\.py)`", (root / "docs/architecture.md").read_text("utf-8")))
+    assert len(named) > 100
+    missing = {name for name in named if not any(path.endswith(f"/{name}") for path in paths)}
+    assert not missing

@@ -55,7 +55,7 @@ def explain(
 def _graph(
     model: keras.Model, layers: tuple[str, ...], method: Method, targets: int, size: int
 ) -> CompiledGraph:
-    network = KerasNetwork(model)
+    network = _network(model)
     labels = ClassLabels([ClassLabel(str(index)) for index in range(network.class_count)])
     loaded = LoadedModel(model.name, network, Preprocessing.NONE, labels, "the oracle's")
     # "Perturbed" images are float32, as these are.
@@ -64,3 +64,8 @@ def _graph(
     # Without compile_graph, which would run the batch four times more, to time it.
     places = find_compiler(Compiler.TENSORFLOW)(graph, Precision.FLOAT32)(size)
     return CompiledGraph(key, network.input_size, Compiler.TENSORFLOW, {size: places}, {size: 0.0})
+
+
+@lru_cache(maxsize=2)
+def _network(model: keras.Model) -> KerasNetwork:
+    return KerasNetwork(model)

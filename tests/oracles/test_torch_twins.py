@@ -31,8 +31,8 @@ from oracles.reference import reference
 
 Array = NDArray[Any]
 
-NAMES = ("cat", "espresso", "astronaut")
-TOP = 3
+NAMES = ("cat", "espresso")
+TOP = 2
 EFFICIENTNET_LAYERS, EARLY_LAYER = ("top_activation", "block5c_add"), "block2b_add"
 RESNET_LAYERS = ("conv5_block3_out", "conv4_block6_out", "conv4_block3_2_relu")
 REST = tuple(method for method in METHODS if method is not Method.GRAD_CAM)
@@ -40,7 +40,7 @@ REST = tuple(method for method in METHODS if method is not Method.GRAD_CAM)
 
 @pytest.fixture(scope="module")
 def pixels(images: Path) -> Array:
-    """float32 RGB, shape (3, 224, 224, 3)."""
+    """float32 RGB, shape (2, 224, 224, 3)."""
     opened = (Image.open(images / f"{name}.jpg").convert("RGB") for name in NAMES)
     resized = (one.resize((224, 224), Image.Resampling.BILINEAR) for one in opened)
     return np.stack([np.asarray(one, np.float32) for one in resized])
@@ -160,15 +160,18 @@ def precise() -> Iterator[keras.Model]:
 def resnet(pixels: Array) -> Iterator[Pair]:
     """Random weights, with BatchNorm statistics as a training might leave them; in float64.
 
-    In float32 the order of operations decides which way some of its ReLUs fall.
+    In float32 the order of operations decides which way some of its ReLUs fall. Half the size
+    costs a quarter, and random weights recognise nothing at any size.
     """
     with in_float64():
-        yield build_resnet(pixels[:2])
+        yield build_resnet(pixels[:, ::2, ::2])
 
 
 def build_resnet(pixels: Array) -> Pair:
     keras.utils.set_random_seed(11)
-    model = keras.applications.ResNet50(weights=None, classifier_activation=None)
+    model = keras.applications.ResNet50(
+        weights=None, classifier_activation=None, input_shape=pixels.shape[1:]
+    )
     generator = np.random.default_rng(11)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -202,7 +205,7 @@ def assert_agrees(ours: Array, theirs: Array) -> None:
 
 
 def test_efficientnet_grad_cam_is_captums(efficientnet: Pair) -> None:
-    """With trained weights, signed Grad-CAM of the top three classes is captum's."""
+    """With trained weights, signed Grad-CAM of the top two classes is captum's."""
     maps = efficientnet.ours(Method.GRAD_CAM, *EFFICIENTNET_LAYERS)
     for layer, ours in zip(EFFICIENTNET_LAYERS, maps, strict=True):
         assert_agrees(ours, efficientnet.captum(layer))

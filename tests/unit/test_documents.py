@@ -1,6 +1,8 @@
 """The documents say what the code does."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import grpc
@@ -36,3 +38,9 @@ def test_every_module_in_the_architecture_exists() -> None:
     assert len(named) > 100
     missing = {name for name in named if not any(path.endswith(f"/{name}") for path in paths)}
     assert not missing
+
+
+def test_the_generated_tables_are_current() -> None:
+    """The tables of flags, metrics and modules are those of the code."""
+    script = PAGE.parent.parent / "scripts" / "update_docs.py"
+    subprocess.run([sys.executable, str(script), "--check"], check=True)

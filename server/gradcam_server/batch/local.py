@@ -169,7 +169,7 @@ class LocalStage:
         item = loaded.item
         request = self._request(loaded.image)
         try:
-            explained = await self._explainer.explain_image(request, wait_for_place=True)
+            explained = await self._explainer.explain(request, wait_for_place=True)
         except InvalidRequestError as error:
             if error.field not in _IMAGE_FIELDS:
                 raise

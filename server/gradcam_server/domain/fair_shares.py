@@ -58,6 +58,11 @@ class FairShares:
         """Callers whose work waits or runs."""
         return len(self._active)
 
+    @property
+    def account_count(self) -> int:
+        """Callers whose usage is remembered."""
+        return len(self._accounts)
+
     def enter(self, caller: str) -> None:
         """Counts work that starts to wait."""
         if caller not in self._active:

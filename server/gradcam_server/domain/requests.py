@@ -146,6 +146,7 @@ class ExplainRequest:
         model_version: Version of the model; empty means its first.
         priority: 1 goes first.
         deadline: Time of ``perf_counter`` at which the answer is of no more use.
+        caller: Whose share of threads, memory and devices the request uses.
     """
 
     image: bytes | RawImage
@@ -163,6 +164,7 @@ class ExplainRequest:
     model_version: str = ""
     priority: int = 1
     deadline: float | None = None
+    caller: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """When an item must be computed, and the report of the batch that computed it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 Output = TypeVar("Output")
 
@@ -15,12 +16,8 @@ class DispatchReason(StrEnum):
     IDLE = "idle"  # the device was free, and there is no delay
 
 
-class Turn(Protocol):
-    """Told when its item's turn has come."""
-
-    def give_back(self) -> None:
-        """The item is on its way to the device."""
-        ...
+OnDispatch = Callable[[], None]
+"""Called when an item leaves the queue for the device."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.catalog import Catalog
 from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphOutput
-from gradcam_server.domain.schedule import Answer, BatchReport, Turn, Urgency
+from gradcam_server.domain.schedule import Answer, BatchReport, OnDispatch, Urgency
 from gradcam_server.engine.batcher import Batcher, BatchRunner
 
 if TYPE_CHECKING:
@@ -35,14 +35,18 @@ class Backend(Protocol):
         ...
 
     async def compute(
-        self, key: GraphKey, item: GraphItem, turn: Turn | None = None, urgency: Urgency = ...
+        self,
+        key: GraphKey,
+        item: GraphItem,
+        on_dispatch: OnDispatch | None = None,
+        urgency: Urgency = ...,
     ) -> Answer[GraphOutput]:
         """Computes one image, batched with its like.
 
         Args:
             key: What to compute; it is compiled at its first use.
             item: The image and its targets.
-            turn: Told when the image goes to the device.
+            on_dispatch: Called when the image leaves the queue.
             urgency: When it must be computed.
 
         Raises:
@@ -102,7 +106,7 @@ class LocalBackend:
         self,
         key: GraphKey,
         item: GraphItem,
-        turn: Turn | None = None,
+        on_dispatch: OnDispatch | None = None,
         urgency: Urgency = Urgency(),  # noqa: B008 - it is frozen
     ) -> Answer[GraphOutput]:
         """Computes one image, batched with its like."""
@@ -111,7 +115,7 @@ class LocalBackend:
             began = perf_counter()
             graph = await self._engine.graph(key)
             compile_us = round((perf_counter() - began) * 1e6)
-        answer = await self._batcher.submit(graph, item, turn, urgency)
+        answer = await self._batcher.submit(graph, item, on_dispatch, urgency)
         return replace(answer, compile_us=compile_us) if compile_us else answer
 
     async def close(self) -> None:

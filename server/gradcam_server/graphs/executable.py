@@ -125,7 +125,7 @@ class CompiledGraph:
         return self._cost_s
 
     @property
-    def least_s(self) -> float:
+    def min_s(self) -> float:
         """Seconds that its quickest batch takes, as measured."""
         return min(self._cost_s.values())
 

@@ -10,12 +10,11 @@ from gradcam_server.domain.catalog import ServedModel
 from gradcam_server.domain.graph_io import PIXELS, GraphItem, GraphKey, GraphOutput, GraphTarget
 from gradcam_server.domain.preprocessing import ZERO_COLORS
 from gradcam_server.domain.requests import MANY_PASS_METHODS, ExplainRequest, Method, Progress
-from gradcam_server.domain.schedule import Turn, Urgency
+from gradcam_server.domain.schedule import OnDispatch, Urgency
 from gradcam_server.engine.backend import Backend
 from gradcam_server.errors import InvalidRequestError
 from gradcam_server.methods.many_pass import integrated_gradients, score_cam, smooth_grad
 from gradcam_server.pipeline.fair_slots import FairSlots
-from gradcam_server.transport.security.caller import current_caller
 
 # More would only share the same part of the device, and hold their images in memory.
 _AT_ONCE = 2
@@ -77,7 +76,7 @@ class Perturbation:
         targets: Sequence[GraphTarget],
         first: GraphOutput,
         progress: Progress,
-        turn: Turn,
+        on_dispatch: OnDispatch,
     ) -> tuple[GraphOutput, int]:
         """Replaces the maps of the first pass by those of a method of many passes.
 
@@ -88,7 +87,7 @@ class Perturbation:
             targets: The classes to explain.
             first: What the first pass found.
             progress: Counts the passes; ``total`` is set.
-            turn: Told when the passes begin.
+            on_dispatch: Called when the passes begin.
 
         Returns:
             The output, and how long its graphs were waited for, in microseconds.
@@ -99,8 +98,8 @@ class Perturbation:
             for target, index in zip(targets, first.classes, strict=True)
         ]
         run = _Run(self._backend, request, model, chosen, progress)
-        async with self._slots.hold(current_caller.get().key, request.priority):
-            turn.give_back()
+        async with self._slots.hold(request.caller, request.priority):
+            on_dispatch()
             output = dataclasses.replace(first, maps=await run.maps(fitted))
         return output, run.compile_us
 
@@ -196,6 +195,5 @@ class _Run:
 
     @property
     def _urgency(self) -> Urgency:
-        return Urgency(
-            self._request.priority, self._request.deadline, caller=current_caller.get().key
-        )
+        request = self._request
+        return Urgency(request.priority, request.deadline, caller=request.caller)

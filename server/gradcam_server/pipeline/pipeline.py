@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TypeVar
@@ -48,13 +48,12 @@ from gradcam_server.images.geometry import Placement, fit, shrinkage
 from gradcam_server.images.render import RenderedMap, count_bytes, needs_image, render
 from gradcam_server.images.work_cost import decoding_s, header_s, rendering_s
 from gradcam_server.methods.fusion import fuse_layer_cam
-from gradcam_server.pipeline.admission import Admission
+from gradcam_server.pipeline.admission import Admission, Place
 from gradcam_server.pipeline.budget import BYTES_PER_PIXEL, Need, message_bytes, sending_bytes
 from gradcam_server.pipeline.ledger import Claim, Hold, uncounted
 from gradcam_server.pipeline.many_pass import Perturbation, count_passes
 from gradcam_server.pipeline.sampling import FaithfulnessSampler, Report
 from gradcam_server.pipeline.workers import Workers
-from gradcam_server.transport.security.caller import current_caller
 
 # The factor p (1 - p) of a probability's gradient: below it, float32 has lost the rest.
 _SATURATED = 1e-5
@@ -64,6 +63,16 @@ _FEW_VALUES = 4096
 _SHORT_FILE_BYTES = 1 << 16
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Resolved:
+    """The model, layers and classes of a request, and its passes beside the first."""
+
+    model: ServedModel
+    layers: tuple[str, ...]
+    targets: Sequence[GraphTarget]
+    passes: int
 
 
 class Pipeline:
@@ -91,9 +100,13 @@ class Pipeline:
         self._workers = Workers(config.worker_threads)
 
     @property
-    def queue_length(self) -> int:
-        """Requests admitted and not yet on the device, of all models."""
-        return sum(queue.length for queue in self._queues.values())
+    def queue_lengths(self) -> dict[str, int]:
+        """Requests admitted and not yet on the device, of all models, by queue."""
+        queues = {"one_pass": self._queues, "many_pass": self._many_pass_queues}
+        return {
+            name: sum(queue.length for queue in of_models.values())
+            for name, of_models in queues.items()
+        }
 
     @property
     def thread_counts(self) -> dict[str, int]:
@@ -102,7 +115,7 @@ class Pipeline:
 
     async def reserve(
         self, requests: Sequence[ExplainRequest], claim: Claim, *, wait: bool
-    ) -> list[Hold]:
+    ) -> list["Reserved"]:
         """Takes the memory that some requests of one message may need.
 
         Args:
@@ -111,7 +124,7 @@ class Pipeline:
             wait: Wait for it, instead of failing.
 
         Returns:
-            What each holds, for ``explain``.
+            What each holds and asks for, for ``explain``.
 
         Raises:
             InvalidRequestError: They can never have so much, or one is wrong.
@@ -123,8 +136,13 @@ class Pipeline:
         async with _in_time(min(deadlines, default=None)):
             if not wait:
                 claim.receive(message_bytes(sum(_image_bytes(one) for one in requests)))
-            needs = [await self._need(one) for one in requests]
-            return await claim.reserve([need.total for need in needs], wait=wait)
+            resolved = [self._resolve(one) for one in requests]
+            needs = [
+                await self._need(request, one)
+                for request, one in zip(requests, resolved, strict=True)
+            ]
+            holds = await claim.reserve([need.total for need in needs], wait=wait)
+        return [Reserved(self, one, hold) for one, hold in zip(resolved, holds, strict=True)]
 
     async def explain(
         self,
@@ -132,7 +150,7 @@ class Pipeline:
         *,
         wait_for_place: bool = False,
         progress: Progress | None = None,
-        hold: Hold | None = None,
+        reserved: "Reserved | None" = None,
     ) -> ExplainedImage:
         """Predicts and explains one image.
 
@@ -140,7 +158,7 @@ class Pipeline:
             request: The image and what is asked of it.
             wait_for_place: Wait while the queue is full, instead of failing.
             progress: Kept up to date, for methods of many passes.
-            hold: The memory that it holds, by ``reserve``; None if nobody counts it.
+            reserved: What ``reserve`` has returned for it; None if nobody counts its memory.
 
         Raises:
             NotFoundError: No such model or layer.
@@ -149,25 +167,27 @@ class Pipeline:
             DeadlineError: The answer would come too late.
             EngineLostError: The engine died before it answered.
         """
-        model, layers, targets, passes = self._resolve(request)
-        hold = hold or uncounted()
+        hold = uncounted() if reserved is None else reserved.hold
+        if reserved is None or reserved.pipeline is not self:  # a reload has come between
+            resolved = self._resolve(request)
+        else:
+            resolved = reserved.resolved
+        model, layers, targets = resolved.model, resolved.layers, resolved.targets
         progress = progress or Progress()
-        progress.total = 1 + passes + (request.method is Method.SCORE_CAM)
+        progress.total = 1 + resolved.passes + (request.method is Method.SCORE_CAM)
+        is_many_pass = bool(resolved.passes and targets)
+        queue = (self._many_pass_queues if is_many_pass else self._queues)[model.id]
         async with _in_time(request.deadline):
-            stats = Stats()
-            is_many_pass = bool(passes and targets)
-            async with AsyncExitStack() as waiting:
-                if is_many_pass:
-                    queue = self._many_pass_queues[model.id]
-                    place = await waiting.enter_async_context(queue.admit(wait=wait_for_place))
+            stats, asked_at = Stats(), perf_counter()
+            async with queue.admit(request.caller, wait=wait_for_place) as place:
                 image, fitted, placement, output = await self._first_pass(
-                    request, model, layers, targets, stats, hold, wait_for_place
+                    request, resolved, stats, hold, asked_at, None if is_many_pass else place
                 )
                 progress.completed = 1
                 if is_many_pass:
                     started = perf_counter()
                     output, compile_us = await self._perturbation.explain(
-                        request, model, fitted, targets, output, progress, place
+                        request, model, fitted, targets, output, progress, place.give_back
                     )
                     elapsed_us = round((perf_counter() - started) * 1e6)
                     stats.compile_us += compile_us
@@ -181,7 +201,7 @@ class Pipeline:
             pixels = placement.vertical.image_size * placement.horizontal.image_size
             hold.move(HoldState.RENDERING)
             rendered, stats.render_us = await self._run(
-                request.priority,
+                request,
                 rendering_s(pixels, request.forms, len(maps)),
                 not needs_image(request.forms)
                 and sum(one.values.size for one in maps) <= _FEW_VALUES,
@@ -216,44 +236,44 @@ class Pipeline:
     async def _first_pass(
         self,
         request: ExplainRequest,
-        model: ServedModel,
-        layers: tuple[str, ...],
-        targets: Sequence[GraphTarget],
+        resolved: "_Resolved",
         stats: Stats,
         hold: Hold,
-        wait_for_place: bool,
+        asked_at: float,
+        place: Place | None,
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Placement, GraphOutput]:
         """Returns the image, it fitted to the model's input, where it went, and its output.
 
-        The image is the fitted one if nothing asks for all of it.
+        The image is the fitted one if nothing asks for all of it. The place in the queue is given
+        back when the image goes to the device.
         """
+        model, layers, targets = resolved.model, resolved.layers, resolved.targets
         key = self._first_key(request, model, layers, len(targets))
         max_wait_s = self._config.max_queue_wait_ms / 1e3
-        admitted = perf_counter()
-        async with self._queues[model.id].admit(wait=wait_for_place) as place:
-            (image, fitted, placement), stats.decode_us = await self._run(
-                request.priority,
-                decoding_s(request.image),
-                isinstance(request.image, RawImage)
-                and (request.image.height, request.image.width) == model.input_size,
-                lambda: load(
-                    request.image,
-                    self._config,
-                    model.input_size,
-                    request.resize_mode,
-                    is_whole_needed=bool(targets) and needs_image(request.forms),
-                ),
-            )
-            pixels = placement.vertical.image_size * placement.horizontal.image_size
-            self._count_heatmaps(request, model, layers, targets, pixels)
-            hold.move(HoldState.WAITING)
-            start_by = perf_counter() + max_wait_s if max_wait_s else None
-            caller = current_caller.get().key
-            urgency = Urgency(request.priority, request.deadline, start_by, caller)
-            answer = await self._backend.compute(key, GraphItem(fitted, targets), place, urgency)
+        (image, fitted, placement), stats.decode_us = await self._run(
+            request,
+            decoding_s(request.image),
+            isinstance(request.image, RawImage)
+            and (request.image.height, request.image.width) == model.input_size,
+            lambda: load(
+                request.image,
+                self._config,
+                model.input_size,
+                request.resize_mode,
+                is_whole_needed=bool(targets) and needs_image(request.forms),
+            ),
+        )
+        pixels = placement.vertical.image_size * placement.horizontal.image_size
+        self._count_heatmaps(request, model, layers, targets, pixels)
+        hold.move(HoldState.WAITING)
+        start_by = perf_counter() + max_wait_s if max_wait_s else None
+        urgency = Urgency(request.priority, request.deadline, start_by, request.caller)
+        item = GraphItem(fitted, targets)
+        on_dispatch = None if place is None else place.give_back
+        answer = await self._backend.compute(key, item, on_dispatch, urgency)
         # What was neither decoding, compiling nor computing was waiting: for a thread, or for a
         # place in a batch.
-        elapsed_us = round((perf_counter() - admitted) * 1e6)
+        elapsed_us = round((perf_counter() - asked_at) * 1e6)
         batch = answer.batch
         stats.compile_us, stats.compute_us = answer.compile_us, batch.compute_us
         worked_us = stats.decode_us + stats.compile_us + stats.compute_us
@@ -263,14 +283,13 @@ class Pipeline:
         return image, fitted, placement, answer.output
 
     async def _run(
-        self, priority: int, expected_s: float, is_quick: bool, work: Callable[[], _T]
+        self, request: ExplainRequest, expected_s: float, is_quick: bool, work: Callable[[], _T]
     ) -> tuple[_T, int]:
         """Works here if that is quicker than going to a thread and back."""
         if is_quick:
             return self._workers.timed_here(work)
-        caller = current_caller.get().key
         return await self._workers.timed(
-            work, caller=caller, priority=priority, expected_s=expected_s
+            work, caller=request.caller, priority=request.priority, expected_s=expected_s
         )
 
     def _first_key(
@@ -292,30 +311,26 @@ class Pipeline:
                     field, f"{wanted} {field}; a request may have {most} here"
                 )
 
-    def _resolve(
-        self, request: ExplainRequest
-    ) -> tuple[ServedModel, tuple[str, ...], list[GraphTarget], int]:
-        """Finds the model, the layers and the classes, and counts the passes."""
+    def _resolve(self, request: ExplainRequest) -> "_Resolved":
         model = self._backend.catalog.find_model(request.model, request.model_version)
         self._check_counts(request)
         layers = model.resolve_layers(request.layers)
         _check_fusion(request, model, layers)
         targets = self._choose_targets(request, model.labels)
-        return model, layers, targets, count_passes(request, self._config.max_passes)
+        return _Resolved(model, layers, targets, count_passes(request, self._config.max_passes))
 
-    async def _need(self, request: ExplainRequest) -> Need:
+    async def _need(self, request: ExplainRequest, resolved: "_Resolved") -> Need:
         """Estimates what a request may hold, from the header of its image."""
-        model, layers, targets, _ = self._resolve(request)
-        image, pixels = request.image, 0
+        targets, image, pixels = resolved.targets, request.image, 0
         if targets and needs_image(request.forms):
             (height, width), _ = await self._run(
-                request.priority,
+                request,
                 header_s(image),
                 isinstance(image, RawImage) or len(image) < _SHORT_FILE_BYTES,
                 lambda: declared_size(image, self._config.max_image_pixels),
             )
             pixels = height * width
-        heatmaps = self._count_heatmaps(request, model, layers, targets, pixels)
+        heatmaps = self._count_heatmaps(request, resolved.model, resolved.layers, targets, pixels)
         # Raw pixels are a view of the message.
         decoded = 0 if isinstance(image, RawImage) else BYTES_PER_PIXEL * pixels
         return Need(_image_bytes(request), decoded, heatmaps)
@@ -370,6 +385,21 @@ class Pipeline:
             )
             for target in request.targets
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """A request that was let in to memory. ``Pipeline.reserve`` makes it, for ``explain``.
+
+    Attributes:
+        pipeline: That which made it.
+        resolved: What is asked for.
+        hold: The memory that it holds.
+    """
+
+    pipeline: Pipeline
+    resolved: _Resolved
+    hold: Hold
 
 
 def _check_fusion(request: ExplainRequest, model: ServedModel, layers: Sequence[str]) -> None:

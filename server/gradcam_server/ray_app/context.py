@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from time import perf_counter
-from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
 
 import grpc
 
@@ -40,16 +40,14 @@ class StreamEndedError(Exception):
 
 
 class CallContext:
-    """Has what ``service.py`` and ``calls.py`` use of ``grpc.aio.ServicerContext``.
+    """A call on Ray Serve, as the services use it: ``transport.calls.Context``.
 
     Args:
         serve: Ray Serve's context of the call.
-        messages: The client's messages, if it is a stream.
     """
 
-    def __init__(self, serve: ServeContext, messages: AsyncIterator[object] | None = None) -> None:
+    def __init__(self, serve: ServeContext) -> None:
         self._serve = serve
-        self._messages = messages
         # One at a time: a stream whose answers are not taken computes no further.
         self._written: asyncio.Queue[object] = asyncio.Queue(1)
         self._metadata = tuple(serve.invocation_metadata())
@@ -80,11 +78,6 @@ class CallContext:
         self._serve.set_details(details)
         self._serve.set_trailing_metadata(list(trailing_metadata))
         raise grpc.aio.AbortError(f"{code.name}: {details}")
-
-    async def read(self) -> object:
-        """Reads the client's next message; ``grpc.aio.EOF`` at the end."""
-        assert self._messages is not None
-        return await anext(self._messages, grpc.aio.EOF)
 
     async def write(self, message: object) -> None:
         """Writes an answer into the stream."""
@@ -121,7 +114,7 @@ async def answer_call(
         no_answer: Makes the empty answer.
     """
     try:
-        return await method(request, cast("Context", CallContext(serve)))
+        return await method(request, CallContext(serve))
     except grpc.aio.AbortError:
         return no_answer()
 
@@ -141,8 +134,8 @@ async def answer_stream(
     Raises:
         StreamEndedError: The service aborted the stream; its code is in Ray's context.
     """
-    call = CallContext(serve, messages)
-    work = asyncio.create_task(method(messages, cast("Context", call)))
+    call = CallContext(serve)
+    work = asyncio.create_task(method(messages, call))
     try:
         while (message := await call.written(work)) is not None:
             yield message

@@ -67,7 +67,7 @@ class Replica:
         self._explainer = Explainer(config, self._backend, metrics)
         self._service.publish(self._explainer)
         lifecycle.serve()
-        names = ", ".join(model.name for model in self._service.models())
+        names = ", ".join(model.name for model in self._explainer.catalog.models)
         logger.info("Serving %s", names)
 
     async def ExplainImage(  # noqa: N802

@@ -178,7 +178,7 @@ class _Server:
         self._front_end.publish(explainer)
         self._others.announce()
         self._spawn(self._front_end.tell_health())
-        logger.info("Serving %s", ", ".join(model.name for model in explainer.models()))
+        logger.info("Serving %s", ", ".join(model.name for model in explainer.catalog.models))
 
     def _withdraw(self, seconds: float) -> None:
         self._lifecycle.restart(seconds)

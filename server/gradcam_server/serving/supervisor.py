@@ -58,10 +58,11 @@ class Supervisor:
         return self._closing.is_set() or self._guard is None or not self._guard.done()
 
     @property
-    def queue_length(self) -> int:
-        """Requests admitted and not yet on the device, of all front ends."""
-        ours = self._explainer.queue_length if self._explainer is not None else 0
-        return ours + self._others.queue_length
+    def queue_lengths(self) -> dict[str, int]:
+        """Requests admitted and not yet on the device, of all front ends, by queue."""
+        lengths = Counter[str](self._others.queue_lengths)
+        lengths.update(self._explainer.queue_lengths if self._explainer is not None else {})
+        return lengths
 
     @property
     def thread_counts(self) -> dict[str, int]:
@@ -191,5 +192,6 @@ class Supervisor:
         )
         self._metrics.set_build(__version__, backend.tensorflow_version)
         self._metrics.set_engine_up(True)
-        self._metrics.watch_queue(lambda: self.queue_length, config.max_queue_length * len(models))
+        limit = config.max_queue_length * len(models)
+        self._metrics.watch_queues(lambda: self.queue_lengths, limit)
         self._metrics.watch_worker_threads(lambda: self.thread_counts)

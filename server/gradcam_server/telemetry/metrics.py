@@ -57,6 +57,7 @@ class Definition:
     buckets: tuple[float, ...] = ()
 
 
+_QUEUES = ("one_pass", "many_pass")
 _STAGES = ("decode", "queue", "compile", "compute", "render")
 _REQUEST_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _STAGE_S = (0.0001, 0.00025, 0.0005, *_REQUEST_S[:-1])
@@ -119,10 +120,15 @@ DEFINITIONS = (
     Definition(
         "gradcam_queue_length",
         "gauge",
-        "Requests admitted and not yet on the device, of all models.",
+        "Requests admitted and not yet on the device, of all models, by queue; methods of many "
+        "passes have their own.",
+        {"queue": _QUEUES},
     ),
     Definition(
-        "gradcam_queue_limit", "gauge", "Most requests that the queues of all models may hold."
+        "gradcam_queue_limit",
+        "gauge",
+        "Most requests that the queues of all models may hold, by queue.",
+        {"queue": _QUEUES},
     ),
     Definition(
         "gradcam_in_flight", "gauge", "Requests in work, until their answers are really sent."
@@ -410,10 +416,13 @@ class Metrics:
 
     # What is read when Prometheus asks.
 
-    def watch_queue(self, length: Callable[[], int], limit: int) -> None:
-        """Exports the length of the queue, and its limit. Called on the scraping thread."""
-        self._gauge("gradcam_queue_length").set_function(_reading(length))
-        self._gauge("gradcam_queue_limit").set(limit)
+    def watch_queues(self, lengths: Callable[[], Mapping[str, int]], limit: int) -> None:
+        """Exports the lengths of the queues, and the limit of each. Called when scraped."""
+        for queue in _QUEUES:
+            self._gauge("gradcam_queue_length", queue).set_function(
+                _reading(lambda queue=queue: lengths().get(queue, 0))  # type: ignore[misc]
+            )
+            self._gauge("gradcam_queue_limit", queue).set(limit)
 
     def watch_in_flight(self, count: Callable[[], int]) -> None:
         """Exports the number of requests in work. Called on the scraping thread."""

@@ -9,7 +9,7 @@ from typing import Self
 
 from gradcam_server.domain.catalog import Catalog
 from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphOutput
-from gradcam_server.domain.schedule import Answer, Turn, Urgency
+from gradcam_server.domain.schedule import Answer, OnDispatch, Urgency
 from gradcam_server.engine.ipc.messages import (
     Begun,
     Cancel,
@@ -52,7 +52,7 @@ class EngineConnection:
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.heartbeat = Heartbeat(0.0, ready.compilation_count, 0, 0, {}, -1)
         self._numbers = itertools.count()
-        self._waiting: dict[int, tuple[asyncio.Future[Answer[GraphOutput]], Turn | None]] = {}
+        self._waiting: dict[int, tuple[asyncio.Future[Answer[GraphOutput]], OnDispatch | None]] = {}
         self._tasks = [asyncio.create_task(self._listen(), name="engine listener")]
 
     @classmethod
@@ -94,7 +94,7 @@ class EngineConnection:
         self,
         key: GraphKey,
         item: GraphItem,
-        turn: Turn | None = None,
+        on_dispatch: OnDispatch | None = None,
         urgency: Urgency = Urgency(),  # noqa: B008 - it is frozen
     ) -> Answer[GraphOutput]:
         """Computes one image, batched with its like. If cancelled, the engine drops it."""
@@ -102,7 +102,7 @@ class EngineConnection:
             raise self._lost_error()
         number = next(self._numbers)
         future: asyncio.Future[Answer[GraphOutput]] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = (future, turn)
+        self._waiting[number] = (future, on_dispatch)
         try:
             # Nothing may come between number, slot and message: they are in one order.
             image = self._slots.put(number, item.image)
@@ -158,9 +158,9 @@ class EngineConnection:
             case Begun(numbers, latest):
                 self._slots.free(latest)
                 for number in numbers:
-                    _, turn = self._waiting.get(number, (None, None))
-                    if turn is not None:
-                        turn.give_back()
+                    _, on_dispatch = self._waiting.get(number, (None, None))
+                    if on_dispatch is not None:
+                        on_dispatch()
             case Heartbeat() as heartbeat:
                 self.heartbeat = heartbeat
                 self._slots.free(heartbeat.latest)

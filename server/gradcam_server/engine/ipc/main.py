@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 from gradcam_server.domain.graph_io import GraphItem, GraphKey
@@ -86,16 +87,6 @@ def _warm_engine(message: Start) -> Any:
     return engine
 
 
-class _Turn:
-    """Tells the front end that an image goes to the device, with the others of its batch."""
-
-    def __init__(self, front_end: "_FrontEnd", number: int) -> None:
-        self._front_end, self._number = front_end, number
-
-    def give_back(self) -> None:
-        self._front_end.begin(self._number)
-
-
 class _FrontEnd:
     """One of those that ask.
 
@@ -125,7 +116,7 @@ class _FrontEnd:
                     case Join():
                         on_join()
 
-    def begin(self, number: int) -> None:
+    def _begin(self, number: int) -> None:
         if self.writer.is_closing():
             return
         if not self._begun:
@@ -146,7 +137,8 @@ class _FrontEnd:
     async def _compute(self, number: int, key: GraphKey, item: GraphItem, urgency: Urgency) -> None:
         answer, error = None, cast("Exception | None", None)
         try:
-            answer = await self._backend.compute(key, item, _Turn(self, number), urgency)
+            begin = partial(self._begin, number)
+            answer = await self._backend.compute(key, item, begin, urgency)
         except ExplanationServerError as expected:
             error = expected
         except Exception as fault:

@@ -161,11 +161,11 @@ class _Process:
         while True:
             # One that is stopped with its debugger attached need not find thousands.
             if self._writer.transport.get_write_buffer_size() < _MAX_UNREAD_BYTES:
-                queue_length = self._explainer.queue_length if self._explainer else 0
+                queues = self._explainer.queue_lengths if self._explainer else {}
                 in_work = self._front_end.lifecycle.in_work
                 threads = self._explainer.thread_counts if self._explainer else {}
                 held = self._front_end.ledger.held
-                send(self._writer, Beat(queue_length, in_work, resident_bytes(), threads, held))
+                send(self._writer, Beat(queues, in_work, resident_bytes(), threads, held))
             await asyncio.sleep(BEAT_S)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:

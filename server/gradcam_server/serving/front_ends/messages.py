@@ -93,14 +93,14 @@ class Beat:
     """Sent a few times in a second.
 
     Attributes:
-        queue_length: Requests admitted and not yet on the device.
+        queue_lengths: Requests admitted and not yet on the device, by queue.
         in_work: Requests in work.
         resident_bytes: Memory of the process.
         threads: Those that decode or render, by state.
         held: Bytes that requests in work hold, by state.
     """
 
-    queue_length: int
+    queue_lengths: Mapping[str, int]
     in_work: int
     resident_bytes: int
     threads: Mapping[str, int]

@@ -66,9 +66,12 @@ class OtherFrontEnds:
         self._cut_off = False
 
     @property
-    def queue_length(self) -> int:
-        """Their requests that are admitted and not yet on the device."""
-        return sum(one.beat.queue_length for one in list(self._members.values()))
+    def queue_lengths(self) -> Counter[str]:
+        """Their requests that are admitted and not yet on the device, by queue."""
+        lengths = Counter[str]()
+        for one in list(self._members.values()):
+            lengths.update(one.beat.queue_lengths)
+        return lengths
 
     @property
     def in_work(self) -> int:
@@ -259,7 +262,7 @@ class _Member:
         self._on_beat, self._watchdog = on_beat, Watchdog(begin.config.watchdog_s)
         self._joins: dict[int, asyncio.Future[None]] = {}
         self._failure = ""
-        self.beat = Beat(0, 0, 0, {}, {})
+        self.beat = Beat({}, 0, 0, {}, {})
         self.joined, self.listening = asyncio.Event(), asyncio.Event()
         self.tell(begin)
 

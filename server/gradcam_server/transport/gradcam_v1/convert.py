@@ -83,11 +83,14 @@ _FORMAT_NUMBERS = {
 _FORMATS: dict[int, HeatmapFormat] = {number: domain for domain, number in _FORMAT_NUMBERS.items()}
 
 
-def to_request(message: pb.ExplainImageRequest, deadline: float | None = None) -> ExplainRequest:
+def to_request(
+    message: pb.ExplainImageRequest, *, caller: str = "", deadline: float | None = None
+) -> ExplainRequest:
     """Reads a request.
 
     Args:
         message: The request.
+        caller: Whose share of the server the request uses.
         deadline: Time of ``perf_counter`` at which the answer is of no more use.
 
     Raises:
@@ -109,6 +112,7 @@ def to_request(message: pb.ExplainImageRequest, deadline: float | None = None) -
         model_version=message.model_version,
         priority=_priority(message),
         deadline=deadline,
+        caller=caller,
     )
 
 

@@ -47,7 +47,12 @@ class InferRequest:
 
 
 def to_request(
-    message: pb.ModelInferRequest, model: str, version: str, deadline: float | None = None
+    message: pb.ModelInferRequest,
+    model: str,
+    version: str,
+    *,
+    caller: str = "",
+    deadline: float | None = None,
 ) -> InferRequest:
     """Reads a request.
 
@@ -55,6 +60,7 @@ def to_request(
         message: The request.
         model: The model's name.
         version: Its version as the catalog has it: empty if it was given none.
+        caller: Whose share of the server the request uses.
         deadline: Time of ``perf_counter`` at which the call ends; the parameter
             ``timeout`` may only make it earlier.
 
@@ -72,6 +78,7 @@ def to_request(
         prediction_count=0,
         priority=_priority(given.get("priority")),
         deadline=_deadline(given.get("timeout"), deadline),
+        caller=caller,
     )
     images = read_images(message)
     return InferRequest(tuple(replace(asked, image=image) for image in images), outputs)

@@ -3,7 +3,7 @@
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, TypeAlias
@@ -20,6 +20,7 @@ from gradcam_server.errors import (
 )
 from gradcam_server.transport.security.caller import Caller, current_caller
 from gradcam_server.transport.security.limits import Places
+from gradcam_server.transport.security.receiving import Receiving
 from gradcam_server.transport.security.tokens import Token, TokenFile
 from gradcam_server.transport.sending import forget_frames, limit_sending, when_sent
 from gradcam_server.transport.status import abort, to_status
@@ -39,7 +40,9 @@ _RETRY_STREAM_S = 1.0
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 _Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 _Admitted: TypeAlias = Callable[[bool, Any], AbstractContextManager[None]]
-"""Given whether a call's requests are a stream, and its context."""
+"""Given whether a call's requests are a stream, and its context. Sets the current caller."""
+
+_REFUSALS = (LimitError, InvalidRequestError, UnauthenticatedError, ForbiddenError)
 
 
 class Access:
@@ -65,7 +68,7 @@ class Access:
         self.on_token_request, self.on_rejected = on_token_request, on_rejected
         self._clock = clock
         self._callers: dict[str, Caller] = {}
-        self._everyone = Caller()
+        self.receiving = Receiving()
         self._streams = Places(None)
         self.max_send_s = config.max_send_s
         self.configure(config, read_token_file(config))
@@ -75,14 +78,18 @@ class Access:
         self._tokens, self._front_ends = tokens, config.frontends
         self._streams.limit = config.max_streams
 
-    def authenticate(self, metadata: _Metadata) -> Caller:
-        """Finds out who calls.
+    def authenticate(self, metadata: _Metadata, connection: str) -> Caller:
+        """Finds out who calls: the holder of a token or, without tokens, a connection.
+
+        Args:
+            metadata: Of the call.
+            connection: Its client, as gRPC names it.
 
         Raises:
             UnauthenticatedError: Without a token, or with an unknown one.
         """
         if self._tokens is None:
-            return self._everyone
+            return Caller(connection=connection)
         token = self._tokens.find(_bearer(metadata))
         if token is None:
             raise UnauthenticatedError("the token is not known to this server, or not any more")
@@ -124,6 +131,8 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, access: Access, *, admin: bool = False) -> None:
         self._access, self._admin = access, admin
         self._handlers: dict[str, _Handler] = {}
+        unknown: _Handler = grpc.stream_stream_rpc_method_handler(_refuse_unknown)
+        self._unknown = _wrap(unknown, self._admitted, access)
 
     async def intercept_service(
         self,
@@ -131,51 +140,29 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         details: grpc.HandlerCallDetails,
     ) -> _Handler:
         """Wraps the handler of a call."""
-        if details.method.startswith(_HEALTH):
-            return await self._wrapped(continuation, details, lambda *_: nullcontext())
-        try:
-            caller = self._access.authenticate(details.invocation_metadata)
-        except UnauthenticatedError as error:
-            return self._refusal("", "unauthenticated", error)
-        try:
-            if self._admin:
-                caller.check_admin()
-        except ForbiddenError as error:
-            return self._refusal(caller.name, "forbidden", error)
-        current_caller.set(caller)
-        return await self._wrapped(continuation, details, self._admitted)
-
-    async def _wrapped(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
-        details: grpc.HandlerCallDetails,
-        admitted: _Admitted,
-    ) -> _Handler:
-        """Wraps a handler, each method's once."""
         if (wrapped := self._handlers.get(details.method)) is None:
-            wrapped = _wrap(await continuation(details), admitted, self._access.max_send_s)
-            if wrapped is not None:  # names that there are not would be kept for ever
-                self._handlers[details.method] = wrapped
+            handler = await continuation(details)
+            if handler is None:  # names that there are not would be kept for ever
+                return self._unknown
+            is_open = details.method.startswith(_HEALTH)
+            admitted = self._admitted_unasked if is_open else self._admitted
+            wrapped = _wrap(handler, admitted, self._access)
+            self._handlers[details.method] = wrapped
         return wrapped
 
-    def _refusal(
-        self, name: str, reason: Literal["unauthenticated", "forbidden"], error: Exception
-    ) -> _Handler:
-        async def refuse(_: Any, context: Any) -> None:
-            with self._reporting(name, context):
-                self._access.on_rejected(reason)
-                await abort(context, to_status(error))
-
-        # As a stream, whatever it is: then its message, however large, is never read.
-        return grpc.stream_stream_rpc_method_handler(refuse)
+    @contextmanager
+    def _admitted_unasked(self, _: bool, context: Any) -> Iterator[None]:
+        current_caller.set(Caller(connection=context.peer()))
+        yield
 
     @contextmanager
     def _admitted(self, streaming: bool, context: Any) -> Iterator[None]:
-        caller = current_caller.get()  # gRPC runs interceptor and handler in one task
-        if not caller.name:
-            caller = Caller(connection=context.peer())
+        with self._reporting(context):
+            metadata = tuple(context.invocation_metadata() or ())
+            caller = self._access.authenticate(metadata, context.peer())
             current_caller.set(caller)
-        with self._reporting(caller.name, context):
+            if self._admin:
+                caller.check_admin()
             with ExitStack() as counted:
                 counted.enter_context(caller.call())
                 if streaming:
@@ -184,11 +171,19 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             yield
 
     @contextmanager
-    def _reporting(self, name: str, context: Any) -> Iterator[None]:
+    def _reporting(self, context: Any) -> Iterator[None]:
         code = "CANCELLED"
         try:
             yield
             code = _code(context, "OK")
+        except UnauthenticatedError:
+            code = "UNAUTHENTICATED"
+            self._access.on_rejected("unauthenticated")
+            raise
+        except ForbiddenError:
+            code = "PERMISSION_DENIED"
+            self._access.on_rejected("forbidden")
+            raise
         except LimitError:
             code = "RESOURCE_EXHAUSTED"
             self._access.on_rejected("limited")
@@ -200,62 +195,88 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             code = _code(context, "UNKNOWN")
             raise
         finally:
-            self._access.on_token_request(name, code)
+            self._access.on_token_request(current_caller.get().name, code)
 
 
-def _wrap(handler: Any, admitted: _Admitted, max_send_s: float) -> _Handler:
-    """Returns a handler that answers within a context, in time, and refuses what is no message."""
-    if handler is None:
-        return None
+async def _refuse_unknown(_: Any, context: Any) -> None:
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+
+
+class _Messages:
+    """The messages of a call, each read when its turn has come."""
+
+    def __init__(self, context: Any, receiving: Receiving) -> None:
+        self._context, self._receiving = context, receiving
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        await self._receiving.turn(current_caller.get().key)
+        message = await self._context.read()
+        if message is grpc.aio.EOF:
+            raise StopAsyncIteration
+        return message
+
+
+def _wrap(handler: Any, admitted: _Admitted, access: Access) -> _Handler:
+    """Returns a handler that admits calls, then reads their messages, and refuses bad ones.
+
+    For gRPC its requests are always a stream: then a message is read when it is asked for, and that
+    of a call which may not come in never.
+    """
     streaming = handler.request_streaming
-    kind = f"{_arity(streaming)}_{_arity(handler.response_streaming)}"
-    behaviour = getattr(handler, kind)
-    parse = _parser(handler.request_deserializer)
-    # gRPC would log a traceback and answer UNKNOWN if a unary message could not be parsed.
-    read = (lambda messages: messages) if streaming else parse
-
+    behaviour = getattr(handler, f"{_arity(streaming)}_{_arity(handler.response_streaming)}")
     write = handler.response_serializer or bytes
 
-    async def respond(request: Any, context: Any) -> Any:
+    async def read(context: Any) -> Any:
+        messages = _Messages(context, access.receiving)
+        if streaming:
+            return messages
+        try:
+            return await anext(messages)
+        except StopAsyncIteration:
+            raise InvalidRequestError("", "the call has no message") from None
+
+    async def respond(context: Any) -> Any:
         try:
             with admitted(streaming, context):
-                response = await behaviour(read(request), context)
-        except (LimitError, InvalidRequestError) as error:
+                response = await behaviour(await read(context), context)
+        except _REFUSALS as error:
             await abort(context, to_status(error))
             return None
         if handler.response_streaming:
             return None
-        limit_sending(max_send_s)
+        limit_sending(access.max_send_s)
         # From here on only its bytes are held.
         return write(response)
 
-    async def answer(request: Any, context: Any) -> Any:
-        responding = respond(request, context)
-        del request
+    async def answer(_: Any, context: Any) -> Any:
         try:
-            return await responding
+            return await respond(context)
         except grpc.aio.AbortError as error:
             forget_frames(error)
             raise
 
-    async def answer_each(request: Any, context: Any) -> AsyncIterator[Any]:
+    async def answer_each(_: Any, context: Any) -> AsyncIterator[Any]:
         try:
             with admitted(streaming, context):
-                async for message in behaviour(read(request), context):
+                async for message in behaviour(await read(context), context):
                     yield message
-        except (LimitError, InvalidRequestError) as error:
+        except _REFUSALS as error:
             await abort(context, to_status(error))
 
-    make = getattr(grpc, f"{kind}_rpc_method_handler")
+    make = getattr(grpc, f"stream_{_arity(handler.response_streaming)}_rpc_method_handler")
     return make(
         answer_each if inspect.isasyncgenfunction(behaviour) else answer,
-        request_deserializer=parse if streaming else None,
+        request_deserializer=_parser(handler.request_deserializer, access.receiving),
         response_serializer=handler.response_serializer if handler.response_streaming else None,
     )
 
 
-def _parser(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+def _parser(parse: Callable[[bytes], Any] | None, receiving: Receiving) -> Callable[[bytes], Any]:
     def parse_or_refuse(data: bytes) -> Any:
+        receiving.received(current_caller.get().key, len(data))
         try:
             return data if parse is None else parse(data)
         except DecodeError:

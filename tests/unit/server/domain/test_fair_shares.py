@@ -87,7 +87,7 @@ def test_callers_that_have_gone_are_forgotten() -> None:
         shares.begin(f"connection {number}", 0.1).settle(0.1)
         shares.enter("stays")
         shares.begin("stays", 0.1).settle(0.1)
-    assert len(shares._accounts) < 50
+    assert shares.account_count < 50
 
 
 def test_tags_interleave_callers_and_keep_each_ones_order() -> None:

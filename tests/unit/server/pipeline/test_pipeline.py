@@ -32,7 +32,6 @@ from gradcam_server.images.decode import decode_image
 from gradcam_server.pipeline import pipeline as module
 from gradcam_server.pipeline.ledger import Ledger
 from gradcam_server.pipeline.pipeline import Pipeline
-from gradcam_server.transport.security.caller import Caller, current_caller
 from support.instant import INPUT_SIZE, InstantBackend
 
 
@@ -246,9 +245,8 @@ async def test_methods_of_many_passes_take_turns_by_caller(
         return await compute(key, *arguments)
 
     async def ask(caller: str) -> None:
-        current_caller.set(Caller(caller))
         image = RawImage(bytes(3 * INPUT_SIZE[0] * INPUT_SIZE[1]), *INPUT_SIZE)
-        await pipeline.explain(ExplainRequest(image, smooth_grad=SmoothGrad(2)))
+        await pipeline.explain(ExplainRequest(image, smooth_grad=SmoothGrad(2), caller=caller))
         answered.append(caller)
 
     monkeypatch.setattr(backend, "compute", wait_and_compute)
@@ -285,7 +283,7 @@ AT_ONCE = 2  # requests whose passes run at the same time
 @pytest.mark.parametrize("options", MANY_PASS, ids=["smooth", "integrated gradients", "scorecam"])
 async def test_methods_of_many_passes_wait_in_a_bounded_queue(options: dict[str, Any]) -> None:
     """Those too many are refused; requests of one pass go on, and all that wait are answered."""
-    backend = GatedBackend()
+    backend, places = GatedBackend(), 3  # of four: the last one is for another caller
     pipeline = Pipeline(ServeConfig(max_queue_length=4), backend, lambda *_: None)
     pixels = RawImage(bytes(3 * INPUT_SIZE[0] * INPUT_SIZE[1]), *INPUT_SIZE)
     tasks = [
@@ -297,9 +295,12 @@ async def test_methods_of_many_passes_wait_in_a_bounded_queue(options: dict[str,
     ]
     await asyncio.sleep(0.1)
     refused = [task for task in tasks if task.done()]
-    assert len(refused) == 23 - AT_ONCE - 4
+    assert len(refused) == 23 - AT_ONCE - places
+    assert pipeline.queue_lengths == {"one_pass": 0, "many_pass": places}
     for task in refused:
-        with pytest.raises(QueueFullError, match="all 4 places in the queue of many-pass methods"):
+        with pytest.raises(
+            QueueFullError, match="3 of the 4 places in the queue of many-pass methods"
+        ):
             task.result()
     await pipeline.explain(ExplainRequest(pixels))
     patient = asyncio.create_task(
@@ -311,6 +312,76 @@ async def test_methods_of_many_passes_wait_in_a_bounded_queue(options: dict[str,
     for task in (*(one for one in tasks if one not in refused), patient):
         assert (await task).stats.pass_count > 1
     await pipeline.close()
+
+
+@pytest.mark.parametrize("options", [{}, {"smooth_grad": SmoothGrad(2)}], ids=["one", "many"])
+@pytest.mark.parametrize("flooding", [1, 3])
+async def test_a_caller_that_fills_the_queue_leaves_a_place_for_another(
+    options: dict[str, Any], flooding: int
+) -> None:
+    """A newcomer is let in at once; the others get most of the queue of a device that is stuck."""
+
+    class Standing(InstantBackend):
+        async def compute(self, *_: Any) -> Answer[GraphOutput]:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    pipeline = Pipeline(ServeConfig(max_queue_length=40), Standing(), lambda *_: None)
+    pixels = RawImage(bytes(3 * INPUT_SIZE[0] * INPUT_SIZE[1]), *INPUT_SIZE)
+
+    async def ask(caller: str, wait: bool) -> None:
+        request = ExplainRequest(pixels, caller=caller, **options)
+        await pipeline.explain(request, wait_for_place=wait)
+
+    tasks = [
+        asyncio.create_task(ask(f"flood {number % flooding}", wait))
+        for number in range(120)
+        for wait in (True, False)
+    ]
+    await asyncio.sleep(0.05)
+    assert 35 <= sum(pipeline.queue_lengths.values()) < 40
+    tasks.append(asyncio.create_task(ask("one", wait=False)))
+    await asyncio.sleep(0.05)
+    assert not tasks[-1].done()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert sum(pipeline.queue_lengths.values()) == 0
+    await pipeline.close()
+
+
+async def test_a_request_is_resolved_once(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What reserve has found out, explain uses."""
+    resolved: list[ExplainRequest] = []
+    resolve = Pipeline._resolve
+
+    def count(self: Pipeline, request: ExplainRequest) -> Any:
+        resolved.append(request)
+        return resolve(self, request)
+
+    monkeypatch.setattr(Pipeline, "_resolve", count)
+    pixels = RawImage(bytes(3 * INPUT_SIZE[0] * INPUT_SIZE[1]), *INPUT_SIZE)
+    requests = [ExplainRequest(pixels), ExplainRequest(pixels, smooth_grad=SmoothGrad(2))]
+    reserved = await pipeline.reserve(requests, Ledger().claim(""), wait=False)
+    for request, its_reserved in zip(requests, reserved, strict=True):
+        await pipeline.explain(request, reserved=its_reserved)
+    assert resolved == requests
+
+
+async def test_a_reload_between_reserving_and_explaining_is_survived(
+    pipeline: Pipeline, backend: InstantBackend
+) -> None:
+    """Another pipeline, whose models may be others, finds its own model and keeps the hold."""
+    pixels = RawImage(bytes(3 * INPUT_SIZE[0] * INPUT_SIZE[1]), *INPUT_SIZE)
+    ledger = Ledger()
+    claim, request = ledger.claim(""), ExplainRequest(pixels)
+    (reserved,) = await pipeline.reserve([request], claim, wait=False)
+    later = Pipeline(ServeConfig(), backend, lambda *_: None)
+    await later.explain(request, reserved=reserved)
+    assert ledger.held["sending"] == ledger.total > 0
+    await later.close()
 
 
 async def test_giving_up_many_passes_frees_their_place() -> None:
@@ -382,11 +453,11 @@ async def test_what_an_image_holds_is_counted_through_all_stages(
     data, ledger = jpeg(images, (1600, 1200)), Ledger()
     claim = ledger.claim("")
     request = asked(data, forms)
-    (hold,) = await pipeline.reserve([request], claim, wait=False)
+    (one,) = await pipeline.reserve([request], claim, wait=False)
     reserved = ledger.held["decoding"]
     pixels = 1600 * 1200 if GRAY in forms else 0
     assert 3 * len(data) + (3 + 2) * pixels <= reserved < 3 * len(data) + 5 * pixels + (1 << 20)
-    answer = await pipeline.explain(request, hold=hold)
+    answer = await pipeline.explain(request, reserved=one)
     answered = sum(len(one.data) for one in answer.explanations[0].heatmaps)
     assert 3 * len(data) + 2 * answered <= ledger.total == ledger.held["sending"] <= reserved
     claim.release()

@@ -120,14 +120,15 @@ def test_an_engine_that_is_down_has_no_memory(metrics: Metrics) -> None:
 def test_gauges_are_read_when_prometheus_asks(metrics: Metrics) -> None:
     """They show what is, not what was when they were set up."""
     waiting: list[int] = []
-    metrics.watch_queue(lambda: len(waiting), 256)
+    metrics.watch_queues(lambda: {"one_pass": len(waiting), "many_pass": 7}, 256)
     metrics.watch_in_flight(lambda: 2 * len(waiting))
     metrics.watch_ready(lambda: bool(waiting))
     metrics.watch_worker_threads(lambda: {"busy": len(waiting), "abandoned": 2})
     assert read(metrics, "gradcam_ready") == 0
     waiting.extend([1, 2, 3])
-    assert read(metrics, "gradcam_queue_length") == 3
-    assert read(metrics, "gradcam_queue_limit") == 256
+    assert read(metrics, "gradcam_queue_length", queue="one_pass") == 3
+    assert read(metrics, "gradcam_queue_length", queue="many_pass") == 7
+    assert read(metrics, "gradcam_queue_limit", queue="many_pass") == 256
     assert read(metrics, "gradcam_in_flight") == 6
     assert read(metrics, "gradcam_ready") == 1
     assert read(metrics, "gradcam_worker_threads", state="busy") == 3

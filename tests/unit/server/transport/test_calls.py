@@ -9,7 +9,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from gradcam_server.errors import LimitError
 from gradcam_server.telemetry.metrics import Metrics
 from gradcam_server.telemetry.setup import configure_tracing
-from gradcam_server.transport.calls import Calls, Counted
+from gradcam_server.transport.calls import CallRecord, Calls
 from gradcam_server.transport.lifecycle import Lifecycle
 from gradcam_server.transport.security.caller import Caller, current_caller
 from gradcam_server.transport.security.tokens import Token
@@ -32,7 +32,7 @@ def slow() -> Iterator[None]:
     current_caller.reset(mark)
 
 
-async def work(_: Counted) -> str:
+async def work(_: CallRecord) -> str:
     return "answer"
 
 

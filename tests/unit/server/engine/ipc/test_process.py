@@ -68,13 +68,6 @@ class Observer:
         self.beats.append(heartbeat)
 
 
-class Turn:
-    given_back = False
-
-    def give_back(self) -> None:
-        self.given_back = True
-
-
 @dataclass
 class Scripted:
     """A process that only sleeps, and the engine's end of its socket in our hands."""
@@ -115,9 +108,9 @@ async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Scripted]:
 
 
 async def test_answers_find_their_requests(engine: Scripted) -> None:
-    """In whatever order they come; turns, batches and beats are told on the way."""
-    turn = Turn()
-    first = asyncio.create_task(engine.backend.compute(KEY, ITEM, turn))
+    """In whatever order they come; dispatches, batches and heartbeats are reported on the way."""
+    dispatched = []
+    first = asyncio.create_task(engine.backend.compute(KEY, ITEM, lambda: dispatched.append(KEY)))
     second = asyncio.create_task(engine.backend.compute(KEY, ITEM, None, Urgency(9, 5.0)))
     asked = [await receive(engine.reader) for _ in range(2)]
     assert [one.urgency for one in asked] == [Urgency(), Urgency(9, 5.0)]
@@ -129,7 +122,7 @@ async def test_answers_find_their_requests(engine: Scripted) -> None:
         send(engine.writer, Done(one.number, Answer(output(value), REPORT), None, 5))
     answers = await asyncio.gather(first, second)
     assert [float(answer.output.logits[0]) for answer in answers] == [1.0, 2.0]
-    assert turn.given_back
+    assert dispatched == [KEY]
     assert engine.observer.batches == [("m", REPORT)]
     assert [one.resident_bytes for one in engine.observer.beats] == [1000]
     assert engine.backend.compilation_count == 5

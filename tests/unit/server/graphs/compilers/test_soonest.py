@@ -99,7 +99,7 @@ def test_nothing_is_run_or_measured_before_the_first_image(
     graph = soonest(
         ExplanationGraph(model, key(Method.GRAD_CAM, "block"), CompilationCounter()), (1, 4)
     )
-    assert graph.least_s < 1e-6
+    assert graph.min_s < 1e-6
     assert graph.plan(1) == (1, 1)
     assert graph.plan(4) == (4, 4)
 

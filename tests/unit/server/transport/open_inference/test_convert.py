@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from tritonclient.utils import serialize_byte_tensor
 
 from gradcam.inference import grpc_service_pb2 as pb
-from gradcam.v1 import explanation_service_pb2 as gradcam_pb
+from gradcam_server.domain.catalog import ServedModel
+from gradcam_server.domain.labels import ClassLabel, ClassLabels
+from gradcam_server.domain.layers import LayerInfo
+from gradcam_server.domain.preprocessing import Preprocessing
 from gradcam_server.domain.requests import (
     ExplainedImage,
     ExplainRequest,
@@ -32,6 +35,8 @@ from gradcam_server.transport.open_inference.convert import to_request, to_respo
 from gradcam_server.transport.open_inference.describe import to_config, to_metadata
 from gradcam_server.transport.open_inference.statistics import ModelRecord
 from gradcam_server.transport.open_inference.tensors import MAX_IMAGES, decode_bytes, read_images
+
+LAYERS = ("input", "a", "b")
 
 
 def request(
@@ -228,11 +233,11 @@ def test_the_earlier_of_timeout_and_deadline_counts() -> None:
     """A timeout is in microseconds, 0 is none, and it cannot outlast the call."""
     second = asking(timeout={"int64_param": 1_000_000})
     for deadline in (None, perf_counter() + 100):
-        (image,) = to_request(second, "m", "", deadline).images
+        (image,) = to_request(second, "m", "", deadline=deadline).images
         assert image.deadline is not None
         assert 0 < image.deadline - perf_counter() <= 1
     soon = perf_counter()
-    assert to_request(second, "m", "", soon).images[0].deadline == soon
+    assert to_request(second, "m", "", deadline=soon).images[0].deadline == soon
     assert read(asking(timeout={"int64_param": 0})).deadline is None
 
 
@@ -311,15 +316,13 @@ def test_answers_are_stacked_in_the_order_of_the_request() -> None:
 
 def test_metadata_and_configuration_agree() -> None:
     """The same tensors; metadata have the batch's dimension in front."""
-    layers = [
-        gradcam_pb.Layer(name="input"),
-        gradcam_pb.Layer(name="a", explainable=True),
-        gradcam_pb.Layer(name="b", explainable=True),
-    ]
-    model = gradcam_pb.Model(name="m", class_count=5, default_layer="b", layers=layers)
+    layers = tuple(LayerInfo(name, "Conv2D", (None, 2, 2, 1), name != "input") for name in LAYERS)
+    labels = ClassLabels([ClassLabel(str(index)) for index in range(5)])
+    model = ServedModel("m", "", labels, layers, "b", (8, 9), Preprocessing.NONE, "file")
     config, metadata = to_config(model), to_metadata(model)
     assert list(metadata.versions) == ["1"]
     assert config.parameters["layers"].string_value == "a,b"
+    assert config.parameters["input_size"].string_value == "8x9"
     assert config.parameters["methods"].string_value.split(",") == [*Method]
     for tensors, described in (
         (config.input, metadata.inputs),

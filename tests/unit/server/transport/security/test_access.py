@@ -168,6 +168,7 @@ async def test_the_right_token_is_let_in_and_counted_by_name(tokens: Path) -> No
         ("root", "OK"): 1,
         ("alice", "NOT_FOUND"): 1,
         ("alice", "UNKNOWN"): 1,
+        ("alice", "UNIMPLEMENTED"): 1,
     }
 
 
@@ -450,3 +451,37 @@ async def test_a_refused_message_does_not_wait_for_the_garbage_collector(how: st
     finally:
         gc.enable()
         await server.stop(1)
+
+
+@pytest.mark.parametrize("method", ["/a.B/Unary", "/a.B/Unknown", "/a.B/Stream"])
+async def test_refused_calls_are_not_read(tmp_path: Path, method: str) -> None:
+    """Their clients learn it before they have sent their message, whatever the limit is."""
+    world = World(write(tmp_path, max_requests_per_s=1))
+    world.go.set()
+    async with world.serving() as channel:
+        assert await call(channel, ALICE) == "OK"
+        refused = channel.stream_unary(method)(metadata=ALICE)  # it never sends one
+        async with asyncio.timeout(20):
+            assert (await refused.code()).name == "RESOURCE_EXHAUSTED"
+    assert world.started == 1
+
+
+async def test_a_call_without_a_message_is_refused() -> None:
+    """A client of another library may end its side at once."""
+    world = World(None)
+    async with world.serving() as channel:
+        ended = channel.stream_unary("/a.B/Unary")(iter([]))
+        assert (await ended.code()).name == "INVALID_ARGUMENT"
+        assert await ended.details() == "the call has no message"
+    assert world.started == 0
+
+
+def test_a_caller_is_the_holder_of_a_token_or_else_a_connection(tokens: Path) -> None:
+    """Whose shares are used is known once it is known who calls."""
+    with_tokens = Access(ServeConfig(token_file=str(tokens)))
+    assert with_tokens.authenticate(ALICE, "ipv4:1").key == "alice"
+    without = Access(ServeConfig())
+    assert [without.authenticate((), peer).key for peer in ("ipv4:1", "ipv4:2")] == [
+        "ipv4:1",
+        "ipv4:2",
+    ]

@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def readme_blocks(language: str) -> list[str]:
     text = (ROOT / "README.md").read_text("utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    # All blocks, so that the end of one is not taken for the beginning of the next.
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [code for name, code in blocks if name == language]
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def test_the_readmes_explain_commands_run(server: RunningServer, folder: Path) -
         for line in block.splitlines()
         if line.startswith(("gradcam explain", "gradcam health"))
     ]
-    assert len(lines) >= 5
+    assert len(lines) >= 7
     for line in lines:
         shell = line.replace("gradcam", shlex.quote(GRADCAM), 1)
         subprocess.run(shell, shell=True, cwd=folder, check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""The server's settings: one table from which flags, variables and the README are made."""
+"""The server's settings: one table from which flags, variables and docs/settings.md are made."""
 
 import dataclasses
 import re
@@ -122,7 +122,7 @@ class ServeConfig:
     labels: tuple[str, ...] = _option(
         (),
         "File with the names of the classes: text, one on each line, or a JSON list; or imagenet. "
-        "A model from a file has no names else. With several models: MODEL=FILE, repeated.",
+        "Without it, a model from a file has no names. With several models: MODEL=FILE, repeated.",
         str,
         multiple=True,
     )
@@ -186,8 +186,8 @@ class ServeConfig:
     compute_streams: int = _option(
         1,
         "Batches that OpenVINO computes at the same time, each on its part of the threads, once "
-        "requests wait; 0 is as many as it advises. More than 1 pays with many cores or small "
-        "models, and costs memory.",
+        "requests wait; 0 is as many as it advises. More than 1 is faster with many cores or "
+        "small models, and takes more memory.",
         _NOT_NEGATIVE,
     )
     cache_dir: str | None = _option(

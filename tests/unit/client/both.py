@@ -1,4 +1,4 @@
-"""Both clients behind one face, so that a test is written once."""
+"""Both clients behind one interface, so that one test covers both."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -12,8 +12,8 @@ from gradcam_client import AsyncClient, Client, ImageExplanation, Outcome
 _T = TypeVar("_T")
 
 
-class Face(Protocol):
-    """What the tests ask of a client."""
+class BlockingClient(Protocol):
+    """The methods of a client that the tests use."""
 
     def explain(self, image: bytes, **options: Any) -> ImageExplanation: ...
 
@@ -27,7 +27,7 @@ class Face(Protocol):
 
 
 Connect: TypeAlias = Callable[..., Any]
-"""Makes a context manager that yields a ``Face``; it takes what the clients take."""
+"""Takes the arguments of a client; returns a context manager that yields a ``BlockingClient``."""
 
 
 class _Sync:
@@ -56,7 +56,7 @@ class _Async:
         self.runner, self.client = runner, client
 
     def _run(self, coroutine: Coroutine[None, None, _T]) -> _T:
-        return self.runner.run(coroutine, context=copy_context())  # the runner's is older
+        return self.runner.run(coroutine, context=copy_context())  # not the older one of the runner
 
     def explain(self, image: bytes, **options: Any) -> ImageExplanation:
         return self._run(self.client.explain(image, **options))
@@ -81,13 +81,13 @@ class _Async:
 
 
 @contextmanager
-def connect_sync(*args: Any, **options: Any) -> Iterator[Face]:
+def connect_sync(*args: Any, **options: Any) -> Iterator[BlockingClient]:
     with Client(*args, **options) as client:
         yield _Sync(client)
 
 
 @contextmanager
-def connect_async(*args: Any, **options: Any) -> Iterator[Face]:
+def connect_async(*args: Any, **options: Any) -> Iterator[BlockingClient]:
     async def make() -> AsyncClient:
         return AsyncClient(*args, **options)
 

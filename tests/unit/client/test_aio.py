@@ -101,7 +101,7 @@ async def test_the_deadline_is_kept(client: AsyncClient, server: FakeServer) -> 
 
 
 async def test_cancelling_a_task_cancels_its_call(client: AsyncClient, server: FakeServer) -> None:
-    """A cancelled task does not leave the server working for nobody."""
+    """A cancelled task cancels the call at the server."""
     server.script.append(server.hang)
     task = asyncio.create_task(client.explain(b"7"))
     assert await eventually(lambda: len(server.requests) == 1)
@@ -114,7 +114,7 @@ async def test_cancelling_a_task_cancels_its_call(client: AsyncClient, server: F
 async def test_cancelling_a_task_cancels_both_attempts(
     client: AsyncClient, server: FakeServer
 ) -> None:
-    """Nothing of a hedged call goes on after its task was cancelled."""
+    """Both attempts of a hedged call end when its task is cancelled."""
     ended: list[grpc.ServicerContext] = []
 
     def hang(context: grpc.ServicerContext) -> None:
@@ -190,7 +190,7 @@ async def test_asynchronous_input(client: AsyncClient) -> None:
 async def test_bad_items_do_not_end_the_stream(
     client: AsyncClient, server: FakeServer, tmp_path: Path
 ) -> None:
-    """An unreadable path, a wrong array and a refusal are outcomes between the others."""
+    """An unreadable path, a wrong array and a refusal are outcomes in their place."""
     server.streams.append(server.answer_with({3: [make_status(CODE.INVALID_ARGUMENT, "bad")]}))
     mixed: list[ImageInput] = [
         b"0",
@@ -230,14 +230,14 @@ async def test_a_finished_stream_ends_well(client: AsyncClient, server: FakeServ
 
 
 async def test_a_stream_that_never_gets_on_fails(client: AsyncClient, server: FakeServer) -> None:
-    """When the attempts are used up, what was taken fails, and the rest is tried afresh."""
+    """When the attempts are used up, the images taken fail, and later images start anew."""
     server.streams.extend([server.break_after(0)] * 4)
     found = await ends(client.explain_stream(images(8), max_in_flight=2))
     assert found == [UnavailableError] * 2 + [2, 3, 4, 5, 6, 7]
 
 
 async def test_without_a_server_each_image_has_its_error(retry: RetryPolicy) -> None:
-    """Every image has an outcome even if there is nobody to ask."""
+    """Every image has an outcome even if there is no server."""
     async with AsyncClient(NOWHERE, retry=retry) as client:
         assert await ends(client.explain_stream(images(3))) == [UnavailableError] * 3
 
@@ -249,7 +249,7 @@ async def test_one_large_image_fails_alone(client: AsyncClient) -> None:
 
 
 async def test_silence_has_a_limit(client: AsyncClient, server: FakeServer) -> None:
-    """Without any answer for the timeout what waits fails, and the rest is tried afresh."""
+    """Without any answer for the timeout, the images taken fail, and later images start anew."""
     server.streams.append(server.never_answer)
     found = await ends(client.explain_stream(images(4), max_in_flight=2, timeout_s=0.3))
     assert found == [DeadlineExceededError, DeadlineExceededError, 2, 3]
@@ -273,13 +273,13 @@ async def test_an_infinite_input_is_consumed_lazily(
         for count in range(1, 101):
             assert (await anext(outcomes)).unwrap().top.index == count - 1
             assert pulled_count <= count + 6
-    assert server.most_in_flight <= 6
+    assert server.max_in_flight <= 6
     assert await eventually(server.cancelled.is_set)
     assert await eventually(lambda: asyncio.all_tasks() <= tasks_before)
 
 
 async def test_an_error_of_the_input_is_raised(client: AsyncClient) -> None:
-    """What the caller's iterable raises reaches the caller, after the outcomes before it."""
+    """An exception of the caller's iterable reaches the caller, after the outcomes before it."""
 
     async def failing() -> AsyncIterator[bytes]:
         for image in images(3):
@@ -322,7 +322,7 @@ async def test_models_are_described(client: AsyncClient) -> None:
 
 
 async def test_health_is_told(client: AsyncClient, server: FakeServer) -> None:
-    """Health is the server's word, and an unknown service is NotFoundError."""
+    """Health is the server's status, and an unknown service is NotFoundError."""
     assert await client.health() == "SERVING"
     with pytest.raises(NotFoundError):
         await client.health("no.such.Service")

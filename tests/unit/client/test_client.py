@@ -76,7 +76,7 @@ def test_a_full_queue_is_tried_again(client: Client, server: FakeServer) -> None
 
 
 def test_an_absent_server_is_tried_again(client: Client, server: FakeServer) -> None:
-    """A server that comes back in time is not noticed to have been away."""
+    """A server that comes back in time causes no error."""
     server.script.extend([server.fail(CODE.UNAVAILABLE)] * 2)
     assert client.explain(b"7").top.index == 7
 
@@ -106,7 +106,7 @@ def test_a_large_message_is_sent_once(client: Client, server: FakeServer) -> Non
 
 
 def test_own_message_limit(server: FakeServer) -> None:
-    """max_message_bytes limits what is sent."""
+    """max_message_bytes limits requests."""
     with (
         Client(server.target, max_message_bytes=100) as client,
         pytest.raises(MessageTooLargeError),
@@ -124,7 +124,7 @@ def test_the_deadline_is_kept(client: Client, server: FakeServer) -> None:
 
 
 def test_the_deadline_covers_the_pauses(client: Client, server: FakeServer) -> None:
-    """A delay beyond the deadline is not slept: the refusal is raised at once."""
+    """A pause beyond the deadline is not waited for: the refusal is raised at once."""
     server.script.append(server.fail(CODE.RESOURCE_EXHAUSTED, retry_after_s=60))
     started = time.monotonic()
     with pytest.raises(OverloadedError) as raised:
@@ -140,7 +140,7 @@ def test_no_server_is_unavailable(retry: RetryPolicy) -> None:
 
 
 def test_bad_input_is_not_sent(client: Client, server: FakeServer, tmp_path: Path) -> None:
-    """What is wrong before sending is raised as Python does."""
+    """Mistakes found before sending raise Python's own errors."""
     with pytest.raises(FileNotFoundError):
         client.explain(tmp_path / "missing.jpg")
     with pytest.raises(ValueError, match="resize"):
@@ -179,7 +179,7 @@ def test_no_images_no_call(client: Client, server: FakeServer) -> None:
 def test_bad_items_do_not_end_the_stream(
     client: Client, server: FakeServer, tmp_path: Path
 ) -> None:
-    """An unreadable path, a wrong array and a refusal are outcomes between the others."""
+    """An unreadable path, a wrong array and a refusal are outcomes in their place."""
     bad = make_status(CODE.INVALID_ARGUMENT, "bad", field="image")
     server.streams.append(server.answer_with({3: [bad]}))
     mixed: list[ImageInput] = [
@@ -219,14 +219,14 @@ def test_a_finished_stream_ends_well(client: Client, server: FakeServer) -> None
 
 
 def test_a_stream_that_never_gets_on_fails(client: Client, server: FakeServer) -> None:
-    """When the attempts are used up, what was taken fails, and the rest is tried afresh."""
+    """When the attempts are used up, the images taken fail, and later images start anew."""
     server.streams.extend([server.break_after(0)] * 4)
     found = ends(client.explain_stream(images(8), max_in_flight=2))
     assert found == [UnavailableError] * 2 + [2, 3, 4, 5, 6, 7]
 
 
 def test_without_a_server_each_image_has_its_error(retry: RetryPolicy) -> None:
-    """Every image has an outcome even if there is nobody to ask."""
+    """Every image has an outcome even if there is no server."""
     with Client(NOWHERE, retry=retry) as client:
         assert ends(client.explain_stream(images(3))) == [UnavailableError] * 3
 
@@ -245,14 +245,14 @@ def test_one_large_image_fails_alone(client: Client) -> None:
 
 
 def test_silence_has_a_limit(client: Client, server: FakeServer) -> None:
-    """Without any answer for the timeout what waits fails, and the rest is tried afresh."""
+    """Without any answer for the timeout, the images taken fail, and later images start anew."""
     server.streams.append(server.never_answer)
     found = ends(client.explain_stream(images(4), max_in_flight=2, timeout_s=0.3))
     assert found == [DeadlineExceededError, DeadlineExceededError, 2, 3]
 
 
 def test_an_infinite_input_is_consumed_lazily(client: Client, server: FakeServer) -> None:
-    """Never more than max_in_flight images are ahead, on this side and on the server's."""
+    """At most max_in_flight images are ahead, in the client and in the server."""
     pulled = itertools.count()
     pulled_count = 0
 
@@ -268,7 +268,7 @@ def test_an_infinite_input_is_consumed_lazily(client: Client, server: FakeServer
         assert outcome.unwrap().top.index == count - 1
         assert pulled_count <= count + 6
     outcomes.close()
-    assert server.most_in_flight <= 6
+    assert server.max_in_flight <= 6
 
 
 def test_a_slow_input_delays_no_answer(client: Client) -> None:
@@ -287,7 +287,7 @@ def test_a_slow_input_delays_no_answer(client: Client) -> None:
 
 
 def test_an_error_of_the_input_is_raised(client: Client) -> None:
-    """What the caller's iterable raises reaches the caller, after the outcomes before it."""
+    """An exception of the caller's iterable reaches the caller, after the outcomes before it."""
 
     def failing() -> Iterator[bytes]:
         yield from images(3)
@@ -380,7 +380,7 @@ def test_models_are_described(client: Client, server: FakeServer) -> None:
 
 
 def test_health_is_told(client: Client, server: FakeServer) -> None:
-    """Health is the server's word, and an unknown service is NotFoundError."""
+    """Health is the server's status, and an unknown service is NotFoundError."""
     assert client.health() == "SERVING"
     server.set_serving(False)
     assert client.health() == "NOT_SERVING"
@@ -399,7 +399,7 @@ def test_a_client_waits_until_the_server_is_ready(client: Client, server: FakeSe
 
 
 def test_waiting_for_a_server_has_a_limit(client: Client, server: FakeServer) -> None:
-    """A server that does not get ready ends in an error that says how it was."""
+    """Waiting for a server that does not get ready ends in an error with its last status."""
     server.set_serving(False)
     with pytest.raises(DeadlineExceededError, match="NOT_SERVING"):
         client.wait_ready(0.3)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from gradcam_client import AsyncClient, Client, ImageExplanation, Outcome
+from gradcam_client import AsyncClient, Client, ImageExplanation, ImageInput, Outcome
 
 _T = TypeVar("_T")
 
@@ -15,11 +15,11 @@ _T = TypeVar("_T")
 class BlockingClient(Protocol):
     """The methods of a client that the tests use."""
 
-    def explain(self, image: bytes, **options: Any) -> ImageExplanation: ...
+    def explain(self, image: ImageInput, **options: Any) -> ImageExplanation: ...
 
     def explain_together(self, images: Sequence[bytes]) -> list[ImageExplanation]: ...
 
-    def explain_stream(self, images: Sequence[bytes], **options: Any) -> list[Outcome]: ...
+    def explain_stream(self, images: Sequence[ImageInput], **options: Any) -> list[Outcome]: ...
 
     def health(self) -> str: ...
 
@@ -34,7 +34,7 @@ class _Sync:
     def __init__(self, client: Client) -> None:
         self.client = client
 
-    def explain(self, image: bytes, **options: Any) -> ImageExplanation:
+    def explain(self, image: ImageInput, **options: Any) -> ImageExplanation:
         return self.client.explain(image, **options)
 
     def health(self) -> str:
@@ -47,7 +47,7 @@ class _Sync:
         with ThreadPoolExecutor(len(images)) as pool:
             return list(pool.map(self.client.explain, images))
 
-    def explain_stream(self, images: Sequence[bytes], **options: Any) -> list[Outcome]:
+    def explain_stream(self, images: Sequence[ImageInput], **options: Any) -> list[Outcome]:
         return list(self.client.explain_stream(images, **options))
 
 
@@ -58,7 +58,7 @@ class _Async:
     def _run(self, coroutine: Coroutine[None, None, _T]) -> _T:
         return self.runner.run(coroutine, context=copy_context())  # not the older one of the runner
 
-    def explain(self, image: bytes, **options: Any) -> ImageExplanation:
+    def explain(self, image: ImageInput, **options: Any) -> ImageExplanation:
         return self._run(self.client.explain(image, **options))
 
     def explain_together(self, images: Sequence[bytes]) -> list[ImageExplanation]:
@@ -67,7 +67,7 @@ class _Async:
 
         return self._run(together())
 
-    def explain_stream(self, images: Sequence[bytes], **options: Any) -> list[Outcome]:
+    def explain_stream(self, images: Sequence[ImageInput], **options: Any) -> list[Outcome]:
         async def collect() -> list[Outcome]:
             return [outcome async for outcome in self.client.explain_stream(images, **options)]
 

@@ -22,12 +22,20 @@ def test_every_error_code_has_its_cause_and_remedy() -> None:
     assert named <= {code.name for code in grpc.StatusCode}
 
 
-def test_every_link_to_a_file_leads_somewhere() -> None:
-    """Pages and manifests that the documents name are there."""
+def test_every_link_leads_somewhere() -> None:
+    """The files and the headings that the documents link to exist."""
     root = PAGE.parent.parent
-    for page in [root / "README.md", *root.glob("docs/*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
-            assert (page.parent / target).exists(), (page.name, target)
+    for page in [root / "README.md", root / "CONTRIBUTING.md", *root.glob("docs/*.md")]:
+        text = page.read_text("utf-8")
+        for path, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", text):
+            target = page.parent / path if path else page
+            assert target.exists(), (page.name, path)
+            if anchor:
+                headings = re.findall(r"^#+ (.+)$", target.read_text("utf-8"), re.MULTILINE)
+                anchors = {
+                    re.sub(r"[^\w -]", "", one).lower().replace(" ", "-") for one in headings
+                }
+                assert anchor in anchors, (page.name, path, anchor)
 
 
 def test_every_module_in_the_architecture_exists() -> None:

@@ -88,7 +88,7 @@ def run(
         image: What is sent; None makes a picture.
         payloads: ``jpeg`` and ``raw``.
         calls: ``unary`` and ``stream``.
-        users: Of the closed loops.
+        users: Numbers of users of the closed loops.
         load: Rates of the open loops, over the bare graph's.
         rates: Rates of the open loops in requests in a second, instead.
         seconds: Of each phase.

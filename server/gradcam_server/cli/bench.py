@@ -81,7 +81,7 @@ def bench() -> None:
     default=("unary", "stream"),
     help="How it is sent. Repeat for both.",
 )
-@click.option("--users", type=INTEGERS, default="1,2,4,8,16,32", help="Of the closed loops.")
+@click.option("--users", type=INTEGERS, default="1,2,4,8,16,32", help="Users of the closed loops.")
 @click.option(
     "--load",
     type=REALS,
@@ -134,7 +134,7 @@ def serving(
 @click.option(
     *("--compiler", "compilers"),
     multiple=True,
-    help="Of ours. Repeat for several.  [default: all]",
+    help="A compiler of our graph. Repeat for several.  [default: all]",
 )
 @click.option(
     *("--device", "devices"),

@@ -64,8 +64,8 @@ _DARK, _LIGHT = "#202124", "#5f6368"
     *("--method", "methods"),
     multiple=True,
     type=click.Choice(list(METHODS)),
-    help="A column for this method. Repeat for several.  [default: all of one pass; with several "
-    "layers gradcam]",
+    help="A column for this method. Repeat for several.  [default: all one-pass methods; with "
+    "several layers, gradcam]",
 )
 @click.option(
     *("--layer", "layers"),
@@ -212,7 +212,7 @@ def _caption(explanation: Explanation, most: int) -> str:
     score = f"score {explanation.score:z.2f}".translate(minus)
     span = f"raw {explanation.raw_min:.2g} to {explanation.raw_max:.2g}".translate(minus)
     if explanation.degenerate:
-        return f"{score}, {span}\nall zero: nothing speaks for it"
+        return f"{score}, {span}\nall zero: no positive value"
     separator = ", " if len(score) + len(span) + 2 <= most else "\n"
     return f"{score}{separator}{span}"
 

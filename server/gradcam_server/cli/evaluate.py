@@ -99,7 +99,7 @@ class Protocol:
     *("--method", "methods"),
     multiple=True,
     type=click.Choice(list(METHODS)),
-    help="Evaluate this method. Repeat for several.  [default: all of one pass]",
+    help="Evaluate this method. Repeat for several.  [default: all one-pass methods]",
 )
 @click.option(
     *("--smooth", "smooth_samples"),

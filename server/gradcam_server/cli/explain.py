@@ -337,7 +337,7 @@ def _print(path: Path, result: ImageExplanation, written: Sequence[Path]) -> Non
     for prediction in result.predictions:
         click.echo(f"  {prediction.probability:7.2%}  {prediction.index:>4}  {prediction.name}")
     for explanation in result.explanations:
-        notes = " (degenerate: nothing here speaks for it)" if explanation.degenerate else ""
+        notes = " (degenerate: the map has no positive value)" if explanation.degenerate else ""
         if explanation.saturated:
             notes += " (saturated: its gradient is lost in rounding; explain the logit)"
         rather = f" rather than {explanation.against_name}" if explanation.against_name else ""

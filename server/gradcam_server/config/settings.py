@@ -1,4 +1,4 @@
-"""The server's settings: one table that gives flags, variables and their documentation."""
+"""The settings: one table from which flags, variables and docs/settings.md are made."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -323,6 +323,7 @@ def test_a_compiler_that_is_not_installed_says_how_to_get_it(
         monkeypatch.setitem(sys.modules, row.module, None)
         with pytest.raises(CompilerError, match=rf"pip install 'gradcam-server\[{row.extra}\]'"):
             find_compiler(compiler)
+        assert extras is not None
         assert row.extra in extras
 
 

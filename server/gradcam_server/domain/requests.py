@@ -27,9 +27,6 @@ class Method(StrEnum):
     INTEGRATED_GRADIENTS = "integrated-gradients"
 
 
-MANY_PASS_METHODS = frozenset({Method.SCORE_CAM, Method.INTEGRATED_GRADIENTS})
-
-
 class ScoreType(StrEnum):
     """What is explained of a class."""
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from gradcam_server.domain.registry import ONE_PASS_METHODS, REGISTRY
 from gradcam_server.domain.requests import Method
 
 # A sum below this share of its terms' sizes is rounding error: float32 has 6e-8.
@@ -120,13 +121,7 @@ def eigen_grad_cam(activation: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
 
 
 METHODS: dict[Method, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
-    Method.GRAD_CAM: grad_cam,
-    Method.GRAD_CAM_PLUS_PLUS: grad_cam_plus_plus,
-    Method.HIRES_CAM: hires_cam,
-    Method.X_GRAD_CAM: x_grad_cam,
-    Method.LAYER_CAM: layer_cam,
-    Method.ELEMENTWISE_GRAD_CAM: elementwise_grad_cam,
-    Method.EIGEN_GRAD_CAM: eigen_grad_cam,
+    method: globals()[REGISTRY[method].function] for method in ONE_PASS_METHODS
 }
 
 

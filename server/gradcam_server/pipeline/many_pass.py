@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from gradcam_server.domain.catalog import ServedModel
 from gradcam_server.domain.graph_io import PIXELS, GraphItem, GraphKey, GraphOutput, GraphTarget
 from gradcam_server.domain.preprocessing import ZERO_COLORS
-from gradcam_server.domain.requests import MANY_PASS_METHODS, ExplainRequest, Method, Progress
+from gradcam_server.domain.registry import MANY_PASS_METHODS, REGISTRY
+from gradcam_server.domain.requests import ExplainRequest, Method, Progress
 from gradcam_server.domain.schedule import Turn, Urgency
 from gradcam_server.engine.backend import Backend
 from gradcam_server.errors import InvalidRequestError
@@ -19,9 +20,6 @@ from gradcam_server.transport.security.caller import current_caller
 
 # More would only share the same part of the device, and hold their images in memory.
 _AT_ONCE = 2
-
-# Score-CAM's channels and Integrated Gradients' steps.
-DEFAULT_PASSES = {Method.SCORE_CAM: 64, Method.INTEGRATED_GRADIENTS: 32}
 
 
 def count_passes(request: ExplainRequest, max_passes: int) -> int:
@@ -36,7 +34,7 @@ def count_passes(request: ExplainRequest, max_passes: int) -> int:
             raise InvalidRequestError(
                 "smooth_grad", f"SmoothGrad is for one-pass methods, not for {request.method}"
             )
-        default = DEFAULT_PASSES[request.method]
+        default = REGISTRY[request.method].default_passes
         passes = default if request.pass_count is None else request.pass_count
         if request.method is Method.SCORE_CAM:
             passes *= max(len(request.layers), 1)  # so many channels of each layer
@@ -147,7 +145,7 @@ class _Run:
 
     async def _score_cam(self, fitted: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
         layers = self._model.resolve_layers(self._request.layers)
-        count = self._request.pass_count or DEFAULT_PASSES[Method.SCORE_CAM]
+        count = self._request.pass_count or REGISTRY[Method.SCORE_CAM].default_passes
         extracting = self._key(Method.GRAD_CAM, layers, channel_count=count)
         scoring = self._key(Method.GRAD_CAM, (self._model.default_layer,))
 

@@ -24,8 +24,8 @@ from gradcam_server.domain.graph_io import (
 from gradcam_server.domain.hold_state import HoldState
 from gradcam_server.domain.labels import ClassLabels
 from gradcam_server.domain.layers import Extent
+from gradcam_server.domain.registry import MANY_PASS_METHODS
 from gradcam_server.domain.requests import (
-    MANY_PASS_METHODS,
     ExplainedImage,
     ExplainRequest,
     Explanation,

@@ -14,7 +14,8 @@ from gradcam_server.domain.graph_io import (
     by_rank,
 )
 from gradcam_server.domain.options import Compiler, Precision
-from gradcam_server.domain.requests import MANY_PASS_METHODS, Method, ScoreType
+from gradcam_server.domain.registry import ONE_PASS_METHODS as METHODS
+from gradcam_server.domain.requests import Method, ScoreType
 from gradcam_server.errors import DisconnectedLayerError
 from gradcam_server.graphs.compilers.autotune import compile_graph
 from gradcam_server.graphs.compilers.soonest import SoonestCompiler
@@ -22,8 +23,6 @@ from gradcam_server.graphs.executable import CompilationCounter, CompiledGraph
 from gradcam_server.graphs.explanation import ExplanationGraph
 from gradcam_server.models.loaded import LoadedModel
 from support.small_model import SIZE, load_small
-
-METHODS = [method for method in Method if method not in MANY_PASS_METHODS]
 
 
 @pytest.fixture(scope="module")

@@ -93,6 +93,16 @@ REFERENCES: dict[Method, Reference] = {
 }
 
 
+# How much each class's score counts in what a method explains; else the target's alone does.
+CONTRASTS: dict[Method, Callable[[Floats, int], Floats]] = {}
+
+
+def coefficients(method: Method, logits: NDArray[np.generic], index: int) -> Floats:
+    """The coefficients of the scores, (classes,), in what is explained of a class."""
+    contrast = CONTRASTS.get(method, lambda z, c: np.eye(len(z))[c])
+    return contrast(np.asarray(logits, float), index)
+
+
 def reference(method: Method, activations: NDArray[np.generic], gradients: object) -> Floats:
     """The maps of a batch, (B, H, W, K) -> (B, H, W)."""
     batch = zip(np.asarray(activations, float), np.asarray(gradients, float), strict=True)

@@ -17,6 +17,10 @@ class MethodRow:
         method: Its name in requests.
         function: The function that computes the map, in ``methods.one_pass``, or in
             ``methods.many_pass`` for a method of many passes.
+        contrast: The function of ``methods.one_pass`` that chooses the classes whose scores are
+            subtracted from the target's.
+        needs_gradient: Whether the map depends on the gradient; else no gradient is computed, and
+            all targets have the same map.
         decomposes: Whether the map takes an eigendecomposition. Then each further target is
             costly, and OpenVINO cannot compute it.
         default_passes: The passes of a request that does not say how many; 0 for a method of one.
@@ -24,6 +28,8 @@ class MethodRow:
 
     method: Method
     function: str
+    contrast: str = "requested_class"
+    needs_gradient: bool = True
     decomposes: bool = False
     default_passes: int = 0
 
@@ -44,3 +50,13 @@ REGISTRY = {
 }
 MANY_PASS_METHODS = tuple(row.method for row in REGISTRY.values() if row.default_passes)
 ONE_PASS_METHODS = tuple(row.method for row in REGISTRY.values() if not row.default_passes)
+
+
+def differentiated_as(method: Method) -> Method:
+    """Returns the first method of one pass whose graph is the same up to the maps."""
+    row = REGISTRY[method]
+    return next(
+        one.method
+        for one in REGISTRY.values()
+        if (one.contrast, one.needs_gradient) == (row.contrast, row.needs_gradient)
+    )

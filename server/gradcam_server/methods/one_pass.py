@@ -14,6 +14,15 @@ import tensorflow as tf
 from gradcam_server.domain.registry import ONE_PASS_METHODS, REGISTRY
 from gradcam_server.domain.requests import Method
 
+Contrast = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], list[tuple[tf.Tensor, tf.Tensor]]]
+"""Chooses what is subtracted from the score Y_c of each class c: weights times scores.
+
+Takes the logits, float32, shape (B, classes); the explained classes and those that the request
+contrasts them with, int32, shape (B, targets); and 1 where it does, else 0, float32, (B, targets).
+Returns pairs of classes and their weights, each (B, targets). Weights are constants: the gradient
+is that of Y_c less the weighted gradients.
+"""
+
 # A sum below this share of its terms' sizes is rounding error: float32 has 6e-8.
 _ROUNDING = 1e-6
 
@@ -120,8 +129,18 @@ def eigen_grad_cam(activation: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
     return tf.reshape(projected, [-1, height, width])
 
 
-METHODS: dict[Method, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
+def requested_class(
+    _logits: tf.Tensor, _classes: tf.Tensor, against: tf.Tensor, is_requested: tf.Tensor
+) -> list[tuple[tf.Tensor, tf.Tensor]]:
+    """The score of a class alone, or less that of the class that the request contrasts it with."""
+    return [(against, is_requested)]
+
+
+METHODS: dict[Method, Callable[[tf.Tensor, tf.Tensor | None], tf.Tensor]] = {
     method: globals()[REGISTRY[method].function] for method in ONE_PASS_METHODS
+}
+CONTRASTS: dict[Method, Contrast] = {
+    method: globals()[REGISTRY[method].contrast] for method in ONE_PASS_METHODS
 }
 
 

@@ -19,6 +19,7 @@ from gradcam_server.methods.one_pass import METHODS
 from gradcam_server.models.keras_network import KerasNetwork
 from gradcam_server.models.loaded import LoadedModel
 from gradcam_server.models.preprocessing import preprocess
+from oracles.reference import coefficients
 from support.small_model import CLASSES, SIZE, build_network, load_small
 
 TARGETS = 3
@@ -166,14 +167,14 @@ def test_several_layers_are_explained_in_one_pass(model: LoadedModel) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_compiled_as_it_is_defined(model: LoadedModel, method: Method) -> None:
-    """The graph gives the method the true activation and gradient, in float32."""
+    """The graph gives the method the true activation and gradient of its score, in float32."""
     image = pictures(1)[0]
     graph = compile_key(model, key("conv3", method=method), (1,))
     (actual,) = graph.run([item(image, 2)], 1)[0].maps[0]
     pixels = tf.constant((image[None].astype(np.float32) - 127) / 128)
     with tf.GradientTape() as tape:
         (activation,), logits = model.network.compute(pixels, ["conv3"])
-        score = logits[0, 2]
+        score = tf.tensordot(logits[0], np.float32(coefficients(method, logits[0], 2)), 1)
     expected = METHODS[method](activation, tape.gradient(score, activation))[0]
     scale = np.abs(expected).max()
     np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4 * scale)

@@ -23,6 +23,7 @@ class Method(StrEnum):
     LAYER_CAM = "layercam"
     ELEMENTWISE_GRAD_CAM = "elementwise-gradcam"
     EIGEN_GRAD_CAM = "eigengradcam"
+    FINER_CAM = "finercam"
     SCORE_CAM = "scorecam"
     INTEGRATED_GRADIENTS = "integrated-gradients"
 

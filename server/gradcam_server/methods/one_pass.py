@@ -136,6 +136,28 @@ def requested_class(
     return [(against, is_requested)]
 
 
+def similar_classes(
+    logits: tf.Tensor, classes: tf.Tensor, against: tf.Tensor, is_requested: tf.Tensor
+) -> list[tuple[tf.Tensor, tf.Tensor]]:
+    """Finer-CAM: Y_c - gamma sum_d w_d Y_d over the 3 classes d whose logits are nearest to c's.
+
+    gamma = 0.6, and w is the softmax of the logits of these classes. A class that the request
+    contrasts c with is the only d: Y_c - gamma Y_d.
+
+    Zhang et al., "Finer-CAM: Spotting the Difference Reveals Finer Details for Visual
+    Explanation", CVPR 2025, arXiv:2501.11309, with gamma and the number of classes of their
+    aggregated maps. w as in ``FinerCAM`` of pytorch-grad-cam, which also differentiates w.
+    """
+    own = tf.gather(logits, classes, batch_dims=1)[..., None]
+    is_own = tf.one_hot(classes, logits.shape[1], on_value=True, off_value=False)
+    distance = tf.where(is_own, np.inf, tf.abs(logits[:, None] - own))
+    similar = tf.math.top_k(-distance, k=min(3, logits.shape[1] - 1)).indices
+    similar = tf.where(is_requested[..., None] > 0, against[..., None], similar)
+    weights = tf.nn.softmax(tf.gather(logits, similar, batch_dims=1))
+    weights = 0.6 * tf.stop_gradient(weights)
+    return list(zip(tf.unstack(similar, axis=-1), tf.unstack(weights, axis=-1), strict=True))
+
+
 METHODS: dict[Method, Callable[[tf.Tensor, tf.Tensor | None], tf.Tensor]] = {
     method: globals()[REGISTRY[method].function] for method in ONE_PASS_METHODS
 }

@@ -180,6 +180,40 @@ def test_every_method_runs_compiled_as_it_is_defined(model: LoadedModel, method:
     np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4 * scale)
 
 
+@pytest.mark.parametrize("score_type", ScoreType)
+def test_finer_cam_subtracts_the_similar_classes(model: LoadedModel, score_type: ScoreType) -> None:
+    """Score and map are those of the class less those of the nearest, or of the named class."""
+    image = pictures(1)[0]
+    plain = compile_key(model, key("conv3", score_type=score_type), (1,))
+    asked = key("conv3", method=Method.FINER_CAM, score_type=score_type)
+    targets = [GraphTarget(by_rank(0)), GraphTarget(3), GraphTarget(4, against=1)]
+    output = compile_key(model, asked, (1,)).run([GraphItem(image, targets)], 1)[0]
+    halves = [plain.run([item(image, *some)], 1)[0] for some in ((0, 1, 2), (3, 4, 5))]
+    maps = np.concatenate([half.maps[0] for half in halves])
+    scores = np.concatenate([half.scores for half in halves])
+    named = np.eye(CLASSES)[4] - 0.6 * np.eye(CLASSES)[1]
+    best = int(output.logits.argmax())
+    found = [coefficients(Method.FINER_CAM, output.logits, index) for index in (best, 3)]
+    counts = np.stack([*found, named])
+    assert output.classes.tolist() == [best, 3, 4]
+    np.testing.assert_allclose(output.scores, counts @ scores, rtol=RTOL, atol=1e-5)
+    expected = np.tensordot(counts, maps, axes=1)
+    np.testing.assert_allclose(output.maps[0], expected, rtol=1e-3, atol=1e-4 * expected.max())
+
+
+def test_finer_cam_of_two_classes_compares_them() -> None:
+    """A model of fewer than four classes has fewer similar ones."""
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3, name="conv")(inputs))
+    network = keras.Model(inputs, keras.layers.Dense(2)(x))
+    labels = ClassLabels([ClassLabel("no"), ClassLabel("yes")])
+    model = LoadedModel("two", KerasNetwork(network), Preprocessing.LITE, labels, "random", True)
+    graph = compile_key(model, key("conv", method=Method.FINER_CAM), (1,))
+    output = graph.run([item(np.ones((8, 8, 3), np.uint8), 0, 1)], 1)[0]
+    no, yes = output.logits
+    np.testing.assert_allclose(output.scores, [no - 0.6 * yes, yes - 0.6 * no], rtol=1e-5)
+
+
 def test_perturbed_images_are_float_and_in_the_background(
     model: LoadedModel, graph: CompiledGraph
 ) -> None:

@@ -82,6 +82,17 @@ def eigen_grad_cam(A: Floats, g: Floats) -> Floats:
     return -projected if (projected * hires_cam(A, g)).sum() < 0 else projected
 
 
+def eigen_cam(A: Floats, _: Floats) -> Floats:
+    """The first principal component of A, by a full SVD; towards where A is strong."""
+    points = A.reshape(-1, A.shape[2])
+    centred = points - points.mean(axis=0)
+    _, _, right = np.linalg.svd(centred)
+    projected = centred @ right[0]
+    if projected @ points.sum(axis=1) < 0:
+        projected = -projected
+    return projected.reshape(A.shape[:2])
+
+
 REFERENCES: dict[Method, Reference] = {
     Method.GRAD_CAM: grad_cam,
     Method.GRAD_CAM_PLUS_PLUS: grad_cam_plus_plus,
@@ -91,6 +102,7 @@ REFERENCES: dict[Method, Reference] = {
     Method.ELEMENTWISE_GRAD_CAM: elementwise_grad_cam,
     Method.EIGEN_GRAD_CAM: eigen_grad_cam,
     Method.FINER_CAM: grad_cam,
+    Method.EIGEN_CAM: eigen_cam,
 }
 
 

@@ -45,6 +45,7 @@ REGISTRY = {
         MethodRow(Method.ELEMENTWISE_GRAD_CAM, "elementwise_grad_cam"),
         MethodRow(Method.EIGEN_GRAD_CAM, "eigen_grad_cam", decomposes=True),
         MethodRow(Method.FINER_CAM, "grad_cam", contrast="similar_classes"),
+        MethodRow(Method.EIGEN_CAM, "eigen_cam", needs_gradient=False, decomposes=True),
         MethodRow(Method.SCORE_CAM, "score_cam", default_passes=64),
         MethodRow(Method.INTEGRATED_GRADIENTS, "integrated_gradients", default_passes=32),
     )

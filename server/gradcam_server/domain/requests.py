@@ -24,6 +24,7 @@ class Method(StrEnum):
     ELEMENTWISE_GRAD_CAM = "elementwise-gradcam"
     EIGEN_GRAD_CAM = "eigengradcam"
     FINER_CAM = "finercam"
+    EIGEN_CAM = "eigencam"
     SCORE_CAM = "scorecam"
     INTEGRATED_GRADIENTS = "integrated-gradients"
 

@@ -129,6 +129,19 @@ def eigen_grad_cam(activation: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
     return tf.reshape(projected, [-1, height, width])
 
 
+def eigen_cam(activation: tf.Tensor, _gradient: object = None) -> tf.Tensor:
+    """Eigen-CAM: A, as (N, K) with centred columns, on its first right singular vector.
+
+    That is EigenGrad-CAM with g = 1, and so is the sign: hot is where the sum of A over the
+    channels is. The map is the same for all classes.
+
+    Muhammad and Yeasin, "Eigen-CAM: Class Activation Map using Principal Components", IJCNN
+    2020, arXiv:2008.00299, equation 2; centred as ``EigenCAM`` of pytorch-grad-cam, which leaves
+    the sign to LAPACK.
+    """
+    return eigen_grad_cam(activation, tf.ones([]))
+
+
 def requested_class(
     _logits: tf.Tensor, _classes: tf.Tensor, against: tf.Tensor, is_requested: tf.Tensor
 ) -> list[tuple[tf.Tensor, tf.Tensor]]:

@@ -214,6 +214,23 @@ def test_finer_cam_of_two_classes_compares_them() -> None:
     np.testing.assert_allclose(output.scores, [no - 0.6 * yes, yes - 0.6 * no], rtol=1e-5)
 
 
+@pytest.mark.parametrize("compiler", [Compiler.TENSORFLOW, Compiler.XLA])
+def test_eigen_cam_needs_no_gradient(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch, compiler: Compiler
+) -> None:
+    """None is computed; classes and scores are answered, and all classes have the same map."""
+    monkeypatch.setattr(tf, "gradients", None)
+    image = pictures(1)[0]
+    asked = key("conv3", "block", method=Method.EIGEN_CAM)
+    graph = ExplanationGraph(model, asked, CompilationCounter())
+    output = compile_graph(graph, (1,), compiler).run([item(image, by_rank(0), 3)], 1)[0]
+    assert output.classes.tolist() == [output.logits.argmax(), 3]
+    np.testing.assert_array_equal(output.scores, output.logits[output.classes])
+    for first, second in output.maps:
+        np.testing.assert_array_equal(first, second)
+        assert first.max() > 0
+
+
 def test_perturbed_images_are_float_and_in_the_background(
     model: LoadedModel, graph: CompiledGraph
 ) -> None:

@@ -321,8 +321,9 @@ def test_grad_cam_plus_plus_has_no_epsilon() -> None:
 
 @WAYS
 @pytest.mark.parametrize("channels", [5, 300])
-def test_eigen_grad_cam_of_a_constant_is_zero(way: Any, channels: int) -> None:
+@pytest.mark.parametrize("method", [one for one in ALL if REGISTRY[one].decomposes])
+def test_a_constant_has_no_principal_component(way: Any, method: Method, channels: int) -> None:
     """Where only rounding error varies over space there is no direction, and no hot spot."""
     activation = np.broadcast_to(np.linspace(0.1, 0.7, channels), (1, 7, 7, channels))
-    ours = way(Method.EIGEN_GRAD_CAM)(np.float32(activation), np.float32(0.3 * activation))
+    ours = way(method)(np.float32(activation), np.float32(0.3 * activation))
     np.testing.assert_array_equal(ours, np.zeros((1, 7, 7)))

@@ -25,6 +25,8 @@ METHODS: dict[str, pb.Method] = {
     "layercam": pb.METHOD_LAYER_CAM,
     "elementwise-gradcam": pb.METHOD_ELEMENTWISE_GRAD_CAM,
     "eigengradcam": pb.METHOD_EIGEN_GRAD_CAM,
+    "finercam": pb.METHOD_FINER_CAM,
+    "eigencam": pb.METHOD_EIGEN_CAM,
     "scorecam": pb.METHOD_SCORE_CAM,
     "integrated-gradients": pb.METHOD_INTEGRATED_GRADIENTS,
 }

@@ -16,7 +16,7 @@ from gradcam_server.domain.graph_io import NO_CLASS, GraphKey, by_rank
 from gradcam_server.domain.model_spec import ModelSpec
 from gradcam_server.domain.options import Compiler
 from gradcam_server.domain.preprocessing import Preprocessing
-from gradcam_server.domain.requests import Method
+from gradcam_server.domain.registry import REGISTRY
 from gradcam_server.domain.warm import warm_option
 from gradcam_server.errors import InvalidRequestError, StartupError, quote
 from gradcam_server.exports.manifest import ExportedGraph, read_manifest
@@ -156,7 +156,7 @@ def _remedy(key: GraphKey) -> str:
     """Returns how to get a graph that was not exported."""
     if key.perturbed:
         return "Methods of many passes need the model itself: serve its file, not the export"
-    if key.method is Method.EIGEN_GRAD_CAM:
+    if REGISTRY[key.method].decomposes:
         return f"OpenVINO does not compute {key.method}: serve the model's file, not the export"
     return f"Export the model again with --warm {warm_option(key)}"
 

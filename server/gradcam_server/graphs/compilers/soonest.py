@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from gradcam_server.domain.graph_io import GraphKey
 from gradcam_server.domain.options import Precision
-from gradcam_server.domain.requests import Method
+from gradcam_server.domain.registry import differentiated_as
 from gradcam_server.graphs.compilers import tensorflow
 from gradcam_server.graphs.compilers.base import REFERENCE
 from gradcam_server.graphs.executable import Array, CompiledGraph
@@ -52,7 +52,7 @@ class SoonestCompiler:
         """
         key, device = graph.key, graph.model.device
         size = batch_sizes[0] if len(batch_sizes) == 1 else None
-        shared = replace(key, method=Method.GRAD_CAM), size
+        shared = replace(key, method=differentiated_as(key.method)), size
         function = self._traced.get(shared)
         if function is None:
             whole = graph.explain if key.channel_count else graph.differentiate

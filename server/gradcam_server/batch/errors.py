@@ -22,7 +22,7 @@ class OutputError(BatchError):
 
 
 class StageError(BatchError):
-    """Images cannot be explained: a wrong option, or nobody to ask."""
+    """Images cannot be explained: a wrong option, or no server that answers."""
 
 
 class TooManyErrorsError(BatchError):

@@ -8,8 +8,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
 
-from gradcam_server.batch.ask import Ask
 from gradcam_server.batch.errors import InputError, StageError, TooManyErrorsError
+from gradcam_server.batch.explain_options import ExplainOptions
 from gradcam_server.batch.inputs import Source
 from gradcam_server.batch.manifest import Manifest
 from gradcam_server.batch.plan import Part, Share, cut, merge
@@ -29,7 +29,7 @@ class Job:
         source: The inputs.
         where: Where they are, as it was given.
         output: The folder of shards.
-        ask: What is asked of each image.
+        options: What is asked of each image.
         model: What decides the answers beside that: the model, and where its weights come from.
         limit: How many inputs to take, from the first; None is all.
         share: Which part of the job this process does.
@@ -42,7 +42,7 @@ class Job:
     source: Source
     where: str
     output: Path
-    ask: Ask = field(default_factory=Ask)
+    options: ExplainOptions = field(default_factory=ExplainOptions)
     model: Mapping[str, Any] = field(default_factory=dict)
     limit: int | None = None
     share: Share = field(default_factory=Share)
@@ -72,7 +72,7 @@ class Job:
     def configuration(self) -> dict[str, Any]:
         """What decides the rows and how they are cut."""
         return {
-            **self.ask.as_dict(),
+            **self.options.as_dict(),
             **self.model,
             "limit": self.limit,
             "shard_size": self.shard_size,
@@ -191,12 +191,12 @@ class _Run:
         self._errors += 1
         if len(self._examples) < _SHOWN_ERRORS:
             self._examples.append(f"{row.path}: {row.error}")
-        most = self._job.errors_max
-        if most is not None and self._errors_before + self._errors > most:
+        errors_max = self._job.errors_max
+        if errors_max is not None and self._errors_before + self._errors > errors_max:
             raise TooManyErrorsError(
-                f"more than {most} images failed (--errors-max): {'; '.join(self._examples)}. "
-                "The shards that are finished stay; the same command with a higher --errors-max "
-                "goes on"
+                f"more than {errors_max} images failed (--errors-max): "
+                f"{'; '.join(self._examples)}. Finished shards stay; the same command with a higher "
+                "--errors-max goes on"
             )
 
     def _note(self, outcome: str) -> None:

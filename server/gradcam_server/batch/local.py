@@ -16,7 +16,7 @@ from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from gradcam_server.batch.ask import Ask
+from gradcam_server.batch.explain_options import ExplainOptions
 from gradcam_server.batch.inputs import Item, Source
 from gradcam_server.batch.schema import Row, describe, error_row, row_of
 from gradcam_server.batch.stage import Ranges
@@ -71,7 +71,7 @@ class LocalStage:
 
     Args:
         config: The settings; those of the network are ignored.
-        ask: What is asked of each image.
+        options: What is asked of each image.
         backend: Makes what computes, in place of the models of ``config``.
 
     Raises:
@@ -79,8 +79,10 @@ class LocalStage:
         ExplanationServerError: The model has no such class or layer.
     """
 
-    def __init__(self, config: ServeConfig, ask: Ask, backend: Backend | None = None) -> None:
-        self._config, self._ask, self._request = config, ask, _request(ask)
+    def __init__(
+        self, config: ServeConfig, options: ExplainOptions, backend: Backend | None = None
+    ) -> None:
+        self._config, self._options, self._request = config, options, _request(options)
         self._in_flight = max(_BATCHES_IN_FLIGHT * max(config.batch_sizes), 2 * _CHUNK * _READERS)
         self._under_way: set[asyncio.Task[Any]] = set()
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="reader")
@@ -157,7 +159,7 @@ class LocalStage:
 
     def _load(self, chunk: list[Item | Loaded | Row]) -> list[Loaded | Row]:
         return [
-            load_item(item, self._config, self._ask, self._input_size)
+            load_item(item, self._config, self._options, self._input_size)
             if isinstance(item, Item)
             else item
             for item in chunk
@@ -178,7 +180,7 @@ class LocalStage:
             raise
         except Exception as error:  # noqa: BLE001 - it failed alone: the others go on
             return error_row(item, f"it cannot be computed ({type(error).__name__}: {error})")
-        row = row_of(item, explained, self._ask)
+        row = row_of(item, explained, self._options)
         if loaded.size is not None:
             row.height, row.width = loaded.size
         return row
@@ -194,14 +196,14 @@ class LocalStage:
 
 
 def load_item(
-    item: Item, config: ServeConfig, ask: Ask, input_size: tuple[int, int]
+    item: Item, config: ServeConfig, options: ExplainOptions, input_size: tuple[int, int]
 ) -> Loaded | Row:
     """Reads an image; decodes and fits it, too, unless all of its pixels are needed later.
 
     Args:
         item: The image.
         config: The settings.
-        ask: What is asked of it.
+        options: What is asked of it.
         input_size: (height, width) of the model's input.
 
     Returns:
@@ -209,10 +211,10 @@ def load_item(
     """
     try:
         data = item.load()
-        if ask.overlays:
+        if options.overlays:
             return Loaded(item, data)
         _, fitted, placement = load(
-            data, config, input_size, ResizeMode(ask.resize), is_whole_needed=False
+            data, config, input_size, ResizeMode(options.resize), is_whole_needed=False
         )
     except (OSError, ValueError, InvalidRequestError) as error:
         return error_row(item, describe(error))
@@ -220,19 +222,19 @@ def load_item(
     return Loaded(item, RawImage(fitted.tobytes(), *input_size), size)
 
 
-def _request(ask: Ask) -> Callable[[bytes | RawImage], ExplainRequest]:
+def _request(options: ExplainOptions) -> Callable[[bytes | RawImage], ExplainRequest]:
     """Returns what makes the request for an image."""
     raw = HeatmapForm(HeatmapFormat.RAW_FLOAT32)
-    overlay = [HeatmapForm(HeatmapFormat.OVERLAY_JPEG)] if ask.overlays else []
+    overlay = [HeatmapForm(HeatmapFormat.OVERLAY_JPEG)] if options.overlays else []
     common = ExplainRequest(
         image=b"",
-        targets=TopK(1) if ask.target is None else (Target(ask.target),),
-        layers=(ask.layer,) if ask.layer else (),
-        method=Method(ask.method),
+        targets=TopK(1) if options.target is None else (Target(options.target),),
+        layers=(options.layer,) if options.layer else (),
+        method=Method(options.method),
         # What is fitted already must not be cropped again.
-        resize_mode=ResizeMode(ask.resize) if ask.overlays else ResizeMode.STRETCH,
+        resize_mode=ResizeMode(options.resize) if options.overlays else ResizeMode.STRETCH,
         forms=(raw, *overlay),
-        prediction_count=ask.top_k,
+        prediction_count=options.top_k,
     )
     return lambda image: replace(common, image=image)
 

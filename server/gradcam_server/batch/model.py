@@ -10,7 +10,7 @@ from gradcam_server.domain.preprocessing import Preprocessing
 from gradcam_server.exports.manifest import is_export
 
 # What a job tries; it uses those that pay.
-LADDER = (1, 4, 16)
+BATCH_SIZES = (1, 4, 16)
 _CHUNK_BYTES = 1 << 20
 
 

@@ -22,8 +22,8 @@ import ray
 import ray.data
 from ray.exceptions import RayError
 
-from gradcam_server.batch.ask import Ask
 from gradcam_server.batch.errors import StageError
+from gradcam_server.batch.explain_options import ExplainOptions
 from gradcam_server.batch.inputs import Item, Source
 from gradcam_server.batch.local import Loaded, LocalStage, load_item
 from gradcam_server.batch.schema import Row, error_row, from_columns, to_batch
@@ -42,7 +42,7 @@ _BATCH_IMAGES = 64  # of one call of an engine
 # One is computed while the next is taken out of its message.
 _CALLS_AT_ONCE = 2
 _CPUS_PER_ACTOR = 8
-_MOST_BLOCKS = 2000
+_MAX_BLOCKS = 2000
 # What Ray reserves for an engine is little, whatever it computes with: when a node is lost, its
 # engines find room on the others, and leave the CPUs to the tasks that read for them. It is not
 # none, which Ray would also place on nodes that offer no CPU, as heads of clusters often do.
@@ -67,7 +67,7 @@ class RayStage:
 
     Args:
         config: The settings of each engine.
-        ask: What is asked of each image.
+        options: What is asked of each image.
         address: The cluster's; None starts one on this machine, unless Ray runs already.
         actors: Engines; None is one for each GPU, or for each 8 CPUs.
 
@@ -76,9 +76,13 @@ class RayStage:
     """
 
     def __init__(
-        self, config: ServeConfig, ask: Ask, address: str | None = None, actors: int | None = None
+        self,
+        config: ServeConfig,
+        options: ExplainOptions,
+        address: str | None = None,
+        actors: int | None = None,
     ) -> None:
-        self._ask, self._folder = ask, str(Path.cwd())
+        self._options, self._folder = options, str(Path.cwd())
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
             _start(address)
@@ -93,7 +97,7 @@ class RayStage:
                 config = replace(config, compute_threads=threads)
             self._config = config
             with _errors_of_ray():
-                looking = _look_at_model.remote(config, ask, self._folder)
+                looking = _look_at_model.remote(config, options, self._folder)
                 self._input_size = ray.get(looking)
         except BaseException:
             self.close()
@@ -128,11 +132,11 @@ class RayStage:
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
         images = ray.data.from_items(
-            chunks, override_num_blocks=min(len(chunks), _MOST_BLOCKS)
+            chunks, override_num_blocks=min(len(chunks), _MAX_BLOCKS)
         ).map_batches(
             _read,
             fn_args=(
-                *(ray.put(source), self._config, self._ask, self._input_size),
+                *(ray.put(source), self._config, self._options, self._input_size),
                 self._folder,
             ),
             batch_size=1,
@@ -144,7 +148,7 @@ class RayStage:
         # Ray Data's default (max_restarts and max_task_retries are -1).
         rows = images.map_batches(
             _Engine,
-            fn_constructor_args=(self._config, self._ask, self._folder),
+            fn_constructor_args=(self._config, self._options, self._folder),
             batch_size=min(_BATCH_IMAGES, size),
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
@@ -235,11 +239,11 @@ def _told_of_lost_gpus(needed: float, interval_s: float = _LOOK_AT_GPUS_S) -> It
 
 # Its process ends with it: it would keep a model in memory.
 @ray.remote(max_calls=1)
-def _look_at_model(config: ServeConfig, ask: Ask, folder: str) -> tuple[int, int]:
+def _look_at_model(config: ServeConfig, options: ExplainOptions, folder: str) -> tuple[int, int]:
     """Returns the model's input size, after having looked for the layer and the class."""
     _go_to(folder)
     # It computes nothing, and has no GPU.
-    with LocalStage(replace(config, batch_sizes=(1,), device=()), ask) as stage:
+    with LocalStage(replace(config, batch_sizes=(1,), device=()), options) as stage:
         return stage.input_size
 
 
@@ -253,7 +257,7 @@ def _read(
     chunks: pa.Table,
     kept: "ray.ObjectRef[Source]",
     config: ServeConfig,
-    ask: Ask,
+    options: ExplainOptions,
     input_size: tuple[int, int],
     folder: str,
 ) -> Iterator[pa.Table]:
@@ -266,7 +270,7 @@ def _read(
     pending: list[dict[str, Any]] = []
     for chunk in chunks.to_pylist():
         for item in source.read(chunk["start"], chunk["stop"]):
-            pending.append(_decode(item, config, ask, input_size))
+            pending.append(_decode(item, config, options, input_size))
             if len(pending) == _BATCH_IMAGES:
                 yield pa.Table.from_pylist(pending, _IMAGES)
                 pending.clear()
@@ -275,10 +279,10 @@ def _read(
 
 
 def _decode(
-    item: Item, config: ServeConfig, ask: Ask, input_size: tuple[int, int]
+    item: Item, config: ServeConfig, options: ExplainOptions, input_size: tuple[int, int]
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"index": item.index, "id": item.id, "path": item.path}
-    loaded = load_item(item, config, ask, input_size)
+    loaded = load_item(item, config, options, input_size)
     if isinstance(loaded, Row):
         return {**row, "error": loaded.error}
     if isinstance(loaded.image, bytes):
@@ -291,16 +295,16 @@ def _decode(
 class _Engine:
     """An actor that holds an engine."""
 
-    def __init__(self, config: ServeConfig, ask: Ask, folder: str) -> None:
+    def __init__(self, config: ServeConfig, options: ExplainOptions, folder: str) -> None:
         _go_to(folder)
         # For NumPy and the like; the engine's own threads are set by the configuration.
         os.environ["OMP_NUM_THREADS"] = str(config.compute_threads or 1)
-        self._stage, self._ask = LocalStage(config, ask), ask
+        self._stage, self._options = LocalStage(config, options), options
 
     def __call__(self, images: pa.Table) -> pa.Table:
         """Explains images; returns their rows."""
         rows = list(self._stage.explain(self._loaded(image) for image in images.to_pylist()))
-        return pa.Table.from_batches([to_batch(rows, overlays=self._ask.overlays)])
+        return pa.Table.from_batches([to_batch(rows, overlays=self._options.overlays)])
 
     def _loaded(self, image: dict[str, Any]) -> Loaded | Row:
         data: bytes = image["data"]

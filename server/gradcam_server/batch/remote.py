@@ -20,8 +20,8 @@ from gradcam_client.requests import HeatmapForm
 from gradcam_client.retry import RetryPolicy
 from gradcam_client.stream import Outcome
 from gradcam_client.transport import split_target
-from gradcam_server.batch.ask import Ask
 from gradcam_server.batch.errors import StageError
+from gradcam_server.batch.explain_options import ExplainOptions
 from gradcam_server.batch.inputs import Item, Source
 from gradcam_server.batch.schema import Row, describe, error_row, row_of
 from gradcam_server.batch.stage import Ranges
@@ -43,7 +43,7 @@ class RemoteStage:
     Args:
         servers: "host:port", or several of them with commas between.
         connect: Makes a client of one or several servers.
-        ask: What is asked of each image.
+        options: What is asked of each image.
         model: The model's name; empty is the servers' first.
         priority: Of the requests; 1 goes first.
 
@@ -53,22 +53,28 @@ class RemoteStage:
     """
 
     def __init__(
-        self, servers: str, connect: Connect, ask: Ask, *, model: str = "", priority: int = 100
+        self,
+        servers: str,
+        connect: Connect,
+        options: ExplainOptions,
+        *,
+        model: str = "",
+        priority: int = 100,
     ) -> None:
-        self._ask, self._targets = ask, split_target(servers)
-        _check(self._targets, connect, model, ask)
+        self._options, self._targets = options, split_target(servers)
+        _check(self._targets, connect, model, options)
         self._client = connect(servers, RETRY)
-        overlay = [OverlayJpeg()] if ask.overlays else []
+        overlay = [OverlayJpeg()] if options.overlays else []
         heatmaps: list[HeatmapForm] = [Raw(), *overlay]
-        self._options: dict[str, Any] = {
+        self._arguments: dict[str, Any] = {
             "model": model,
-            "classes": [] if ask.target is None else [ask.target],
-            "top_k": 1 if ask.target is None else None,
-            "layer": ask.layer,
-            "method": ask.method,
-            "resize": ask.resize,
+            "classes": [] if options.target is None else [options.target],
+            "top_k": 1 if options.target is None else None,
+            "layer": options.layer,
+            "method": options.method,
+            "resize": options.resize,
             "heatmaps": heatmaps,
-            "prediction_count": ask.top_k,
+            "prediction_count": options.top_k,
             "priority": priority,
         }
 
@@ -123,7 +129,7 @@ class RemoteStage:
                 yield data
 
         outcomes = self._client.explain_stream(
-            images(), max_in_flight=_IN_FLIGHT, timeout_s=_TIMEOUT_S, **self._options
+            images(), max_in_flight=_IN_FLIGHT, timeout_s=_TIMEOUT_S, **self._arguments
         )
         try:
             for outcome in outcomes:
@@ -136,7 +142,7 @@ class RemoteStage:
 
     def _row(self, item: Item, outcome: Outcome) -> Row:
         if outcome.result is not None:
-            return row_of(item, outcome.result, self._ask)
+            return row_of(item, outcome.result, self._options)
         error = outcome.error
         if not isinstance(error, GradCamError):
             return error_row(item, str(error))
@@ -227,7 +233,7 @@ class _Window:
             return None
 
 
-def _check(targets: tuple[str, ...], connect: Connect, model: str, ask: Ask) -> None:
+def _check(targets: tuple[str, ...], connect: Connect, model: str, options: ExplainOptions) -> None:
     """Finds out whether the servers that are up answer alike.
 
     Raises:
@@ -253,9 +259,9 @@ def _check(targets: tuple[str, ...], connect: Connect, model: str, ask: Ask) -> 
             )
     layers = {layer.name for layer in info.layers if layer.explainable}
     names = layers | {name.rpartition("/")[2] for name in layers}
-    if ask.layer and ask.layer not in names:
+    if options.layer and options.layer not in names:
         raise StageError(
-            f"{_name(info)} at {first} has no layer {ask.layer!r} that can be explained; see "
+            f"{_name(info)} at {first} has no layer {options.layer!r} that can be explained; see "
             f"gradcam layers --server {first}"
         )
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gradcam_server.batch.ask import Ask
+from gradcam_server.batch.explain_options import ExplainOptions
 from gradcam_server.batch.inputs import Item
 
 OK, ERROR = "ok", "error"
@@ -45,7 +45,7 @@ SCHEMA = pa.schema(
     ]
 )
 # The greatest values that float16 keeps to its 11 bits, small ones beside them included.
-_FLOAT16_TOP = (2.0**-3, 2.0**15)
+_FLOAT16_MAXIMA = (2.0**-3, 2.0**15)
 
 
 @dataclass(slots=True)
@@ -141,19 +141,19 @@ class Explained(Protocol):
     def explanations(self) -> Sequence[Any]: ...
 
 
-def row_of(item: Item, explained: Explained, ask: Ask) -> Row:
+def row_of(item: Item, explained: Explained, options: ExplainOptions) -> Row:
     """Makes the row of an image that was explained.
 
     Args:
         item: The image.
         explained: Its predictions, and one explanation: the raw map, and the overlay if there
             is to be one.
-        ask: What was asked.
+        options: What was asked.
     """
     one = explained.explanations[0]
     raw: Heatmap = one.heatmaps[0]
     values = np.frombuffer(raw.data, "<f4")
-    heatmap, scale = pack(values, ask.heatmap)
+    heatmap, scale = pack(values, options.heatmap)
     return Row(
         index=item.index,
         id=item.id,
@@ -168,7 +168,7 @@ def row_of(item: Item, explained: Explained, ask: Ask) -> Row:
         target_name=one.name,
         score=one.score,
         heatmap=heatmap,
-        heatmap_dtype=ask.heatmap,
+        heatmap_dtype=options.heatmap,
         heatmap_height=raw.height,
         heatmap_width=raw.width,
         heatmap_scale=scale,
@@ -179,7 +179,7 @@ def row_of(item: Item, explained: Explained, ask: Ask) -> Row:
         method=str(one.method),
         model=explained.model,
         model_version=explained.model_version,
-        overlay_jpeg=one.heatmaps[1].data if ask.overlays else None,
+        overlay_jpeg=one.heatmaps[1].data if options.overlays else None,
     )
 
 
@@ -204,8 +204,8 @@ def pack(values: NDArray[np.float32], kind: str) -> tuple[bytes, float]:
     if kind == "uint8":
         scale = float(np.float32(top / 255)) or 1.0
         return np.rint(values / np.float32(scale)).clip(0, 255).astype(np.uint8).tobytes(), scale
-    least, most = _FLOAT16_TOP
-    scale = 1.0 if top == 0 or least <= top <= most else 2.0 ** math.floor(math.log2(top))
+    lowest, highest = _FLOAT16_MAXIMA
+    scale = 1.0 if top == 0 or lowest <= top <= highest else 2.0 ** math.floor(math.log2(top))
     return (values / np.float32(scale)).astype("<f2").tobytes(), scale
 
 

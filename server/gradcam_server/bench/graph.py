@@ -61,7 +61,7 @@ class Candidate:
         device: ``cpu`` or ``gpu``.
         exact: Whether it computes in float32, and must agree to rounding; else it must agree
             as a quantised model does.
-        most: The largest batch size that is worth its time.
+        max_batch_size: The largest batch size that is worth its time.
         environment: Variables of its process.
     """
 
@@ -70,7 +70,7 @@ class Candidate:
     arguments: tuple[Any, ...] = ()
     device: str = "cpu"
     exact: bool = True
-    most: int = 64
+    max_batch_size: int = 64
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -258,7 +258,7 @@ def _at(
     rows, timed = {}, {}
     for entry in entries:
         candidate = entry.candidate
-        if size > candidate.most and not entry.failure:
+        if size > candidate.max_batch_size and not entry.failure:
             continue
         row: dict[str, Any] = {
             "subject": candidate.name,

@@ -1,4 +1,4 @@
-"""One run of the graph suite: candidates, floors, prices and notes for ``graph.measure``."""
+"""One run of the graph suite: candidates, rooflines, prices and notes for ``graph.measure``."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -8,7 +8,7 @@ from rich.progress import Progress
 
 from gradcam_server.bench import graph, results
 from gradcam_server.bench.own import own_subjects, reference_subject, tutorial_subjects
-from gradcam_server.bench.roofline import Floor, Speed, Work, fastest, floor_ms
+from gradcam_server.bench.roofline import Roofline, Speed, Work, fastest, roofline_ms
 from gradcam_server.bench.worker import Worker
 from gradcam_server.domain.model_spec import ModelSpec
 from gradcam_server.domain.options import Compiler
@@ -54,7 +54,7 @@ def run(
     machine = results.Machine.here()
     spec = ModelSpec(model, model, weights=weights)
     candidates: list[graph.Candidate] = []
-    floors: dict[str, Any] = {}
+    rooflines: dict[str, Any] = {}
     task = bar.add_task("", total=None)
 
     def on_step(name: str) -> None:
@@ -65,7 +65,7 @@ def run(
         on_step(f"measuring the floor of the {device}")
         with _floor(spec, device) as worker:
             work, input_size = worker.call("describe")
-            floors[device] = worker.call("speed")
+            rooflines[device] = worker.call("speed")
         candidates += own_subjects(spec, [Compiler(name) for name in compilers], device)
         candidates += more(device)
         candidates += tutorial_subjects(spec, device) if tutorials else ()
@@ -80,11 +80,10 @@ def run(
     for device in devices:
         on_step(f"measuring the floor of the {device} again")
         with _floor(spec, device) as worker:
-            floors[device] = fastest(floors[device], worker.call("speed"))
-    outrun = _outrun(rows, work, floors)
+            rooflines[device] = fastest(rooflines[device], worker.call("speed"))
+    outrun = _outrun(rows, work, rooflines)
     for row in rows:
-        least = floor_ms(work, floors[row["device"]], row["batch_size"])
-        row["floor_ms"] = least
+        row["roofline_ms"] = roofline_ms(work, rooflines[row["device"]], row["batch_size"])
         price = (prices or {}).get(row["device"])
         if price is not None and "ms_per_image" in row:
             row["cost_per_million"] = price / 3600 * row["ms_per_image"]["median"] * 1e3
@@ -94,7 +93,7 @@ def run(
         "batch_sizes": list(batch_sizes),
         "rounds": rounds,
         "work": asdict(work),
-        "speed": {device: asdict(speed) for device, speed in floors.items()},
+        "speed": {device: asdict(speed) for device, speed in rooflines.items()},
         "price_per_hour": dict(prices or {}),
     }
     notes = [*_notes(rows), *outrun, *skipped]
@@ -103,10 +102,12 @@ def run(
 
 def _floor(spec: ModelSpec, device: str) -> Worker:
     hidden = {"CUDA_VISIBLE_DEVICES": "-1"} if device == "cpu" else {}
-    return Worker(Floor, spec, device, environment=hidden)
+    return Worker(Roofline, spec, device, environment=hidden)
 
 
-def _outrun(rows: Sequence[Mapping[str, Any]], work: Work, floors: dict[str, Speed]) -> list[str]:
+def _outrun(
+    rows: Sequence[Mapping[str, Any]], work: Work, rooflines: dict[str, Speed]
+) -> list[str]:
     """Raises the speed of a device to that of the fastest float32 subject, and says so.
 
     Others may have had the cores while the matrix product was measured.
@@ -116,8 +117,8 @@ def _outrun(rows: Sequence[Mapping[str, Any]], work: Work, floors: dict[str, Spe
         if not row["exact"] or "ms_per_image" not in row:
             continue
         reached = Speed(work.flop / row["ms_per_image"]["low"] * 1e3, 0.0)
-        if reached.flop_per_s > floors[row["device"]].flop_per_s:
-            floors[row["device"]] = fastest(floors[row["device"]], reached)
+        if reached.flop_per_s > rooflines[row["device"]].flop_per_s:
+            rooflines[row["device"]] = fastest(rooflines[row["device"]], reached)
             notes.append(
                 f"{row['subject']} outran the matrix product that the floor of the "
                 f"{row['device']} came from; now the floor is what it reached."

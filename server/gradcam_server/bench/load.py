@@ -29,7 +29,7 @@ _DRAIN_S = 30.0
 
 
 @dataclass(frozen=True)
-class Told:
+class ServerStats:
     """What a server says about one answer.
 
     Attributes:
@@ -43,14 +43,14 @@ class Told:
     padded_batch_size: int
 
 
-class Asker(Protocol):
+class LoadClient(Protocol):
     """Asks a server the same thing again and again."""
 
     async def open(self) -> None:
         """Connects."""
         ...
 
-    async def ask(self) -> Told | None:
+    async def explain(self) -> ServerStats | None:
         """Asks, and checks the answer; any exception is a failure."""
         ...
 
@@ -59,7 +59,7 @@ class Asker(Protocol):
         ...
 
 
-MakeAsker = Callable[[], Asker]
+MakeLoadClient = Callable[[], LoadClient]
 """Must be picklable: it is called in the generator's process."""
 
 
@@ -191,7 +191,7 @@ class Generators:
     def __init__(self, count: int = 1) -> None:
         self._workers = [Worker(_Generator) for _ in range(count)]
 
-    def run(self, make: MakeAsker, load: Load, settle_s: float = 0.0) -> Records:
+    def run(self, make: MakeLoadClient, load: Load, settle_s: float = 0.0) -> Records:
         """Makes a load, and waits for its last answer.
 
         Args:
@@ -252,23 +252,23 @@ class _Generator:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._asker: Asker | None = None
+        self._client: LoadClient | None = None
 
-    def connect(self, make: MakeAsker) -> None:
+    def connect(self, make: MakeLoadClient) -> None:
         self._loop.run_until_complete(self._connect(make))
 
     def run(self, load: Load, settle_s: float) -> Records:
         return self._loop.run_until_complete(self._run(load, settle_s))
 
-    async def _connect(self, make: MakeAsker) -> None:
-        self._asker = make()
-        await self._asker.open()
-        await self._asker.ask()  # the connection is up, and the server does answer
+    async def _connect(self, make: MakeLoadClient) -> None:
+        self._client = make()
+        await self._client.open()
+        await self._client.explain()  # the connection is up, and the server does answer
 
     async def _run(self, load: Load, settle_s: float) -> Records:
-        assert self._asker
+        assert self._client
         started, used = time.perf_counter(), cpu_s()
-        book = _Book(self._asker, started + settle_s, started + load.seconds)
+        book = _Book(self._client, started + settle_s, started + load.seconds)
         try:
             if isinstance(load, Closed):
                 await asyncio.gather(*(book.keep_asking() for _ in range(load.concurrency)))
@@ -277,14 +277,14 @@ class _Generator:
             book.records.cpu_shares.append((cpu_s() - used) / (time.perf_counter() - started))
             return book.closed()
         finally:
-            await self._asker.close()
+            await self._client.close()
 
 
 class _Book:
     """Asks, and writes down what is due from ``begin`` until ``end``."""
 
-    def __init__(self, asker: Asker, begin: float, end: float) -> None:
-        self._asker, self._begin, self._end = asker, begin, end
+    def __init__(self, client: LoadClient, begin: float, end: float) -> None:
+        self._client, self._begin, self._end = client, begin, end
         self._latencies: list[float] = []
         self._lags: list[float] = []
         self.records = Records(end - begin)
@@ -317,7 +317,7 @@ class _Book:
         if counts:
             self._lags.append(time.perf_counter() - due)
         try:
-            told = await self._asker.ask()
+            stats = await self._client.explain()
         except (Exception, asyncio.CancelledError) as error:
             if counts:
                 self.records.failures[_name(error)] += 1
@@ -329,9 +329,9 @@ class _Book:
         self.records.answered += self._begin <= done < self._end
         if counts:
             self._latencies.append(done - due)
-            if told:
-                self.records.stages_us.update(told.stages_us)
-                self.records.batches[told.batch_size, told.padded_batch_size] += 1
+            if stats:
+                self.records.stages_us.update(stats.stages_us)
+                self.records.batches[stats.batch_size, stats.padded_batch_size] += 1
         return True
 
 

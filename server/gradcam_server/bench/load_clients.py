@@ -12,7 +12,7 @@ import grpc
 
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_client import Client
-from gradcam_server.bench.load import Asker, Told
+from gradcam_server.bench.load import LoadClient, ServerStats
 
 _SERVICE = "/gradcam.v1.ExplanationService"
 _OPTIONS = (
@@ -49,7 +49,7 @@ class Connection(Protocol):
 
 @dataclass(frozen=True)
 class Unary:
-    """Makes askers by ``ExplainImage``.
+    """Makes clients by ``ExplainImage``.
 
     Attributes:
         address: HOST:PORT.
@@ -63,21 +63,21 @@ class Unary:
     connection: Connection
     timeout_s: float = 30.0
 
-    def __call__(self) -> Asker:
+    def __call__(self) -> LoadClient:
         """Makes one."""
-        return _UnaryAsker(self)
+        return _UnaryClient(self)
 
 
 @dataclass(frozen=True)
 class Stream(Unary):
-    """Makes askers by one ``StreamExplainImages`` call, whose answers come in any order."""
+    """Makes clients by one ``StreamExplainImages`` call, whose answers come in any order."""
 
-    def __call__(self) -> Asker:
+    def __call__(self) -> LoadClient:
         """Makes one."""
-        return _StreamAsker(self)
+        return _StreamClient(self)
 
 
-class _UnaryAsker:
+class _UnaryClient:
     def __init__(self, how: Unary) -> None:
         self._how = how
 
@@ -86,21 +86,21 @@ class _UnaryAsker:
         self._call: Any = self._channel.unary_unary(f"{_SERVICE}/ExplainImage")
         self._metadata = self._how.connection.metadata
 
-    async def ask(self) -> Told:
+    async def explain(self) -> ServerStats:
         answer = await self._call(
             self._how.request, timeout=self._how.timeout_s, metadata=self._metadata
         )
-        return told(pb.ExplainImageResponse.FromString(answer))
+        return server_stats(pb.ExplainImageResponse.FromString(answer))
 
     async def close(self) -> None:
         await self._channel.close()
 
 
-class _StreamAsker:
+class _StreamClient:
     def __init__(self, how: Stream) -> None:
         self._how = how
         self._request = pb.ExplainImageRequest.FromString(how.request)
-        self._waiting: dict[str, asyncio.Future[Told]] = {}
+        self._waiting: dict[str, asyncio.Future[ServerStats]] = {}
         self._count = 0
 
     async def open(self) -> None:
@@ -110,7 +110,7 @@ class _StreamAsker:
         self._writing = asyncio.Lock()  # gRPC takes one message after the other
         self._reader = asyncio.create_task(self._read())
 
-    async def ask(self) -> Told:
+    async def explain(self) -> ServerStats:
         self._count += 1
         key = str(self._count)
         answer = self._waiting[key] = asyncio.get_running_loop().create_future()
@@ -139,14 +139,14 @@ class _StreamAsker:
                 if answer.HasField("error"):
                     waiting.set_exception(WrongAnswerError(answer.error.message))
                 else:
-                    waiting.set_result(told(answer.response))
+                    waiting.set_result(server_stats(answer.response))
         except grpc.RpcError as error:
             for waiting in self._waiting.values():
                 if not waiting.done():
                     waiting.set_exception(error)
 
 
-def told(answer: pb.ExplainImageResponse) -> Told:
+def server_stats(answer: pb.ExplainImageResponse) -> ServerStats:
     """Returns what an answer says about itself.
 
     Raises:
@@ -156,4 +156,4 @@ def told(answer: pb.ExplainImageResponse) -> Told:
         raise WrongAnswerError("an answer without a prediction or a heat map")
     stats = answer.stats
     stages = {name: getattr(stats, name) for name in _STAGES}
-    return Told(stages, stats.batch_size, stats.padded_batch_size)
+    return ServerStats(stages, stats.batch_size, stats.padded_batch_size)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gradcam_server.graphs.explanation import ExplanationGraph
 
 # Their time is a matter of seconds for an image.
-_MOST_EAGER = 8
+_MAX_EAGER_BATCH = 8
 _NO_GPU = {"CUDA_VISIBLE_DEVICES": "-1"}
 TARGETS = 1
 
@@ -55,7 +55,7 @@ def own_subjects(spec: ModelSpec, compilers: Sequence[Compiler], device: str) ->
 
 def tutorial_subjects(spec: ModelSpec, device: str) -> list[Candidate]:
     """Returns the two ways that tutorials show."""
-    rest: Any = {"device": device, "most": _MOST_EAGER, "environment": _on(device)}
+    rest: Any = {"device": device, "max_batch_size": _MAX_EAGER_BATCH, "environment": _on(device)}
     return [
         Candidate("tutorial: predict, then a tape", Tutorial, (spec, True), **rest),
         Candidate("eager tape", Tutorial, (spec, False), **rest),
@@ -117,10 +117,10 @@ class OurGraph:
         samples = load_samples(None, self._model.input_size).calibration
         model = quantize(openvino.convert(graph), samples, TARGETS)
         names = openvino.output_names(graph)
-        places = openvino_runtime.load_model(model, names, self._precision)
+        executables = openvino_runtime.load_model(model, names, self._precision)
         size = self._model.input_size
         return CompiledGraph(
-            graph.key, size, self._compiler, {batch_size: places}, {batch_size: 0.0}
+            graph.key, size, self._compiler, {batch_size: executables}, {batch_size: 0.0}
         )
 
     def device_bytes(self) -> int:

@@ -119,13 +119,13 @@ def _graph_table(device: str, rows: Sequence[_Row]) -> str:
     cells: dict[str, dict[int, str]] = {}
     for row in rows:
         cells.setdefault(row["subject"], {})[row["batch_size"]] = _ms_per_image(row)
-    by_size = {row["batch_size"]: row["floor_ms"] for row in rows}
+    by_size = {row["batch_size"]: row["roofline_ms"] for row in rows}
     lines = [
         [name, *(of_size.get(size, "") for size in sizes), *_last(rows, name)]
         for name, of_size in cells.items()
     ]
-    floors = [f"{max(by_size[size].values()):.1f} ({_bound(by_size[size])})" for size in sizes]
-    lines.append(["*floor in float32*", *floors, "", "", ""])
+    rooflines = [f"{max(by_size[size].values()):.1f} ({_bound(by_size[size])})" for size in sizes]
+    lines.append(["*floor in float32*", *rooflines, "", "", ""])
     headings = [
         f"milliseconds per image on the {device.upper()}: median (quartiles) at batch size",
         *map(str, sizes),
@@ -206,7 +206,7 @@ def _load_table(heading: str, rows: Sequence[_Row]) -> str:
         lines.append(
             [
                 *(row["server"], row["payload"], row["call"]),
-                str(row["users"] or round(row["asked_per_s"], 1)),
+                str(row["users"] or round(row["requests_per_s"], 1)),
                 _spread(row["images_per_s"]),
                 _number(row["efficiency"] and row["efficiency"]["median"], 2),
                 *latency,
@@ -244,6 +244,6 @@ def _serving_curves(rows: Sequence[_Row]) -> dict[str, list[tuple[float, float]]
             continue
         for name in ("p50", "p99"):
             if row["latency_ms"][name] is not None:
-                point = (row["asked_per_s"], row["latency_ms"][name])
+                point = (row["requests_per_s"], row["latency_ms"][name])
                 curves.setdefault(f"{row['server']} {name}", []).append(point)
     return curves

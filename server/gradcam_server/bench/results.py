@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2
 _PACKAGES = (
     *("gradcam-server", "tensorflow", "tensorflow-cpu", "keras", "openvino", "nncf", "jax"),
     *("torch", "onnxruntime", "onnxruntime-gpu", "grpcio", "numpy", "opencv-python-headless"),

@@ -55,7 +55,7 @@ def fastest(*found: Speed) -> Speed:
     return Speed(max(one.flop_per_s for one in found), max(one.bytes_per_s for one in found))
 
 
-def floor_ms(work: Work, speed: Speed, batch_size: int) -> dict[str, float]:
+def roofline_ms(work: Work, speed: Speed, batch_size: int) -> dict[str, float]:
     """Returns the least milliseconds of an image, by arithmetic and by bytes.
 
     Whichever is greater is the floor: the two overlap at best.
@@ -67,7 +67,7 @@ def floor_ms(work: Work, speed: Speed, batch_size: int) -> dict[str, float]:
     }
 
 
-class Floor:
+class Roofline:
     """Counts a model's work and measures the device's speed; for a ``Worker``.
 
     Args:

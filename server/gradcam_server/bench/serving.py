@@ -17,7 +17,7 @@ from gradcam_server.bench.load import (
     Closed,
     Generators,
     Load,
-    MakeAsker,
+    MakeLoadClient,
     Open,
     Records,
     concatenate,
@@ -37,13 +37,13 @@ class Subject:
 
     Attributes:
         name: Its name.
-        askers: What asks it, by (payload, call).
+        clients: What asks it, by (payload, call).
         pid: Its first process, if it is on this machine.
         ready_s: From its start until it was ready, if we started it.
     """
 
     name: str
-    askers: Mapping[tuple[str, str], MakeAsker]
+    clients: Mapping[tuple[str, str], MakeLoadClient]
     pid: int | None = None
     ready_s: float | None = None
 
@@ -77,7 +77,7 @@ class _Phase:
     payload: str
     call: str
     load: Load
-    make: MakeAsker
+    make: MakeLoadClient
     records: list[Records] = field(default_factory=list)
     cpu: list[dict[str, float]] = field(default_factory=list)
 
@@ -167,7 +167,7 @@ def count_turns(subjects: Sequence[Subject], plan: Plan, with_bare: bool) -> int
 def _phases(subjects: Sequence[Subject], plan: Plan) -> list[_Phase]:
     found = []
     for subject in subjects:
-        for number, ((payload, call), make) in enumerate(subject.askers.items()):
+        for number, ((payload, call), make) in enumerate(subject.clients.items()):
             rates = plan.rates if number == 0 else ()
             loads: itertools.chain[Load] = itertools.chain(
                 (Closed(users, plan.seconds) for users in plan.concurrency),
@@ -221,7 +221,7 @@ def _row(
         "call": phase.call,
         "loop": "closed" if closed else "open",
         "users": phase.load.concurrency if isinstance(phase.load, Closed) else None,
-        "asked_per_s": phase.load.rate if isinstance(phase.load, Open) else None,
+        "requests_per_s": phase.load.rate if isinstance(phase.load, Open) else None,
         "images_per_s": asdict(Spread.of(rates)),
         "efficiency": asdict(Spread.of_ratios(rates, bases)) if bases else None,
         "latency_ms": latency_ms(records.latencies_s),

@@ -1,4 +1,4 @@
-"""One run of the serving suite: askers, rates and notes for ``serving.measure``."""
+"""One run of the serving suite: clients, rates and notes for ``serving.measure``."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from gradcam_server.bench import results, serving
 from gradcam_server.bench.bare import BareGraph, Calibration
-from gradcam_server.bench.load import Closed, Generators, MakeAsker
+from gradcam_server.bench.load import Closed, Generators, MakeLoadClient
 from gradcam_server.bench.load_clients import Connection, Stream, Unary
 from gradcam_server.bench.payload import request
 from gradcam_server.bench.worker import Worker
@@ -54,11 +54,11 @@ class Ours:
         with self.connection.client(self.address) as client:
             info = client.get_model(model)
         size = info.input_height, info.input_width
-        askers: dict[tuple[str, str], MakeAsker] = {}
+        clients: dict[tuple[str, str], MakeLoadClient] = {}
         for payload, call in itertools.product(payloads, calls):
             message = request(payload, image, size, model)
-            askers[payload, call] = _CALLS[call](self.address, message, self.connection)
-        return serving.Subject(NAME, askers, self.pid, self.ready_s)
+            clients[payload, call] = _CALLS[call](self.address, message, self.connection)
+        return serving.Subject(NAME, clients, self.pid, self.ready_s)
 
 
 def run(
@@ -115,8 +115,8 @@ def run(
             calibration = worker.call("calibrate")
             bare = partial(worker.call, "images_per_s", calibration.fastest, seconds)
         if rates is None:
-            most = bare() if bare else _saturation(making, subject, max(users), seconds)
-            rates = tuple(round(share * most, 2) for share in load)
+            capacity = bare() if bare else _saturation(making, subject, max(users), seconds)
+            rates = tuple(round(share * capacity, 2) for share in load)
         plan = serving.Plan(users, rates, seconds, settle_s, rounds)
         subjects = [subject, *others]
         count = serving.count_turns(subjects, plan, bare is not None)
@@ -144,7 +144,7 @@ def run(
 def _saturation(
     generators: Generators, subject: serving.Subject, users: int, seconds: float
 ) -> float:
-    make = next(iter(subject.askers.values()))
+    make = next(iter(subject.clients.values()))
     return generators.run(make, Closed(users, seconds), seconds / 5).images_per_s
 
 
@@ -161,7 +161,7 @@ def _notes(rows: Sequence[dict[str, Any]], calibration: Calibration | None) -> l
         )
     for row in rows:
         if row["kind"] == "load" and row["generator"]["bottleneck"]:
-            shape = f"{row['users']} users" if row["users"] else f"{row['asked_per_s']}/s"
+            shape = f"{row['users']} users" if row["users"] else f"{row['requests_per_s']}/s"
             where = f"{row['server']}, {row['payload']}, {row['call']}, {shape}"
             notes.append(f"{where}: {row['generator']['bottleneck']}, which the latencies include.")
     return notes

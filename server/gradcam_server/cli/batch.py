@@ -21,7 +21,7 @@ from rich.progress import (
 )
 
 from gradcam_client.requests import METHODS, RESIZE_MODES
-from gradcam_server.batch.ask import HEATMAP_TYPES, Ask
+from gradcam_server.batch.explain_options import HEATMAP_TYPES, ExplainOptions
 from gradcam_server.batch.plan import Share
 from gradcam_server.cli.common import errors_for_people
 from gradcam_server.cli.connection import (
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 _ENGINES = ("local", "ray")
 _SHOW_INTERVAL_S = 0.2
-_LEAST_RATED_S = 1.0
+_MIN_RATED_S = 1.0
 _INTERRUPTED = 130  # the exit status of shells: 128 and the number of SIGINT
 # Options of the engine and of its models, which are the server's, too.
 _SETTINGS = (
@@ -189,7 +189,7 @@ def batch(
         from gradcam_server.batch.job import run as run_job
         from gradcam_server.batch.model import identity
 
-        ask = Ask(
+        options = ExplainOptions(
             target=None if target is None else class_of(target),
             top_k=top_k,
             method=method,
@@ -205,15 +205,15 @@ def batch(
             _refuse_with_server(ctx)
             model = settings["model"][0] if _is_given(ctx, "model") else ""
             who, of_model = "server", {"server_model": model}
-            open_stage = _servers(server, model, connection, ask, priority)
+            open_stage = _servers(server, model, connection, options, priority)
         else:
             who, of_model = engine, identity(config)
-            open_stage = _engine(engine, config, ask, ray_address, ray_actors)
+            open_stage = _engine(engine, config, options, ray_address, ray_actors)
         job = Job(
             source=open_source(inputs, column=column, outside=output),
             where=inputs,
             output=output,
-            ask=ask,
+            options=options,
             model=of_model,
             limit=limit,
             share=share,
@@ -246,11 +246,11 @@ def _is_given(ctx: click.Context, name: str) -> bool:
 
 
 def _config(ctx: click.Context, settings: Mapping[str, Any]) -> ServeConfig:
-    from gradcam_server.batch.model import LADDER
+    from gradcam_server.batch.model import BATCH_SIZES
 
     if len(settings["model"]) > 1:
         raise click.UsageError("--model: a job has one model; run one for each, in folders of own")
-    sizes = settings["batch_sizes"] if _is_given(ctx, "batch_sizes") else LADDER
+    sizes = settings["batch_sizes"] if _is_given(ctx, "batch_sizes") else BATCH_SIZES
     return from_options({**settings, "batch_sizes": sizes, "max_targets": 1})
 
 
@@ -260,7 +260,11 @@ def _refuse_with_server(ctx: click.Context) -> None:
 
 
 def _engine(
-    engine: str, config: ServeConfig, ask: Ask, address: str | None, actors: int | None
+    engine: str,
+    config: ServeConfig,
+    options: ExplainOptions,
+    address: str | None,
+    actors: int | None,
 ) -> "OpenStage":
     from gradcam_server.telemetry.logs import configure
     from gradcam_server.telemetry.memory import share_heap
@@ -271,18 +275,18 @@ def _engine(
         _needs("ray", "ray")
         from gradcam_server.batch.ray_data import RayStage
 
-        return lambda: RayStage(config, ask, address, actors)
+        return lambda: RayStage(config, options, address, actors)
     from gradcam_server.batch.local import LocalStage
 
-    return lambda: LocalStage(config, ask)
+    return lambda: LocalStage(config, options)
 
 
 def _servers(
-    server: str, model: str, connection: Connection, ask: Ask, priority: int
+    server: str, model: str, connection: Connection, options: ExplainOptions, priority: int
 ) -> "OpenStage":
     from gradcam_server.batch.remote import RemoteStage
 
-    return lambda: RemoteStage(server, connection.client, ask, model=model, priority=priority)
+    return lambda: RemoteStage(server, connection.client, options, model=model, priority=priority)
 
 
 class _Bar:
@@ -318,7 +322,7 @@ class _Bar:
             self._task,
             completed=self._finished + self._done,
             errors=self._errors,
-            rate=f"{(self._done - 1) / took_s:.1f}" if took_s > _LEAST_RATED_S else "-",
+            rate=f"{(self._done - 1) / took_s:.1f}" if took_s > _MIN_RATED_S else "-",
         )
 
 

@@ -17,9 +17,9 @@ from gradcam_server.cli.pictures import decode_png, load_image, new_figure
 from gradcam_server.cli.session import (
     ALL_CLASSES,
     ONE_PASS_METHODS,
-    Place,
+    ModelAccess,
     class_of,
-    place_options,
+    model_access_options,
     probabilities_of,
     progress_bar,
     say_compiled,
@@ -77,7 +77,7 @@ _DARK, _LIGHT = "#202124", "#5f6368"
     "--colormap", type=click.Choice(list(COLORMAPS)), default="jet", help="Colours of the overlays."
 )
 @click.option("--alpha", type=click.FloatRange(0, 1), default=0.45, help="Weight of the colours.")
-@place_options
+@model_access_options
 def compare(
     image: Path,
     output: Path,
@@ -110,7 +110,7 @@ def compare(
     columns = [(method, layer) for method in methods for layer in layers or ("",)]
     targets = [class_of(name) for name in classes]
     row_count = len(targets) or top_k or 3
-    place = Place(**where)
+    access = ModelAccess(**where)
     new_figure(1, 1)  # without matplotlib it fails now, not after the work
     try:
         pixels = load_image(image, _MAX_SIDE)
@@ -119,13 +119,13 @@ def compare(
     answers = []
     with (
         errors_for_people(),
-        place.open(1, row_count) as client,
+        access.open(1, row_count) as client,
         progress_bar(len(columns), hidden=False, description="Comparing") as bar,
     ):
         for method, layer in columns:
             (outcome,) = client.explain_stream(
                 [pixels],
-                model=place.requested_model,
+                model=access.requested_model,
                 classes=targets,
                 top_k=None if targets else row_count,
                 method=method,
@@ -134,7 +134,7 @@ def compare(
                 prediction_count=ALL_CLASSES,
             )
             answers.append(outcome.unwrap())
-            say_compiled(place, answers[-1])
+            say_compiled(access, answers[-1])
             bar.advance()
     output.parent.mkdir(parents=True, exist_ok=True)
     _draw(pixels, image.name, answers, by_layer=len(layers) > 1).savefig(output, dpi=_DPI)
@@ -206,21 +206,21 @@ def _draw(
     return figure
 
 
-def _caption(explanation: Explanation, most: int) -> str:
-    """Says what cannot be seen, in two lines where one of ``most`` characters is too short."""
+def _caption(explanation: Explanation, max_characters: int) -> str:
+    """Says what cannot be seen, in two lines where one of ``max_characters`` is too short."""
     minus = str.maketrans("-", "\N{MINUS SIGN}")
     score = f"score {explanation.score:z.2f}".translate(minus)
     span = f"raw {explanation.raw_min:.2g} to {explanation.raw_max:.2g}".translate(minus)
     if explanation.degenerate:
         return f"{score}, {span}\nall zero: nothing speaks for it"
-    separator = ", " if len(score) + len(span) + 2 <= most else "\n"
+    separator = ", " if len(score) + len(span) + 2 <= max_characters else "\n"
     return f"{score}{separator}{span}"
 
 
 def _heading(text: str, width: float) -> dict[str, Any]:
     """Writes a heading smaller, then cuts it in its middle, before it touches its neighbour."""
     size = max(8, min(11, width / (len(text) * _BOLD_CHARACTER)))
-    most = int(width / (size * _BOLD_CHARACTER))
-    half = (most - 1) // 2
-    text = text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
+    max_characters = int(width / (size * _BOLD_CHARACTER))
+    half = (max_characters - 1) // 2
+    text = text if len(text) <= max_characters else f"{text[:half]}…{text[-half:]}"
     return {"text": text, "fontsize": size, "fontweight": "bold", "ha": "center", "va": "bottom"}

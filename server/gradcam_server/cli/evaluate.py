@@ -20,10 +20,10 @@ from gradcam_server.cli.pictures import load_image, load_mask, new_figure
 from gradcam_server.cli.session import (
     ALL_CLASSES,
     ONE_PASS_METHODS,
-    Place,
+    ModelAccess,
     class_of,
     error_as_json,
-    place_options,
+    model_access_options,
     probabilities_of,
     progress_bar,
     say_compiled,
@@ -137,7 +137,7 @@ class Protocol:
     default="blur",
     help="What pixels are inserted into.",
 )
-@place_options
+@model_access_options
 @click.option("-o", "--output", type=Path, help="Write the report to this JSON file.")
 @click.option("--plot", type=Path, help="Draw the mean curves into this file (.png, .svg, .pdf).")
 @click.option("--json", "as_json", is_flag=True, help="Print the report in place of the table.")
@@ -172,7 +172,7 @@ def evaluate(
     the exit status is 1.
     """  # noqa: D301 - click reads the character \b
     protocol = Protocol(steps, deletion_baseline, insertion_baseline)
-    place = Place(**where)
+    access = ModelAccess(**where)
     methods = tuple(dict.fromkeys(methods)) or ONE_PASS_METHODS
     if smooth_samples:
         smoothed = (_SMOOTH + method for method in methods if method in ONE_PASS_METHODS)
@@ -182,11 +182,11 @@ def evaluate(
     records = []
     with (
         errors_for_people(),
-        place.open(len(images) * protocol.image_count, 1) as client,
+        access.open(len(images) * protocol.image_count, 1) as client,
         progress_bar(len(images) * len(methods), hidden=as_json, description="Evaluating") as bar,
     ):
         smooth = SmoothGrad(smooth_samples) if smooth_samples else None
-        evaluator = _Evaluator(client, place, layer, target, protocol, smooth)
+        evaluator = _Evaluator(client, access, layer, target, protocol, smooth)
         for path in images:
             record = evaluator.evaluate(path, methods, masks, bar.advance)
             records.append(record)
@@ -213,13 +213,13 @@ class _Evaluator:
     def __init__(
         self,
         client: Any,
-        place: Place,
+        access: ModelAccess,
         layer: str,
         target: str | None,
         protocol: Protocol,
         smooth: SmoothGrad | None,
     ) -> None:
-        self._client, self._place, self._layer = client, place, layer
+        self._client, self._access, self._layer = client, access, layer
         self._classes = [] if target is None else [class_of(target)]
         self._protocol, self._smooth = protocol, smooth
 
@@ -260,7 +260,7 @@ class _Evaluator:
         began = time.monotonic()
         (outcome,) = self._client.explain_stream(
             [image],
-            model=self._place.requested_model,
+            model=self._access.requested_model,
             classes=self._classes,
             layer=self._layer,
             method=method.removeprefix(_SMOOTH),
@@ -268,7 +268,7 @@ class _Evaluator:
             heatmaps=[ImageArray()],
         )
         result = outcome.unwrap()
-        say_compiled(self._place, result)
+        say_compiled(self._access, result)
         explanation: Explanation = result.explanations[0]
         heatmap = explanation.heatmaps[0].array
         probabilities = self._probabilities(
@@ -296,7 +296,7 @@ class _Evaluator:
         self, images: Iterable[NDArray[np.uint8]], index: int
     ) -> NDArray[np.float64]:
         outcomes = self._client.explain_stream(
-            images, model=self._place.requested_model, top_k=0, prediction_count=ALL_CLASSES
+            images, model=self._access.requested_model, top_k=0, prediction_count=ALL_CLASSES
         )
         return np.array([probabilities_of(one.unwrap())[index] for one in outcomes])
 

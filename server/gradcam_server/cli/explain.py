@@ -30,10 +30,10 @@ from gradcam_client.requests import (
 from gradcam_server.cli.common import errors_for_people
 from gradcam_server.cli.connection import readable
 from gradcam_server.cli.session import (
-    Place,
+    ModelAccess,
     class_of,
     error_as_json,
-    place_options,
+    model_access_options,
     progress_bar,
     say_compiled,
 )
@@ -119,7 +119,7 @@ _OVERLAYS = {".jpg": OverlayJpeg, ".jpeg": OverlayJpeg, ".png": OverlayPng}
     help="Keep the numbers: classes, raw heatmaps and logits. A file; with several images, "
     "a folder.",
 )
-@place_options
+@model_access_options
 def explain(
     images: Sequence[Path],
     classes: Sequence[str],
@@ -149,7 +149,7 @@ def explain(
     """  # noqa: D301 - click reads the character \b
     if classes and top_k:
         raise click.UsageError("--class and --top-k exclude each other")
-    place = Place.take(options)
+    access = ModelAccess.take(options)
     if against and not classes:
         raise click.UsageError("--against needs a --class to compare")
     if npz and len(layers) > 1 and fusion == "none":
@@ -169,14 +169,14 @@ def explain(
     failed = False
     with (
         errors_for_people(),
-        place.open(len(images) + many_passes, len(targets) or top_k or 1) as client,
+        access.open(len(images) + many_passes, len(targets) or top_k or 1) as client,
         progress_bar(None if counts_passes else len(images), hidden=as_json) as progress,
     ):
-        if not place.server:
+        if not access.server:
             _show_likely_answers(images[0], client, options["resize"])
         outcomes = client.explain_stream(
             images,
-            model=place.requested_model,
+            model=access.requested_model,
             classes=targets,
             top_k=top_k,
             layer=layers,
@@ -196,7 +196,7 @@ def explain(
                 failed = True
                 _report_failure(path, outcome.error, as_json)
                 continue
-            say_compiled(place, outcome.result)
+            say_compiled(access, outcome.result)
             written = overlays.write(path, outcome.result) if output else []
             if npz:
                 _save_numbers(numbers.path_for(path), outcome.result)

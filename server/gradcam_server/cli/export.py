@@ -9,7 +9,7 @@ from gradcam_server.cli.common import errors_for_people
 from gradcam_server.config.settings import ServeConfig, from_options, setting_options
 from gradcam_server.domain.options import Precision
 
-_LEAST_CORRELATION = 0.98
+_MIN_CORRELATION = 0.98
 _SETTINGS = (
     "model",
     "weights",
@@ -50,9 +50,9 @@ _SETTINGS = (
     "precision with float32. The bundled photographs if it is not given.",
 )
 @click.option(
-    "--least-correlation",
+    *("--least-correlation", "min_correlation"),
     type=click.FloatRange(0, 1),
-    default=_LEAST_CORRELATION,
+    default=_MIN_CORRELATION,
     help="Of the maps with those of float32, in the mean; below it nothing is written.",
 )
 @click.option("--force", is_flag=True, help="Write it however the maps correlate.")
@@ -60,7 +60,7 @@ def export(
     output: Path,
     precision: str,
     images: Path | None,
-    least_correlation: float,
+    min_correlation: float,
     force: bool,
     **options: Any,
 ) -> None:
@@ -83,7 +83,7 @@ def export(
             output,
             Precision(precision),
             images,
-            0.0 if force else least_correlation,
+            0.0 if force else min_correlation,
         )
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     click.echo(f"Wrote {output}: {len(manifest.graphs)} graphs in {precision}, {size >> 20} MiB")
@@ -104,7 +104,7 @@ def _export(
     output: Path,
     precision: Precision,
     images: Path | None,
-    least_correlation: float,
+    min_correlation: float,
 ) -> Any:
     from gradcam_server.engine.engine import Engine
     from gradcam_server.engine.sources.model import ModelSource
@@ -134,5 +134,5 @@ def _export(
         output,
         precision,
         images,
-        least_correlation,
+        min_correlation,
     )

@@ -41,7 +41,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
-class Place:
+class ModelAccess:
     """Where images are explained: on a server, or by a model in this process.
 
     Attributes:
@@ -70,7 +70,7 @@ class Place:
 
     @classmethod
     def take(cls, options: dict[str, Any]) -> Self:
-        """Takes the options of ``place_options`` out of a command's."""
+        """Takes the options of ``model_access_options`` out of a command's."""
         return cls(**{field.name: options.pop(field.name) for field in fields(cls)})
 
     @property
@@ -119,10 +119,10 @@ def _say_compiling(key: Any) -> None:
     click.echo(f"compiling {key} (first use) ...", err=True)
 
 
-def say_compiled(place: Place, result: ImageExplanation) -> None:
+def say_compiled(access: ModelAccess, result: ImageExplanation) -> None:
     """Says on stderr that an answer came late because the server compiled its graph."""
     seconds = result.stats.compile_us / 1e6
-    if place.server and seconds >= _SLOW_COMPILE_S:
+    if access.server and seconds >= _SLOW_COMPILE_S:
         click.echo(f"the server took {seconds:.1f} s to compile this (first use)", err=True)
 
 
@@ -130,8 +130,8 @@ def _given(value: str | None) -> tuple[str, ...]:
     return () if value is None else (value,)
 
 
-def place_options(command: _F) -> _F:
-    """Adds the options of a ``Place``: --server and its connection, --model and its loading.
+def model_access_options(command: _F) -> _F:
+    """Adds the options of a ``ModelAccess``: --server and its connection, --model and its loading.
 
     With --server the options of loading are refused, and without it those of the connection.
     """

@@ -9,8 +9,8 @@ import pytest
 from gradcam_client import GradCamError, InvalidRequestError, UnavailableError
 from gradcam_client.errors import ServerError
 from gradcam_client.stream import Outcome
-from gradcam_server.batch.ask import Ask
 from gradcam_server.batch.errors import StageError
+from gradcam_server.batch.explain_options import ExplainOptions
 from gradcam_server.batch.remote import RemoteStage, _Window
 from support.made_rows import Numbers, made_row
 
@@ -21,15 +21,15 @@ CODE = grpc.StatusCode
 def test_rows_come_in_order_and_a_bounded_number_is_out(threads: int) -> None:
     """Whichever stream answers first."""
     window = _Window(Numbers(200).read(0, 200), size=8)
-    out = most = 0
+    out = max_out = 0
     lock = threading.Lock()
 
     def work(slow: bool) -> None:
-        nonlocal out, most
+        nonlocal out, max_out
         for number, item in window.items():
             with lock:
                 out += 1
-                most = max(most, out)
+                max_out = max(max_out, out)
             if slow and number % 20 == 0:
                 time.sleep(0.005)
             window.put(number, made_row(item))
@@ -45,7 +45,7 @@ def test_rows_come_in_order_and_a_bounded_number_is_out(threads: int) -> None:
     for worker in workers:
         worker.join()
     assert indices == list(range(200))
-    assert most <= 8 + 1  # one was taken and is not yet counted
+    assert max_out <= 8 + 1  # one was taken and is not yet counted
 
 
 def test_a_streams_failure_is_raised_after_the_rows_before_it() -> None:
@@ -62,7 +62,7 @@ def test_a_streams_failure_is_raised_after_the_rows_before_it() -> None:
 
 def stage() -> RemoteStage:
     made = object.__new__(RemoteStage)
-    made._ask, made._targets = Ask(), ("a:1", "b:2")
+    made._options, made._targets = ExplainOptions(), ("a:1", "b:2")
     return made
 
 

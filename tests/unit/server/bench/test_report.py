@@ -13,7 +13,7 @@ CHECK = {"logits_error": 1e-6, "map_error": 2e-6, "map_correlation": 1.0, "same_
 def graph_row(subject: str, size: int, **more: Any) -> dict[str, Any]:
     floor = {"arithmetic": 5.0, "bytes": 1.0}
     row = {"subject": subject, "device": "cpu", "batch_size": size, "failure": "", "exact": True}
-    return {**row, "floor_ms": floor, "check": {**CHECK, "passed": True}, **more}
+    return {**row, "roofline_ms": floor, "check": {**CHECK, "passed": True}, **more}
 
 
 def timed(subject: str, size: int) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def load_row(rate: float | None) -> dict[str, Any]:
         "call": "unary",
         "loop": "open" if rate else "closed",
         "users": None if rate else 8,
-        "asked_per_s": rate,
+        "requests_per_s": rate,
         "images_per_s": SPREAD,
         "efficiency": {**SPREAD, "median": 0.93},
         "latency_ms": {"p50": 20.0, "p90": 30.0, "p99": 40.0, "p99.9": None},

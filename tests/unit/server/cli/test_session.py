@@ -10,12 +10,12 @@ from gradcam_client import ImageExplanation
 from gradcam_client.results import ServingStats
 from gradcam_server.cli import explain as explain_module
 from gradcam_server.cli import local
-from gradcam_server.cli.session import Place, say_compiled
+from gradcam_server.cli.session import ModelAccess, say_compiled
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.options import Compiler
 from gradcam_server.engine.engine import FirstUse
 
-HERE = Place(None, "efficientnet-lite0", "random", 0)
+HERE = ModelAccess(None, "efficientnet-lite0", "random", 0)
 THERE = dataclasses.replace(HERE, server="localhost:1")
 
 
@@ -84,7 +84,7 @@ def test_a_slow_compilation_is_said_on_stderr(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
-    ("place", "compile_us", "said"),
+    ("access", "compile_us", "said"),
     [
         (THERE, 12_345_678, "the server took 12.3 s to compile this (first use)\n"),
         (THERE, 1_000_000, ""),
@@ -93,10 +93,10 @@ def test_a_slow_compilation_is_said_on_stderr(capsys: pytest.CaptureFixture[str]
     ],
 )
 def test_a_server_that_compiled_long_is_the_reason_for_a_late_answer(
-    capsys: pytest.CaptureFixture[str], place: Place, compile_us: int, said: str
+    capsys: pytest.CaptureFixture[str], access: ModelAccess, compile_us: int, said: str
 ) -> None:
     """It is said after the fact, on stderr."""
-    say_compiled(place, result(compile_us))
+    say_compiled(access, result(compile_us))
     out, err = capsys.readouterr()
     assert (out, err) == ("", said)
 

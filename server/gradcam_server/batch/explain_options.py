@@ -7,7 +7,7 @@ HEATMAP_TYPES = ("float16", "uint8")
 
 
 @dataclass(frozen=True)
-class Ask:
+class ExplainOptions:
     """What is asked of each image.
 
     Attributes:

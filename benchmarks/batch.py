@@ -39,12 +39,13 @@ import cv2
 import numpy as np
 
 from gradcam_server.batch.explain_options import ExplainOptions
-from gradcam_server.batch.inputs import Item, Source, open_source
 from gradcam_server.batch.job import Job
 from gradcam_server.batch.job import run as run_job
 from gradcam_server.batch.local import LocalStage
 from gradcam_server.batch.model import BATCH_SIZES
 from gradcam_server.batch.schema import Row
+from gradcam_server.batch.sources.base import Item, Source
+from gradcam_server.batch.sources.opening import open_source
 from gradcam_server.batch.stage import Stage
 from gradcam_server.batch.throughput import ThroughputEngine
 from gradcam_server.config.settings import ServeConfig

@@ -196,7 +196,7 @@ import os, signal, sys
 from pathlib import Path
 import psutil
 from gradcam_server.batch.explain_options import ExplainOptions
-from gradcam_server.batch.inputs import open_source
+from gradcam_server.batch.sources.opening import open_source
 from gradcam_server.batch.job import Job, run
 from gradcam_server.batch.model import identity
 from gradcam_server.batch.ray_data import RayStage

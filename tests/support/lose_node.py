@@ -16,9 +16,9 @@ from ray.cluster_utils import Cluster
 
 from gradcam_server.batch import ray_data
 from gradcam_server.batch.ask import Ask
-from gradcam_server.batch.inputs import open_source
 from gradcam_server.batch.job import Job, run
 from gradcam_server.batch.schema import OK, Row, to_batch
+from gradcam_server.batch.sources.opening import open_source
 from gradcam_server.config.settings import ServeConfig
 
 # More engines than the node that is left has CPUs.

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from gradcam_server.batch import manifest
 from gradcam_server.batch.errors import BatchError, OutputError
-from gradcam_server.batch.inputs import Source, open_source
 from gradcam_server.batch.schema import OK, unpack
 from gradcam_server.batch.shards import write_atomically
+from gradcam_server.batch.sources.base import Source
+from gradcam_server.batch.sources.opening import open_source
 from gradcam_server.domain.requests import HeatmapForm, HeatmapFormat, ResizeMode
 from gradcam_server.errors import InvalidRequestError
 from gradcam_server.images.decode import decode_image

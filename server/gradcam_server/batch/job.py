@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 from gradcam_server.batch.errors import InputError, StageError, TooManyErrorsError
 from gradcam_server.batch.explain_options import ExplainOptions
-from gradcam_server.batch.inputs import Source
 from gradcam_server.batch.manifest import Manifest
 from gradcam_server.batch.plan import Part, Share, cut, merge
 from gradcam_server.batch.schema import ERROR, Row
 from gradcam_server.batch.shards import Folder
+from gradcam_server.batch.sources.base import Source
 from gradcam_server.batch.stage import OpenStage
 
 _NOTE_INTERVAL_S = 10.0
@@ -195,8 +195,8 @@ class _Run:
         if errors_max is not None and self._errors_before + self._errors > errors_max:
             raise TooManyErrorsError(
                 f"more than {errors_max} images failed (--errors-max): "
-                f"{'; '.join(self._examples)}. Finished shards stay; the same command with a higher "
-                "--errors-max goes on"
+                f"{'; '.join(self._examples)}. Finished shards stay; the same command with a "
+                "higher --errors-max goes on"
             )
 
     def _note(self, outcome: str) -> None:

@@ -13,12 +13,11 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from gradcam_server.batch.explain_options import ExplainOptions
-from gradcam_server.batch.inputs import Item, Source
 from gradcam_server.batch.schema import Row, describe, error_row, row_of
+from gradcam_server.batch.sources.base import Item, Source
 from gradcam_server.batch.stage import Ranges
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.requests import (
@@ -106,12 +105,7 @@ class LocalStage:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

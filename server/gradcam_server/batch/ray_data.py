@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
@@ -24,9 +23,9 @@ from ray.exceptions import RayError
 
 from gradcam_server.batch.errors import StageError
 from gradcam_server.batch.explain_options import ExplainOptions
-from gradcam_server.batch.inputs import Item, Source
 from gradcam_server.batch.local import Loaded, LocalStage, load_item
 from gradcam_server.batch.schema import Row, error_row, from_columns, to_batch
+from gradcam_server.batch.sources.base import Item, Source
 from gradcam_server.batch.stage import Ranges
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.requests import RawImage
@@ -106,12 +105,7 @@ class RayStage:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -11,7 +11,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
-from types import TracebackType
 from typing import Any, Self
 
 from gradcam_client import Client, GradCamError, ModelInfo, OverlayJpeg, Raw
@@ -22,8 +21,8 @@ from gradcam_client.stream import Outcome
 from gradcam_client.transport import split_target
 from gradcam_server.batch.errors import StageError
 from gradcam_server.batch.explain_options import ExplainOptions
-from gradcam_server.batch.inputs import Item, Source
 from gradcam_server.batch.schema import Row, describe, error_row, row_of
+from gradcam_server.batch.sources.base import Item, Source
 from gradcam_server.batch.stage import Ranges
 
 _STREAMS_PER_SERVER = 2
@@ -81,12 +80,7 @@ class RemoteStage:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._client.close()
 
     def rows(self, source: Source, ranges: Ranges) -> Iterator[Row]:

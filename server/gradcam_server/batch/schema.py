@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gradcam_server.batch.explain_options import ExplainOptions
-from gradcam_server.batch.inputs import Item
+from gradcam_server.batch.sources.base import Item
 
 OK, ERROR = "ok", "error"
 

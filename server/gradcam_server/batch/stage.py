@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeAlias
 
-from gradcam_server.batch.inputs import Source
 from gradcam_server.batch.schema import Row
+from gradcam_server.batch.sources.base import Source
 
 Ranges: TypeAlias = Sequence[tuple[int, int]]
 """Ranges of a source: (first input, first input after it), ascending."""

@@ -184,10 +184,10 @@ def batch(
     """  # noqa: D301 - click reads the character \b
     with errors_for_people(), _stoppable():
         needs_pyarrow()
-        from gradcam_server.batch.inputs import open_source
         from gradcam_server.batch.job import Job
         from gradcam_server.batch.job import run as run_job
         from gradcam_server.batch.model import identity
+        from gradcam_server.batch.sources.opening import open_source
 
         options = ExplainOptions(
             target=None if target is None else class_of(target),

@@ -9,8 +9,8 @@ import pytest
 
 from gradcam_server.batch import gallery
 from gradcam_server.batch.errors import OutputError
-from gradcam_server.batch.inputs import open_source
 from gradcam_server.batch.job import Job, run
+from gradcam_server.batch.sources.opening import open_source
 from support.made_rows import MadeStage, Quiet
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>.jpg'

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from gradcam_server.batch.explain_options import ExplainOptions
-from gradcam_server.batch.inputs import FileSource, Item
 from gradcam_server.batch.local import LocalStage
 from gradcam_server.batch.schema import unpack
+from gradcam_server.batch.sources.base import Item
+from gradcam_server.batch.sources.files import FileSource
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.errors import InvalidRequestError, NotFoundError
 from support.instant import InstantBackend

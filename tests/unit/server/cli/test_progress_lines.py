@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from gradcam_server.batch.inputs import Item
 from gradcam_server.batch.schema import error_row
+from gradcam_server.batch.sources.base import Item
 from gradcam_server.cli import progress_lines as module
 from gradcam_server.cli.progress_lines import ProgressLines
 from support.made_rows import made_row

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gradcam_server.batch.explain_options import ExplainOptions
-from gradcam_server.batch.inputs import FileSource
 from gradcam_server.batch.local import LocalStage
+from gradcam_server.batch.sources.files import FileSource
 from gradcam_server.cli import main
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.graph_io import GraphItem, GraphTarget, by_rank

@@ -5,7 +5,7 @@
     explain_options  the options of a job's explanations
     stage            the protocol of what explains images:
     local              an engine in this process
-    remote             running servers
+    remote             running servers, fed through a window (window)
     ray_data           engines on a Ray cluster
     schema           rows, one for each image in the order of the list, and their columns
     shards           the output folder, whose shards appear whole or not at all

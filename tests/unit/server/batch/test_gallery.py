@@ -101,5 +101,5 @@ def test_images_that_have_gone_are_shown_by_their_maps(tmp_path: Path, cat_jpeg:
 
 def test_a_folder_that_is_no_job_is_refused(tmp_path: Path) -> None:
     """With what it should be."""
-    with pytest.raises(OutputError, match="no output folder of gradcam batch"):
+    with pytest.raises(OutputError, match="not an output folder of gradcam batch"):
         gallery.write_gallery(tmp_path)

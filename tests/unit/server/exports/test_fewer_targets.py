@@ -116,7 +116,7 @@ def test_a_job_of_a_chosen_class_runs_an_export(tiny: Path, photos: Path) -> Non
 def test_an_engine_of_ray_runs_a_default_export(tiny: Path, photos: Path) -> None:
     """What an actor does, in this process."""
     ray_data = pytest.importorskip("gradcam_server.batch.ray_data")
-    engine = ray_data._Engine(config(tiny, 1), ExplainOptions(), str(Path.cwd()))
+    engine = ray_data.EngineActor(config(tiny, 1), ExplainOptions(), str(Path.cwd()))
     table = pa.Table.from_pylist(
         [
             {"index": number, "id": str(number), "path": "", "data": path.read_bytes()}

@@ -135,7 +135,7 @@ def tutorial(source: Source, config: ServeConfig) -> float:
     """Returns the seconds for each image of the tutorials' loop."""
     from keras.utils import img_to_array, load_img
 
-    from gradcam_server.bench.own import Tutorial
+    from gradcam_server.bench.subjects import Tutorial
 
     (spec,) = config.model_specs()
     run = Tutorial(spec, predicts=True).build(1)

@@ -42,7 +42,7 @@ class Export:
         """Writes Keras' weights for the twin, and the closed form for those who are installed."""
         import torch
 
-        from gradcam_server.bench.own import keras_model
+        from gradcam_server.bench.subjects import keras_model
         from oracles.torch_resnet50 import twin_of
 
         torch.save(twin_of(keras_model(spec)).state_dict(), f"{folder}/{WEIGHTS}")

@@ -29,7 +29,7 @@ from gradcam_server.bench.load import MakeLoadClient
 from gradcam_server.bench.payload import jpeg
 from gradcam_server.bench.running import RunningServer, StartError, gradcam_serve
 from gradcam_server.bench.serving import Subject
-from gradcam_server.bench.serving_run import Ours, run
+from gradcam_server.bench.serving_run import GradcamServer, run
 from gradcam_server.cli.bench import progress
 from gradcam_server.cli.connection import Connection
 from gradcam_server.cli.serve import read_arguments
@@ -182,7 +182,7 @@ def main() -> None:
         peers, skipped = start_peers(stack, arguments, image, running.address, bar)
         config = read_arguments(arguments.serve)
         results = run(
-            Ours(
+            GradcamServer(
                 running.address,
                 Connection(),
                 pid=running.pid,

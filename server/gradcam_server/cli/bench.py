@@ -114,17 +114,19 @@ def serving(
         raise click.UsageError("options of serve have no use with --server")
     with _bench_errors():
         from gradcam_server.bench.running import gradcam_serve
-        from gradcam_server.bench.serving_run import Ours, run
+        from gradcam_server.bench.serving_run import GradcamServer, run
 
         with ExitStack() as stack:
             if server:
-                ours = Ours(server, connection, pid, None)
+                subject = GradcamServer(server, connection, pid)
             else:
                 config = read_arguments(options)
                 running = stack.enter_context(gradcam_serve(options))
-                ours = Ours(running.address, connection, running.pid, running.ready_s, config)
+                subject = GradcamServer(
+                    running.address, connection, running.pid, running.ready_s, config
+                )
             with progress() as bar:
-                results = run(ours, bar, **arguments)
+                results = run(subject, bar, **arguments)
     save(results, output)
 
 

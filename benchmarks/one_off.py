@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from gradcam_server.cli.session import ONE_PASS_METHODS
+from gradcam_server.cli.common import ONE_PASS_METHODS
 
 HERE = Path(__file__).resolve().parent
 IMAGE = HERE.parent / "examples" / "images" / "cat.jpg"

@@ -30,8 +30,8 @@ from gradcam_server.bench.payload import jpeg
 from gradcam_server.bench.running import RunningServer, StartError, gradcam_serve
 from gradcam_server.bench.serving import Subject
 from gradcam_server.bench.serving_run import GradcamServer, run
-from gradcam_server.cli.bench import progress
 from gradcam_server.cli.connection import Connection
+from gradcam_server.cli.progress import open_bar
 from gradcam_server.cli.serve import read_arguments
 from peers import load_clients
 from peers.work import decode
@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("serve", nargs="*", help="after --: options of gradcam serve")
     arguments = parser.parse_args()
     image = jpeg(arguments.image)
-    with ExitStack() as stack, progress() as bar:
+    with ExitStack() as stack, open_bar() as bar:
         running = stack.enter_context(gradcam_serve(arguments.serve))
         peers, skipped = start_peers(stack, arguments, image, running.address, bar)
         config = read_arguments(arguments.serve)

@@ -39,23 +39,23 @@ _SETTINGS = (
 @setting_options(*_SETTINGS)
 @click.option(
     "--precision",
-    type=click.Choice([one.value for one in Precision]),
+    type=click.Choice([precision.value for precision in Precision]),
     default=Precision.FLOAT32.value,
-    help="What the network is computed in; int8 needs pip install 'gradcam-server[int8]'.",
+    help="Precision of the network; int8 needs pip install 'gradcam-server[int8]'.",
 )
 @click.option(
     "--images",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder of images like those that will come: to calibrate int8, and to compare a reduced "
-    "precision with float32. The bundled photographs if it is not given.",
+    help="Folder of images like those to be served: to calibrate int8, and to compare a reduced "
+    "precision with float32.  [default: the bundled photographs]",
 )
 @click.option(
     *("--least-correlation", "min_correlation"),
     type=click.FloatRange(0, 1),
     default=_MIN_CORRELATION,
-    help="Of the maps with those of float32, in the mean; below it nothing is written.",
+    help="Minimum mean correlation of the maps with those of float32; below it nothing is written.",
 )
-@click.option("--force", is_flag=True, help="Write it however the maps correlate.")
+@click.option("--force", is_flag=True, help="Write the folder whatever the correlation.")
 def export(
     output: Path,
     precision: str,
@@ -70,8 +70,8 @@ def export(
     gradcam export --model resnet50 -o resnet50-export
     gradcam serve --model resnet50=resnet50-export
 
-    The folder holds Grad-CAM at the default layer and what --warm names, for CPUs (OpenVINO);
-    and the same graph as a SavedModel with the signature "explain", for TensorFlow Serving.
+    The folder holds the graphs of Grad-CAM at the default layer and of each --warm, for CPUs
+    (OpenVINO); and the first as a SavedModel with the signature "explain", for TensorFlow Serving.
     """  # noqa: D301 - click reads the character \b
     with errors_for_people():
         config = from_options(options)
@@ -91,10 +91,10 @@ def export(
         click.echo(f"  {graph.key}")
     if agreement := manifest.agreement:
         click.echo(
-            f"Compared with float32 on {agreement.image_count} samples ({agreement.images}): best "
-            f"class the same for {agreement.top1_percent:g} %; maps correlate by "
-            f"{agreement.correlation_mean:.4f} in the mean, the worst by "
-            f"{agreement.correlation_worst:.4f}"
+            f"Compared with float32 on {agreement.image_count} samples ({agreement.images}): the "
+            f"best class is the same for {agreement.top1_percent:g} %; maps correlate by "
+            f"{agreement.correlation_mean:.4f} on average, and by "
+            f"{agreement.correlation_worst:.4f} in the worst case"
         )
     click.echo(f"Serve it: gradcam serve --model {manifest.name}={output}")
 

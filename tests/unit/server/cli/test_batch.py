@@ -25,7 +25,7 @@ def batch(*arguments: object) -> Result:
         (("--shard", "4/4"), "not a share such as 0/4"),
         (("--shard", "x"), "not a share"),
         (("--server", "a:1", "--compiler", "xla"), "--compiler belongs to the server"),
-        (("--server", "a:1", "--engine", "ray"), "--engine says"),
+        (("--server", "a:1", "--engine", "ray"), "--engine cannot be combined with --server"),
         (("--ray-address", "auto"), "--ray-address needs --engine ray"),
         (("--model", "resnet50", "--model", "xception"), "a job has one model"),
         (("--top-k", "0"), "not in the range"),

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from keras import layers
 
+from gradcam_server.cli.common import ALL_CLASSES, probabilities_of
 from gradcam_server.cli.local import LocalClient
-from gradcam_server.cli.session import ALL_CLASSES, ModelAccess, probabilities_of
+from gradcam_server.cli.model_access import ModelAccess
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.options import Compiler
 

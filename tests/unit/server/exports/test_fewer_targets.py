@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from gradcam_server.batch.ask import Ask
-from gradcam_server.batch.inputs import FileSource
+from gradcam_server.batch.explain_options import ExplainOptions
 from gradcam_server.batch.local import LocalStage
+from gradcam_server.batch.sources.files import FileSource
 from gradcam_server.cli import main
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.graph_io import GraphItem, GraphTarget, by_rank
@@ -107,7 +107,7 @@ def test_a_job_runs_a_default_export(tiny: Path, photos: Path, tmp_path: Path) -
 def test_a_job_of_a_chosen_class_runs_an_export(tiny: Path, photos: Path) -> None:
     """An export for any number of targets, in the engine of this process."""
     source = FileSource("made", [f"{number}.png" for number in range(3)], root=str(photos))
-    with LocalStage(config(tiny, 1), Ask(target=CLASSES - 1)) as stage:
+    with LocalStage(config(tiny, 1), ExplainOptions(target=CLASSES - 1)) as stage:
         rows = list(stage.rows(source, [(0, 3)]))
     assert {row.target for row in rows} == {CLASSES - 1}
 
@@ -115,7 +115,7 @@ def test_a_job_of_a_chosen_class_runs_an_export(tiny: Path, photos: Path) -> Non
 def test_an_engine_of_ray_runs_a_default_export(tiny: Path, photos: Path) -> None:
     """The code of an actor runs in this process."""
     ray_data = pytest.importorskip("gradcam_server.batch.ray_data")
-    engine = ray_data._Engine(config(tiny, 1), Ask(), str(Path.cwd()))
+    engine = ray_data.EngineActor(config(tiny, 1), ExplainOptions(), str(Path.cwd()))
     table = pa.Table.from_pylist(
         [
             {"index": number, "id": str(number), "path": "", "data": path.read_bytes()}

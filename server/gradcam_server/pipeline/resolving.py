@@ -8,12 +8,7 @@ from gradcam_server.domain.catalog import Catalog, ServedModel
 from gradcam_server.domain.graph_io import NO_CLASS, PIXELS, GraphKey, GraphTarget, by_rank
 from gradcam_server.domain.labels import ClassLabels
 from gradcam_server.domain.registry import MANY_PASS_METHODS, REGISTRY
-from gradcam_server.domain.requests import (
-    ExplainRequest,
-    LayerFusion,
-    Method,
-    TopK,
-)
+from gradcam_server.domain.requests import ExplainRequest, LayerFusion, Method, TopK
 from gradcam_server.errors import InvalidRequestError
 
 

@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import metadata
 from pathlib import Path
 
@@ -149,7 +149,7 @@ class _Fake:
         self.calls = 0
 
     def prepare(self, graph: ExplanationGraph, precision: Precision) -> Prepared:
-        executable = find_compiler(Compiler.TENSORFLOW)(graph, precision)
+        executable = cache(find_compiler(Compiler.TENSORFLOW)(graph, precision))  # traced once
 
         def run(*arrays: Array) -> Sequence[Array]:
             self.calls += 1

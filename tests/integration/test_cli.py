@@ -82,9 +82,8 @@ def test_a_server_and_this_process_answer_alike(
 ) -> None:
     """The same command with --server gives the same classes and numbers."""
     photos = [images / "cat.jpg", images / "espresso.jpg"]
-    ended = gradcam(
-        *("explain", *photos, "--server", server.address, "--json", "--npz", tmp_path / "numbers")
-    )
+    where = ("--server", server.address)
+    ended = gradcam("explain", *photos, *where, "--json", "--npz", tmp_path / "numbers")
     lines = zip(
         ended.stdout.splitlines(), (local / "answers").read_text().splitlines(), strict=True
     )

@@ -221,7 +221,7 @@ def test_a_layer_that_is_not_warm_is_compiled_at_first_use(
     server.wait_for("conv1 in float32 by xla", 120)  # which takes its place
     assert (
         client.get_model("small").compilation_count == before + 1 + 2
-    )  # the first one, the ladder
+    )  # the first graph, then a trace for each batch size
     again = client.explain(cat_jpeg, **cold)
     assert again.stats.compile_us == 0
     assert_same(again, first)

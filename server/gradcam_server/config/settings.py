@@ -1,11 +1,11 @@
-"""The server's settings: one table that gives flags, variables and their documentation."""
+"""The settings: one table from which flags, variables and docs/settings.md are made."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 import click
 
-from gradcam_server.domain.batch_sizes import check_ladder
+from gradcam_server.domain.batch_sizes import check_batch_sizes
 from gradcam_server.domain.model_spec import BUILT_IN, DEFAULT_MODEL
 from gradcam_server.domain.options import Compiler, Precision
 
@@ -24,7 +24,7 @@ class _BatchSizes(click.ParamType[tuple[int, ...]]):
             return value
         sizes = value if isinstance(value, list) else str(value).split(",")
         try:
-            return check_ladder([int(size) for size in sizes])
+            return check_batch_sizes([int(size) for size in sizes])
         except ValueError:
             self.fail(f"{value!r} is not a list of positive numbers such as 1,2,4,8", param, ctx)
 

@@ -13,7 +13,6 @@ from gradcam_server.config.models import model_specs
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.catalog import Catalog, ServedModel, graph_keys
 from gradcam_server.domain.graph_io import GraphKey
-from gradcam_server.domain.options import Compiler
 from gradcam_server.domain.requests import Method, ScoreType
 from gradcam_server.domain.warm import parse_warm, warm_option
 from gradcam_server.engine.sources.base import GraphSource, open_source
@@ -226,13 +225,9 @@ class Engine:
             timer.cancel()
 
     def _compile_first(self, key: GraphKey) -> tuple[CompiledGraph, bool]:
-        """Returns a graph, and whether ``_compile`` gives no faster graph."""
-        source, sizes = self._sources[key.model], self._sizes(key)
-        is_soonest = (
-            self._config.compiler is Compiler.TENSORFLOW and len(sizes) == source.device_count == 1
-        )
-        if self._first_use is not FirstUse.FASTEST and not is_soonest:
-            graph = source.compile_soonest(key, sizes)
+        """Returns a graph, and whether ``_compile`` gives no faster one."""
+        if self._first_use is not FirstUse.FASTEST:
+            graph = self._sources[key.model].compile_soonest(key, self._sizes(key))
             if graph is not None:
                 return graph, False
         return self._compile(key), True

@@ -16,13 +16,13 @@ from gradcam_server.telemetry.tracing import current_call
 
 
 class Explainer:
-    """A warm engine and its pipeline. Made, used and closed on one event loop.
+    """A warm engine and its pipeline. To be made, used and closed on one event loop.
 
     Args:
         config: The settings.
         backend: The warm models; closed with the explainer.
-        metrics: Told where the time of answers went, what was refused and dropped, and how
-            faithful sampled answers are.
+        metrics: Counts stages of answers, refused and dropped requests, and the faithfulness of
+            sampled answers.
     """
 
     def __init__(self, config: ServeConfig, backend: Backend, metrics: Metrics) -> None:
@@ -44,17 +44,17 @@ class Explainer:
 
     @property
     def queue_lengths(self) -> dict[str, int]:
-        """Requests admitted and not yet on the device, by queue (``Pipeline.queue_lengths``)."""
+        """Admitted requests that are not yet on the device, by queue."""
         return self._pipeline.queue_lengths
 
     @property
     def thread_counts(self) -> dict[str, int]:
-        """Threads that decode or render now, by state (``Workers.thread_counts``)."""
+        """Threads that decode or render, by state (``Workers.thread_counts``)."""
         return self._pipeline.thread_counts
 
     @property
     def in_work(self) -> int:
-        """Images that are not answered yet, of calls and of streams."""
+        """Images of calls and streams that are not yet answered."""
         return self._in_work
 
     async def close(self) -> None:
@@ -62,15 +62,15 @@ class Explainer:
         await self._pipeline.close()
 
     async def retire(self) -> None:
-        """Closes once nothing is in work any more."""
-        while self._in_work:  # work may have come in the moment in which there was none
+        """Closes once no image is in work."""
+        while self._in_work:  # new work may have come before this task runs again
             await self._idle.wait()
         await self.close()
 
     async def reserve(
         self, requests: Sequence[ExplainRequest], claim: Claim, *, wait: bool
     ) -> list[Reserved]:
-        """Takes the memory that requests may need, as ``Pipeline.reserve`` does."""
+        """Reserves the memory that requests may need, as ``Pipeline.reserve`` does."""
         with self._working():
             return await self._pipeline.reserve(requests, claim, wait=wait)
 
@@ -94,7 +94,7 @@ class Explainer:
 
     @contextmanager
     def _working(self) -> Iterator[None]:
-        """Counts an image in work, and why it was given up."""
+        """Counts an image in work, and the reason if it is given up."""
         self._in_work += 1
         self._idle.clear()
         try:

@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 
 from gradcam_server.domain.graph_io import PIXELS, GraphItem, GraphKey, GraphOutput, GraphTarget
 from gradcam_server.domain.preprocessing import ZERO_COLORS
+from gradcam_server.domain.registry import REGISTRY
 from gradcam_server.domain.requests import ExplainRequest, Method, Progress
 from gradcam_server.domain.schedule import OnDispatch, Urgency
 from gradcam_server.engine.backend import Backend
 from gradcam_server.methods.many_pass import integrated_gradients, score_cam, smooth_grad
 from gradcam_server.pipeline.fair_slots import FairSlots
-from gradcam_server.pipeline.resolving import DEFAULT_PASSES, Resolved
+from gradcam_server.pipeline.resolving import Resolved
 
 # More requests at once would share the same part of the device, and hold more memory.
 _MAX_REQUESTS = 2
@@ -107,7 +108,7 @@ class _Run:
 
     async def _score_cam(self, fitted: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
         layers = self._resolved.layers
-        count = self._request.pass_count or DEFAULT_PASSES[Method.SCORE_CAM]
+        count = self._request.pass_count or REGISTRY[Method.SCORE_CAM].default_passes
         extracting = self._key(Method.GRAD_CAM, layers, channel_count=count)
         scoring = self._key(Method.GRAD_CAM, (self._model.default_layer,))
 

@@ -7,17 +7,9 @@ from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.catalog import Catalog, ServedModel
 from gradcam_server.domain.graph_io import NO_CLASS, PIXELS, GraphKey, GraphTarget, by_rank
 from gradcam_server.domain.labels import ClassLabels
-from gradcam_server.domain.requests import (
-    MANY_PASS_METHODS,
-    ExplainRequest,
-    LayerFusion,
-    Method,
-    TopK,
-)
+from gradcam_server.domain.registry import MANY_PASS_METHODS, REGISTRY
+from gradcam_server.domain.requests import ExplainRequest, LayerFusion, Method, TopK
 from gradcam_server.errors import InvalidRequestError
-
-# Channels of Score-CAM, and steps of Integrated Gradients.
-DEFAULT_PASSES = {Method.SCORE_CAM: 64, Method.INTEGRATED_GRADIENTS: 32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +80,7 @@ def _count_passes(request: ExplainRequest, max_passes: int) -> int:
             raise InvalidRequestError(
                 "smooth_grad", f"SmoothGrad is for one-pass methods, not for {request.method}"
             )
-        default = DEFAULT_PASSES[request.method]
+        default = REGISTRY[request.method].default_passes
         passes = default if request.pass_count is None else request.pass_count
         if request.method is Method.SCORE_CAM:
             passes *= max(len(request.layers), 1)  # channels of each layer

@@ -1,4 +1,4 @@
-"""What every gRPC service does alike with a call: let it in, count it, turn errors into codes."""
+"""What all gRPC services do with a call: admit, record and trace it, turn errors into statuses."""
 
 import asyncio
 import logging
@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from time import perf_counter
-from typing import NoReturn, Protocol, TypeVar
+from typing import NoReturn, Protocol, TypeAlias, TypeVar
 
 import grpc
 from google.rpc import status_pb2
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 _R = TypeVar("_R")
 
+Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
+
 _REFUSALS: dict[Phase, RejectReason] = {
     Phase.WARMING_UP: "warming_up",
     Phase.RESTARTING: "restarting",
@@ -38,7 +40,7 @@ _CANCELLED = grpc.StatusCode.CANCELLED.name
 class Context(Protocol):
     """The part of ``grpc.aio.ServicerContext`` that the services use."""
 
-    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]] | None:
+    def invocation_metadata(self) -> Metadata | None:
         """Returns the metadata that the client sent."""
 
     def peer(self) -> str:
@@ -48,10 +50,7 @@ class Context(Protocol):
         """Returns the seconds until the call's deadline; None if it has none."""
 
     async def abort(
-        self,
-        code: grpc.StatusCode,
-        details: str = "",
-        trailing_metadata: Sequence[tuple[str, str | bytes]] = (),
+        self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()
     ) -> NoReturn:
         """Ends the call with a status.
 
@@ -65,7 +64,7 @@ class Context(Protocol):
 
 @dataclass
 class CallRecord:
-    """What the metrics and traces record of a call, or of an image of a stream.
+    """What metrics and traces record of a call, or of a message of a stream.
 
     Attributes:
         model: Id of the model, as soon as it is known to be served.
@@ -77,14 +76,14 @@ class CallRecord:
 
 
 class Calls:
-    """Lets calls in, counts and traces them, and answers for their errors.
+    """Admits, records and traces calls, and turns their errors into statuses.
 
     Args:
-        lifecycle: Says whether calls are let in.
-        metrics: Told of each.
-        tracer: Traces each.
-        ledger: Counts what they hold; None counts, and allows any number.
-        max_send_s: How long an answer of a stream may take to be sent, in seconds.
+        lifecycle: Decides whether calls are admitted.
+        metrics: Counts the calls.
+        tracer: Traces the calls.
+        ledger: Counts the memory that calls hold; None counts without a limit.
+        max_send_s: Max time to send an answer of a stream, in seconds.
     """
 
     def __init__(
@@ -102,13 +101,13 @@ class Calls:
 
     @asynccontextmanager
     async def answering(self, context: Context, rpc: str) -> AsyncIterator[CallRecord]:
-        """Lets a call in, and aborts it with a status if it fails.
+        """Admits a call, and aborts it with a status if it fails.
 
-        It is in work until its answer was sent.
+        The call is in work until its answer is sent.
 
         Args:
             context: The call.
-            rpc: Its full name, such as gradcam.v1.ExplanationService/ExplainImage.
+            rpc: Full name of the method, such as gradcam.v1.ExplanationService/ExplainImage.
         """
         metadata = tuple(context.invocation_metadata() or ())
         span = self._tracer.call(rpc, metadata)
@@ -129,7 +128,7 @@ class Calls:
                 raise
             except Exception as error:  # noqa: BLE001 - one table turns all into codes
                 if isinstance(error, NotReadyError):
-                    # By the phase that it is in now, unless that has just passed.
+                    # By the current phase, unless the server has just left the refusing phase.
                     if (reason := _REFUSALS.get(self.lifecycle.phase)) is not None:
                         self._metrics.rejected(reason)
                     await self.lifecycle.before_refusal()
@@ -141,14 +140,14 @@ class Calls:
                 await abort(context, status)
 
     def claim(self, context: Context, message_id: str = "") -> Claim:
-        """Begins to count what a call, or one message of a stream, holds.
+        """Begins to count the memory that a call, or one message of a stream, holds.
 
         Args:
             context: The call.
-            message_id: What the message is called, and its answer too.
+            message_id: The text of the message that its answer echoes.
 
         Returns:
-            Holds nothing yet. To be released when its answer was sent.
+            An empty claim, to be released when the answer is sent.
         """
         caller = current_caller.get().key or context.peer()
         return self._ledger.claim(caller, echoed_bytes(len(message_id)))
@@ -156,10 +155,10 @@ class Calls:
     async def item(
         self, rpc: str, work: Callable[[CallRecord], Awaitable[_R]]
     ) -> _R | status_pb2.Status:
-        """Does the work for one image of a stream.
+        """Does the work for one message of a stream.
 
         Returns:
-            Its result, or the status that it failed with.
+            The result of the work, or the status that it failed with.
         """
         with working_for(current_call.get().item()), self._recording(rpc) as record:
             try:
@@ -179,15 +178,15 @@ class Calls:
                 return status
 
     async def count_images(self, images: int, *, streamed: bool) -> None:
-        """Counts a request that was let in as so many of its token's rate.
+        """Counts each image of an admitted request toward the rate of the caller's token.
 
         Args:
-            images: How many it has.
-            streamed: Wait for the rate, as all images of streams do, instead of failing.
+            images: The number of images; the first is counted already.
+            streamed: Wait for the rate, as all messages of streams do, instead of failing.
 
         Raises:
-            LimitError: These are too many now.
-            NotReadyError: They would have to wait, and the server drains.
+            LimitError: The rate does not allow so many images now.
+            NotReadyError: The images would have to wait, and the server drains.
         """
         if images == 1:
             return

@@ -1,7 +1,7 @@
-"""The loop of a stream, which the gRPC services share: read, answer side by side, write.
+"""The loop that answers a stream of requests, for all gRPC services.
 
-A message claims memory before the next one is read, and holds a slot until its answer is written:
-a client that does not read its answers sends no further messages (HTTP/2's flow control).
+Each message claims memory before the next message is read, and holds a slot until its answer is
+written. So HTTP/2's flow control stops a client that does not read its answers.
 """
 
 import asyncio
@@ -68,13 +68,13 @@ class StreamLoop(Generic[_Q, _A]):
     """Answers the streams of one method.
 
     Args:
-        calls: Lets calls in and records them.
-        max_in_flight: Max messages of one stream that are in work or being written.
+        calls: Admits and records calls.
+        max_in_flight: Max messages of a stream whose answers are not yet written.
         rpc: Full name of the method.
         item_rpc: Name under which messages are recorded.
-        message_id: Returns the text of a message that its answer echoes.
+        message_id: Returns the text of a message that the answer echoes.
         answer: Answers a message.
-        failure: Writes the answer for a message whose ``answer`` raised an error.
+        failure: Makes the answer to a message for which ``answer`` raised an error.
         in_order: Whether answers are written in the order of the messages.
     """
 
@@ -95,7 +95,7 @@ class StreamLoop(Generic[_Q, _A]):
         self._answer, self._failure = answer, failure
 
     async def run(self, messages: AsyncIterator[_Q], context: Context) -> None:
-        """Answers all messages of a stream; stops reading when the server drains."""
+        """Answers the messages of a stream until it ends or the server drains."""
         async with self._calls.answering(context, self._rpc):
             await self._answer_all(messages, context)
             # A client that had more to send learns that it must send it elsewhere.
@@ -117,8 +117,8 @@ class StreamLoop(Generic[_Q, _A]):
                 tasks.create_task(self._answer_one(item, slots, previous, written))
                 if self._in_order:
                     previous = written
-                del item, message  # the task holds them, as long as it needs them
-                # Of the messages that wait for memory, a stream holds one.
+                del item, message  # only the task holds them, until the answer is ready
+                # At most one message of a stream waits for memory.
                 await claim.settled.wait()
 
     async def _read(self, messages: AsyncIterator[_Q]) -> _Q | None:
@@ -140,10 +140,10 @@ class StreamLoop(Generic[_Q, _A]):
         previous: asyncio.Event | None,
         written: asyncio.Event,
     ) -> None:
-        """Answers a message; writes the answer once the previous one, if any, is written."""
+        """Answers a message; writes the answer after that of the previous message, if any."""
         claim, write = item.claim, item.write
         answering = self._answer_or_failure(item)
-        del item  # so that only the answer is held while it waits
+        del item  # an answer that waits to be written holds no message
         try:
             answer = await answering
             claim.settled.set()

@@ -50,7 +50,7 @@ class GraphSource(Protocol):
             batch_sizes: The batch sizes, ascending.
 
         Returns:
-            The graph, or None if ``compile`` is the only way.
+            The graph, or None if ``compile`` is the only way, or as soon ready.
 
         Raises:
             InvalidRequestError: The graph cannot be computed.

@@ -16,7 +16,7 @@ from gradcam_server.domain.graph_io import NO_CLASS, GraphKey, by_rank
 from gradcam_server.domain.model_spec import ModelSpec
 from gradcam_server.domain.options import Compiler
 from gradcam_server.domain.preprocessing import Preprocessing
-from gradcam_server.domain.requests import Method
+from gradcam_server.domain.registry import REGISTRY
 from gradcam_server.domain.warm import warm_option
 from gradcam_server.errors import InvalidRequestError, StartupError, quote
 from gradcam_server.exports.manifest import ExportedGraph, read_manifest
@@ -115,9 +115,9 @@ class ExportedSource:
             *(key, precision, perf_counter() - began),
             ", ".join(f"{size}: {seconds * 1e3:.1f}" for size, seconds in cost_s.items()),
         )
-        ladder = dict.fromkeys(batch_sizes, places)
+        executables = dict.fromkeys(batch_sizes, places)
         input_size = self._manifest.input_size
-        return CompiledGraph(own_key, input_size, Compiler.OPENVINO, ladder, cost_s)
+        return CompiledGraph(own_key, input_size, Compiler.OPENVINO, executables, cost_s)
 
     def _find(self, key: GraphKey) -> tuple[GraphKey, ExportedGraph, Any]:
         """Finds a graph for at least as many targets; unused targets cost little."""
@@ -156,7 +156,7 @@ def _remedy(key: GraphKey) -> str:
     """Returns how to get a graph that was not exported."""
     if key.perturbed:
         return "Methods of many passes need the model itself: serve its file, not the export"
-    if key.method is Method.EIGEN_GRAD_CAM:
+    if REGISTRY[key.method].decomposes:
         return f"OpenVINO does not compute {key.method}: serve the model's file, not the export"
     return f"Export the model again with --warm {warm_option(key)}"
 

@@ -24,8 +24,9 @@ from gradcam_server.errors import (
     StartupError,
 )
 from gradcam_server.graphs.compilers.autotune import compile_graph
+from gradcam_server.graphs.compilers.base import REFERENCE
 from gradcam_server.graphs.compilers.soonest import SoonestCompiler
-from gradcam_server.graphs.compilers.timing_cache import Memory, default_folder
+from gradcam_server.graphs.compilers.timing_cache import TimingCache, default_folder
 from gradcam_server.graphs.devices import set_up_devices
 from gradcam_server.graphs.executable import CompilationCounter, CompiledGraph
 from gradcam_server.graphs.explanation import ExplanationGraph
@@ -52,14 +53,14 @@ class ModelSource:
     """
 
     def __init__(self, spec: ModelSpec, config: ServeConfig, counter: CompilationCounter) -> None:
-        devices = set_up_devices(config)
+        devices = set_up_devices(config.device, config.device_memory_mib)
         with tf.device(devices[0]):
             self.loaded = loaded = replace(load(spec), device=devices[0])
         self._others = [_load_on(device, spec) for device in devices[1:]]
         self._config, self._counter = config, counter
         self._is_checked = False
         folder = Path(config.cache_dir) if config.cache_dir else default_folder()
-        self._memory = Memory(folder / _TIMES)
+        self._timing_cache = TimingCache(folder / _TIMES)
         self._soonest = SoonestCompiler(config.precision)
         layers = loaded.network.layers
         try:
@@ -100,15 +101,21 @@ class ModelSource:
 
         def on(loaded: LoadedModel, compiler: Compiler) -> CompiledGraph:
             graph = ExplanationGraph(loaded, key, self._counter)
-            return compile_graph(graph, batch_sizes, compiler, config.precision, self._memory)
+            return compile_graph(graph, batch_sizes, compiler, config.precision, self._timing_cache)
 
         with _explained(key):
             first = on(self.loaded, config.compiler)
             self._check(first)
-            return first.beside([on(loaded, first.compiler) for loaded in self._others])
+            return first.with_devices_of([on(loaded, first.compiler) for loaded in self._others])
 
     def compile_soonest(self, key: GraphKey, batch_sizes: Sequence[int]) -> CompiledGraph | None:
-        """Traces a graph for TensorFlow's executor, on the first device alone."""
+        """Traces a graph for TensorFlow's executor, on the first device alone.
+
+        Returns:
+            The graph, or None if ``compile`` gives the same, or TensorFlow cannot trace it.
+        """
+        if self._config.compiler is REFERENCE and len(batch_sizes) == self.device_count == 1:
+            return None
         graph = ExplanationGraph(self.loaded, key, self._counter)
         with _explained(key):
             try:

@@ -28,7 +28,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
 
     Args:
         config: The settings.
-        calls: Lets calls in and records them.
+        calls: Admits and records calls.
     """
 
     def __init__(self, config: ServeConfig, calls: Calls) -> None:
@@ -81,7 +81,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
 
     @property
     def _current(self) -> Explainer:
-        assert self._explainer is not None  # the lifecycle lets nobody in before
+        assert self._explainer is not None  # the lifecycle admits no calls before
         return self._explainer
 
     def _describe(self, model: ServedModel, *, full: bool) -> pb.Model:

@@ -1,4 +1,4 @@
-"""What a model takes and gives, in the words of the Open Inference Protocol and of Triton."""
+"""A model's inputs and outputs, in the messages of the Open Inference Protocol and of Triton."""
 
 from gradcam.inference import grpc_service_pb2 as pb
 from gradcam_server.domain.catalog import ServedModel
@@ -17,12 +17,12 @@ _DATATYPES = {pb.TYPE_UINT8: "UINT8", pb.TYPE_STRING: "BYTES", pb.TYPE_FP32: "FP
 
 
 def wire_version(model: ServedModel) -> str:
-    """Returns a model's version as the protocol has it."""
+    """Returns a model's version in the protocol, where it is never empty."""
     return model.version or UNVERSIONED
 
 
 def to_config(model: ServedModel) -> pb.ModelConfig:
-    """Describes a model; shapes are without the batch, and -1 is any size."""
+    """Describes a model. Shapes are without the batch; -1 is any size."""
     height, width = model.input_size
     class_count = len(model.labels)
     layers = [layer.name for layer in model.layers if layer.explainable]
@@ -57,20 +57,20 @@ def to_config(model: ServedModel) -> pb.ModelConfig:
 
 
 def to_metadata(model: ServedModel) -> pb.ModelMetadataResponse:
-    """Describes a model in short; shapes begin with the batch, and -1 is any size."""
+    """Describes a model briefly. Shapes begin with the batch; -1 is any size."""
     config = to_config(model)
     return pb.ModelMetadataResponse(
         name=model.name,
         versions=[wire_version(model)],
         platform=PLATFORM,
-        inputs=[_tensor(one) for one in config.input],
-        outputs=[_tensor(one) for one in config.output],
+        inputs=[_tensor(tensor) for tensor in config.input],
+        outputs=[_tensor(tensor) for tensor in config.output],
     )
 
 
 def _tensor(
-    one: pb.ModelInput | pb.ModelOutput,
+    tensor: pb.ModelInput | pb.ModelOutput,
 ) -> pb.ModelMetadataResponse.TensorMetadata:
     return pb.ModelMetadataResponse.TensorMetadata(
-        name=one.name, datatype=_DATATYPES[one.data_type], shape=[-1, *one.dims]
+        name=tensor.name, datatype=_DATATYPES[tensor.data_type], shape=[-1, *tensor.dims]
     )

@@ -31,8 +31,8 @@ _STREAM = f"{SERVICE_NAME}/ModelStreamInfer"
 
 
 def add_to_server(service: "InferenceService", server: grpc.aio.Server) -> None:
-    """Lets a server answer for the service."""
-    # Reflection looks in the default pool, from which the stubs stay away.
+    """Adds the service to a server, and to its reflection."""
+    # Reflection reads the default pool, to which the stubs do not add themselves.
     descriptor_pool.Default().AddSerializedFile(pb.DESCRIPTOR.serialized_pb)
     pb_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)
 
@@ -42,7 +42,7 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
 
     Args:
         config: The settings.
-        calls: Lets calls in and records them.
+        calls: Admits and records calls.
     """
 
     def __init__(self, config: ServeConfig, calls: Calls) -> None:
@@ -152,15 +152,15 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
 
     @property
     def _current(self) -> Explainer:
-        assert self._explainer is not None  # the lifecycle lets nobody in before
+        assert self._explainer is not None  # the lifecycle admits no calls before
         return self._explainer
 
     def _find(self, name: str, version: str) -> ServedModel:
-        """Finds a model by its version as the protocol has it; empty is the first."""
+        """Finds a model by its name and the protocol's version; an empty text means the first."""
         return self._find_all(name or self._current.catalog.models[0].name, version)[0]
 
     def _find_all(self, name: str, version: str) -> list[ServedModel]:
-        """Finds the models of a name and version; empty is any.
+        """Finds the models of a name and version; an empty text means any.
 
         Raises:
             NotFoundError: No such model.
@@ -202,17 +202,17 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
             await self._calls.count_images(len(request.images), streamed=wait)
             reserved = await self._current.reserve(request.images, claim, wait=wait)
             explained = await self._explain(request.images, reserved, wait=wait)
-            costs.extend(one.stats for one in explained)
+            costs.extend(image.stats for image in explained)
             return to_response(message, request.outputs, explained)
 
     async def _explain(
         self, images: Sequence[ExplainRequest], reserved: Sequence[Reserved], *, wait: bool
     ) -> list[ExplainedImage]:
-        """Explains images at the same time; if one fails, none is answered."""
+        """Explains images at the same time; if one of them fails, the request fails."""
         try:
             async with asyncio.TaskGroup() as group:
-                # Once the first has found a place in the queue, the others wait for theirs:
-                # otherwise more images than the queue has places would never be let in.
+                # Once the first image has a slot in the queue, the others wait for slots: otherwise
+                # a request of more images than the queue has slots would always be refused.
                 tasks = [
                     group.create_task(
                         self._explain_one(image, memory, index, len(images), wait=wait or index > 0)

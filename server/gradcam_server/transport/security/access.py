@@ -1,4 +1,4 @@
-"""Lets calls in: the interceptor that all of them pass, except those of health."""
+"""Admits calls: the interceptor of all services. Health needs no token and has no limits."""
 
 import inspect
 import logging
@@ -19,7 +19,7 @@ from gradcam_server.errors import (
     UnauthenticatedError,
 )
 from gradcam_server.transport.security.caller import Caller, current_caller
-from gradcam_server.transport.security.limits import Places
+from gradcam_server.transport.security.limits import Slots
 from gradcam_server.transport.security.receiving import Receiving
 from gradcam_server.transport.security.tokens import Token, TokenFile
 from gradcam_server.transport.sending import forget_frames, limit_sending, when_sent
@@ -28,10 +28,10 @@ from gradcam_server.transport.status import abort, to_status
 logger = logging.getLogger(__name__)
 
 OnTokenRequest: TypeAlias = Callable[[str, str], None]
-"""Told of each call's end: the token's name, empty without one, and the gRPC code's name."""
+"""Receives each ended call: the name of its token (or an empty text) and of its gRPC code."""
 
 OnRejected: TypeAlias = Callable[[Literal["unauthenticated", "forbidden", "limited"]], None]
-"""Told of each call that was not let in."""
+"""Receives the reason for each refused call."""
 
 _HEALTH = "/grpc.health.v1.Health/"
 _HOW = "send the metadata 'authorization: Bearer TOKEN'"
@@ -40,18 +40,18 @@ _RETRY_STREAM_S = 1.0
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 _Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 _Admitted: TypeAlias = Callable[[bool, Any], AbstractContextManager[None]]
-"""Given whether a call's requests are a stream, and its context. Sets the current caller."""
+"""Receives whether a call's requests are a stream, and its context. Sets the current caller."""
 
 _REFUSALS = (LimitError, InvalidRequestError, UnauthenticatedError, ForbiddenError)
 
 
 class Access:
-    """The tokens, and what their holders use.
+    """Knows the tokens, and counts what their holders use.
 
     Args:
         config: The settings.
-        on_token_request: See ``OnTokenRequest``.
-        on_rejected: Told why a call was not let in.
+        on_token_request: Called with each ended call (``OnTokenRequest``).
+        on_rejected: Called with the reason for each refused call.
         clock: Time in seconds.
 
     Raises:
@@ -69,38 +69,38 @@ class Access:
         self._clock = clock
         self._callers: dict[str, Caller] = {}
         self.receiving = Receiving()
-        self._streams = Places(None)
+        self._streams = Slots(None)
         self.max_send_s = config.max_send_s
         self.configure(config, read_token_file(config))
 
     def configure(self, config: ServeConfig, tokens: TokenFile | None) -> None:
-        """Goes by these settings and tokens from now on."""
+        """Applies new settings and tokens from now on."""
         self._tokens, self._front_ends = tokens, config.frontends
         self._streams.limit = config.max_streams
 
     def authenticate(self, metadata: _Metadata, connection: str) -> Caller:
-        """Finds out who calls: the holder of a token or, without tokens, a connection.
+        """Returns the caller of a call: the holder of a token or, without tokens, a connection.
 
         Args:
-            metadata: Of the call.
-            connection: Its client, as gRPC names it.
+            metadata: The call's metadata.
+            connection: The client's connection, as gRPC names it.
 
         Raises:
-            UnauthenticatedError: Without a token, or with an unknown one.
+            UnauthenticatedError: The call has no token, or an unknown token.
         """
         if self._tokens is None:
             return Caller(connection=connection)
         token = self._tokens.find(_bearer(metadata))
         if token is None:
-            raise UnauthenticatedError("the token is not known to this server, or not any more")
+            raise UnauthenticatedError("the token is unknown to this server, or was removed")
         return self._caller(token)
 
     @contextmanager
     def stream(self) -> Iterator[None]:
-        """Lets a stream in, and counts it until it is done.
+        """Admits a stream, and counts it until it is done.
 
         Raises:
-            LimitError: There are too many, of all callers together.
+            LimitError: All callers together have too many streams.
         """
         if not self._streams.take():
             raise LimitError(
@@ -121,10 +121,10 @@ class Access:
 
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):
-    """Answers calls that may not come in, before their message is read.
+    """Admits calls, and refuses the others before their messages are read.
 
     Args:
-        access: Who may.
+        access: Decides which calls are admitted.
         admin: Whether all calls need a token that may administer.
     """
 
@@ -142,16 +142,16 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         """Wraps the handler of a call."""
         if (wrapped := self._handlers.get(details.method)) is None:
             handler = await continuation(details)
-            if handler is None:  # names that there are not would be kept for ever
+            if handler is None:  # not kept: a client could send any number of unknown names
                 return self._unknown
             is_open = details.method.startswith(_HEALTH)
-            admitted = self._admitted_unasked if is_open else self._admitted
+            admitted = self._admitted_openly if is_open else self._admitted
             wrapped = _wrap(handler, admitted, self._access)
             self._handlers[details.method] = wrapped
         return wrapped
 
     @contextmanager
-    def _admitted_unasked(self, _: bool, context: Any) -> Iterator[None]:
+    def _admitted_openly(self, _: bool, context: Any) -> Iterator[None]:
         current_caller.set(Caller(connection=context.peer()))
         yield
 
@@ -163,11 +163,11 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             current_caller.set(caller)
             if self._admin:
                 caller.check_admin()
-            with ExitStack() as counted:
-                counted.enter_context(caller.call())
+            with ExitStack() as in_work:
+                in_work.enter_context(caller.call())
                 if streaming:
-                    counted.enter_context(self._access.stream())
-                when_sent(counted.pop_all().close)
+                    in_work.enter_context(self._access.stream())
+                when_sent(in_work.pop_all().close)
             yield
 
     @contextmanager
@@ -203,7 +203,7 @@ async def _refuse_unknown(_: Any, context: Any) -> None:
 
 
 class _Messages:
-    """The messages of a call, each read when its turn has come."""
+    """The messages of a call; ``Receiving`` decides when each is read."""
 
     def __init__(self, context: Any, receiving: Receiving) -> None:
         self._context, self._receiving = context, receiving
@@ -220,10 +220,10 @@ class _Messages:
 
 
 def _wrap(handler: Any, admitted: _Admitted, access: Access) -> _Handler:
-    """Returns a handler that admits calls, then reads their messages, and refuses bad ones.
+    """Returns a handler that admits calls, then reads their messages, and refuses bad messages.
 
-    For gRPC its requests are always a stream: then a message is read when it is asked for, and that
-    of a call which may not come in never.
+    gRPC sees a handler with a stream of requests, because it reads messages of a stream only when
+    the handler asks for them: never those of a refused call.
     """
     streaming = handler.request_streaming
     behaviour = getattr(handler, f"{_arity(streaming)}_{_arity(handler.response_streaming)}")
@@ -248,7 +248,7 @@ def _wrap(handler: Any, admitted: _Admitted, access: Access) -> _Handler:
         if handler.response_streaming:
             return None
         limit_sending(access.max_send_s)
-        # From here on only its bytes are held.
+        # From here on only the bytes of the answer are held.
         return write(response)
 
     async def answer(_: Any, context: Any) -> Any:
@@ -291,7 +291,7 @@ def read_token_file(config: ServeConfig) -> TokenFile | None:
     """Reads the token file, if there is one.
 
     Raises:
-        StartupError: It cannot be used.
+        StartupError: The token file cannot be used.
     """
     return TokenFile(Path(config.token_file)) if config.token_file is not None else None
 
@@ -304,7 +304,7 @@ def _bearer(metadata: _Metadata) -> str:
         raise UnauthenticatedError(f"there are {len(values)} tokens; {_HOW} once")
     scheme, _, token = str(values[0]).partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
-        raise UnauthenticatedError(f"the authorization is no bearer token; {_HOW}")
+        raise UnauthenticatedError(f"the authorization is not a bearer token; {_HOW}")
     return token.strip()
 
 
@@ -318,4 +318,4 @@ def _code(context: Any, otherwise: str) -> str:
         return otherwise
     if isinstance(code, grpc.StatusCode):
         return code.name
-    return next((one.name for one in grpc.StatusCode if one.value[0] == code), otherwise)
+    return next((known.name for known in grpc.StatusCode if known.value[0] == code), otherwise)

@@ -1,11 +1,11 @@
-"""Paces large messages, so that receiving them leaves the event loop to the other callers.
+"""Paces large messages, so that receiving them leaves the event loop free for other callers.
 
 gRPC copies a message on the event loop, under the interpreter's lock, and protobuf copies it again:
-2 to 3 ms for each MiB, in which nobody else is served. So callers of large messages take turns, and
-after each large message there is a pause in which the loop does everything else. A message whose
-turn has not come is not read: HTTP/2's flow control keeps it at its sender.
+2 to 3 ms for each MiB, in which no other caller is served. So callers of large messages take turns,
+and a pause for all other work follows each large message. A message whose turn has not come is not
+read: HTTP/2's flow control keeps it at its sender.
 
-While only callers of large messages ask, nothing is paced.
+While all active callers send large messages, nothing is paced.
 """
 
 import asyncio
@@ -17,13 +17,14 @@ from time import monotonic
 # A smaller message blocks the loop for less than 3 ms.
 MIN_LARGE_BYTES = 1 << 20
 _S_PER_BYTE = 2.5e-9
-# After a message that blocks the loop for so long there is a pause of the same length; after one
-# that takes k times as long, of k * k times the length. At 31 MiB a quarter of the time is left.
+# A message that blocks the loop for this time is followed by a pause of the same length; a message
+# that blocks it k times as long, by k * k times that pause. At 31 MiB receiving has a quarter of
+# the loop's time.
 _BLOCK_S = 0.025
-# A caller is one of large messages for so many pauses, or seconds if these are fewer.
+# A caller counts as a sender of large messages for so many pauses after one, at most for 30 s.
 _REMEMBERED_PAUSES, _REMEMBERED_S = 8, 30.0
-# Those that send small messages are taken to ask for so many seconds after their last one.
-_ASKING_S = 10.0
+# A sender of small messages counts as active for this many seconds after its last message.
+_ACTIVE_S = 10.0
 
 
 @dataclass(slots=True)
@@ -31,8 +32,8 @@ class _Account:
     """The large messages of one caller.
 
     Attributes:
-        last_bytes: The size of the last one.
-        forgiven_at: When the caller is one of small messages again, as a time of the clock.
+        last_bytes: The size of the last large message.
+        forgiven_at: Time of the clock from which the caller counts as a sender of small messages.
     """
 
     last_bytes: int
@@ -41,7 +42,7 @@ class _Account:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A caller of small messages, and when it sent the last one."""
+    """A sender of small messages, and the time of its last message."""
 
     caller: str = ""
     at: float = float("-inf")
@@ -54,7 +55,7 @@ def turn_s(size: int) -> float:
 
 
 class Receiving:
-    """Whose next message is read when. To be used on one event loop.
+    """Decides when the next message of each caller is read. To be used on one event loop.
 
     Args:
         clock: Time in seconds.
@@ -66,14 +67,14 @@ class Receiving:
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         self._free_at = clock()
         self._timer: asyncio.TimerHandle | None = None
-        # The two callers of small messages that have asked last: one of them is another caller.
+        # The last two senders of small messages: at least one of them is another caller.
         self._latest, self._before = _Seen(), _Seen()
 
     async def turn(self, caller: str) -> None:
         """Waits until the next message of a caller may be read."""
         now = self._clock()
         account = self._account(caller, now)
-        if account is None or not self._is_another_asking(caller, now):
+        if account is None or not self._is_another_active(caller, now):
             return
         if not self._waiting and self._free_at <= now:
             self._pause(account.last_bytes)
@@ -92,11 +93,11 @@ class Receiving:
             raise
 
     def received(self, caller: str, size: int) -> None:
-        """Counts a message that was read.
+        """Counts a message that is read.
 
         Args:
-            caller: Who sent it.
-            size: Bytes.
+            caller: The sender.
+            size: Its size in bytes.
         """
         now = self._clock()
         account = self._account(caller, now)
@@ -110,11 +111,11 @@ class Receiving:
         forgiven_at = account.forgiven_at + _REMEMBERED_PAUSES * turn_s(size)
         account.forgiven_at = min(forgiven_at, now + _REMEMBERED_S)
         self._pause(size)
-        for one in [*self._accounts][:2]:  # each new one forgets two that are forgiven
-            self._account(one, now)
+        for known in [*self._accounts][:2]:  # keeps the number of forgiven accounts bounded
+            self._account(known, now)
 
     def _account(self, caller: str, now: float) -> _Account | None:
-        """Returns the account of a caller of large messages."""
+        """Returns the account of a sender of large messages; None for other callers."""
         account = self._accounts.get(caller)
         if account is not None and account.forgiven_at <= now:
             account = None
@@ -129,9 +130,9 @@ class Receiving:
             self._before = self._latest
         self._latest = _Seen(caller, now)
 
-    def _is_another_asking(self, caller: str, now: float) -> bool:
+    def _is_another_active(self, caller: str, now: float) -> bool:
         other = self._before if self._latest.caller == caller else self._latest
-        return other.at > now - _ASKING_S
+        return other.at > now - _ACTIVE_S
 
     def _set_timer(self) -> None:
         if self._timer is None and self._waiting:
@@ -139,7 +140,7 @@ class Receiving:
             self._timer = asyncio.get_running_loop().call_later(delay_s, self._give_turn)
 
     def _give_turn(self) -> None:
-        """Gives the next caller its turn; each caller has one before any has two."""
+        """Gives turns to callers round robin."""
         self._timer = None
         while self._waiting and self._free_at <= self._clock():
             caller = next(iter(self._waiting))

@@ -295,5 +295,6 @@ def test_a_model_that_tensorflow_cannot_trace_has_no_quick_way(error: Exception)
 
     one = object.__new__(ModelSource)
     one.loaded, one._counter = None, None  # type: ignore[assignment]
+    one._config, one._others = ServeConfig(), []
     one._soonest = refuse  # type: ignore[assignment]
     assert one.compile_soonest(key(), (1,)) is None

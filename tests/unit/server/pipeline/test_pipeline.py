@@ -29,7 +29,7 @@ from gradcam_server.domain.requests import (
 from gradcam_server.domain.schedule import Answer
 from gradcam_server.errors import InvalidRequestError, QueueFullError
 from gradcam_server.images.decode import decode_image
-from gradcam_server.pipeline import loading
+from gradcam_server.pipeline import loading, resolving
 from gradcam_server.pipeline import pipeline as module
 from gradcam_server.pipeline.ledger import Ledger
 from gradcam_server.pipeline.pipeline import Pipeline
@@ -148,7 +148,7 @@ async def test_quick_work_waits_for_no_thread(
 ) -> None:
     """Pixels that fit and raw maps go on while all threads are busy; other work waits."""
     gate, threads = threading.Event(), ServeConfig().worker_threads + 1
-    load = module.load
+    load = loading.load
 
     def load_late(*arguments: Any, **options: Any) -> Any:
         assert threading.current_thread() is threading.main_thread() or gate.wait(30)
@@ -367,7 +367,7 @@ async def test_a_request_is_resolved_once(
 ) -> None:
     """``explain`` uses what ``reserve`` has resolved."""
     resolved: list[ExplainRequest] = []
-    resolve = module.resolve
+    resolve = resolving.resolve
 
     def count(request: ExplainRequest, *arguments: Any) -> Any:
         resolved.append(request)

@@ -15,14 +15,13 @@ from gradcam_server.pipeline.explainer import Explainer
 from gradcam_server.ray_app.context import (
     REMAINING,
     CallContext,
-    Metadata,
     StreamEndedError,
     answer_call,
     answer_stream,
 )
 from gradcam_server.telemetry import tracing
 from gradcam_server.telemetry.metrics import Metrics
-from gradcam_server.transport.calls import Calls, Context
+from gradcam_server.transport.calls import Calls, Context, Metadata
 from gradcam_server.transport.gradcam_v1.service import ExplanationService
 from gradcam_server.transport.lifecycle import Lifecycle
 from support.instant import INPUT_SIZE, InstantBackend

@@ -258,7 +258,7 @@ def test_only_the_wanted_outputs_cost_anything() -> None:
         ("clas", {"int64_param": 1}, "there are: class, method, layer, priority, timeout"),
         ("class", {"double_param": 1}, "string_param or int64_param or uint64_param"),
         ("class", {}, "it has no value"),
-        ("method", {"string_param": "guess"}, "none of: gradcam, "),
+        ("method", {"string_param": "guess"}, "one of: gradcam, "),
         ("layer", {"int64_param": 1}, "it has int64_param; it must have string_param"),
         ("priority", {"int64_param": -1}, "it must be 0 to"),
         ("priority", {"uint64_param": 2**63}, "it must be 0 to"),

@@ -126,10 +126,10 @@ async def call(channel: Any, metadata: Any = (), method: str = "/a.B/Unary") -> 
     ("metadata", "message"),
     [
         ((), "there is no token; send the metadata 'authorization: Bearer TOKEN'"),
-        ((("authorization", "Bearer wrong"),), "the token is not known to this server"),
-        ((("authorization", "alices"),), "is no bearer token; send"),
-        ((("authorization", "Basic alices"),), "is no bearer token; send"),
-        ((("authorization", "Bearer "),), "is no bearer token; send"),
+        ((("authorization", "Bearer wrong"),), "the token is unknown to this server"),
+        ((("authorization", "alices"),), "is not a bearer token; send"),
+        ((("authorization", "Basic alices"),), "is not a bearer token; send"),
+        ((("authorization", "Bearer "),), "is not a bearer token; send"),
         (ALICE + ADMIN, "there are 2 tokens"),
     ],
 )

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from gradcam_server.transport.security.limits import Places, Rate
+from gradcam_server.transport.security.limits import Rate, Slots
 
 
 class Clock:
@@ -74,16 +74,16 @@ def test_more_than_a_burst_is_owed() -> None:
 
 def test_places_are_counted() -> None:
     """No more than there are; one given back can be taken again."""
-    places = Places(2)
+    places = Slots(2)
     assert [places.take() for _ in range(3)] == [True, True, False]
     places.release()
     assert [places.take() for _ in range(2)] == [True, False]
-    assert all(Places(None).take() for _ in range(1000))
+    assert all(Slots(None).take() for _ in range(1000))
 
 
 async def test_places_are_waited_for_in_order() -> None:
     """First come, first served; one who gives up is passed over and keeps no place."""
-    places, order = Places(1), []
+    places, order = Slots(1), []
 
     async def wait(name: str) -> None:
         await places.wait()
@@ -104,7 +104,7 @@ async def test_places_are_waited_for_in_order() -> None:
 
 async def test_a_place_given_to_one_who_is_cancelled_is_not_lost() -> None:
     """Cancelled between being given the place and waking up."""
-    places = Places(1)
+    places = Slots(1)
     assert places.take()
     waiting = asyncio.create_task(places.wait())
     await asyncio.sleep(0)
@@ -116,7 +116,7 @@ async def test_a_place_given_to_one_who_is_cancelled_is_not_lost() -> None:
 
 async def test_a_raised_limit_lets_waiting_ones_in() -> None:
     """The new token file counts for those who wait already."""
-    places = Places(1)
+    places = Slots(1)
     assert places.take()
     waiting = asyncio.create_task(places.wait())
     await asyncio.sleep(0)
@@ -145,7 +145,7 @@ async def test_giving_up_and_a_release_in_one_moment_are_no_fault(
     steps: tuple[str, ...], gone: int
 ) -> None:
     """In any order: who gives up is cancelled, the others get their places, none is lost."""
-    places = Places(1)
+    places = Slots(1)
     assert places.take()
     tasks = [asyncio.create_task(places.wait()) for _ in range(3)]
     await asyncio.sleep(0)

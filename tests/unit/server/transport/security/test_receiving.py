@@ -59,7 +59,7 @@ async def test_nothing_waits_while_all_messages_are_large(clock: Clock, others: 
     receiving = Receiving(clock)
     for caller in range(1 + others):
         await send(receiving, str(caller), LARGE)
-    clock.now += module._ASKING_S
+    clock.now += module._ACTIVE_S
     for caller in range(1 + others):
         await send(receiving, str(caller), *[LARGE] * 10)
 

@@ -130,7 +130,7 @@ GOOD = f'name = "a"\nsha256 = "{"0" * 64}"\n'
         (f"[[tokens]]\n{GOOD}max_requests_per_s = 0", "must be a number over 0"),
         (f"[[tokens]]\n{GOOD}max_requests_per_s = nan", "must be a number over 0"),
         (f"[[tokens]]\n{GOOD}max_requests_per_s = inf", "must be a number over 0"),
-        (f"[[tokens]]\n{GOOD}[[tokens]]\n{GOOD}", "two tokens of one name"),
+        (f"[[tokens]]\n{GOOD}[[tokens]]\n{GOOD}", "two tokens have the same name"),
         (f"[[tokens]]\n{GOOD}[[tokens]]\n{GOOD}".replace('"a"', '"b"', 1), "the same sha256"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gradcam_server.domain.graph_io import GraphKey
+from gradcam_server.domain.graph_io import INPUTS, GraphKey, output_names
 from gradcam_server.domain.labels import ClassLabel, ClassLabels
 from gradcam_server.domain.layers import LayerInfo
 from gradcam_server.domain.options import Precision
@@ -16,7 +16,7 @@ from gradcam_server.domain.preprocessing import Preprocessing
 from gradcam_server.domain.requests import Method, ScoreType
 from gradcam_server.exports.files import hash_file
 from gradcam_server.exports.manifest import MANIFEST, ExportedGraph, Manifest
-from gradcam_server.graphs.compilers.openvino_runtime import INPUTS, OUTPUTS, openvino
+from gradcam_server.graphs.compilers.openvino_runtime import openvino
 
 SIZE, CLASSES = 8, 6
 LAYER = "conv"
@@ -25,7 +25,7 @@ LAYER = "conv"
 def write_tiny_export(folder: Path, *max_targets: int) -> Manifest:
     """Writes the export into a new folder: a graph for each number of targets, by default 5."""
     folder.mkdir()
-    names = (*OUTPUTS, "maps_0")
+    names = output_names(1)
     graphs = {f"graph_{number}.xml": count for number, count in enumerate(max_targets or (5,))}
     for file, count in graphs.items():
         openvino.save_model(_graph(count, names), folder / file, compress_to_fp16=False)
@@ -58,7 +58,7 @@ def write_tiny_export(folder: Path, *max_targets: int) -> Manifest:
     return manifest
 
 
-def _graph(max_targets: int, output_names: tuple[str, ...]) -> openvino.Model:
+def _graph(max_targets: int, names: tuple[str, ...]) -> openvino.Model:
     ops = openvino.opset13
     images = ops.parameter([-1, SIZE, SIZE, 3], np.uint8)
     classes = ops.parameter([-1, max_targets], np.int32)
@@ -86,7 +86,7 @@ def _graph(max_targets: int, output_names: tuple[str, ...]) -> openvino.Model:
     for name, node in zip(INPUTS, (images, classes, against), strict=True):
         node.output(0).set_names({name})
     results = []
-    for name, node in zip(output_names, outputs, strict=True):
+    for name, node in zip(names, outputs, strict=True):
         node.output(0).set_names({name})
         results.append(ops.result(node))
     return openvino.Model(results, [images, classes, against], "tiny")

@@ -12,6 +12,16 @@ NO_CLASS = int(np.iinfo(np.int32).min)
 # In place of a layer: the pixels themselves.
 PIXELS = "pixels"
 
+INPUTS = ("images", "classes", "against")
+"""The names of a graph's inputs."""
+
+_PREDICTED = ("logits", "probabilities", "chosen", "scores")
+
+
+def output_names(layer_count: int) -> tuple[str, ...]:
+    """Returns the names of a graph's outputs: the predictions, then the maps of each layer."""
+    return *_PREDICTED, *(f"maps_{number}" for number in range(layer_count))
+
 
 def by_rank(rank: int) -> int:
     """Returns the class choice that means "the class of this rank"; 0 is the top one."""

@@ -10,6 +10,16 @@ class Compiler(StrEnum):
     XLA = "xla"
     TENSORFLOW = "tensorflow"
     OPENVINO = "openvino"
+    PJRT = "pjrt"
+
+
+class GraphFormat(StrEnum):
+    """The format of the graphs of an export."""
+
+    OPENVINO = "openvino"
+    """OpenVINO's own, for batches of any size on CPUs."""
+    STABLEHLO = "stablehlo"
+    """XLA's portable format: a module for each batch size, for CPUs and GPUs."""
 
 
 class Precision(StrEnum):

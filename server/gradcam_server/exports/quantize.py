@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradcam_server.domain.graph_io import NO_CLASS, by_rank
+from gradcam_server.domain.graph_io import INPUTS, NO_CLASS, by_rank
 from gradcam_server.errors import StartupError
-from gradcam_server.graphs.compilers.openvino_runtime import INPUTS
 from gradcam_server.graphs.explanation import TAIL
 
 

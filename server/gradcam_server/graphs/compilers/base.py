@@ -71,6 +71,14 @@ COMPILERS = {
     Compiler.XLA: replace(
         _TENSORFLOW, auto_on=("CPU", "GPU"), extra="gpu", options={"jit_compile": True}
     ),
+    # The same XLA as above, and slower on CPUs: it is for exports, and where TensorFlow has no GPU.
+    Compiler.PJRT: CompilerRow(
+        "gradcam_server.graphs.compilers.pjrt",
+        auto_on=(),
+        precisions=_FLOATS,
+        extra="jax",
+        packages=("jax", "jaxlib"),
+    ),
 }
 """The compilers, in the order in which ``--compiler auto`` tries them."""
 

@@ -10,11 +10,13 @@ import tensorflow as tf
 from tensorflow.python.framework import ops
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+from gradcam_server.domain import graph_io
+from gradcam_server.domain.graph_io import INPUTS
 from gradcam_server.domain.options import Precision
 from gradcam_server.errors import CompilerError, DisconnectedLayerError, quote
 from gradcam_server.graphs.compilers import openvino_runtime
 from gradcam_server.graphs.compilers.base import Prepared
-from gradcam_server.graphs.compilers.openvino_runtime import OUTPUTS, openvino
+from gradcam_server.graphs.compilers.openvino_runtime import openvino
 from gradcam_server.graphs.explanation import ExplanationGraph
 
 # The line of OpenVINO's report that names the operations.
@@ -37,14 +39,14 @@ def prepare(graph: ExplanationGraph, precision: Precision) -> Prepared:
 
 def output_names(graph: ExplanationGraph) -> tuple[str, ...]:
     """Returns the names of the outputs of a converted graph, in the order of ``explain``."""
-    return *OUTPUTS, *(f"maps_{number}" for number in range(len(graph.key.layers)))
+    return graph_io.output_names(len(graph.key.layers))
 
 
 def convert(graph: ExplanationGraph) -> openvino.Model:
     """Converts a graph for batches of any size.
 
     Returns:
-        A model with inputs ``openvino_runtime.INPUTS`` and outputs ``output_names``.
+        A model with inputs ``graph_io.INPUTS`` and outputs ``output_names``.
 
     Raises:
         CompilerError: OpenVINO does not know one of its operations.
@@ -58,7 +60,7 @@ def convert(graph: ExplanationGraph) -> openvino.Model:
         # Given the function instead of its graph, it would add inner tensors to the outputs.
         with _root_logger_kept():
             model = openvino.convert_model(frozen.graph, output=outputs)
-        for old, name in zip(inputs, openvino_runtime.INPUTS, strict=True):
+        for old, name in zip(inputs, INPUTS, strict=True):
             model.input(old).set_names({name})
         for old, name in zip(outputs, output_names(graph), strict=True):
             model.output(old).set_names({name})
@@ -83,7 +85,7 @@ def _freeze(graph: ExplanationGraph) -> Any:
     ).get_concrete_function()
     _KEPT.append(function)
     frozen = convert_variables_to_constants_v2(function)
-    if variables := [tensor.name for tensor in frozen.inputs[len(openvino_runtime.INPUTS) :]]:
+    if variables := [tensor.name for tensor in frozen.inputs[len(INPUTS) :]]:
         raise CompilerError(
             f"it reads inputs that cannot be made constants, such as tables: {', '.join(variables)}"
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+from gradcam_server.domain.graph_io import INPUTS
 from gradcam_server.domain.options import Precision
 from gradcam_server.graphs.executable import Array, Executable, Executables
 from gradcam_server.graphs.threads import compute_streams, compute_threads
@@ -14,9 +15,6 @@ from gradcam_server.graphs.threads import compute_streams, compute_threads
 sys.modules.setdefault("openvino_telemetry", cast("ModuleType", None))
 
 import openvino as openvino  # noqa: E402 - other modules import it from here, after the line above
-
-INPUTS = ("images", "classes", "against")
-OUTPUTS = ("logits", "probabilities", "chosen", "scores")  # and the maps of each layer
 
 # The float32 layers of int8 models stay float32: by default some CPUs compute them in bfloat16.
 _HINTS = {

@@ -6,9 +6,9 @@ Free of TensorFlow: the engine makes a catalog once it is warm, and the front en
 import difflib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from gradcam_server.domain.graph_io import GraphKey
+from gradcam_server.domain.graph_io import PIXELS, GraphKey
 from gradcam_server.domain.labels import ClassLabels
 from gradcam_server.domain.layers import Extent, LayerInfo
 from gradcam_server.domain.model_spec import model_id
@@ -182,3 +182,26 @@ def graph_keys(
     is_cheap = layers == (model.default_layer,) and not row.decomposes
     counts = [max_targets] if is_cheap or not row.needs_gradient else sorted({1, max_targets})
     return [GraphKey(model.id, layers, method, score_type, count) for count in counts]
+
+
+def many_pass_keys(keys: Sequence[GraphKey], default_layer: str) -> list[GraphKey]:
+    """Returns the graphs of perturbed images for the methods of many passes.
+
+    Args:
+        keys: Graphs of one pass. Each has one of SmoothGrad over its method; its layers and its
+            score have those of Score-CAM, and its score that of Integrated Gradients.
+        default_layer: The model's.
+    """
+    found = []
+    for key in keys:
+        channels = REGISTRY[Method.SCORE_CAM].default_passes
+        most = replace(key, method=Method.GRAD_CAM, perturbed=True)
+        found.append(replace(most, channel_count=channels))
+        for count in sorted({1, key.max_targets}):
+            few = replace(most, max_targets=count)
+            found += [
+                replace(few, method=key.method),
+                replace(few, layers=(default_layer,)),
+                replace(few, method=Method.HIRES_CAM, layers=(PIXELS,)),
+            ]
+    return list(dict.fromkeys(found))

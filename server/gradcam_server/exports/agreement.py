@@ -24,7 +24,7 @@ def measure(
         targets: The number of targets of the graphs.
         origin: The origin of the images, in words.
     """
-    same, correlations, differences = [], [], []
+    same, correlations, differences, map_differences = [], [], [], []
     for image in images:
         ranks = np.full((1, targets), by_rank(0), np.int32)
         nothing = np.full_like(ranks, NO_CLASS)
@@ -33,6 +33,9 @@ def measure(
         same.append(int(logits[0].argmax()) == int(expected_logits[0].argmax()))
         differences.append(float(np.abs(logits - expected_logits).max()))
         correlations.append(correlation(maps[0, 0], expected_maps[0, 0]))
+        if scale := float(np.abs(expected_maps[0, 0]).max()):
+            difference = np.abs(maps[0, 0] - expected_maps[0, 0]).max()
+            map_differences.append(float(difference) / scale)
     low = np.percentile(correlations, _PERCENTILES)
     return Agreement(
         image_count=len(images),
@@ -42,9 +45,14 @@ def measure(
             str(rank): round(float(value), 5) for rank, value in zip(_PERCENTILES, low, strict=True)
         },
         correlation_worst=round(min(correlations), 5),
-        largest_logit_difference=round(max(differences), 4),
+        largest_logit_difference=_significant(max(differences)),
         images=origin,
+        largest_map_difference=_significant(max(map_differences, default=0.0)),
     )
+
+
+def _significant(value: float) -> float:
+    return float(f"{value:.3g}")
 
 
 def correlation(map_: Array, expected: Array) -> float:

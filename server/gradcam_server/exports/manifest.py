@@ -6,30 +6,37 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from gradcam_server.domain.graph_io import GraphKey
+from gradcam_server.domain.graph_io import PIXELS, GraphKey, output_names
 from gradcam_server.domain.labels import ClassLabel, ClassLabels
 from gradcam_server.domain.layers import Extent, LayerInfo
-from gradcam_server.domain.options import Precision
+from gradcam_server.domain.options import GraphFormat, Precision
 from gradcam_server.domain.preprocessing import Preprocessing
 from gradcam_server.errors import StartupError
 from gradcam_server.exports.files import check_files, read_file
 from gradcam_server.exports.typed_json import JsonError, Readers, convert, parse
 
 MANIFEST = "gradcam.json"
+WEIGHTS = "weights.safetensors"
+"""The weights of all graphs in StableHLO."""
+
 FORMAT = 1
 
 _MAX_BYTES = 16 * 1024 * 1024
 _SHA256 = re.compile("[0-9a-f]{64}")
 _XML = ".xml"
+_MODULE = ".mlirbc"
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How the answers of a reduced precision agree with those of float32.
+    """How the answers of the first graph agree with a reference in float32.
+
+    The reference is the same graph, run by OpenVINO for exports to OpenVINO, and by TensorFlow for
+    exports to StableHLO.
 
     Attributes:
         image_count: The number of images, none of which was used to calibrate.
@@ -40,6 +47,8 @@ class Agreement:
         correlation_worst: The smallest correlation.
         largest_logit_difference: In units of the logits.
         images: The origin of the images, in words.
+        largest_map_difference: As a share of the largest value of its map; older exports do not
+            say.
     """
 
     image_count: int
@@ -49,23 +58,29 @@ class Agreement:
     correlation_worst: float
     largest_logit_difference: float
     images: str
+    largest_map_difference: float | None = None
 
 
 @dataclass(frozen=True)
 class ExportedGraph:
-    """A graph as OpenVINO IR.
+    """A graph, as OpenVINO IR or in StableHLO.
 
     Attributes:
         key: The layers, method, score and targets that it computes.
-        file: Its XML file, in the folder.
+        file: Its XML file, in the folder; empty for StableHLO.
         outputs: Names of its outputs, in the order of ``executable.Executable``.
-        cost_s: Seconds that a batch of each size took on the machine of the export.
+        cost_s: Seconds that a batch of each size took on the machine of the export; empty for
+            StableHLO, which the server times.
+        modules: The files of its modules by batch size; empty for OpenVINO.
+        weights: The names of its weights, in the order of the inputs; empty for OpenVINO.
     """
 
     key: GraphKey
     file: str
     outputs: tuple[str, ...]
     cost_s: dict[int, float]
+    modules: dict[int, str] = field(default_factory=dict)
+    weights: tuple[str, ...] = ()
 
     @property
     def weights_file(self) -> str:
@@ -89,13 +104,14 @@ class Manifest:
         precision: The precision that the network is computed in.
         max_targets: The maximal number of classes in a request.
         graphs: The graphs.
-        agreement: The agreement with float32; None for float32.
+        agreement: The agreement with the reference; None for OpenVINO in float32.
         versions: Versions of the packages that made the export.
         created: The time of the export, in UTC (ISO 8601).
         sha256: Hashes by path in the folder, in hexadecimal digits.
         preprocessing_declared: Whether the preprocessing was declared when the model was exported,
             or the model was built in; older exports do not say.
         sizes: Sizes by path in the folder, in bytes; older exports have none.
+        graph_format: The format of the graphs.
     """
 
     name: str
@@ -115,6 +131,7 @@ class Manifest:
     sha256: dict[str, str]
     preprocessing_declared: bool = True
     sizes: dict[str, int] | None = None
+    graph_format: GraphFormat = GraphFormat.OPENVINO
 
     def to_json(self) -> str:
         """Returns the manifest as JSON."""
@@ -127,6 +144,11 @@ class Manifest:
             "agreement": self.agreement and dataclasses.asdict(self.agreement),
         }
         return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def module_file(number: int, batch_size: int) -> str:
+    """Returns the file of a graph's StableHLO module for a batch size."""
+    return f"graph_{number}_{batch_size}{_MODULE}"
 
 
 def is_export(folder: Path) -> bool:
@@ -228,14 +250,35 @@ def _graph_faults(graph: ExportedGraph, manifest: Manifest, explainable: set[str
         yield "key.max_targets must be positive, and no more than max_targets"
     if key.channel_count < 0:
         yield "key.channel_count must not be negative"
-    if not key.layers or not explainable.issuperset(key.layers):
+    if not key.layers or not (
+        explainable.issuperset(key.layers) or (key.perturbed and key.layers == (PIXELS,))
+    ):
         yield "key.layers must be explainable layers"
+    if graph.outputs != (names := output_names(len(key.layers))):
+        yield f"outputs must be {', '.join(names)}"
+    is_openvino = manifest.graph_format is GraphFormat.OPENVINO
+    yield from _openvino_faults(graph) if is_openvino else _stablehlo_faults(graph)
+    files = (graph.file, graph.weights_file) if is_openvino else (*graph.modules.values(), WEIGHTS)
+    for name in files:
+        if name not in manifest.sha256:
+            yield f"file: sha256 must have {name}"
+
+
+def _openvino_faults(graph: ExportedGraph) -> Iterator[str]:
     if not graph.cost_s or min(graph.cost_s) < 1:
         yield "cost_s must have positive batch sizes"
     elif not all(math.isfinite(cost) and cost > 0 for cost in graph.cost_s.values()):
         yield "cost_s must be positive seconds"
     if not graph.file.endswith(_XML):
         yield f"file must end in {_XML}"
-    for name in (graph.file, graph.weights_file):
-        if name not in manifest.sha256:
-            yield f"file: sha256 must have {name}"
+    if graph.modules or graph.weights:
+        yield "modules and weights are of StableHLO, and must be empty"
+
+
+def _stablehlo_faults(graph: ExportedGraph) -> Iterator[str]:
+    if not graph.modules or min(graph.modules) < 1:
+        yield "modules must have positive batch sizes"
+    elif not all(name.endswith(_MODULE) for name in graph.modules.values()):
+        yield f"modules must end in {_MODULE}"
+    if graph.file or graph.cost_s:
+        yield "file and cost_s are of OpenVINO, and must be empty"

@@ -90,10 +90,15 @@ def _tuple(kinds: tuple[Any, ...], value: Any, where: str, readers: Readers) -> 
 
 def _dataclass(kind: Any, values: dict[str, Any], where: str, readers: Readers) -> Any:
     fields, hints = dataclasses.fields(kind), get_type_hints(kind)
-    required = {field.name for field in fields if field.default is dataclasses.MISSING}
+    missing = dataclasses.MISSING
+    required = {
+        field.name
+        for field in fields
+        if field.default is missing and field.default_factory is missing
+    }
     prefix = f"{where}." if where else ""
-    if missing := sorted(required - values.keys()):
-        raise JsonError(f"{prefix}{missing[0]} is missing")
+    if lacking := sorted(required - values.keys()):
+        raise JsonError(f"{prefix}{lacking[0]} is missing")
     if unknown := sorted(values.keys() - hints.keys()):
         raise JsonError(f"{prefix}{unknown[0]} is not a key of this format")
     return kind(

@@ -1,4 +1,4 @@
-"""Writes an export: the graphs as OpenVINO IR and as a SavedModel, and the manifest."""
+"""Writes an export: the graphs in a format, for OpenVINO also a SavedModel, and the manifest."""
 
 import logging
 import os
@@ -8,32 +8,29 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Protocol
 
 import tensorflow as tf
 
 from gradcam_server import __version__
 from gradcam_server.domain.catalog import ServedModel
-from gradcam_server.domain.graph_io import GraphKey
-from gradcam_server.domain.options import Precision
+from gradcam_server.domain.graph_io import INPUTS, GraphKey, output_names
+from gradcam_server.domain.options import GraphFormat, Precision
 from gradcam_server.errors import CompilerError, DisconnectedLayerError, StartupError, quote
 from gradcam_server.exports.agreement import measure
 from gradcam_server.exports.files import hash_file
 from gradcam_server.exports.manifest import MANIFEST, Agreement, ExportedGraph, Manifest
-from gradcam_server.exports.quantize import quantize
 from gradcam_server.exports.samples import load_samples
-from gradcam_server.graphs.compilers import openvino as converter
-from gradcam_server.graphs.compilers import openvino_runtime
-from gradcam_server.graphs.compilers.autotune import check, compile_graph, time_executable
+from gradcam_server.graphs.compilers.autotune import compile_graph
 from gradcam_server.graphs.compilers.base import REFERENCE
-from gradcam_server.graphs.compilers.openvino_runtime import INPUTS, openvino
-from gradcam_server.graphs.executable import CompilationCounter
+from gradcam_server.graphs.executable import CompilationCounter, Executable
 from gradcam_server.graphs.explanation import ExplanationGraph
 from gradcam_server.graphs.training_mode import find_training_mode
 from gradcam_server.models.loaded import LoadedModel
 
 logger = logging.getLogger(__name__)
 
-_PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "openvino", "nncf")
+_PACKAGES = ("tensorflow", "tensorflow-cpu", "keras")
 SAVED_MODEL, SIGNATURE = "saved_model", "explain"
 _CHECKED_SIZES = (2,)
 
@@ -47,6 +44,7 @@ def write(
     precision: Precision = Precision.FLOAT32,
     samples: Path | None = None,
     min_correlation: float = 0.0,
+    graph_format: GraphFormat = GraphFormat.OPENVINO,
 ) -> Manifest:
     """Exports a model.
 
@@ -54,11 +52,12 @@ def write(
         loaded: The model.
         served: The model as requests see it.
         keys: The graphs; the first is compared with float32.
-        batch_sizes: The batch sizes to time.
+        batch_sizes: The batch sizes to time; of StableHLO, to write.
         folder: The folder, which must not exist; it appears when all is written.
         precision: The precision of the network.
         samples: Folder of images to calibrate and compare with; None for the bundled photographs.
         min_correlation: The minimal mean correlation of the maps with those of float32.
+        graph_format: The format of the graphs.
 
     Returns:
         The manifest.
@@ -71,7 +70,7 @@ def write(
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
-        writer = _Writer(loaded, served, temporary, precision, samples)
+        writer = _Writer(loaded, served, temporary, precision, samples, graph_format)
         manifest = writer.write(keys, batch_sizes, min_correlation)
         temporary.rename(folder)
     except OSError as error:
@@ -79,6 +78,39 @@ def write(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return manifest
+
+
+class GraphWriter(Protocol):
+    """Writes graphs in one format."""
+
+    @property
+    def packages(self) -> Sequence[str]:
+        """The packages whose versions are kept in the manifest."""
+        ...
+
+    def add(
+        self, number: int, graph: ExplanationGraph, batch_sizes: Sequence[int]
+    ) -> tuple[ExportedGraph, Executable, Executable]:
+        """Converts, checks and writes a graph.
+
+        Args:
+            number: Its place in the manifest.
+            graph: The graph.
+            batch_sizes: The batch sizes, ascending.
+
+        Returns:
+            Its row in the manifest; the executable of it, and the reference in float32, both for
+            single images.
+
+        Raises:
+            CompilerError: The format cannot express the graph, or its answers differ from
+                TensorFlow's.
+        """
+        ...
+
+    def finish(self) -> None:
+        """Writes what all graphs share."""
+        ...
 
 
 class _Writer:
@@ -89,13 +121,24 @@ class _Writer:
         folder: Path,
         precision: Precision,
         samples: Path | None,
+        graph_format: GraphFormat,
     ) -> None:
         self._loaded, self._served = loaded, served
-        self._folder, self._precision = folder, precision
-        self._samples = (
-            None if precision is Precision.FLOAT32 else load_samples(samples, served.input_size)
-        )
+        self._folder, self._precision, self._format = folder, precision, graph_format
         self._agreement: Agreement | None = None
+        self._is_openvino = graph_format is GraphFormat.OPENVINO
+        is_compared = precision is not Precision.FLOAT32 or not self._is_openvino
+        self._samples = load_samples(samples, served.input_size) if is_compared else None
+        self._graphs = self._graph_writer()
+
+    def _graph_writer(self) -> GraphWriter:
+        if self._is_openvino:
+            from gradcam_server.exports.openvino_writer import OpenVinoWriter
+
+            return OpenVinoWriter(self._folder, self._precision, self._samples)
+        from gradcam_server.exports.stablehlo_writer import StableHloWriter
+
+        return StableHloWriter(self._folder, self._precision)
 
     def write(
         self, keys: Sequence[GraphKey], batch_sizes: Sequence[int], min_correlation: float
@@ -105,7 +148,9 @@ class _Writer:
             self._write_graph(number, key, batch_sizes, min_correlation)
             for number, key in enumerate(keys)
         ]
-        self._write_saved_model(keys[0])
+        self._graphs.finish()
+        if self._is_openvino:
+            self._write_saved_model(keys[0])
         served, loaded = self._served, self._loaded
         files = {
             path.relative_to(self._folder).as_posix(): path
@@ -126,10 +171,11 @@ class _Writer:
             max_targets=max(key.max_targets for key in keys),
             graphs=tuple(graphs),
             agreement=self._agreement,
-            versions=dict(_versions()),
+            versions=dict(_versions(self._graphs.packages)),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             sha256={name: hash_file(path) for name, path in files.items()},
             sizes={name: path.stat().st_size for name, path in files.items()},
+            graph_format=self._format,
         )
         (self._folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         return manifest
@@ -149,14 +195,8 @@ class _Writer:
         self, number: int, key: GraphKey, batch_sizes: Sequence[int], min_correlation: float
     ) -> ExportedGraph:
         graph = ExplanationGraph(self._loaded, key, CompilationCounter())
-        names = converter.output_names(graph)
         try:
-            model = converter.convert(graph)
-            exact, *_ = openvino_runtime.load_model(model, names, Precision.FLOAT32)
-            check(graph, exact, Precision.FLOAT32)
-            if self._precision is Precision.INT8 and self._samples:
-                model = quantize(model, self._samples.calibration, key.max_targets)
-            executable, *_ = openvino_runtime.load_model(model, names, self._precision)
+            exported, executable, exact = self._graphs.add(number, graph, batch_sizes)
         except StartupError:
             raise
         except Exception as error:
@@ -170,16 +210,13 @@ class _Writer:
                 self._samples.origin,
             )
             _refuse(self._agreement, min_correlation)
-        file = f"graph_{number}.xml"
-        openvino.save_model(model, self._folder / file, compress_to_fp16=False)
-        cost_s = {size: time_executable(graph, executable, size) for size in batch_sizes}
         logger.info("Exported %s in %s", key, self._precision)
-        return ExportedGraph(key, file, names, cost_s)
+        return exported
 
     def _write_saved_model(self, key: GraphKey) -> None:
         """Writes the default graph in float32 for TensorFlow Serving."""
         graph = ExplanationGraph(self._loaded, key, CompilationCounter())
-        names = converter.output_names(graph)
+        names = output_names(len(key.layers))
 
         def explain(
             images: tf.Tensor, classes: tf.Tensor, against: tf.Tensor
@@ -210,8 +247,8 @@ def _refuse(agreement: Agreement, min_correlation: float) -> None:
         )
 
 
-def _versions() -> Iterator[tuple[str, str]]:
+def _versions(packages: Sequence[str]) -> Iterator[tuple[str, str]]:
     yield "gradcam-server", __version__
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *packages):
         with suppress(PackageNotFoundError):
             yield package, version(package)

@@ -77,7 +77,7 @@ COMPILERS = {
         auto_on=(),
         precisions=_FLOATS,
         extra="jax",
-        packages=("jax", "jaxlib"),
+        packages=("jax", "jaxlib", "ml_dtypes", "safetensors"),
     ),
 }
 """The compilers, in the order in which ``--compiler auto`` tries them."""

@@ -120,7 +120,7 @@ def convert(
         with tf.device("CPU:0"):
             # TensorFlow finds no StableHLO of a functools.partial.
             function: Any = tf.function(
-                lambda *arguments: explain(*arguments),  # noqa: PLW0108
+                lambda *arguments: explain(*arguments),
                 input_signature=signature,
                 jit_compile=True,
                 autograph=False,

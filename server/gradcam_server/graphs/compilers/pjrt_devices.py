@@ -49,6 +49,8 @@ def set_up_devices(
 
 
 def _configure(devices: Sequence[str], memory_limit_mib: int | None, cache: Path | None) -> None:
+    # It tells of each kind of device that there is none.
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     cpus = [int(name[4:]) for name in devices if name.startswith("CPU:") and name[4:].isdecimal()]
     jax.config.update("jax_num_cpu_devices", max(cpus, default=0) + 1)
     # XLA reads the number of its threads on CPUs from here.

@@ -156,9 +156,7 @@ def _parsed(artifact: bytes) -> Iterator[Any]:
 
 
 def _serialized(module: Any) -> bytes:
-    artifact: bytes = stablehlo.serialize_portable_artifact(
-        module, stablehlo.get_minimum_version()
-    )
+    artifact: bytes = stablehlo.serialize_portable_artifact(module, stablehlo.get_minimum_version())
     return artifact
 
 

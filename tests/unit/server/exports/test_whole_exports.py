@@ -227,7 +227,7 @@ GRAPHS: list[tuple[str, Break, str]] = [
     ("fewer classes", change("labels", [["a"]] * 5), r"logits is .*should be .*5\]"),
     ("fewer targets", change("graphs.0.key.max_targets", 4), r"classes is .*should be .*4\]"),
     ("perturbed images", change("graphs.0.key.perturbed", True), "images is u8.*should be f32"),
-    ("another order", change("graphs.0.outputs.0", "scores"), "its outputs must be logits"),
+    ("another order", change("graphs.0.outputs.0", "scores"), "outputs must be logits"),
     ("no graph", put_hashed("graph_0.xml", b'<?xml version="1.0"?><net/>'), "cannot be read"),
     ("no weights", put_hashed("graph_0.bin", b""), "cannot be read"),
 ]

@@ -1,19 +1,64 @@
-"""Reads the graphs of an export by OpenVINO, and checks their inputs and outputs."""
+"""The graphs of an export in OpenVINO's format: reads, checks and compiles them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gradcam_server.domain.graph_io import INPUTS
+from gradcam_server.domain.options import Compiler
 from gradcam_server.errors import StartupError, quote
+from gradcam_server.exports.loaded_graphs import Executed, time_batch
 from gradcam_server.exports.manifest import ExportedGraph, Manifest
-from gradcam_server.graphs.compilers.openvino_runtime import INPUTS, OUTPUTS, openvino, read_model
+from gradcam_server.graphs.compilers.openvino_runtime import load_model, openvino, read_model
 
 _ANY = -1
 
 
-def read_graph(folder: Path, manifest: Manifest, graph: ExportedGraph) -> Any:
+class OpenVinoGraphs:
+    """The graphs of an export; see ``LoadedGraphs``.
+
+    Args:
+        folder: The export.
+        manifest: Its manifest.
+
+    Raises:
+        StartupError: OpenVINO cannot read a graph, or its inputs and outputs are not those of the
+            manifest.
+    """
+
+    compiler = Compiler.OPENVINO
+    device_count = 1
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self.precision = manifest.precision.value
+        # Read now, so that the checked graphs are served even if the folder changes.
+        self._models = [_read(folder, manifest, graph) for graph in manifest.graphs]
+
+    def load(self, number: int, batch_sizes: Sequence[int]) -> Executed:
+        """Compiles a graph for this CPU, once for all batch sizes."""
+        graph, manifest = self._manifest.graphs[number], self._manifest
+        executables = load_model(self._models[number], graph.outputs, manifest.precision)
+        # The ratios of the others to it were measured at the export.
+        size = min(batch_sizes)
+        seconds = time_batch(executables[0], graph.key, manifest.input_size, size)
+        exported = {batch: _interpolate(graph.cost_s, batch) for batch in batch_sizes}
+        cost_s = {batch: exported[batch] * seconds / exported[size] for batch in batch_sizes}
+        return Executed([dict.fromkeys(batch_sizes, executables)], cost_s)
+
+
+def _interpolate(cost_s: Mapping[int, float], size: int) -> float:
+    """Returns the seconds of a batch size; beyond the largest measured size, in proportion."""
+    sizes = sorted(cost_s)
+    largest = sizes[-1]
+    if size > largest:
+        return cost_s[largest] * size / largest
+    return float(np.interp(size, sizes, list(map(cost_s.__getitem__, sizes))))
+
+
+def _read(folder: Path, manifest: Manifest, graph: ExportedGraph) -> Any:
     """Reads a graph, whose files have been checked.
 
     Args:
@@ -44,9 +89,6 @@ def read_graph(folder: Path, manifest: Manifest, graph: ExportedGraph) -> Any:
 
 def _faults(model: Any, manifest: Manifest, graph: ExportedGraph) -> Iterator[str]:
     key, classes = graph.key, len(manifest.labels)
-    maps = [f"maps_{number}" for number in range(len(key.layers))]
-    if graph.outputs != (*OUTPUTS, *maps):
-        yield f"its outputs must be {', '.join((*OUTPUTS, *maps))}"
     if len(model.inputs) != len(INPUTS):
         yield f"it has {len(model.inputs)} inputs, not {len(INPUTS)}"
     targets = [_ANY, key.max_targets]
@@ -60,6 +102,7 @@ def _faults(model: Any, manifest: Manifest, graph: ExportedGraph) -> Iterator[st
         "scores": (model.output, targets, np.float32),
     }
     of_maps = [_ANY, key.channel_count or key.max_targets, _ANY, _ANY]
+    maps = (name for name in graph.outputs if name not in expected)
     expected |= dict.fromkeys(maps, (model.output, of_maps, np.float32))
     for name, (find, sizes, pixel_type) in expected.items():
         port, shape = find(name), openvino.PartialShape(sizes)

@@ -1,0 +1,52 @@
+"""Writes the graphs of an export in OpenVINO's format."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from gradcam_server.domain.options import Precision
+from gradcam_server.exports.manifest import ExportedGraph
+from gradcam_server.exports.quantize import quantize
+from gradcam_server.exports.samples import Samples
+from gradcam_server.graphs.compilers import openvino as converter
+from gradcam_server.graphs.compilers import openvino_runtime
+from gradcam_server.graphs.compilers.autotune import check, time_executable
+from gradcam_server.graphs.compilers.openvino_runtime import openvino
+from gradcam_server.graphs.executable import Executable
+from gradcam_server.graphs.explanation import ExplanationGraph
+
+logger = logging.getLogger(__name__)
+
+
+class OpenVinoWriter:
+    """Writes graphs; see ``GraphWriter``.
+
+    Args:
+        folder: The folder of the export.
+        precision: The precision of the network.
+        samples: The images that calibrate int8.
+    """
+
+    packages = ("openvino", "nncf")
+
+    def __init__(self, folder: Path, precision: Precision, samples: Samples | None) -> None:
+        self._folder, self._precision, self._samples = folder, precision, samples
+
+    def add(
+        self, number: int, graph: ExplanationGraph, batch_sizes: Sequence[int]
+    ) -> tuple[ExportedGraph, Executable, Executable]:
+        """Converts and writes a graph; the reference is OpenVINO in float32."""
+        key, names = graph.key, converter.output_names(graph)
+        model = converter.convert(graph)
+        exact, *_ = openvino_runtime.load_model(model, names, Precision.FLOAT32)
+        check(graph, exact, Precision.FLOAT32)
+        if self._precision is Precision.INT8 and self._samples:
+            model = quantize(model, self._samples.calibration, key.max_targets)
+        executable, *_ = openvino_runtime.load_model(model, names, self._precision)
+        file = f"graph_{number}.xml"
+        openvino.save_model(model, self._folder / file, compress_to_fp16=False)
+        cost_s = {size: time_executable(graph, executable, size) for size in batch_sizes}
+        return ExportedGraph(key, file, names, cost_s), executable, exact
+
+    def finish(self) -> None:
+        """Writes nothing: each graph has its weights."""

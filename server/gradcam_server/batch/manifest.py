@@ -22,6 +22,7 @@ _PACKAGES = (
     "tensorflow",
     "tensorflow-cpu",
     "openvino",
+    "jax",
     "ray",
     "numpy",
     "opencv-python-headless",

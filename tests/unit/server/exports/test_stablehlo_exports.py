@@ -1,0 +1,419 @@
+"""An export in StableHLO answers as TensorFlow does, without TensorFlow, and is checked whole."""
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors
+from jax.interpreters import mlir
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import stablehlo
+from safetensors.numpy import save
+
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.graph_io import (
+    PIXELS,
+    GraphItem,
+    GraphKey,
+    GraphOutput,
+    GraphTarget,
+    by_rank,
+)
+from gradcam_server.domain.options import Compiler, GraphFormat, Precision
+from gradcam_server.domain.registry import ONE_PASS_METHODS
+from gradcam_server.domain.requests import Method, ScoreType
+from gradcam_server.engine.engine import Engine
+from gradcam_server.engine.sources.model import ModelSource
+from gradcam_server.errors import InvalidRequestError, StartupError
+from gradcam_server.exports.files import hash_file
+from gradcam_server.exports.manifest import MANIFEST, WEIGHTS, read_manifest
+from gradcam_server.exports.writer import write
+from gradcam_server.graphs.compilers.base import REFERENCE, find_compiler
+from gradcam_server.graphs.executable import CompilationCounter, CompiledGraph
+from gradcam_server.graphs.explanation import ExplanationGraph
+from support.once import made_once
+from support.small_model import SIZE, build_network
+
+TARGETS, SIZES = 2, (1, 2)
+DEFAULT = GraphKey("small", ("block",), Method.GRAD_CAM, ScoreType.LOGIT, TARGETS)
+CHANNELS = replace(DEFAULT, layers=("conv3",), max_targets=1, perturbed=True, channel_count=5)
+KEYS = [
+    DEFAULT,
+    *(
+        replace(DEFAULT, layers=("block", "conv3"), method=method, score_type=score)
+        for number, method in enumerate(ONE_PASS_METHODS)
+        for score in [list(ScoreType)[number % 2]]
+    ),
+    replace(DEFAULT, layers=(PIXELS,), method=Method.HIRES_CAM, max_targets=1, perturbed=True),
+    CHANNELS,
+]
+FEWER_CHANNELS = replace(CHANNELS, channel_count=3)
+REQUESTED = [*KEYS[:-1], FEWER_CHANNELS]
+
+Break = Callable[[Path], object]
+
+# Answers by key, device and batch size; then what the server says of its weights, and what was
+# read from the compilation cache and what was not there.
+SERVE = """
+import pickle, sys
+sys.modules["tensorflow"] = sys.modules["keras"] = None
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.engine.engine import Engine
+from gradcam_server.graphs.compilers.pjrt_runtime import CACHE_COUNTER as counter
+settings, requests = pickle.load(sys.stdin.buffer)
+source = Engine(ServeConfig(**settings)).sources["small"]
+answers = {}
+for key, items in requests:
+    graph = source.compile(key, settings["batch_sizes"])
+    for device in range(graph.device_count):
+        for size in settings["batch_sizes"]:
+            answers[key, device, size] = graph.run(items[:size], size, device)
+found = answers, source.served.weights, counter.hits, counter.misses
+sys.stdout.buffer.write(pickle.dumps(found))
+"""
+
+
+def items_for(key: GraphKey) -> list[GraphItem]:
+    images = np.random.default_rng(1).integers(0, 256, (2, SIZE, SIZE, 3), np.uint8)
+    targets = [GraphTarget(by_rank(0)), GraphTarget(2, 4)][: key.max_targets]
+    return [GraphItem(image.astype(key.pixel_type), targets) for image in images]
+
+
+def write_all(folder: Path) -> None:
+    """Exports a model in float32 and bfloat16, and keeps TensorFlow's answers."""
+    folder.mkdir()
+    build_network().save(folder / "small.keras")
+    engine = Engine(
+        ServeConfig(
+            model=(f"small={folder / 'small.keras'}",),
+            preprocessing=("lite",),
+            max_targets=TARGETS,
+        )
+    )
+    source = engine.sources["small"]
+    assert isinstance(source, ModelSource)
+    answers = {}
+    for precision, keys in (Precision.FLOAT32, KEYS), (Precision.BFLOAT16, KEYS[:2]):
+        for key in [*keys, FEWER_CHANNELS]:
+            graph = ExplanationGraph(source.loaded, key, CompilationCounter())
+            items = items_for(key)
+            (run,) = find_compiler(REFERENCE)(graph, precision)(len(items))
+            compiled = CompiledGraph(key, (SIZE, SIZE), REFERENCE, {len(items): (run,)}, {2: 1.0})
+            answers[precision, key] = compiled.run(items, len(items))
+        write(
+            *(source.loaded, source.served, keys, SIZES, folder / precision, precision),
+            graph_format=GraphFormat.STABLEHLO,
+        )
+    (folder / "answers").write_bytes(pickle.dumps(answers))
+
+
+@pytest.fixture(scope="module")
+def made() -> Path:
+    return made_once("small-stablehlo", write_all)
+
+
+@pytest.fixture(scope="module")
+def expected(made: Path) -> dict[tuple[Precision, GraphKey], list[GraphOutput]]:
+    """TensorFlow's answers to the items of a key."""
+    return pickle.loads((made / "answers").read_bytes())
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy of the export in float32, which tests may break."""
+    return Path(shutil.copytree(made / Precision.FLOAT32, tmp_path / "copy"))
+
+
+def serve(folder: Path, keys: list[GraphKey], **more: Any) -> tuple[dict[Any, Any], str, int, int]:
+    """Runs ``SERVE`` in a process in which TensorFlow cannot be imported."""
+    settings = {
+        "model": (f"small={folder}",),
+        "batch_sizes": SIZES,
+        "max_targets": TARGETS,
+        **more,
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", SERVE],
+        input=pickle.dumps((settings, [(key, items_for(key)) for key in keys])),
+        capture_output=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr.decode()
+    return pickle.loads(run.stdout)
+
+
+def assert_alike(ours: list[GraphOutput], theirs: list[GraphOutput], tolerance: float) -> None:
+    """The classes are the same; numbers differ by less than a share of the largest."""
+    for one, other in zip(ours, theirs, strict=False):
+        assert one.classes.tolist() == other.classes.tolist()
+        for mine, exact in (
+            (one.logits, other.logits),
+            (one.scores, other.scores),
+            *zip(one.maps, other.maps, strict=True),
+        ):
+            scale = np.abs(exact).max()
+            assert scale > 0
+            np.testing.assert_allclose(mine, exact, rtol=0, atol=tolerance * scale)
+
+
+def settings(folder: Path, **more: Any) -> ServeConfig:
+    given = {"batch_sizes": SIZES, "max_targets": TARGETS, **more}
+    return ServeConfig(model=(f"small={folder}",), **given)
+
+
+def test_it_answers_as_tensorflow_and_starts_from_its_cache(
+    made: Path, tmp_path: Path, expected: dict[Any, list[GraphOutput]]
+) -> None:
+    """All methods, layers, scores and batch sizes; a second start compiles nothing."""
+    cache = str(tmp_path)
+    answers, weights, hits, misses = serve(made / Precision.FLOAT32, REQUESTED, cache_dir=cache)
+    assert len(answers) == len(REQUESTED) * len(SIZES)
+    for (key, _, size), found in answers.items():
+        assert len(found) == size
+        assert_alike(found, expected[Precision.FLOAT32, key], 1e-4)
+    assert "float32 (true float32)" in weights
+    assert (hits, misses > len(KEYS)) == (0, True)
+    again, _, hits, misses = serve(made / Precision.FLOAT32, REQUESTED[:2], cache_dir=cache)
+    assert len(again) == hits == 2 * len(SIZES)
+    assert misses == 0
+
+
+def test_bfloat16_takes_half_the_bytes(
+    made: Path, tmp_path: Path, expected: dict[Any, list[GraphOutput]]
+) -> None:
+    """Two devices answer as TensorFlow does in bfloat16; weights that need it stay in float32."""
+    answers, weights, _, _ = serve(
+        made / Precision.BFLOAT16, KEYS[:1], device=("CPU:0", "CPU:1"), cache_dir=str(tmp_path)
+    )
+    assert {device for _, device, _ in answers} == {0, 1}
+    for (key, _, _), found in answers.items():
+        assert_alike(found, expected[Precision.BFLOAT16, key], 2e-2)
+        assert not np.array_equal(found[0].logits, expected[Precision.FLOAT32, key][0].logits)
+    assert "bfloat16" in weights
+    stored = dict(safetensors.deserialize((made / Precision.BFLOAT16 / WEIGHTS).read_bytes()))
+    assert stored["conv3/kernel:bfloat16"]["dtype"] == "BF16"
+    assert stored["logits/kernel:float32"]["dtype"] == "F32"  # its columns are the gradients
+    sizes = [
+        (made / precision / WEIGHTS).stat().st_size
+        for precision in (Precision.BFLOAT16, Precision.FLOAT32)
+    ]
+    assert sizes[0] < 0.7 * sizes[1]
+
+
+def test_the_manifest_says_how_it_agrees_with_tensorflow(made: Path) -> None:
+    """The agreement is measured in float32, too; every file has its hash, and weights are once."""
+    exact, rough = (read_manifest(made / one) for one in (Precision.FLOAT32, Precision.BFLOAT16))
+    assert exact.agreement is not None
+    assert rough.agreement is not None
+    assert exact.agreement.image_count == rough.agreement.image_count == 64
+    assert exact.agreement.largest_map_difference is not None
+    assert rough.agreement.largest_map_difference is not None
+    assert exact.agreement.largest_map_difference < 1e-4 < rough.agreement.largest_map_difference
+    assert exact.graph_format is GraphFormat.STABLEHLO
+    assert exact.versions["jax"]
+    folder = made / Precision.FLOAT32
+    assert {path.name for path in folder.iterdir()} == {MANIFEST, *exact.sha256}
+    assert WEIGHTS in exact.sha256
+    for path in folder.iterdir():  # nothing of the exporting machine
+        assert str(Path.home()).encode() not in path.read_bytes()
+        assert b"site-packages" not in path.read_bytes()
+
+
+def test_an_export_that_disagrees_is_not_written(made: Path, tmp_path: Path) -> None:
+    """The error has the correlation, and no folder is left; int8 is refused at once."""
+    source = Engine(settings(made / "small.keras", preprocessing=("lite",))).sources["small"]
+    assert isinstance(source, ModelSource)
+    for precision, text in (
+        (Precision.BFLOAT16, "at least 1.5 is wanted"),
+        (Precision.INT8, "--for openvino"),
+    ):
+        with pytest.raises(StartupError, match=text):
+            write(
+                *(source.loaded, source.served, [DEFAULT], (1,), tmp_path / "export", precision),
+                min_correlation=1.5,
+                graph_format=GraphFormat.STABLEHLO,
+            )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_not_exported_is_refused(folder: Path) -> None:
+    """The error has the option that exports it."""
+    source = Engine(settings(folder)).sources["small"]
+    for key, option in (
+        (replace(DEFAULT, layers=("conv1",)), "--warm gradcam@conv1"),
+        (replace(DEFAULT, perturbed=True), "--many-pass"),
+        (replace(CHANNELS, channel_count=6), "--many-pass"),
+    ):
+        with pytest.raises(InvalidRequestError, match=f"not in the export.*{option}"):
+            source.compile(key, SIZES)
+
+
+def artifact(body: str) -> bytes:
+    """Returns a module of one function."""
+    text = f"func.func @main(%x: tensor<2xf32>) -> tensor<2xf32> {{ {body} return %y : tensor<2xf32> }}"
+    with mlir.make_ir_context(), ir.Location.unknown():
+        module = ir.Module.parse(text)
+        return stablehlo.serialize_portable_artifact(module, stablehlo.get_minimum_version())
+
+
+def put(name: str, make: Callable[[bytes], bytes]) -> Break:
+    """Replaces a file by a function of its content, and its hash and size in the manifest."""
+
+    def apply(folder: Path) -> None:
+        path, manifest = folder / name, folder / MANIFEST
+        path.write_bytes(make(path.read_bytes()))
+        document = json.loads(manifest.read_text())
+        document["sha256"][name], document["sizes"][name] = hash_file(path), path.stat().st_size
+        manifest.write_text(json.dumps(document))
+
+    return apply
+
+
+def change(apply: Callable[[Any], object]) -> Break:
+    """Changes the manifest."""
+
+    def to(folder: Path) -> None:
+        document = json.loads((folder / MANIFEST).read_text())
+        apply(document)
+        (folder / MANIFEST).write_text(json.dumps(document))
+
+    return to
+
+
+def weights(edit: Callable[[dict[str, Any]], object]) -> Break:
+    """Changes the weights."""
+
+    def make(content: bytes) -> bytes:
+        stored = {
+            name: np.frombuffer(row["data"], np.float32).reshape(row["shape"])
+            for name, row in safetensors.deserialize(content)
+        }
+        edit(stored)
+        return save(stored)
+
+    return put(WEIGHTS, make)
+
+
+KERNEL, MODULE = "conv3/kernel:float32", "graph_0_1.mlirbc"
+CUSTOM_CALL = "%y = stablehlo.custom_call @run(%x) : (tensor<2xf32>) -> tensor<2xf32>"
+REDUCE = """%y = "stablehlo.all_reduce"(%x) ({ ^bb0(%a: tensor<f32>, %b: tensor<f32>):
+    stablehlo.return %a : tensor<f32> }) {replica_groups = dense<0> : tensor<1x1xi64>}
+    : (tensor<2xf32>) -> tensor<2xf32>"""
+IDENTITY = "%y = stablehlo.add %x, %x : tensor<2xf32>"
+
+BROKEN: dict[str, tuple[Break, str]] = {
+    "another file": (
+        lambda folder: (folder / MODULE).write_bytes(b"x"),
+        "not the file that was exported",
+    ),
+    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "not whole"),
+    "an empty module": (put(MODULE, lambda _: b""), "not a StableHLO module: other first bytes"),
+    "a module as text": (put(MODULE, lambda _: b"module {}"), "other first bytes"),
+    "half a module": (put(MODULE, lambda all_: all_[: len(all_) // 2]), "not a StableHLO module"),
+    "noise in a module": (
+        put(MODULE, lambda all_: all_[:40] + bytes(40) + all_[80:]),
+        "not a StableHLO module",
+    ),
+    "code of the host": (put(MODULE, lambda _: artifact(CUSTOM_CALL)), "it calls 'run'"),
+    "other devices": (put(MODULE, lambda _: artifact(REDUCE)), "all_reduce is not allowed"),
+    "another graph": (
+        put(MODULE, lambda _: artifact(IDENTITY)),
+        "it has 1 of 3 inputs or outputs: images, classes, against",
+    ),
+    "another batch size": (
+        change(lambda one: one["graphs"][0]["modules"].update({"1": "graph_0_2.mlirbc"})),
+        r"images is uint8 \[2, 32, 32, 3\] in the module, and uint8 \[1, 32, 32, 3\] in the man",
+    ),
+    "another input size": (
+        change(lambda one: one.update(input_size=[SIZE, 8])),
+        r"images is .* and uint8 \[1, 32, 8, 3\]",
+    ),
+    "fewer classes": (change(lambda one: one["labels"].pop()), r"logits is .* float32 \[1, 5\]"),
+    "fewer targets": (
+        change(lambda one: one["graphs"][0]["key"].update(max_targets=1)),
+        r"classes is .* int32 \[1, 1\] in the manifest",
+    ),
+    "perturbed images": (
+        change(lambda one: one["graphs"][0]["key"].update(perturbed=True)),
+        "images is uint8 .* and float32",
+    ),
+    "weights that are none": (put(WEIGHTS, lambda _: b"x"), "cannot be read as safetensors"),
+    "weights of a foreign type": (
+        put(WEIGHTS, lambda _: save({"x": np.zeros(2, np.int64)})),
+        "weights of type 'I64', and should have only: F32, BF16",
+    ),
+    "a missing weight": (weights(lambda one: one.pop(KERNEL)), f"has no weight '{KERNEL}'"),
+    "a weight of another shape": (
+        weights(lambda one: one.update({KERNEL: np.zeros((3, 3, 8, 7), np.float32)})),
+        r"conv3/kernel:float32 is float32 \[3, 3, 8, 8\] in the module, and float32 \[3, 3, 8, 7\] "
+        "in weights.safetensors",
+    ),
+    "a weight of another type": (
+        weights(lambda one: one.update({KERNEL: one[KERNEL].astype(ml_dtypes.bfloat16)})),
+        "conv3/kernel:float32 is float32 .* and bfloat16",
+    ),
+    "a weight too few": (
+        change(lambda one: one["graphs"][0]["weights"].pop()),
+        "it has 8 of 7 inputs or outputs",
+    ),
+    "no modules": (
+        change(lambda one: one["graphs"][0].update(modules={})),
+        "modules must have positive batch sizes",
+    ),
+    "a module of Python": (
+        change(lambda one: one["graphs"][0].update(modules={"1": "x.py"})),
+        "modules must end in .mlirbc",
+    ),
+    "a module without hash": (
+        change(lambda one: (one["sha256"].pop(MODULE), one["sizes"].pop(MODULE))),
+        f"sha256 must have {MODULE}",
+    ),
+    "weights without hash": (
+        change(lambda one: (one["sha256"].pop(WEIGHTS), one["sizes"].pop(WEIGHTS))),
+        f"sha256 must have {WEIGHTS}",
+    ),
+    "a graph of OpenVINO": (
+        change(lambda one: one["graphs"][0].update(file="graph_0.xml")),
+        "file and cost_s are of OpenVINO",
+    ),
+    "an unknown format": (
+        change(lambda one: one.update(graph_format="onnx")),
+        "graph_format must be one of openvino, stablehlo",
+    ),
+}
+
+
+@pytest.mark.parametrize(("break_it", "text"), BROKEN.values(), ids=BROKEN)
+def test_what_is_not_as_it_was_written_is_refused(
+    folder: Path, break_it: Break, text: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The error says what is wrong and what would be right; nothing is compiled or printed."""
+    break_it(folder)
+    with pytest.raises(StartupError, match=text):
+        Engine(settings(folder))
+    assert "error" not in capfd.readouterr().err
+
+
+def test_an_unknown_device_is_refused(folder: Path) -> None:
+    """The error lists the devices of JAX."""
+    with pytest.raises(StartupError, match=r"--device CPU:9: .*it has: CPU:0"):
+        Engine(settings(folder, device=("CPU:9",)))
+
+
+def test_graphs_are_those_that_were_checked(folder: Path) -> None:
+    """A folder that is replaced after the start has no effect on a graph's first use."""
+    source = Engine(settings(folder)).sources["small"]
+    for path in folder.iterdir():
+        path.write_bytes(b"another file")
+    compiled = source.compile(DEFAULT, (1,))
+    assert compiled.compiler is Compiler.PJRT
+    assert compiled.run(items_for(DEFAULT)[:1], 1)

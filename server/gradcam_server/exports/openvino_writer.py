@@ -1,7 +1,7 @@
 """Writes the graphs of an export in OpenVINO's format."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gradcam_server.domain.options import Precision
@@ -34,7 +34,7 @@ class OpenVinoWriter:
 
     def add(
         self, number: int, graph: ExplanationGraph, batch_sizes: Sequence[int]
-    ) -> tuple[ExportedGraph, Executable, Executable]:
+    ) -> tuple[ExportedGraph, Executable, Callable[[], Executable]]:
         """Converts and writes a graph; the reference is OpenVINO in float32."""
         key, names = graph.key, converter.output_names(graph)
         model = converter.convert(graph)
@@ -46,7 +46,7 @@ class OpenVinoWriter:
         file = f"graph_{number}.xml"
         openvino.save_model(model, self._folder / file, compress_to_fp16=False)
         cost_s = {size: time_executable(graph, executable, size) for size in batch_sizes}
-        return ExportedGraph(key, file, names, cost_s), executable, exact
+        return ExportedGraph(key, file, names, cost_s), executable, lambda: exact
 
     def finish(self) -> None:
         """Writes nothing: each graph has its weights."""

@@ -1,6 +1,6 @@
 """Writes the graphs of an export in StableHLO, and their weights once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from safetensors.numpy import save
@@ -42,7 +42,7 @@ class StableHloWriter:
 
     def add(
         self, number: int, graph: ExplanationGraph, batch_sizes: Sequence[int]
-    ) -> tuple[ExportedGraph, Executable, Executable]:
+    ) -> tuple[ExportedGraph, Executable, Callable[[], Executable]]:
         """Converts and writes a graph; the reference is TensorFlow in float32.
 
         The module of the smallest batch size is run on this machine and compared.
@@ -65,8 +65,11 @@ class StableHloWriter:
             modules=modules,
             weights=names[sizes[0]],
         )
-        (exact,) = find_compiler(REFERENCE)(graph, Precision.FLOAT32)(1)
-        return exported, in_batches_of(executable, 1), exact
+
+        def make_reference() -> Executable:
+            return find_compiler(REFERENCE)(graph, Precision.FLOAT32)(1)[0]
+
+        return exported, in_batches_of(executable, 1), make_reference
 
     def _load(self, converted: Converted, batch_size: int) -> dict[int, Executable]:
         values = {name: self._weights.values[name] for name in converted.weights}

@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -90,7 +90,7 @@ class GraphWriter(Protocol):
 
     def add(
         self, number: int, graph: ExplanationGraph, batch_sizes: Sequence[int]
-    ) -> tuple[ExportedGraph, Executable, Executable]:
+    ) -> tuple[ExportedGraph, Executable, Callable[[], Executable]]:
         """Converts, checks and writes a graph.
 
         Args:
@@ -99,8 +99,8 @@ class GraphWriter(Protocol):
             batch_sizes: The batch sizes, ascending.
 
         Returns:
-            Its row in the manifest; the executable of it, and the reference in float32, both for
-            single images.
+            Its row in the manifest; its executable, and a function that makes the reference in
+            float32, both for single images.
 
         Raises:
             CompilerError: The format cannot express the graph, or its answers differ from
@@ -196,7 +196,7 @@ class _Writer:
     ) -> ExportedGraph:
         graph = ExplanationGraph(self._loaded, key, CompilationCounter())
         try:
-            exported, executable, exact = self._graphs.add(number, graph, batch_sizes)
+            exported, executable, make_reference = self._graphs.add(number, graph, batch_sizes)
         except StartupError:
             raise
         except Exception as error:
@@ -204,7 +204,7 @@ class _Writer:
         if self._samples and not number:
             self._agreement = measure(
                 executable,
-                exact,
+                make_reference(),
                 self._samples.comparison,
                 key.max_targets,
                 self._samples.origin,

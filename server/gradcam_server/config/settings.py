@@ -149,8 +149,8 @@ class ServeConfig:
     compiler: Compiler = _option(
         Compiler.AUTO,
         "What runs the graph: xla (for GPUs), tensorflow (its executor), openvino (for CPUs; "
-        "pip install 'gradcam-server[openvino]'), or auto: the fastest here, measured while "
-        "warming up.",
+        "pip install 'gradcam-server[openvino]'), pjrt (XLA by JAX; pip install "
+        "'gradcam-server[jax]'), or auto: the fastest here but pjrt, measured while warming up.",
         click.Choice([compiler.value for compiler in Compiler]),
     )
     precision: Precision = _option(
@@ -173,7 +173,7 @@ class ServeConfig:
     )
     compute_threads: int | None = _option(
         None,
-        "Threads that compute, of TensorFlow or OpenVINO. The default is the number of cores.",
+        "Threads that compute, of TensorFlow, OpenVINO or JAX. The default is the number of cores.",
         _POSITIVE,
     )
     compute_streams: int = _option(
@@ -185,8 +185,8 @@ class ServeConfig:
     )
     cache_dir: str | None = _option(
         None,
-        "Folder for the times that --compiler auto has measured. The default is gradcam-server in "
-        "the user's cache folder.",
+        "Folder for the times that --compiler auto has measured, and for what XLA compiled of "
+        "exports. The default is gradcam-server in the user's cache folder.",
     )
     max_targets: int = _option(5, "Maximum number of classes to explain in one request.", _POSITIVE)
     max_layers: int = _option(8, "Maximum number of layers in one request.", _POSITIVE)

@@ -1,4 +1,4 @@
-"""The number of threads that compute, for TensorFlow and OpenVINO alike.
+"""The number of threads that compute, for TensorFlow, OpenVINO and JAX alike.
 
 OpenVINO can also compute several batches side by side, each in a *stream* of its own with a part
 of these threads, so that no thread waits for another within a layer.

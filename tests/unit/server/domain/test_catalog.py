@@ -2,7 +2,8 @@
 
 import pytest
 
-from gradcam_server.domain.catalog import Catalog, ServedModel, graph_keys
+from gradcam_server.domain.catalog import Catalog, ServedModel, graph_keys, many_pass_keys
+from gradcam_server.domain.graph_io import PIXELS, GraphKey
 from gradcam_server.domain.labels import ClassLabel, ClassLabels
 from gradcam_server.domain.layers import LayerInfo
 from gradcam_server.domain.preprocessing import Preprocessing
@@ -60,3 +61,23 @@ def test_one_target_does_not_pay_for_several(method: Method, layer: str, counts:
     """A graph for one target exists where each further target costs a gradient or a map."""
     keys = graph_keys(CATALOG.models[0], (layer,), method, ScoreType.LOGIT, 5)
     assert [key.max_targets for key in keys] == counts
+
+
+def test_an_export_has_the_graphs_of_the_methods_of_many_passes() -> None:
+    """SmoothGrad of the method, Score-CAM of its layers, and Integrated Gradients, for 1 and 5."""
+    key = GraphKey("a", ("b/relu",), Method.LAYER_CAM, ScoreType.PROBABILITY, 5)
+    found = many_pass_keys([key, key], "conv")
+    assert len(found) == len(set(found))
+    assert all(one.perturbed and one.score_type is ScoreType.PROBABILITY for one in found)
+    assert [(one.method, one.layers, one.max_targets, one.channel_count) for one in found] == [
+        (Method.GRAD_CAM, ("b/relu",), 5, 64),
+        *(
+            (method, layers, count, 0)
+            for count in (1, 5)
+            for method, layers in (
+                (Method.LAYER_CAM, ("b/relu",)),
+                (Method.GRAD_CAM, ("conv",)),
+                (Method.HIRES_CAM, (PIXELS,)),
+            )
+        ),
+    ]

@@ -21,6 +21,7 @@ from gradcam_server.engine.engine import Engine
 from gradcam_server.engine.sources.model import ModelSource
 from gradcam_server.exports.writer import SAVED_MODEL, SIGNATURE, write
 from gradcam_server.graphs.compilers.autotune import compile_graph
+from gradcam_server.graphs.compilers.base import COMPILERS
 from gradcam_server.graphs.executable import CompilationCounter, CompiledGraph
 from gradcam_server.graphs.explanation import ExplanationGraph
 from gradcam_server.models import applications
@@ -163,8 +164,18 @@ def assert_alike(graph: CompiledGraph, expected: Expected) -> None:
         np.testing.assert_allclose(output.maps[0], maps, rtol=1e-3, atol=1e-4 * scale)
 
 
-@pytest.mark.parametrize("compiler", [Compiler.TENSORFLOW, Compiler.XLA, Compiler.OPENVINO])
-@pytest.mark.parametrize(("source", "kind"), CASES)
+# XLA has had the other sources before.
+PJRT_CASES = [("saved", "nested"), ("exported", "nested")]
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "compiler"),
+    [
+        (*case, compiler)
+        for compiler in COMPILERS
+        for case in (PJRT_CASES if compiler is Compiler.PJRT else CASES)
+    ],
+)
 def test_every_compiler_runs_every_source(
     find_case: Callable[[str, str], Case], source: str, kind: str, compiler: Compiler
 ) -> None:

@@ -59,7 +59,8 @@ def _configure(devices: Sequence[str], memory_limit_mib: int | None, cache: Path
     if memory_limit_mib and (share := _memory_share(memory_limit_mib)):
         os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{share:.4f}"
     if cache is not None:
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        # The path is a part of the keys in it.
+        jax.config.update("jax_compilation_cache_dir", str(cache.absolute()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

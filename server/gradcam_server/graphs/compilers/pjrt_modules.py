@@ -5,7 +5,7 @@ function ``main`` takes images, classes and the classes to contrast them with, a
 returns the outputs of a graph.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -236,7 +236,7 @@ def _tensor_type(kind: Any) -> TensorType:
         ) from error
 
 
-def _sizes(tensor: Any) -> Sequence[int]:
+def _sizes(tensor: Any) -> tuple[int, ...]:
     if not tensor.has_static_shape:
         raise ValueError(tensor)
     return tuple(tensor.shape)

@@ -111,7 +111,8 @@ def in_batches_of(executables: Mapping[int, Executable], batch_size: int) -> Exe
 
 
 def _may_round() -> bool:
-    return jax.config.jax_default_matmul_precision not in _TRUE_FLOAT32
+    config: Any = jax.config  # its attributes are made at run time
+    return config.jax_default_matmul_precision not in _TRUE_FLOAT32
 
 
 def _exported(artifact: bytes, signature: Signature, device: Any) -> Any:

@@ -2,6 +2,7 @@
 # docker build -t gradcam-server .                      for CPUs
 # docker build -t gradcam-server --build-arg DEVICE=gpu .  for NVIDIA GPUs
 # docker build -t gradcam-server --build-arg DEVICE=server,openvino .  for exports alone: no TensorFlow
+# docker build -t gradcam-server --build-arg DEVICE=server,jax-cuda .  for exports for XLA, on GPUs
 # docker run -p 127.0.0.1:50051:50051 gradcam-server     serves the embedded model
 ARG PYTHON_VERSION=3.11
 

@@ -237,6 +237,8 @@ def _faults(manifest: Manifest) -> Iterator[str]:
     for number, graph in enumerate(manifest.graphs):
         for fault in _graph_faults(graph, manifest, explainable):
             yield f"graphs[{number}].{fault}"
+    if manifest.sizes is None and manifest.graph_format is GraphFormat.STABLEHLO:
+        yield "sizes is missing"
     if manifest.sizes is not None and manifest.sizes.keys() != manifest.sha256.keys():
         yield "sizes and sha256 must name the same files"
     for name, digest in manifest.sha256.items():

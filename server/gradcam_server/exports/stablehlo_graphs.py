@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import safetensors
 
@@ -30,8 +31,13 @@ from gradcam_server.graphs.executable import Array
 logger = logging.getLogger(__name__)
 
 _CACHE = "xla"
-_MAX_MODULE_BYTES = 64 * 1024 * 1024
-_TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "I32": "int32", "U8": "uint8"}
+_TYPES = {
+    "F32": np.dtype(np.float32),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
+    "I32": np.dtype(np.int32),
+    "U8": np.dtype(np.uint8),
+}
 
 
 class StableHloGraphs:
@@ -51,7 +57,7 @@ class StableHloGraphs:
 
     def __init__(self, folder: Path, manifest: Manifest, config: ServeConfig) -> None:
         self._manifest = manifest
-        weights = _read_weights(folder)
+        weights = _read_weights(folder, manifest)
         # Read now, so that the checked graphs are served even if the folder changes.
         self._modules = [
             {
@@ -101,20 +107,24 @@ class StableHloGraphs:
         return Executed(executables, costs[0])
 
 
-def _read_weights(folder: Path) -> Mapping[str, Array]:
-    import ml_dtypes  # noqa: F401 - makes NumPy know bfloat16
+def _read_whole(folder: Path, manifest: Manifest, name: str) -> bytes:
+    assert manifest.sizes is not None
+    return read_file(folder, name, manifest.sizes[name])
 
+
+def _read_weights(folder: Path, manifest: Manifest) -> Mapping[str, Array]:
     path = folder / WEIGHTS
+    content = _read_whole(folder, manifest, WEIGHTS)
     try:
         return {
-            name: np.frombuffer(row["data"], np.dtype(_TYPES[row["dtype"]])).reshape(row["shape"])
-            for name, row in safetensors.deserialize(path.read_bytes())
+            name: np.frombuffer(row["data"], _TYPES[row["dtype"]]).reshape(row["shape"])
+            for name, row in safetensors.deserialize(content)
         }
     except KeyError as error:
         raise StartupError(
             f"{path} has weights of type {error}, and should have only: {', '.join(_TYPES)}"
         ) from error
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+    except (ValueError, safetensors.SafetensorError) as error:
         raise StartupError(
             f"{path} cannot be read as safetensors: {quote(error)}; export again"
         ) from error
@@ -128,7 +138,7 @@ def _read_module(
     weights: Mapping[str, Array],
 ) -> bytes:
     name = graph.modules[batch_size]
-    artifact = read_file(folder, name, _MAX_MODULE_BYTES)
+    artifact = _read_whole(folder, manifest, name)
     try:
         signature = read_signature(artifact)
     except ModuleError as error:

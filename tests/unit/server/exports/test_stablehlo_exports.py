@@ -407,6 +407,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
         change(lambda one: (one["sha256"].pop(WEIGHTS), one["sizes"].pop(WEIGHTS))),
         f"sha256 must have {WEIGHTS}",
     ),
+    "no sizes": (change(lambda one: one.pop("sizes")), "sizes is missing"),
     "a graph of OpenVINO": (
         change(lambda one: one["graphs"][0].update(file="graph_0.xml")),
         "file and cost_s are of OpenVINO",

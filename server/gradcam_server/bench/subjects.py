@@ -71,6 +71,15 @@ def _on(device: str) -> dict[str, str]:
     return _NO_GPU if device == "cpu" else {}
 
 
+def _gpu_bytes() -> int:
+    """Returns the peak memory of the first GPU; 0 if there is none."""
+    import tensorflow as tf
+
+    if not tf.config.list_physical_devices("GPU"):
+        return 0
+    return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
+
+
 class ServerGraph:
     """The server's graph, from images to arrays, called as the server calls it.
 
@@ -79,6 +88,8 @@ class ServerGraph:
         compiler: The compiler.
         precision: The precision of the network; int8 is calibrated on the bundled photographs.
     """
+
+    device_bytes = staticmethod(_gpu_bytes)
 
     def __init__(self, spec: ModelSpec, compiler: Compiler, precision: Precision) -> None:
         self._model = load(spec)
@@ -123,10 +134,6 @@ class ServerGraph:
             graph.key, size, self._compiler, {batch_size: executables}, {batch_size: 0.0}
         )
 
-    def device_bytes(self) -> int:
-        """Returns the peak memory of the first GPU; 0 if there is none."""
-        return _gpu_bytes()
-
 
 class Tutorial:
     """Grad-CAM of a batch as tutorials write it: eager, with Keras' own layers.
@@ -135,6 +142,8 @@ class Tutorial:
         spec: A built-in model.
         predicts: Whether ``model.predict`` runs first, as in most tutorials.
     """
+
+    device_bytes = staticmethod(_gpu_bytes)
 
     def __init__(self, spec: ModelSpec, predicts: bool) -> None:
         import keras
@@ -169,10 +178,6 @@ class Tutorial:
 
         return run
 
-    def device_bytes(self) -> int:
-        """Returns the peak memory of the first GPU; 0 if there is none."""
-        return _gpu_bytes()
-
 
 def keras_model(spec: ModelSpec) -> keras.Model:
     """Builds a built-in model in Keras, with logits as outputs.
@@ -203,11 +208,3 @@ def load_preprocessing(spec: ModelSpec) -> Any:
     return (
         Preprocessing.LITE if spec.source == EMBEDDED else APPLICATIONS[spec.source].preprocessing
     )
-
-
-def _gpu_bytes() -> int:
-    import tensorflow as tf
-
-    if not tf.config.list_physical_devices("GPU"):
-        return 0
-    return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])

@@ -48,12 +48,13 @@ from gradcam_server.batch.sources.base import Item, Source
 from gradcam_server.batch.sources.opening import open_source
 from gradcam_server.batch.stage import Stage
 from gradcam_server.batch.throughput import ThroughputEngine
+from gradcam_server.config.models import model_specs
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.graph_io import GraphItem, GraphTarget, by_rank
 from gradcam_server.domain.options import Compiler
 from gradcam_server.domain.requests import Method, ResizeMode, ScoreType
 from gradcam_server.graphs.executable import CompiledGraph
-from gradcam_server.pipeline.pipeline import load
+from gradcam_server.pipeline.loading import load
 
 TUTORIAL_IMAGES = 50
 _PAUSE_S = 8.0
@@ -98,8 +99,8 @@ def run_bare(graph: CompiledGraph, items: list[GraphItem]) -> float:
 
 def fitted(item: Item, config: ServeConfig, size: tuple[int, int]) -> GraphItem:
     mode = ResizeMode.STRETCH
-    _, pixels, _ = load(item.load(), config, size, mode, is_whole_needed=False)
-    return GraphItem(pixels, [GraphTarget(by_rank(0))])
+    image = load(item.load(), config, size, mode, is_whole_needed=False)
+    return GraphItem(image.fitted, [GraphTarget(by_rank(0))])
 
 
 def decode_all(
@@ -137,7 +138,7 @@ def tutorial(source: Source, config: ServeConfig) -> float:
 
     from gradcam_server.bench.subjects import Tutorial
 
-    (spec,) = config.model_specs()
+    (spec,) = model_specs(config)
     run = Tutorial(spec, predicts=True).build(1)
     paths: Iterator[Item] = islice(source.read(0, len(source)), TUTORIAL_IMAGES)
     seconds = []

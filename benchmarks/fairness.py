@@ -4,6 +4,7 @@
     pixels       four callers that stream JPEGs of 50 megapixels, with the same priority
     progressive  the same with progressive JPEGs
     segments     the same with JPEGs of 31 MiB, nearly all of it comments
+    messages     the same JPEGs, by eight unary calls at a time of each caller
 
 Phases with and without the others alternate in one run, and each pair gives one ratio, so that
 the machine's moods cancel. Interactive requests arrive at random at a constant mean rate, whether
@@ -23,6 +24,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -31,7 +33,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from gradcam_client import Client, ImageExplanation
+from gradcam_client import Client, ImageExplanation, OverloadedError
 from support.server import RunningServer
 
 IMAGE = Path(__file__).parents[1] / "examples" / "images" / "cat.jpg"
@@ -74,12 +76,14 @@ class Others:
         count: Callers, each with a connection of its own.
         priority: Of their requests.
         max_in_flight: Requests of each at a time.
+        is_streamed: Whether they go in a stream, or in calls of their own.
     """
 
     image: Callable[[], bytes]
     count: int = 4
     priority: int = 1
     max_in_flight: int = 8
+    is_streamed: bool = True
 
 
 CASES = {
@@ -87,26 +91,40 @@ CASES = {
     "pixels": Others(many_pixels),
     "progressive": Others(progressive),
     "segments": Others(many_segments),
+    "messages": Others(many_segments, is_streamed=False),
 }
 
 
 def ask_on(address: str, case: str, on: Event, answered: Any, batch_us: Any) -> None:
-    """Streams as fast as the server reads, while ``on`` is set."""
+    """Asks as fast as the server reads, while ``on`` is set."""
+    # Real callers have machines of their own: theirs must not take the server's CPUs here.
+    os.nice(19)
     others = CASES[case]
     image = others.image()
+
+    def count(answer: ImageExplanation) -> None:
+        batch_us.value = answer.stats.compute_us
+        with answered.get_lock():
+            answered.value += 1
 
     def images() -> Iterator[bytes]:
         while True:
             on.wait()
             yield image
 
+    def call(client: Client) -> None:
+        for one in images():
+            with suppress(OverloadedError):
+                count(client.explain(one, priority=others.priority))
+
     with Client(address) as client:
+        if not others.is_streamed:
+            with ThreadPoolExecutor(others.max_in_flight) as pool:
+                list(pool.map(call, [client] * others.max_in_flight))
         for outcome in client.explain_stream(
             images(), priority=others.priority, max_in_flight=others.max_in_flight
         ):
-            batch_us.value = outcome.unwrap().stats.compute_us
-            with answered.get_lock():
-                answered.value += 1
+            count(outcome.unwrap())
 
 
 def interactive(
@@ -148,12 +166,12 @@ def measure(address: str, case: str, rounds: int, seconds: float, rate: float) -
     """Alternates phases with and without the others."""
     spawn = multiprocessing.get_context("spawn")
     on, answered, batch_us = spawn.Event(), spawn.Value("l", 0), spawn.Value("l", 0)
-    clients = [
+    others = [
         spawn.Process(target=ask_on, args=(address, case, on, answered, batch_us), daemon=True)
         for _ in range(CASES[case].count)
     ]
-    for client in clients:
-        client.start()
+    for other in others:
+        other.start()
     phases: dict[bool, list[list[tuple[float, ImageExplanation]]]] = {False: [], True: []}
     throughput, batches = [], []
     with Client(address) as client, ThreadPoolExecutor(64) as pool:
@@ -172,9 +190,9 @@ def measure(address: str, case: str, rounds: int, seconds: float, rate: float) -
             print(f"{name} the others: {json.dumps(summary(found))}", flush=True)
             if number == 2 * rounds - 1:
                 break
-    for client in clients:
-        client.kill()
-        client.join()
+    for other in others:
+        other.kill()
+        other.join()
     pairs = list(zip(phases[False], phases[True], strict=True))
     return {
         "without_others": summary(list(itertools.chain(*phases[False]))),

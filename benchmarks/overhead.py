@@ -37,6 +37,7 @@ from gradcam_server.telemetry.memory import share_heap
 from gradcam_server.telemetry.metrics import Metrics
 from gradcam_server.telemetry.tracing import NO_TRACER
 from gradcam_server.transport.calls import Calls
+from gradcam_server.transport.gradcam_v1.convert import to_request, to_response
 from gradcam_server.transport.gradcam_v1.service import SERVICE_NAME, ExplanationService
 from gradcam_server.transport.lifecycle import Lifecycle
 from gradcam_server.transport.security.access import Access, AccessInterceptor
@@ -91,8 +92,8 @@ async def serve_bytes(
         work: What to do with each request before; None for an echo.
     """
     explainer = Explainer(ServeConfig(), InstantBackend(), Metrics())
-    message = pb.ExplainImageRequest.FromString(raw_request())
-    answer = await explainer.explain(message)
+    request = to_request(pb.ExplainImageRequest.FromString(raw_request()))
+    answer = to_response(await explainer.explain(request), include_logits=False)
     unary_answer = answer.SerializeToString()
     stream_answer = pb.StreamExplainImagesResponse(response=answer).SerializeToString()
 

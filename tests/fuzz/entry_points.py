@@ -3,8 +3,7 @@
 import asyncio
 import logging
 import random
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
 from typing import Any
@@ -23,7 +22,7 @@ from gradcam_server.domain.labels import ClassLabel, ClassLabels
 from gradcam_server.domain.layers import LayerInfo
 from gradcam_server.domain.preprocessing import Preprocessing
 from gradcam_server.domain.requests import ResizeMode
-from gradcam_server.domain.schedule import Answer, BatchReport, DispatchReason, Turn, Urgency
+from gradcam_server.domain.schedule import Answer, BatchReport, DispatchReason, OnDispatch, Urgency
 from gradcam_server.errors import (
     DeadlineError,
     EngineLostError,
@@ -84,13 +83,13 @@ class FakeBackend:
         self,
         key: GraphKey,
         item: GraphItem,
-        turn: Turn | None = None,
+        on_dispatch: OnDispatch | None = None,
         urgency: Urgency = Urgency(),  # noqa: B008 - it is frozen
     ) -> Answer[GraphOutput]:
         """Computes one image, badly."""
         assert item.image.shape == (*INPUT_SIZE, 3)
-        if turn is not None:
-            turn.give_back()
+        if on_dispatch is not None:
+            on_dispatch()
         number = int(np.nan_to_num(item.image).sum(dtype=np.float64) % 2**32)
         if number % 16 == 0:
             raise copy(_ERRORS[number // 16 % len(_ERRORS)])
@@ -117,10 +116,9 @@ class FakeBackend:
 
 
 class _Context:
-    """The server's side of a call, with what the client sends and what it was told."""
+    """The server's side of a call, and what the client was told."""
 
-    def __init__(self, messages: Sequence[Message] = ()) -> None:
-        self._messages = deque(messages)
+    def __init__(self) -> None:
         self.answers: list[Any] = []
         self.code = grpc.StatusCode.OK
 
@@ -132,9 +130,6 @@ class _Context:
 
     def peer(self) -> str:
         return "fuzz"
-
-    async def read(self) -> Any:
-        return self._messages.popleft() if self._messages else grpc.aio.EOF
 
     async def write(self, message: Message) -> None:
         message.SerializeToString()
@@ -200,10 +195,15 @@ class Services:
 
     def stream(self, method: Callable[[Any, Any], Awaitable[None]], message: Message) -> list[Any]:
         """Sends a message twice; returns the answers."""
-        context = _Context([message, message])
+        context = _Context()
         with self._faults.listening():
-            self._runner.run(_await(method(None, context)))
+            self._runner.run(_await(method(_twice(message), context)))
         return context.answers
+
+
+async def _twice(message: Message) -> AsyncIterator[Message]:
+    yield message
+    yield message
 
 
 async def _await(work: Awaitable[Any]) -> Any:

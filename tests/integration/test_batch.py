@@ -16,12 +16,12 @@ import pytest
 
 from gradcam_client import Client, ImageExplanation, UnavailableError
 from gradcam_server.batch.schema import unpack
-from support.server import GRADCAM, RunningServer, quick
+from support.exported_model import exported_model
+from support.server import GRADCAM, TRACED, RunningServer, quick
 
 COUNT = 120
 BROKEN = {"broken/cut.jpg": 3000, "broken/empty.jpg": 0, "broken/text.png": None}
 TOTAL = COUNT + len(BROKEN)
-MODEL = ("--model", "efficientnet-lite0", "--compiler", "tensorflow", "--batch-sizes", "1,8")
 SHARDS = ("--shard-size", "16")
 
 
@@ -56,7 +56,10 @@ def rows(output: Path) -> pd.DataFrame:
 def assert_same(left: pd.DataFrame, right: pd.DataFrame) -> None:
     """The same images, classes and errors, and maps equal to float16's rounding."""
     assert list(left.index) == list(right.index)
-    for name in ("index", "status", "width", "height", "target", "target_name", "layer", "method"):
+    assert left.columns.equals(right.columns)
+    if "index" in left:
+        pd.testing.assert_series_equal(left["index"], right["index"])
+    for name in ("status", "width", "height", "target", "target_name", "layer", "method"):
         pd.testing.assert_series_equal(left[name], right[name])
     for one, other in zip(left.to_dict("records"), right.to_dict("records"), strict=True):
         if one["status"] == "ok":
@@ -70,7 +73,7 @@ def assert_same(left: pd.DataFrame, right: pd.DataFrame) -> None:
 def local(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of a job that was killed twice: before its first shard, and after it."""
     output = tmp_path_factory.mktemp("jobs") / "out"
-    command = [GRADCAM, "batch", str(photos), str(output), *MODEL, *SHARDS, "--overlays"]
+    command = [GRADCAM, "batch", str(photos), str(output), *quick(), *SHARDS, "--overlays"]
     for has_come in (lambda: (output / "_manifest.json").exists(), lambda: any(shards(output))):
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
             wait_until(has_come, process)
@@ -114,8 +117,24 @@ def test_images_that_cannot_be_read_are_rows(local: Path) -> None:
     assert "not a JPEG" in table["error"]["broken/text.png"]
 
 
+def test_a_traced_model_gives_the_rows_of_its_export(
+    local: Path, photos: Path, tmp_path: Path
+) -> None:
+    """TensorFlow's executor in one job, OpenVINO in the other; errors are rows in both."""
+    few = tmp_path / "few"
+    few.mkdir()
+    for name in ("000.jpg", "001.jpg", "002.jpg", *BROKEN):
+        (few / name).parent.mkdir(exist_ok=True)
+        (few / name).write_bytes((photos / name).read_bytes())
+    done = batch(few, tmp_path / "out", *TRACED)
+    assert done.returncode == 0, done.stderr
+    ours = rows(tmp_path / "out")
+    assert len(ours) == 3 + len(BROKEN)
+    assert_same(ours.drop(columns="index"), rows(local).loc[ours.index].drop(columns="index"))
+
+
 def test_rows_are_a_servers_answers(local: Path, photos: Path, client: Client) -> None:
-    """XLA in the server, TensorFlow's executor in the job."""
+    """An image gets the same classes, score and map from a job and from a server."""
     for name, row in rows(local).iloc[:3].iterrows():
         answer: ImageExplanation = client.explain(photos / str(name), model="efficientnet-lite0")
         (explanation,) = answer.explanations
@@ -139,7 +158,7 @@ def test_overlays_lie_beside(local: Path) -> None:
 
 def test_too_many_errors_end_it(photos: Path, tmp_path: Path) -> None:
     """With a status of 1, and what failed."""
-    done = batch(photos / "broken", tmp_path / "out", *MODEL, "--errors-max", 1)
+    done = batch(photos / "broken", tmp_path / "out", *quick(), "--errors-max", 1)
     assert done.returncode == 1
     assert "more than 1 images failed" in done.stderr
     assert "cut.jpg" in done.stderr
@@ -200,7 +219,7 @@ from gradcam_server.batch.sources.opening import open_source
 from gradcam_server.batch.job import Job, run
 from gradcam_server.batch.model import identity
 from gradcam_server.batch.ray_data import RayStage
-from gradcam_server.config import Compiler, ServeConfig
+from gradcam_server.config import ServeConfig
 
 class Killer:
     killed = False
@@ -218,12 +237,7 @@ class Killer:
             self.killed = True
 
 if __name__ == "__main__":
-    config = ServeConfig(
-        model=("efficientnet-lite0",),
-        compiler=Compiler.TENSORFLOW,
-        batch_sizes=(1, 8),
-        max_targets=1,
-    )
+    config = ServeConfig(model=(sys.argv[3],), max_targets=1)
     source = open_source(sys.argv[1])
     job = Job(source, sys.argv[1], Path(sys.argv[2]), model=identity(config), shard_size=16)
     print(run(job, lambda: RayStage(config, ExplainOptions(), actors=1), Killer()))
@@ -237,7 +251,7 @@ def test_ray_gives_the_same_rows_though_an_engine_is_killed(
     """An actor that dies is started again, and its images are explained again."""
     output = tmp_path / "out"
     done = subprocess.run(
-        [sys.executable, "-c", RAY, str(photos), str(output)],
+        [sys.executable, "-c", RAY, photos, output, f"efficientnet-lite0={exported_model()}"],
         capture_output=True,
         text=True,
         timeout=280,

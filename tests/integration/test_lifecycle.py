@@ -171,7 +171,7 @@ def test_environment_variables_configure_and_flags_win(started: list[RunningServ
     assert [model.name for model in models] == ["efficientnet-lite0", "resnet50"]
     assert {tuple(model.batch_sizes) for model in models} == {(1,)}
     assert {model.max_target_count for model in models} == {2}
-    assert all(model.random_weights for model in models)
+    assert {(model.weights, model.random_weights) for model in models} == {("random, seed 0", True)}
     assert "random weights" in server.text
 
 

@@ -113,7 +113,8 @@ def test_batches_add_up(server: RunningServer) -> None:
     padded = found["gradcam_padding_total", of_model]
     assert padded <= 3 * batches
     nothing: frozenset[tuple[str, str]] = frozenset()
-    assert found["gradcam_queue_length", nothing] == 0
+    for queue in ("one_pass", "many_pass"):
+        assert found["gradcam_queue_length", frozenset({("queue", queue)})] == 0
     assert found["gradcam_in_flight", nothing] == 0
     assert found["gradcam_engine_up", nothing] == 1
     assert found["gradcam_engine_resident_bytes", nothing] > 100e6

@@ -36,22 +36,24 @@ from gradcam_client import (
 from gradcam_server.cli.local import LocalClient
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.options import Compiler
-from support.server import RunningServer, serving
+from support.server import RunningServer, quick, serving
+from support.small_model import CLASSES, SIZE, build_network
 
 # Stated in docs/architecture.md: float32, in batches of other sizes.
 RTOL, ATOL = 1e-3, 1e-4
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RunningServer]:
-    """A warm server with trained weights, and ResNet50 with random ones as second model.
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A warm server of a trained model's export, and of a small network that XLA compiles.
 
-    XLA compiles, and may log each compilation: its own witness beside our counter.
+    XLA may log each compilation: its own witness beside our counter.
     """
+    small = tmp_path_factory.mktemp("model") / "small.keras"
+    build_network().save(small)
     with serving(
-        *("--model", "efficientnet-lite0", "--model", "resnet50"),
-        *("--weights", "imagenet", "--weights", "resnet50=random"),
-        *("--compiler", "xla", "--batch-sizes", "1,4"),
+        *(*quick(), "--model", f"small={small}", "--preprocessing", "small=lite"),
+        *("--compiler", "xla"),
         TF_CPP_MIN_LOG_LEVEL="0",
         TF_CPP_VMODULE="device_compiler=1",
     ) as running:
@@ -185,35 +187,41 @@ def test_logits_come_when_asked_for(client: Client, cat_jpeg: bytes) -> None:
 
 def test_models_are_listed_and_described(client: Client) -> None:
     """Everything that one needs to choose a model, a class and a layer."""
-    lite, resnet = client.list_models()
-    assert (lite.name, resnet.name) == ("efficientnet-lite0", "resnet50")
-    assert (lite.weights, lite.random_weights) == ("imagenet", False)
-    assert (resnet.weights, resnet.random_weights) == ("random, seed 0", True)
+    lite, small = client.list_models()
+    assert (lite.name, small.name) == ("efficientnet-lite0", "small")
+    assert lite.weights.startswith("imagenet, float32, exported ")
+    assert not lite.random_weights
+    assert (small.weights, small.random_weights) == ("file small.keras", False)
     assert not lite.classes
     assert not lite.layers
-    model = client.get_model("resnet50")
+    model = client.get_model("small")
+    assert (model.input_height, model.input_width, model.class_count) == (SIZE, SIZE, CLASSES)
+    assert model.default_layer == "block"
+    model = client.get_model()
+    assert model.name == "efficientnet-lite0"
     assert (model.input_height, model.input_width, model.class_count) == (224, 224, 1000)
-    assert model.default_layer == "conv5_block3_out"
+    assert model.default_layer == "top_activation"
     assert model.classes[285].name == "Egyptian cat"
     layers = {layer.name: layer for layer in model.layers}
-    assert layers["conv5_block3_out"].explainable
-    assert tuple(layers["conv5_block3_out"].output_shape) == (-1, 7, 7, 2048)
-    assert layers["conv1_conv"].type == "Conv2D"
+    assert layers["top_activation"].explainable
+    assert tuple(layers["top_activation"].output_shape) == (-1, 7, 7, 1280)
+    assert layers["stem_conv"].type == "Conv2D"
     assert not layers["avg_pool"].explainable
-    assert client.get_model().name == "efficientnet-lite0"
 
 
 def test_a_layer_that_is_not_warm_is_compiled_at_first_use(
     server: RunningServer, client: Client, cat_jpeg: bytes
 ) -> None:
     """Any candidate layer can be explained; the time and the counter show what it cost."""
-    before = client.get_model().compilation_count
-    first = client.explain(cat_jpeg, layer="block5c_add", classes=[285], timeout_s=120)
-    assert first.explanations[0].heatmap.shape == (14, 14)
+    cold: dict[str, Any] = {"model": "small", "layer": "conv1", "classes": [2]}
+    before = client.get_model("small").compilation_count
+    first = client.explain(cat_jpeg, **cold, timeout_s=120)
+    assert first.explanations[0].heatmap.shape == (SIZE // 2, SIZE // 2)
     assert first.stats.compile_us > 0
-    server.wait_for("block5c_add in float32 by xla", 120)  # which takes its place
-    assert client.get_model().compilation_count == before + 1 + 2  # the first one, the ladder
-    again = client.explain(cat_jpeg, layer="block5c_add", classes=[285])
+    server.wait_for("conv1 in float32 by xla", 120)  # which takes its place
+    # The first graph, then a trace for each of two batch sizes.
+    assert client.get_model("small").compilation_count == before + 1 + 2
+    again = client.explain(cat_jpeg, **cold)
     assert again.stats.compile_us == 0
     assert_same(again, first)
 
@@ -325,7 +333,7 @@ def test_an_oversized_message_is_named_and_not_retried(
 
 
 def test_sixty_four_clients_with_mixed_requests(server: RunningServer, images: Path) -> None:
-    """No answer is mixed up, batches form, and nothing is compiled.
+    """No answer is mixed up, and batches form.
 
     Each of 64 concurrent clients asks for its own crop, classes and forms; every answer
     must match the in-process one for that request.
@@ -364,26 +372,46 @@ def test_sixty_four_clients_with_mixed_requests(server: RunningServer, images: P
             barrier.wait()
             return client.explain(image, **options)
 
-    with Client(server.address) as client, ThreadPoolExecutor(64) as pool:
-        counted, witnessed = client.get_model().compilation_count, compilations(server)
+    with ThreadPoolExecutor(64) as pool:
         answers = list(pool.map(ask, *zip(*requests, strict=True)))
-        assert client.get_model().compilation_count == counted
-    assert compilations(server) == witnessed
     for answer, other in zip(answers, expected, strict=True):
         assert_same(answer, other)
     mean_batch = 64 / sum(1 / answer.stats.batch_size for answer in answers)
     assert mean_batch > 1.5, [answer.stats.batch_size for answer in answers]
 
 
+def test_nothing_is_compiled_for_requests_of_warm_graphs(
+    server: RunningServer, client: Client, images: Path
+) -> None:
+    """Whatever their classes, forms, sizes and batches: by our counter, and by XLA's own log."""
+    kinds: list[dict[str, Any]] = [
+        *({"classes": [index]} for index in range(CLASSES)),
+        *({"top_k": count, "heatmaps": [Raw(), OverlayJpeg()]} for count in range(6)),
+        *({"resize": "letterbox"}, {"resize": "center-crop", "include_logits": True}),
+    ]
+    photos = [images / "cat.jpg", images / "espresso.jpg"]
+    counted, witnessed = client.get_model("small").compilation_count, compilations(server)
+    assert witnessed > 0
+    with ThreadPoolExecutor(16) as pool:
+        asked = [
+            pool.submit(client.explain, photo, model="small", **kind)
+            for kind in kinds * 4
+            for photo in photos
+        ]
+        assert {one.result().stats.compile_us for one in asked} == {0}
+    assert client.get_model("small").compilation_count == counted
+    assert compilations(server) == witnessed
+
+
 def test_two_models_are_served_at_once(client: Client, cat_jpeg: bytes) -> None:
     """Each request is answered by the model that it names."""
-    names = ["efficientnet-lite0", "resnet50"] * 8
+    names = ["efficientnet-lite0", "small"] * 8
     with ThreadPoolExecutor(16) as pool:
         results = list(pool.map(lambda name: client.explain(cat_jpeg, model=name), names))
     assert [result.model for result in results] == names
     tops = {name: {r.top.index for r in results if r.model == name} for name in names}
     assert tops["efficientnet-lite0"] == {285}
-    assert len(tops["resnet50"]) == 1
+    assert len(tops["small"]) == 1
 
 
 def test_clients_that_cancel_and_time_out_harm_nobody(

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphTarget
 from gradcam_server.domain.labels import ClassLabel, ClassLabels
-from gradcam_server.domain.options import Compiler, Precision
+from gradcam_server.domain.options import Precision
 from gradcam_server.domain.preprocessing import Preprocessing
 from gradcam_server.domain.requests import Method, ScoreType
-from gradcam_server.graphs.compilers.base import find_compiler
+from gradcam_server.graphs.compilers.base import REFERENCE, find_compiler
 from gradcam_server.graphs.executable import CompilationCounter, CompiledGraph
 from gradcam_server.graphs.explanation import ExplanationGraph
 from gradcam_server.models.keras_network import KerasNetwork
@@ -55,12 +55,17 @@ def explain(
 def _graph(
     model: keras.Model, layers: tuple[str, ...], method: Method, targets: int, size: int
 ) -> CompiledGraph:
-    network = KerasNetwork(model)
+    network = _network(model)
     labels = ClassLabels([ClassLabel(str(index)) for index in range(network.class_count)])
     loaded = LoadedModel(model.name, network, Preprocessing.NONE, labels, "the oracle's")
     # "Perturbed" images are float32, as these are.
     key = GraphKey(model.name, layers, method, ScoreType.LOGIT, targets, perturbed=True)
     graph = ExplanationGraph(loaded, key, CompilationCounter())
     # Without compile_graph, which would run the batch four times more, to time it.
-    places = find_compiler(Compiler.TENSORFLOW)(graph, Precision.FLOAT32)(size)
-    return CompiledGraph(key, network.input_size, Compiler.TENSORFLOW, {size: places}, {size: 0.0})
+    executables = {size: find_compiler(REFERENCE)(graph, Precision.FLOAT32)(size)}
+    return CompiledGraph(key, network.input_size, REFERENCE, executables, {size: 0.0})
+
+
+@lru_cache(maxsize=2)
+def _network(model: keras.Model) -> KerasNetwork:
+    return KerasNetwork(model)

@@ -8,7 +8,7 @@ from gradcam_server.domain.labels import ClassLabel, ClassLabels
 from gradcam_server.domain.layers import LayerInfo
 from gradcam_server.domain.preprocessing import Preprocessing
 from gradcam_server.domain.requests import Method, ScoreType
-from gradcam_server.domain.schedule import Answer, BatchReport, DispatchReason, Turn, Urgency
+from gradcam_server.domain.schedule import Answer, BatchReport, DispatchReason, OnDispatch, Urgency
 
 INPUT_SIZE = (224, 224)
 CLASSES = 1000
@@ -42,14 +42,14 @@ class InstantBackend:
         self,
         key: GraphKey,
         item: GraphItem,
-        turn: Turn | None = None,
+        on_dispatch: OnDispatch | None = None,
         urgency: Urgency = Urgency(),  # noqa: B008 - it is frozen
     ) -> Answer[GraphOutput]:
         """Answers."""
         if self._keep:
             self.items.append(item)
-        if turn is not None:
-            turn.give_back()
+        if on_dispatch is not None:
+            on_dispatch()
         count = len(item.targets)
         output = GraphOutput(
             self._logits,

@@ -1,7 +1,8 @@
 """Clients that never take their answers: HTTP/2 by hand, whose window stays at 64 KiB."""
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -9,6 +10,7 @@ _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS = 0, 1, 3, 4
 _END_STREAM, _END_HEADERS = 1, 4
 _CANCEL = 8
+_NO_METADATA: Mapping[str, str] = MappingProxyType({})
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
@@ -22,7 +24,7 @@ def greeting() -> bytes:
     return _GREETING + frame(_SETTINGS, 0, 0, b"")
 
 
-def headers(path: str, stream: int = 1) -> bytes:
+def headers(path: str, stream: int = 1, metadata: Mapping[str, str] = _NO_METADATA) -> bytes:
     """Returns what begins a call."""
     fields = {
         ":method": "POST",
@@ -31,6 +33,7 @@ def headers(path: str, stream: int = 1) -> bytes:
         ":authority": "localhost",
         "te": "trailers",
         "content-type": "application/grpc",
+        **metadata,
     }
     # Literal fields, neither indexed nor Huffman-coded.
     block = b"".join(
@@ -47,16 +50,24 @@ class UnreadCalls:
         address: HOST:PORT.
         path: Of the method.
         messages: The requests, one for each call; of at most 16 KiB, so each is one frame.
+        metadata: Of each call.
     """
 
-    def __init__(self, address: str, path: str, messages: Sequence[bytes]) -> None:
+    def __init__(
+        self,
+        address: str,
+        path: str,
+        messages: Sequence[bytes],
+        metadata: Mapping[str, str] = _NO_METADATA,
+    ) -> None:
         host, port = address.rsplit(":", 1)
         self._socket = socket.create_connection((host, int(port)), timeout=30)
         self._streams = [2 * number + 1 for number in range(len(messages))]
         self._socket.sendall(greeting())
         for stream, message in zip(self._streams, messages, strict=True):
             data = b"\x00" + len(message).to_bytes(4, "big") + message
-            self._socket.sendall(headers(path, stream) + frame(_DATA, _END_STREAM, stream, data))
+            opening = headers(path, stream, metadata)
+            self._socket.sendall(opening + frame(_DATA, _END_STREAM, stream, data))
 
     def resets(self) -> int:
         """Reads until so many calls were reset by the server as there are; returns how many.

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class GRPCInferenceServiceStub(object):
-    """Predicts and explains images in terms of tensors; docs/open_inference.md says
-    which.
+    """Predicts and explains images as tensors; docs/open_inference.md describes the
+    tensors.
 
     Errors are google.rpc codes, as in gradcam.v1: INVALID_ARGUMENT, NOT_FOUND,
     RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED, UNAVAILABLE, INTERNAL.
@@ -92,8 +92,8 @@ class GRPCInferenceServiceStub(object):
 
 
 class GRPCInferenceServiceServicer(object):
-    """Predicts and explains images in terms of tensors; docs/open_inference.md says
-    which.
+    """Predicts and explains images as tensors; docs/open_inference.md describes the
+    tensors.
 
     Errors are google.rpc codes, as in gradcam.v1: INVALID_ARGUMENT, NOT_FOUND,
     RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED, UNAVAILABLE, INTERNAL.
@@ -107,14 +107,14 @@ class GRPCInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ServerReady(self, request, context):
-        """Whether it lets requests in: warm, and not shutting down.
+        """Whether the server admits requests: it is warm and not shutting down.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelReady(self, request, context):
-        """Whether one model can be asked.
+        """Whether the server admits requests for one model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,8 +142,9 @@ class GRPCInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ModelStreamInfer(self, request_iterator, context):
-        """The same for many requests over one stream. Each is answered, in their
-        order, by a response or by an error; an error does not end the stream.
+        """Predicts and explains images of many requests over one stream. The answers, a
+        response or an error each, come in the order of the requests; an error does
+        not end the stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -157,7 +158,7 @@ class GRPCInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ModelStatistics(self, request, context):
-        """What was answered so far over this service.
+        """Statistics of the requests over this service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -232,8 +233,8 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GRPCInferenceService(object):
-    """Predicts and explains images in terms of tensors; docs/open_inference.md says
-    which.
+    """Predicts and explains images as tensors; docs/open_inference.md describes the
+    tensors.
 
     Errors are google.rpc codes, as in gradcam.v1: INVALID_ARGUMENT, NOT_FOUND,
     RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED, UNAVAILABLE, INTERNAL.

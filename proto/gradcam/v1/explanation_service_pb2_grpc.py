@@ -26,15 +26,15 @@ if _version_not_supported:
 
 
 class ExplanationServiceStub(object):
-    """Predicts and explains images with the models that this server holds.
+    """Predicts and explains images with the models of this server.
 
     Errors are google.rpc codes: INVALID_ARGUMENT (a bad image, class or option;
-    details carry google.rpc.BadRequest), NOT_FOUND (an unknown model or layer),
-    RESOURCE_EXHAUSTED (the queue is full, or a limit of the caller reached, with
-    google.rpc.RetryInfo; or a message over the size limit, without it),
-    UNAVAILABLE (warming up or draining, with google.rpc.RetryInfo),
-    UNAUTHENTICATED (the server asks for tokens, and there is none that it knows),
-    INTERNAL.
+    with google.rpc.BadRequest in the details), NOT_FOUND (an unknown model or
+    layer), RESOURCE_EXHAUSTED (the queue is full or the caller has reached a
+    limit, with google.rpc.RetryInfo; or a message over the size limit, without
+    it), DEADLINE_EXCEEDED, UNAVAILABLE (the server is warming up, restarting its
+    engine or draining, with google.rpc.RetryInfo), UNAUTHENTICATED (the server
+    requires tokens, and the call has no valid token), INTERNAL.
     """
 
     def __init__(self, channel):
@@ -66,15 +66,15 @@ class ExplanationServiceStub(object):
 
 
 class ExplanationServiceServicer(object):
-    """Predicts and explains images with the models that this server holds.
+    """Predicts and explains images with the models of this server.
 
     Errors are google.rpc codes: INVALID_ARGUMENT (a bad image, class or option;
-    details carry google.rpc.BadRequest), NOT_FOUND (an unknown model or layer),
-    RESOURCE_EXHAUSTED (the queue is full, or a limit of the caller reached, with
-    google.rpc.RetryInfo; or a message over the size limit, without it),
-    UNAVAILABLE (warming up or draining, with google.rpc.RetryInfo),
-    UNAUTHENTICATED (the server asks for tokens, and there is none that it knows),
-    INTERNAL.
+    with google.rpc.BadRequest in the details), NOT_FOUND (an unknown model or
+    layer), RESOURCE_EXHAUSTED (the queue is full or the caller has reached a
+    limit, with google.rpc.RetryInfo; or a message over the size limit, without
+    it), DEADLINE_EXCEEDED, UNAVAILABLE (the server is warming up, restarting its
+    engine or draining, with google.rpc.RetryInfo), UNAUTHENTICATED (the server
+    requires tokens, and the call has no valid token), INTERNAL.
     """
 
     def ExplainImage(self, request, context):
@@ -85,24 +85,24 @@ class ExplanationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StreamExplainImages(self, request_iterator, context):
-        """Explains many images over one stream. Answers come as they are ready, not
+        """Explains many images over one stream. Answers come when they are ready, not
         in the order of the requests: match them by correlation_id. A request that
-        fails is answered by an error and the stream goes on. The server reads no
-        further while it works on as many requests of the stream as it allows.
+        fails is answered by an error, and the stream goes on. The server reads no
+        further requests while it has its maximum number in work.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists the models in short: without their classes and layers.
+        """Lists the models, without their classes and layers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Describes one model in full.
+        """Describes one model, with its classes and layers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,15 +140,15 @@ def add_ExplanationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ExplanationService(object):
-    """Predicts and explains images with the models that this server holds.
+    """Predicts and explains images with the models of this server.
 
     Errors are google.rpc codes: INVALID_ARGUMENT (a bad image, class or option;
-    details carry google.rpc.BadRequest), NOT_FOUND (an unknown model or layer),
-    RESOURCE_EXHAUSTED (the queue is full, or a limit of the caller reached, with
-    google.rpc.RetryInfo; or a message over the size limit, without it),
-    UNAVAILABLE (warming up or draining, with google.rpc.RetryInfo),
-    UNAUTHENTICATED (the server asks for tokens, and there is none that it knows),
-    INTERNAL.
+    with google.rpc.BadRequest in the details), NOT_FOUND (an unknown model or
+    layer), RESOURCE_EXHAUSTED (the queue is full or the caller has reached a
+    limit, with google.rpc.RetryInfo; or a message over the size limit, without
+    it), DEADLINE_EXCEEDED, UNAVAILABLE (the server is warming up, restarting its
+    engine or draining, with google.rpc.RetryInfo), UNAUTHENTICATED (the server
+    requires tokens, and the call has no valid token), INTERNAL.
     """
 
     @staticmethod

@@ -34,7 +34,7 @@ from gradcam_server.domain.requests import (
 from gradcam_server.engine.backend import Backend, LocalBackend
 from gradcam_server.errors import ExplanationServerError, InvalidRequestError
 from gradcam_server.pipeline.explainer import Explainer
-from gradcam_server.pipeline.pipeline import load
+from gradcam_server.pipeline.loading import load
 from gradcam_server.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class LocalStage(AbstractContextManager["LocalStage"]):
         item = loaded.item
         request = self._request(loaded.image)
         try:
-            explained = await self._explainer.explain_image(request, wait_for_place=True)
+            explained = await self._explainer.explain(request, wait_for_slot=True)
         except InvalidRequestError as error:
             if error.field not in IMAGE_FIELDS:
                 raise
@@ -203,13 +203,11 @@ def load_item(
         data = item.load()
         if options.overlays:
             return Loaded(item, data)
-        _, fitted, placement = load(
-            data, config, input_size, ResizeMode(options.resize), is_whole_needed=False
-        )
+        image = load(data, config, input_size, ResizeMode(options.resize), is_whole_needed=False)
     except (OSError, ValueError, InvalidRequestError) as error:
         return error_row(item, describe(error))
-    size = placement.vertical.image_size, placement.horizontal.image_size
-    return Loaded(item, RawImage(fitted.tobytes(), *input_size), size)
+    size = image.placement.vertical.image_size, image.placement.horizontal.image_size
+    return Loaded(item, RawImage(image.fitted.tobytes(), *input_size), size)
 
 
 def _request(options: ExplainOptions) -> Callable[[bytes | RawImage], ExplainRequest]:

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from gradcam_server.config.models import model_specs
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.model_spec import ModelSpec
 from gradcam_server.domain.preprocessing import Preprocessing
@@ -23,7 +24,7 @@ def identity(config: ServeConfig) -> dict[str, Any]:
     Raises:
         StartupError: An option is wrong.
     """
-    (spec,) = config.model_specs()
+    (spec,) = model_specs(config)
     names = {
         "model": spec.id,
         "source": spec.source,

@@ -20,7 +20,8 @@ from gradcam_server.cli.connection import (
     refuse_given,
 )
 from gradcam_server.cli.progress import job_progress
-from gradcam_server.config.settings import ServeConfig, from_options, setting_options
+from gradcam_server.config.click_options import from_options, setting_options
+from gradcam_server.config.settings import ServeConfig
 from gradcam_server.images.file_names import describe_left_out
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from typing import Any
 import click
 
 from gradcam_server.cli.common import errors_for_people
-from gradcam_server.config.settings import ServeConfig, from_options, setting_options
+from gradcam_server.config.click_options import from_options, setting_options
+from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.options import Precision
 
 _MIN_CORRELATION = 0.98

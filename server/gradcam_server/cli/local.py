@@ -21,8 +21,9 @@ from gradcam_server.engine.backend import LocalBackend
 from gradcam_server.engine.engine import Engine, FirstUse
 from gradcam_server.errors import InvalidRequestError
 from gradcam_server.pipeline.explainer import Explainer
-from gradcam_server.pipeline.pipeline import load
+from gradcam_server.pipeline.loading import load
 from gradcam_server.telemetry.metrics import Metrics
+from gradcam_server.transport.gradcam_v1.convert import to_model, to_request, to_response
 from gradcam_server.transport.status import to_status
 
 _MAX_IN_FLIGHT = 16
@@ -118,13 +119,13 @@ class LocalClient:
         if served.preprocessing_declared:
             return []
         try:
-            _, fitted, _ = load(
+            fitted = load(
                 image.read_bytes(),
                 self._config,
                 served.input_size,
                 ResizeMode(resize),
                 is_whole_needed=False,
-            )
+            ).fitted
         except (OSError, InvalidRequestError):
             return []
         answers = self._source.answer_by_likely_preprocessing(fitted)
@@ -148,13 +149,14 @@ class LocalClient:
         progress = Progress()
         reports = asyncio.ensure_future(_report(image, progress, on_progress))
         try:
-            response = await self._explainer.explain(
-                request, wait_for_place=True, progress=progress
+            explained = await self._explainer.explain(
+                to_request(request), wait_for_slot=True, progress=progress
             )
         except Exception as error:  # noqa: BLE001 - as the service does
             return Outcome(image, None, from_status(to_status(error)))
         finally:
             reports.cancel()
+        response = to_response(explained, include_logits=request.include_logits)
         return Outcome(image, ImageExplanation.from_response(response), None)
 
 
@@ -175,7 +177,9 @@ def describe_model(name: str, custom_objects: tuple[str, ...] = ()) -> ModelInfo
     async def describe() -> ModelInfo:
         explainer = await _on_loop(config, engine)
         try:
-            return ModelInfo.from_proto(explainer.model(""))
+            catalog = explainer.catalog
+            model = to_model(catalog.models[0], catalog, explainer.compilation_count, full=True)
+            return ModelInfo.from_proto(model)
         finally:
             await explainer.close()
 

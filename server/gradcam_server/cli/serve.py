@@ -7,8 +7,10 @@ from typing import Any
 import click
 
 from gradcam_server.cli.common import errors_for_people
+from gradcam_server.config.click_options import from_options, serve_options
 from gradcam_server.config.file import read_config_file
-from gradcam_server.config.settings import ENV_PREFIX, ServeConfig, from_options, serve_options
+from gradcam_server.config.models import model_specs
+from gradcam_server.config.settings import ENV_PREFIX, ServeConfig
 from gradcam_server.config.shares import share
 from gradcam_server.errors import StartupError
 
@@ -72,7 +74,7 @@ def serve(ctx: click.Context, /, check: bool, **options: Any) -> None:
 
 def _config(options: Mapping[str, Any]) -> ServeConfig:
     config = from_options(options)
-    config.model_specs()  # raises errors before anything starts
+    model_specs(config)  # raises what is wrong before anything starts
     share(config)
     return config
 

@@ -23,11 +23,10 @@ class Method(StrEnum):
     LAYER_CAM = "layercam"
     ELEMENTWISE_GRAD_CAM = "elementwise-gradcam"
     EIGEN_GRAD_CAM = "eigengradcam"
+    FINER_CAM = "finercam"
+    EIGEN_CAM = "eigencam"
     SCORE_CAM = "scorecam"
     INTEGRATED_GRADIENTS = "integrated-gradients"
-
-
-MANY_PASS_METHODS = frozenset({Method.SCORE_CAM, Method.INTEGRATED_GRADIENTS})
 
 
 class ScoreType(StrEnum):
@@ -146,6 +145,7 @@ class ExplainRequest:
         model_version: Version of the model; empty means its first.
         priority: 1 goes first.
         deadline: Time of ``perf_counter`` at which the answer is of no more use.
+        caller: Whose share of threads, memory and devices the request uses.
     """
 
     image: bytes | RawImage
@@ -163,6 +163,7 @@ class ExplainRequest:
     model_version: str = ""
     priority: int = 1
     deadline: float | None = None
+    caller: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What computes: the pipeline's view of an engine, in this process or in another."""
+"""Computes images: the pipeline's view of an engine, in this process or in another."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.catalog import Catalog
 from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphOutput
-from gradcam_server.domain.schedule import Answer, BatchReport, Turn, Urgency
+from gradcam_server.domain.schedule import Answer, BatchReport, OnDispatch, Urgency
 from gradcam_server.engine.batcher import Batcher, BatchRunner
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gradcam_server.graphs.executable import CompiledGraph
 
 OnBatch = Callable[[str, BatchReport], None]
-"""Told the id of the model and the batch."""
+"""Called with the id of the model and the report of a batch that ran."""
 
 
 class Backend(Protocol):
@@ -35,35 +35,40 @@ class Backend(Protocol):
         ...
 
     async def compute(
-        self, key: GraphKey, item: GraphItem, turn: Turn | None = None, urgency: Urgency = ...
+        self,
+        key: GraphKey,
+        item: GraphItem,
+        on_dispatch: OnDispatch | None = None,
+        urgency: Urgency = ...,
     ) -> Answer[GraphOutput]:
-        """Computes one image, batched with its like.
+        """Computes one image, in a batch with others for the same graph.
 
         Args:
-            key: What to compute; it is compiled at its first use.
+            key: The graph; it is compiled at its first use.
             item: The image and its targets.
-            turn: Told when the image goes to the device.
+            on_dispatch: Called when the image leaves the queue.
             urgency: When it must be computed.
 
         Raises:
             InvalidRequestError: The graph cannot be, or may not be, compiled.
             DeadlineError: The answer would come too late.
+            QueueFullError: The image waited too long.
             EngineLostError: The engine died before it answered.
         """
         ...
 
     async def close(self) -> None:
-        """Stops computing."""
+        """Stops the engine."""
         ...
 
 
 class LocalBackend:
-    """Computes in this process. Must be made, used and closed on one event loop.
+    """An engine in this process. Must be made, used and closed on one event loop.
 
     Args:
         config: The settings.
-        engine: The models; a TensorFlow engine, closed with this.
-        on_batch: Told of every batch that ran.
+        engine: The models and graphs; closed with the backend.
+        on_batch: Called after every batch.
     """
 
     def __init__(
@@ -90,7 +95,7 @@ class LocalBackend:
 
     @property
     def running_s(self) -> float:
-        """How long the batch on the device has been running, in seconds; 0 if there is none."""
+        """How long the longest running batch has been running, in seconds; 0 if there is none."""
         return self._batcher.running_s
 
     @property
@@ -102,20 +107,20 @@ class LocalBackend:
         self,
         key: GraphKey,
         item: GraphItem,
-        turn: Turn | None = None,
+        on_dispatch: OnDispatch | None = None,
         urgency: Urgency = Urgency(),  # noqa: B008 - it is frozen
     ) -> Answer[GraphOutput]:
-        """Computes one image, batched with its like."""
+        """Computes one image; see ``Backend``."""
         graph, compile_us = self._engine.ready(key), 0
         if graph is None:
             began = perf_counter()
             graph = await self._engine.graph(key)
             compile_us = round((perf_counter() - began) * 1e6)
-        answer = await self._batcher.submit(graph, item, turn, urgency)
+        answer = await self._batcher.submit(graph, item, on_dispatch, urgency)
         return replace(answer, compile_us=compile_us) if compile_us else answer
 
     async def close(self) -> None:
-        """Stops after the batch that is running."""
+        """Stops after the batches that are running."""
         await self._batcher.close()
         self._engine.close()
 

@@ -1,29 +1,28 @@
-"""Answers protobuf requests, over gRPC or in-process: convert, ask the pipeline, convert back."""
+"""Explains images with a warm engine, and reports to the metrics and traces."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.catalog import Catalog
 from gradcam_server.domain.requests import ExplainedImage, ExplainRequest, Progress
 from gradcam_server.engine.backend import Backend
 from gradcam_server.errors import DeadlineError, QueueFullError
-from gradcam_server.pipeline.ledger import Claim, Hold
-from gradcam_server.pipeline.pipeline import Pipeline
+from gradcam_server.pipeline.ledger import Claim
+from gradcam_server.pipeline.pipeline import Pipeline, Reserved
 from gradcam_server.telemetry.metrics import Metrics
 from gradcam_server.telemetry.tracing import current_call
-from gradcam_server.transport.gradcam_v1.convert import to_model, to_request, to_response
 
 
 class Explainer:
-    """A warm engine and its pipeline. Made, used and closed on one event loop.
+    """A warm engine and its pipeline. To be made, used and closed on one event loop.
 
     Args:
         config: The settings.
         backend: The warm models; closed with the explainer.
-        metrics: Told where the time of answers went, what was refused and dropped, and how
-            faithful sampled answers are.
+        metrics: Counts stages of answers, refused and dropped requests, and the faithfulness of
+            sampled answers.
     """
 
     def __init__(self, config: ServeConfig, backend: Backend, metrics: Metrics) -> None:
@@ -34,18 +33,28 @@ class Explainer:
         self._idle.set()
 
     @property
-    def queue_length(self) -> int:
-        """Requests admitted and not yet on the device."""
-        return self._pipeline.queue_length
+    def catalog(self) -> Catalog:
+        """The served models."""
+        return self._backend.catalog
+
+    @property
+    def compilation_count(self) -> int:
+        """The number of graphs that the engine has compiled."""
+        return self._backend.compilation_count
+
+    @property
+    def queue_lengths(self) -> dict[str, int]:
+        """Admitted requests that are not yet on the device, by queue."""
+        return self._pipeline.queue_lengths
 
     @property
     def thread_counts(self) -> dict[str, int]:
-        """Threads that decode or render now, by state (``Workers.thread_counts``)."""
+        """Threads that decode or render, by state (``Workers.thread_counts``)."""
         return self._pipeline.thread_counts
 
     @property
     def in_work(self) -> int:
-        """Images that are not answered yet, of calls and of streams."""
+        """Images of calls and streams that are not yet answered."""
         return self._in_work
 
     async def close(self) -> None:
@@ -53,58 +62,30 @@ class Explainer:
         await self._pipeline.close()
 
     async def retire(self) -> None:
-        """Closes once nothing is in work any more."""
-        await self._idle.wait()
+        """Closes once no image is in work."""
+        while self._in_work:  # new work may have come before this task runs again
+            await self._idle.wait()
         await self.close()
-
-    async def explain(
-        self,
-        message: pb.ExplainImageRequest,
-        *,
-        deadline: float | None = None,
-        wait_for_place: bool = False,
-        progress: Progress | None = None,
-        claim: Claim | None = None,
-    ) -> pb.ExplainImageResponse:
-        """Explains one image.
-
-        Args:
-            message: The request.
-            deadline: Time of ``perf_counter`` at which the answer is of no more use.
-            wait_for_place: Wait while the queue is full, instead of failing.
-            progress: Kept up to date, for methods of many passes.
-            claim: Counts the memory that the message holds; None if nobody does.
-
-        Raises:
-            ExplanationServerError: See ``Pipeline.explain`` and ``to_request``.
-        """
-        request, hold = to_request(message, deadline), None
-        if claim is not None:
-            (hold,) = await self.reserve([request], claim, wait=wait_for_place)
-        explained = await self.explain_image(
-            request, wait_for_place=wait_for_place, progress=progress, hold=hold
-        )
-        return to_response(explained, include_logits=message.include_logits)
 
     async def reserve(
         self, requests: Sequence[ExplainRequest], claim: Claim, *, wait: bool
-    ) -> list[Hold]:
-        """Takes the memory that requests may need, as ``Pipeline.reserve`` does."""
+    ) -> list[Reserved]:
+        """Reserves the memory that requests may need, as ``Pipeline.reserve`` does."""
         with self._working():
             return await self._pipeline.reserve(requests, claim, wait=wait)
 
-    async def explain_image(
+    async def explain(
         self,
         request: ExplainRequest,
         *,
-        wait_for_place: bool = False,
+        wait_for_slot: bool = False,
         progress: Progress | None = None,
-        hold: Hold | None = None,
+        reserved: Reserved | None = None,
     ) -> ExplainedImage:
         """Explains one image, as ``Pipeline.explain`` does."""
         with self._working():
             explained = await self._pipeline.explain(
-                request, wait_for_place=wait_for_place, progress=progress, hold=hold
+                request, wait_for_slot=wait_for_slot, progress=progress, reserved=reserved
             )
         stats = explained.stats
         self._metrics.stages(stats)
@@ -113,7 +94,7 @@ class Explainer:
 
     @contextmanager
     def _working(self) -> Iterator[None]:
-        """Counts an image in work, and why it was given up."""
+        """Counts an image in work, and the reason if it is given up."""
         self._in_work += 1
         self._idle.clear()
         try:
@@ -131,26 +112,3 @@ class Explainer:
             self._in_work -= 1
             if not self._in_work:
                 self._idle.set()
-
-    def model_id(self, name: str, version: str = "") -> str:
-        """Returns the name and version, in one, of the model that answers for these.
-
-        Raises:
-            NotFoundError: No such model.
-        """
-        return self._backend.catalog.find_model(name, version).id
-
-    def models(self) -> list[pb.Model]:
-        """Describes all models in short."""
-        catalog, count = self._backend.catalog, self._backend.compilation_count
-        return [to_model(model, catalog, count, full=False) for model in catalog.models]
-
-    def model(self, name: str, version: str = "") -> pb.Model:
-        """Describes one model in full.
-
-        Raises:
-            NotFoundError: No such model.
-        """
-        catalog = self._backend.catalog
-        model = catalog.find_model(name, version)
-        return to_model(model, catalog, self._backend.compilation_count, full=True)

@@ -19,13 +19,13 @@ class _Replica(Replica):
 
 
 def build(args: dict[str, Any]) -> serve.Application:
-    """Makes the application; what runs where is in the ``deployments`` of the configuration.
+    """Makes the application; ``deployments`` of the configuration says what runs where.
 
     Args:
         args: Settings, by the keys of the file of ``gradcam serve --config``.
 
     Raises:
-        StartupError: They are wrong.
+        StartupError: A setting is unknown or wrong.
     """
     config = read_args(args)
     return serve.deployment(name=DEPLOYMENT)(_Replica).bind(config)

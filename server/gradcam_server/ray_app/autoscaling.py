@@ -1,13 +1,13 @@
-"""How many replicas there should be.
+"""The autoscaling policy: the number of replicas follows the images in work.
 
-Ray counts requests, and to it a stream is one, idle or with 64 images in work. We count images.
+Ray counts requests: a stream is one request, whether it is idle or has 64 images in work.
 """
 
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 IMAGES = "images_in_work"
-"""What each replica reports: images of calls and of streams that are not yet answered."""
+"""Metric that each replica reports: images of calls and streams that are not yet answered."""
 
 
 class _Config(Protocol):
@@ -15,7 +15,7 @@ class _Config(Protocol):
 
 
 class Situation(Protocol):
-    """What we need of ``ray.serve.config.AutoscalingContext``."""
+    """The part of ``ray.serve.config.AutoscalingContext`` that the policy uses."""
 
     aggregated_metrics: Mapping[str, Mapping[Any, float]]
     total_queued_requests: float | None
@@ -23,15 +23,15 @@ class Situation(Protocol):
 
 
 def by_images(situation: Situation) -> tuple[float, dict[str, Any]]:
-    """Says how many replicas have ``target_ongoing_requests`` images each; a Ray Serve policy.
+    """Returns the replicas needed for ``target_ongoing_requests`` images each; a Ray policy.
 
     Ray applies the bounds, the delays and the factors of ``autoscaling_config``.
 
     Args:
-        situation: Ray's.
+        situation: Ray's view of the deployment.
 
     Returns:
-        The number, and no state.
+        The number of replicas, and an empty state.
     """
     in_work = sum(situation.aggregated_metrics.get(IMAGES, {}).values())
     images = in_work + (situation.total_queued_requests or 0)

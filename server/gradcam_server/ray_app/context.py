@@ -1,29 +1,27 @@
-"""A gRPC call as Ray Serve tells of it, in the form that the services know calls in."""
+"""Adapts Ray Serve's context of a call to the one that the services use."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from time import perf_counter
-from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import grpc
 
-from gradcam_server.transport.calls import Context
+from gradcam_server.transport.calls import Context, Metadata
 
 REMAINING = "x-gradcam-remaining-ms"
-"""Metadata in which the proxy tells the replica the deadline, which Ray does not pass on."""
-
-Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
+"""Metadata in which the proxy passes the call's deadline to the replica; Ray does not."""
 
 _Q = TypeVar("_Q")
 _A = TypeVar("_A")
 
 
 class ServeContext(Protocol):
-    """What we need of ``ray.serve.grpc_util.RayServegRPCContext``."""
+    """The part of ``ray.serve.grpc_util.RayServegRPCContext`` that is used."""
 
     def invocation_metadata(self) -> Metadata:
-        """Returns what the client sent beside the request."""
+        """Returns the metadata that the client sent."""
 
     def set_code(self, code: grpc.StatusCode) -> None:
         """Sets the code that the call ends with."""
@@ -32,66 +30,50 @@ class ServeContext(Protocol):
         """Sets the message that the call ends with."""
 
     def set_trailing_metadata(self, trailing_metadata: list[tuple[str, str | bytes]]) -> None:
-        """Sets what is sent after the answer."""
+        """Sets the metadata that is sent after the answer."""
 
 
 class StreamEndedError(Exception):
-    """A stream ends with a status that is not OK; Ray Serve is told of the code beforehand."""
+    """A stream ends with a status that is not OK, which is set in Ray Serve's context."""
 
 
-class CallContext:
-    """Has what ``service.py`` and ``calls.py`` use of ``grpc.aio.ServicerContext``.
+class CallContext(Context):
+    """A call on Ray Serve, as the services use it.
 
     Args:
         serve: Ray Serve's context of the call.
-        messages: The client's messages, if it is a stream.
     """
 
-    def __init__(self, serve: ServeContext, messages: AsyncIterator[object] | None = None) -> None:
+    def __init__(self, serve: ServeContext) -> None:
         self._serve = serve
-        self._messages = messages
-        # One at a time: a stream whose answers are not taken computes no further.
+        # Of size 1, so that a stream whose answers are not read stops computing.
         self._written: asyncio.Queue[object] = asyncio.Queue(1)
         self._metadata = tuple(serve.invocation_metadata())
         remaining_s = _remaining_s(dict(self._metadata).get(REMAINING))
         self._deadline = None if remaining_s is None else perf_counter() + remaining_s
 
     def invocation_metadata(self) -> Metadata:
-        """Returns what the client sent beside the request."""
         return self._metadata
 
     def peer(self) -> str:
-        """Returns who calls: Ray does not tell."""
-        return ""
+        return ""  # Ray does not pass it on
 
     def time_remaining(self) -> float | None:
-        """Returns how long the client still waits, in seconds; None is for ever."""
         return None if self._deadline is None else self._deadline - perf_counter()
 
     async def abort(
         self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()
     ) -> NoReturn:
-        """Ends the call with a status.
-
-        Raises:
-            grpc.aio.AbortError: Always.
-        """
         self._serve.set_code(code)
         self._serve.set_details(details)
         self._serve.set_trailing_metadata(list(trailing_metadata))
         raise grpc.aio.AbortError(f"{code.name}: {details}")
 
-    async def read(self) -> object:
-        """Reads the client's next message; ``grpc.aio.EOF`` at the end."""
-        assert self._messages is not None
-        return await anext(self._messages, grpc.aio.EOF)
-
     async def write(self, message: object) -> None:
-        """Writes an answer into the stream."""
         await self._written.put(message)
 
     async def written(self, work: asyncio.Task[None]) -> object | None:
-        """Takes the next answer of the stream; None once the work is done and all are taken."""
+        """Returns the next answer of the stream; None once the work is done and none is left."""
         if self._written.empty() and not work.done():
             taking = asyncio.create_task(self._written.get())
             try:
@@ -111,17 +93,17 @@ async def answer_call(
 ) -> _A:
     """Answers a call with one request and one answer.
 
-    An error is an empty answer beside the code in Ray's context: what Ray makes of an exception
-    has no trailing metadata, and so no details.
+    After an error the answer is empty, and the status is in Ray's context: Ray would turn an
+    exception into a status without trailing metadata, so without details.
 
     Args:
-        method: Of the service.
+        method: The service's method.
         request: The request.
         serve: Ray Serve's context of the call.
         no_answer: Makes the empty answer.
     """
     try:
-        return await method(request, cast("Context", CallContext(serve)))
+        return await method(request, CallContext(serve))
     except grpc.aio.AbortError:
         return no_answer()
 
@@ -134,15 +116,15 @@ async def answer_stream(
     """Answers a stream of requests by a stream of answers.
 
     Args:
-        method: Of the service.
-        messages: The client's.
+        method: The service's method.
+        messages: The client's messages.
         serve: Ray Serve's context of the call.
 
     Raises:
-        StreamEndedError: The service aborted the stream; its code is in Ray's context.
+        StreamEndedError: The service aborted the stream; the status is in Ray's context.
     """
-    call = CallContext(serve, messages)
-    work = asyncio.create_task(method(messages, cast("Context", call)))
+    call = CallContext(serve)
+    work = asyncio.create_task(method(messages, call))
     try:
         while (message := await call.written(work)) is not None:
             yield message
@@ -154,8 +136,8 @@ async def answer_stream(
         await asyncio.wait({work})
 
 
-def _remaining_s(told: str | bytes | None) -> float | None:
-    if told is not None:
+def _remaining_s(text: str | bytes | None) -> float | None:
+    if text is not None:
         with suppress(ValueError):
-            return int(told) / 1000
+            return int(text) / 1000
     return None

@@ -1,8 +1,8 @@
-"""What Ray Serve's gRPC proxies do for us beside routing: name it in ``grpc_servicer_functions``.
+"""Adds to Ray Serve's gRPC proxies: ``add_services`` belongs in ``grpc_servicer_functions``.
 
-Two things that Ray leaves out are made up for here, in its proxies, so that no client needs to
-know of Ray: replicas learn the deadlines of calls, and a call whose replica died under it ends
-with UNAVAILABLE, which clients try again, in place of Ray's INTERNAL.
+Ray's proxies lack two things, which are added here so that no client needs to know of Ray: replicas
+learn the deadlines of calls, and a call whose replica has died ends with UNAVAILABLE, which clients
+retry, instead of Ray's INTERNAL.
 """
 
 import inspect
@@ -16,15 +16,16 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
-from gradcam_server.ray_app.context import REMAINING, Metadata
+from gradcam_server.ray_app.context import REMAINING
+from gradcam_server.transport.calls import Metadata
 
 logger = logging.getLogger(__name__)
 
 _Handler: TypeAlias = Callable[[Any, Any], Any]
 
-# ray.exceptions.ActorDiedError and ActorUnavailableError; in the proxy only their texts are left.
+# ray.exceptions.ActorDiedError and ActorUnavailableError; the proxy gets only their texts.
 _LOST = re.compile(r"The actor died|The actor \S* ?is unavailable|died before finishing")
-# The proxy of a cluster on which the application is still being deployed, or no more.
+# From the proxy of a cluster on which the application is not deployed yet, or not any more.
 _NO_APPLICATION = "RayServeAPIService/ListApplications"
 
 
@@ -32,14 +33,16 @@ def add_services(servicer: Any, server: Any) -> None:
     """Registers ``gradcam.v1`` and health with a proxy.
 
     Args:
-        servicer: Passed on; Ray routes all calls to replicas.
+        servicer: Ray's, which routes all calls to replicas.
         server: Ray's ``gRPCGenericServer``.
     """
     make = getattr(server, "service_handler_factory", None)
     if make is None:
-        logger.warning("This Ray tells nothing of its handlers: calls of lost replicas stay failed")
+        logger.warning(
+            "This version of Ray has no service_handler_factory: calls of lost replicas fail"
+        )
     else:
-        server.service_handler_factory = lambda **which: _retryable(make(**which))
+        server.service_handler_factory = lambda **method: _retryable(make(**method))
     try:
         pb_grpc.add_ExplanationServiceServicer_to_server(servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
@@ -49,10 +52,10 @@ def add_services(servicer: Any, server: Any) -> None:
 
 
 class ProxyContext:
-    """The call in the proxy; all but what is here is gRPC's.
+    """The context of a call in the proxy; all other methods are gRPC's.
 
     Args:
-        context: Its ``grpc.aio.ServicerContext``.
+        context: The call's ``grpc.aio.ServicerContext``.
     """
 
     def __init__(self, context: Any) -> None:
@@ -62,7 +65,7 @@ class ProxyContext:
         return getattr(self._context, name)
 
     def invocation_metadata(self) -> Metadata:
-        """Returns what the client sent beside the request, and how long it waits."""
+        """Returns the metadata that the client sent, and the remaining time."""
         sent = [pair for pair in self._context.invocation_metadata() or () if pair[0] != REMAINING]
         remaining_s = self._context.time_remaining()
         if remaining_s is None:
@@ -70,7 +73,7 @@ class ProxyContext:
         return (*sent, (REMAINING, str(round(remaining_s * 1000))))
 
     def settle(self) -> None:
-        """Makes retryable what may succeed another time."""
+        """Replaces the status of a failure that may succeed another time by UNAVAILABLE."""
         code, details = self._context.code(), self._context.details() or ""
         if isinstance(details, bytes):
             details = details.decode("utf-8", "replace")
@@ -89,7 +92,7 @@ def _is(code: Any, wanted: grpc.StatusCode) -> bool:
 
 
 def _retryable(handler: _Handler) -> _Handler:
-    """Wraps a handler of Ray's; gRPC tells by its kind what it is for, so the kind stays."""
+    """Wraps a handler of Ray in one of the same kind, by which gRPC chooses how to call it."""
     if inspect.isasyncgenfunction(handler):
 
         async def answers(request: Any, context: Any) -> AsyncIterator[Any]:

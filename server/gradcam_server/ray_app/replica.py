@@ -1,4 +1,4 @@
-"""A replica: the service of a server, its models in the same process, behind Ray's proxies.
+"""A replica: the service and its models in one process, behind Ray's proxies.
 
 Ray Serve calls the methods that have the names of the RPCs.
 """
@@ -46,10 +46,10 @@ class Replica:
 
     Args:
         config: The settings.
-        cpus: How many CPUs Ray gave it; it computes with as many threads, unless told otherwise.
+        cpus: CPUs that Ray assigned: the number of compute threads, unless the settings have it.
 
     Raises:
-        StartupError: A model or its weights cannot be had.
+        StartupError: A model or its weights cannot be loaded.
     """
 
     async def __init__(self, config: ServeConfig, cpus: float = 0) -> None:  # type: ignore[misc]  # Ray awaits it
@@ -67,7 +67,7 @@ class Replica:
         self._explainer = Explainer(config, self._backend, metrics)
         self._service.publish(self._explainer)
         lifecycle.serve()
-        names = ", ".join(model.name for model in self._service.models())
+        names = ", ".join(model.name for model in self._explainer.catalog.models)
         logger.info("Serving %s", names)
 
     async def ExplainImage(  # noqa: N802
@@ -83,7 +83,7 @@ class Replica:
         request_stream: AsyncIterator[pb.StreamExplainImagesRequest],
         grpc_context: ServeContext,
     ) -> AsyncIterator[pb.StreamExplainImagesResponse]:
-        """Explains images as they come."""
+        """Explains the images of a stream."""
         method = self._service.StreamExplainImages
         async for message in answer_stream(method, request_stream, grpc_context):
             yield message
@@ -91,7 +91,7 @@ class Replica:
     async def ListModels(  # noqa: N802
         self, request: pb.ListModelsRequest, grpc_context: ServeContext
     ) -> pb.ListModelsResponse:
-        """Describes all models in short."""
+        """Describes all models, without their classes and layers."""
         return await answer_call(
             self._service.ListModels, request, grpc_context, pb.ListModelsResponse
         )
@@ -99,13 +99,13 @@ class Replica:
     async def GetModel(  # noqa: N802
         self, request: pb.GetModelRequest, grpc_context: ServeContext
     ) -> pb.GetModelResponse:
-        """Describes one model in full."""
+        """Describes one model, with its classes and layers."""
         return await answer_call(self._service.GetModel, request, grpc_context, pb.GetModelResponse)
 
     async def Check(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, grpc_context: ServeContext
     ) -> health_pb2.HealthCheckResponse:
-        """Says SERVING: a replica that does not serve is not asked."""
+        """Answers SERVING: Ray calls no replica that does not serve."""
         if request.service not in ("", SERVICE_NAME):
             grpc_context.set_code(grpc.StatusCode.NOT_FOUND)
             grpc_context.set_details(f"no service {request.service!r}")
@@ -115,25 +115,25 @@ class Replica:
     async def Watch(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, grpc_context: ServeContext
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        """Is not there: gRPC clients then take the connection as healthy.
+        """Is not implemented: gRPC clients then take the connection as healthy.
 
-        A watch never ends, so each client would count as load of the replica that it hit, and
-        hold up its end.
+        A watch never ends, so each client would count as load of its replica, and delay the
+        replica's shutdown.
 
         Raises:
             StreamEndedError: Always.
         """
         grpc_context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        grpc_context.set_details("health can be asked for, not watched")
+        grpc_context.set_details("health cannot be watched; call Check")
         raise StreamEndedError(f"UNIMPLEMENTED: Watch of {request.service!r}")
         yield  # a stream, as Ray expects
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Tells the policy how many images are in work."""
+        """Reports the images in work to the autoscaling policy."""
         return {IMAGES: self._explainer.in_work}
 
     async def check_health(self) -> None:
-        """Returns if the replica is well; Ray replaces one that is not.
+        """Checks that the replica is well; Ray replaces a replica that is not.
 
         Raises:
             RuntimeError: A batch hangs on the device.

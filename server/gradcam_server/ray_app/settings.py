@@ -5,17 +5,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gradcam_server.config.click_options import from_values
 from gradcam_server.config.file import to_settings
-from gradcam_server.config.settings import ServeConfig, from_values
+from gradcam_server.config.models import model_specs
+from gradcam_server.config.settings import ServeConfig
 from gradcam_server.errors import StartupError
 
-# What is Ray's to do here, and where it is told. A setting that did nothing, and tokens of all
-# things, would be worse than none.
+# Settings that have no effect on Ray Serve, and where Ray is configured instead. An ignored
+# setting, such as a token file, would be worse than an error.
 _ELSEWHERE = {
     **dict.fromkeys(("host", "port"), "grpc_options of the configuration"),
     **dict.fromkeys(
         ("tls_certificate", "tls_key", "tls_client_ca", "allow_insecure", "token_file"),
-        "what stands before Ray's proxies: these know neither TLS nor tokens",
+        "a proxy in front of Ray's proxies, which have neither TLS nor tokens",
     ),
     **dict.fromkeys(("admin_port",), "serve deploy, which replaces replicas"),
     **dict.fromkeys(("http_host", "http_port"), "Ray's dashboard and metrics"),
@@ -29,18 +31,18 @@ _ELSEWHERE = {
 
 
 def read_args(args: Mapping[str, Any]) -> ServeConfig:
-    """Reads them. The keys are those of the file of ``gradcam serve --config``.
+    """Reads the arguments. The keys are those of the file of ``gradcam serve --config``.
 
-    Variables (GRADCAM_*) do not count: they may differ from node to node, and in an image of the
-    server they say what its own port is. Relative paths are relative to the working directory.
+    Environment variables (GRADCAM_*) are ignored: they may differ from node to node, and the
+    server's image sets some for a server. Relative paths are relative to the working directory.
 
     Raises:
-        StartupError: There is no such setting, or it is wrong, or it has no effect here.
+        StartupError: A setting is unknown or wrong, or has no effect on Ray Serve.
     """
     config = from_values(to_settings(args, Path(), "args"))
-    config.model_specs()
+    model_specs(config)
     for setting in dataclasses.fields(ServeConfig):
         where = _ELSEWHERE.get(setting.name)
         if where is not None and getattr(config, setting.name) != setting.default:
-            raise StartupError(f"{setting.name} does nothing on Ray Serve; instead: {where}")
+            raise StartupError(f"{setting.name} has no effect on Ray Serve; use instead: {where}")
     return config

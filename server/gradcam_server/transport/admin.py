@@ -27,10 +27,10 @@ _MAX_MESSAGE_BYTES = 64 * 1024
 
 @dataclass(frozen=True)
 class Reloaded:
-    """What a reload did.
+    """The result of a reload.
 
     Attributes:
-        models: What is served now.
+        models: The models that are served now.
         unchanged_settings: Settings that have changed but need a restart.
     """
 
@@ -42,7 +42,7 @@ class AdminService(pb_grpc.AdminServiceServicer):
     """``gradcam.admin.v1.AdminService``.
 
     Args:
-        reload: Replaces what is served.
+        reload: Replaces the served models.
     """
 
     def __init__(self, reload: Callable[[], Coroutine[None, None, Reloaded]]) -> None:
@@ -54,7 +54,7 @@ class AdminService(pb_grpc.AdminServiceServicer):
         self._tasks.add(task)
         task.add_done_callback(self._done)
         try:
-            # A caller who leaves does not stop it half-way.
+            # A caller who leaves does not stop a reload half-way.
             reloaded = await asyncio.shield(task)
         except Exception as error:  # noqa: BLE001 - one table turns all into codes
             await abort(context, to_status(error))
@@ -72,13 +72,13 @@ class AdminService(pb_grpc.AdminServiceServicer):
 async def listen(
     config: ServeConfig, port: int, service: AdminService, access: Access
 ) -> grpc.aio.Server:
-    """Serves on loopback.
+    """Serves the administration on loopback.
 
     Args:
         config: The settings.
-        port: The port; 0 picks a free one.
-        service: Answers.
-        access: Says who may call.
+        port: The port; 0 picks a free port.
+        service: Answers the calls.
+        access: Decides who may call.
 
     Raises:
         StartupError: The port is in use.

@@ -1,13 +1,13 @@
-"""What every gRPC service does alike with a call: let it in, count it, turn errors into codes."""
+"""What all gRPC services do with a call: admit, record and trace it, turn errors into statuses."""
 
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TypeVar
+from typing import NoReturn, Protocol, TypeAlias, TypeVar
 
 import grpc
 from google.rpc import status_pb2
@@ -20,15 +20,14 @@ from gradcam_server.telemetry.metrics import Metrics, RejectReason
 from gradcam_server.telemetry.tracing import Tracer, current_call, working_for
 from gradcam_server.transport.lifecycle import Lifecycle, Phase
 from gradcam_server.transport.security.caller import current_caller
-from gradcam_server.transport.sending import current_task, cut_off_late, forget_frames, when_sent
+from gradcam_server.transport.sending import forget_frames, when_sent
 from gradcam_server.transport.status import abort, status_code, to_status
 
 logger = logging.getLogger(__name__)
 
-Context = grpc.aio.ServicerContext[object, object]
-
-_M = TypeVar("_M")
 _R = TypeVar("_R")
+
+Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 
 _REFUSALS: dict[Phase, RejectReason] = {
     Phase.WARMING_UP: "warming_up",
@@ -38,13 +37,38 @@ _REFUSALS: dict[Phase, RejectReason] = {
 _CANCELLED = grpc.StatusCode.CANCELLED.name
 
 
+class Context(Protocol):
+    """The part of ``grpc.aio.ServicerContext`` that the services use."""
+
+    def invocation_metadata(self) -> Metadata | None:
+        """Returns the metadata that the client sent."""
+
+    def peer(self) -> str:
+        """Returns the client's connection, as gRPC names it; empty if it is not known."""
+
+    def time_remaining(self) -> float | None:
+        """Returns the seconds until the call's deadline; None if it has none."""
+
+    async def abort(
+        self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()
+    ) -> NoReturn:
+        """Ends the call with a status.
+
+        Raises:
+            grpc.aio.AbortError: Always.
+        """
+
+    async def write(self, message: object) -> None:
+        """Writes a message into the stream of answers."""
+
+
 @dataclass
-class Counted:
-    """A call, or an image of a stream, as it is counted.
+class CallRecord:
+    """What metrics and traces record of a call, or of a message of a stream.
 
     Attributes:
-        model: Id of its model, as soon as it is known to be served.
-        code: Name of its gRPC code.
+        model: Id of the model, as soon as it is known to be served.
+        code: Name of the gRPC code.
     """
 
     model: str = ""
@@ -52,14 +76,14 @@ class Counted:
 
 
 class Calls:
-    """Lets calls in, counts and traces them, and answers for their errors.
+    """Admits, records and traces calls, and turns their errors into statuses.
 
     Args:
-        lifecycle: Says whether calls are let in.
-        metrics: Told of each.
-        tracer: Traces each.
-        ledger: Counts what they hold; None counts, and allows any number.
-        max_send_s: How long an answer of a stream may take to be sent, in seconds.
+        lifecycle: Decides whether calls are admitted.
+        metrics: Counts the calls.
+        tracer: Traces the calls.
+        ledger: Counts the memory that calls hold; None counts without a limit.
+        max_send_s: Max time to send an answer of a stream, in seconds.
     """
 
     def __init__(
@@ -72,17 +96,18 @@ class Calls:
     ) -> None:
         self.lifecycle = lifecycle
         self._metrics, self._tracer = metrics, tracer
-        self._ledger, self._max_send_s = ledger or Ledger(), max_send_s
+        self.max_send_s = max_send_s
+        self._ledger = ledger or Ledger()
 
     @asynccontextmanager
-    async def answering(self, context: Context, rpc: str) -> AsyncIterator[Counted]:
-        """Lets a call in, and aborts it with a status if it fails.
+    async def answering(self, context: Context, rpc: str) -> AsyncIterator[CallRecord]:
+        """Admits a call, and aborts it with a status if it fails.
 
-        It is in work until its answer was sent.
+        The call is in work until its answer is sent.
 
         Args:
             context: The call.
-            rpc: Its full name, such as gradcam.v1.ExplanationService/ExplainImage.
+            rpc: Full name of the method, such as gradcam.v1.ExplanationService/ExplainImage.
         """
         metadata = tuple(context.invocation_metadata() or ())
         span = self._tracer.call(rpc, metadata)
@@ -90,20 +115,20 @@ class Calls:
         with (
             logging_for(request_id, span.trace_id),
             working_for(span),
-            self._counting(rpc) as counted,
+            self._recording(rpc) as record,
         ):
             try:
                 with ExitStack() as in_work:
                     in_work.enter_context(self.lifecycle.request())
                     when_sent(in_work.pop_all().close)
-                yield counted
+                yield record
             except asyncio.CancelledError as error:
-                counted.code = _CANCELLED
+                record.code = _CANCELLED
                 forget_frames(error)
                 raise
             except Exception as error:  # noqa: BLE001 - one table turns all into codes
                 if isinstance(error, NotReadyError):
-                    # By the phase that it is in now, unless that has just passed.
+                    # By the current phase, unless the server has just left the refusing phase.
                     if (reason := _REFUSALS.get(self.lifecycle.phase)) is not None:
                         self._metrics.rejected(reason)
                     await self.lifecycle.before_refusal()
@@ -111,61 +136,57 @@ class Calls:
                     self._metrics.rejected("limited")
                 status = to_status(error)
                 forget_frames(error)
-                counted.code = status_code(status).name
+                record.code = status_code(status).name
                 await abort(context, status)
 
     def claim(self, context: Context, message_id: str = "") -> Claim:
-        """Begins to count what a call, or one message of a stream, holds.
+        """Begins to count the memory that a call, or one message of a stream, holds.
 
         Args:
             context: The call.
-            message_id: What the message is called, and its answer too.
+            message_id: The text of the message that its answer echoes.
 
         Returns:
-            Holds nothing yet. To be released when its answer was sent.
+            An empty claim, to be released when the answer is sent.
         """
         caller = current_caller.get().key or context.peer()
         return self._ledger.claim(caller, echoed_bytes(len(message_id)))
 
-    def writer(self, context: Context) -> "Writer":
-        """Returns what writes the answers of a stream; to be called by the stream's handler."""
-        return Writer(context, self._max_send_s)
-
     async def item(
-        self, rpc: str, work: Callable[[Counted], Awaitable[_R]]
+        self, rpc: str, work: Callable[[CallRecord], Awaitable[_R]]
     ) -> _R | status_pb2.Status:
-        """Does the work for one image of a stream.
+        """Does the work for one message of a stream.
 
         Returns:
-            Its result, or the status that it failed with.
+            The result of the work, or the status that it failed with.
         """
-        with working_for(current_call.get().item()), self._counting(rpc) as counted:
+        with working_for(current_call.get().item()), self._recording(rpc) as record:
             try:
                 caller = current_caller.get()
                 async with caller.image():
                     await self.lifecycle.pause(caller.reserve())
                     self.lifecycle.check_engine()
-                    return await work(counted)
+                    return await work(record)
             except asyncio.CancelledError as error:
-                counted.code = _CANCELLED
+                record.code = _CANCELLED
                 forget_frames(error)
                 raise
             except Exception as error:  # noqa: BLE001 - one table turns all into codes
                 status = to_status(error)
                 forget_frames(error)
-                counted.code = status_code(status).name
+                record.code = status_code(status).name
                 return status
 
     async def count_images(self, images: int, *, streamed: bool) -> None:
-        """Counts a request that was let in as so many of its token's rate.
+        """Counts each image of an admitted request toward the rate of the caller's token.
 
         Args:
-            images: How many it has.
-            streamed: Wait for the rate, as all images of streams do, instead of failing.
+            images: The number of images; the first is counted already.
+            streamed: Wait for the rate, as all messages of streams do, instead of failing.
 
         Raises:
-            LimitError: These are too many now.
-            NotReadyError: They would have to wait, and the server drains.
+            LimitError: The rate does not allow so many images now.
+            NotReadyError: The images would have to wait, and the server drains.
         """
         if images == 1:
             return
@@ -175,44 +196,15 @@ class Calls:
             current_caller.get().count(images)
 
     @contextmanager
-    def _counting(self, rpc: str) -> Iterator[Counted]:
-        counted, started = Counted(), perf_counter()
+    def _recording(self, rpc: str) -> Iterator[CallRecord]:
+        record, started = CallRecord(), perf_counter()
         try:
-            yield counted
+            yield record
         finally:
             name = rpc.rpartition("/")[2]
-            self._metrics.request_done(name, counted.model, counted.code, perf_counter() - started)
-            current_call.get().describe(model=counted.model)
-            current_call.get().end(counted.code)
-
-    async def read_unless_draining(self, context: Context, message: type[_M]) -> _M | None:
-        """Reads a stream's next message of a type; None at its end, or when the server drains."""
-        try:
-            item = await self.lifecycle.unless_draining(asyncio.ensure_future(context.read()))
-        except Exception as error:  # noqa: BLE001 - gRPC's class for it is private
-            logger.debug("The client of a stream is gone: %r", error)
-            return None
-        return item if isinstance(item, message) else None
-
-
-class Writer:
-    """Writes the answers of a stream, one at a time. ``Calls.writer`` makes it."""
-
-    def __init__(self, context: Context, max_send_s: float) -> None:
-        self._context, self._max_send_s = context, max_send_s
-        self._handler = current_task()
-        self._writing = asyncio.Lock()
-
-    async def __call__(self, message: object) -> None:
-        """Writes an answer. If the client is gone, it is lost; one that reads none is cut off."""
-        async with self._writing:
-            try:
-                async with asyncio.timeout(self._max_send_s):
-                    await self._context.write(message)
-            except TimeoutError:
-                cut_off_late(self._handler, self._max_send_s)
-            except Exception as error:  # noqa: BLE001 - gRPC's class for it is private
-                logger.debug("An answer could not be written: %r", error)
+            self._metrics.request_done(name, record.model, record.code, perf_counter() - started)
+            current_call.get().describe(model=record.model)
+            current_call.get().end(record.code)
 
 
 def call_deadline(context: Context) -> float | None:

@@ -1,4 +1,4 @@
-"""What one process that speaks gRPC does: bind, answer, tell its health, drain, close."""
+"""The gRPC port of one process: binds, answers, reports health, drains, closes."""
 
 import asyncio
 import logging
@@ -33,18 +33,18 @@ _HEALTH_NAMES = ("", SERVICE_NAME, open_inference.SERVICE_NAME)
 
 
 class FrontEnd:
-    """The services on the port, of one process.
+    """The services on the gRPC port of one process.
 
     Args:
-        config: The settings: its part of limits that several share (``front_ends.shares``).
-        metrics: Told of calls.
-        tracer: Traces them.
+        config: The settings, with this process's part of shared limits (``config.shares``).
+        metrics: Counts the calls.
+        tracer: Traces the calls.
 
     Attributes:
-        access: Who may call.
-        force: Set it to end a drain at once.
-        ledger: What requests hold.
-        lifecycle: Whether requests are let in.
+        access: Decides who may call.
+        force: Ends a drain at once when it is set.
+        ledger: Counts the memory that requests hold.
+        lifecycle: Decides whether requests are admitted.
 
     Raises:
         StartupError: The token file cannot be used.
@@ -62,16 +62,16 @@ class FrontEnd:
         self._server: grpc.aio.Server | None = None
 
     async def listen(self, port: int) -> int:
-        """Binds and answers from now on.
+        """Binds the port, and answers calls from now on.
 
         Args:
-            port: The port; 0 picks a free one.
+            port: The port; 0 picks a free port.
 
         Returns:
             The port.
 
         Raises:
-            StartupError: It is in use, or TLS cannot be used.
+            StartupError: The port is in use, or the TLS files cannot be used.
         """
         config = self._config
         hide_lost_clients()
@@ -82,7 +82,7 @@ class FrontEnd:
                 *connection_options(config),
                 ("grpc.max_receive_message_length", config.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
-                # Otherwise a second server on the port would take half of the requests.
+                # Otherwise a second server could share the port and take half of the requests.
                 ("grpc.so_reuseport", int(config.frontends > 1)),
             ),
         )
@@ -106,27 +106,27 @@ class FrontEnd:
         return port
 
     def models(self) -> list[pb.Model]:
-        """Describes in short what is served."""
+        """Describes the served models, without their classes and layers."""
         return self._service.models()
 
     def publish(self, explainer: Explainer) -> None:
-        """Lets requests in, to be answered by this explainer. ``tell_health`` says so."""
+        """Admits requests, which this explainer answers. ``tell_health`` reports it to clients."""
         self._service.publish(explainer)
         self._inference.publish(explainer)
         self.lifecycle.serve()
 
     async def tell_health(self) -> None:
-        """Tells by grpc.health.v1 whether requests are let in."""
+        """Reports over grpc.health.v1 whether requests are admitted."""
         states = health_pb2.HealthCheckResponse
         serving = self.lifecycle.phase is Phase.SERVING
         for name in _HEALTH_NAMES:
             await self._health.set(name, states.SERVING if serving else states.NOT_SERVING)
 
     async def drain(self) -> bool:
-        """Lets no more requests in, and stops when those in work are answered.
+        """Refuses new requests, and stops when all requests in work are answered.
 
         Returns:
-            Whether all were, in the time that they have and before it was forced.
+            Whether all are answered before ``drain_timeout_s`` is over or ``force`` is set.
         """
         self.lifecycle.drain()
         await self.tell_health()
@@ -146,7 +146,7 @@ class FrontEnd:
             await self.stop()
         elif self._server is not None:
             await self.lifecycle.hold_refusals()
-            # The last answers are still on their way out; health watchers never end.
+            # The last answers are still being sent; health watches never end.
             stopping = asyncio.ensure_future(self._server.stop(grace=_FLUSH_S))
             await asyncio.sleep(_GOAWAY_S)
             self.lifecycle.release_refusals()

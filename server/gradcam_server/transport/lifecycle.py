@@ -1,4 +1,4 @@
-"""Warming up -> serving (<-> restarting) -> draining, and which requests are let in."""
+"""The phases of a server: warming up -> serving (<-> restarting) -> draining."""
 
 import asyncio
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _QUIET_TIMEOUT_S = 0.5
 
 
 class Phase(StrEnum):
-    """What the server is doing."""
+    """A phase of the server. Requests are admitted while it is ``SERVING``."""
 
     WARMING_UP = "warming up"
     SERVING = "serving"
@@ -42,7 +42,7 @@ class Lifecycle:
         self._restart_s = self._back_at = 0.0
 
     def check(self) -> None:
-        """Returns if requests are let in.
+        """Checks that new requests are admitted.
 
         Raises:
             NotReadyError: The server is warming up, restarting its engine or draining.
@@ -52,7 +52,7 @@ class Lifecycle:
             raise NotReadyError("the server is shutting down", _RETRY_AFTER_DRAIN_S)
 
     def check_engine(self) -> None:
-        """Returns if requests that were let in can be answered.
+        """Checks that admitted requests can be answered.
 
         Raises:
             NotReadyError: The server is warming up or restarting its engine.
@@ -61,7 +61,7 @@ class Lifecycle:
             case Phase.WARMING_UP:
                 raise NotReadyError("the server is warming up", _RETRY_AFTER_WARM_UP_S)
             case Phase.RESTARTING:
-                # Once it is late, by a part of what was expected: clients do not try forever.
+                # After the expected time, a part of it: clients do not try for ever.
                 late_s = max(self._restart_s / 2, _RETRY_AFTER_LATE_S)
                 remaining_s = self._back_at - perf_counter()
                 wait_s = remaining_s if remaining_s > 0 else late_s
@@ -69,7 +69,7 @@ class Lifecycle:
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """Lets a request in, and counts it until it is done.
+        """Admits a request, and counts it until it is done.
 
         Raises:
             NotReadyError: The server is warming up, restarting its engine or draining.
@@ -85,26 +85,26 @@ class Lifecycle:
                 self._idle.set()
 
     def serve(self) -> None:
-        """Lets requests in, unless the server is draining."""
+        """Admits requests from now on, unless the server is draining."""
         if self.phase is not Phase.DRAINING:
             self.phase = Phase.SERVING
 
     def restart(self, seconds: float) -> None:
-        """Lets no requests in for about so many seconds; ``serve`` ends it."""
+        """Refuses requests until ``serve``, which is expected in this many seconds."""
         self._restart_s = seconds
         self._back_at = perf_counter() + seconds
         if self.phase is Phase.SERVING:
             self.phase = Phase.RESTARTING
 
     def drain(self) -> None:
-        """Lets no more requests in."""
+        """Refuses requests from now on."""
         self.phase = Phase.DRAINING
         self.draining.set()
         for work in list(self._until_drain):
             work.cancel()
 
     async def unless_draining(self, work: asyncio.Future[_T]) -> _T | None:
-        """Waits for work; gives it up, and returns None, once the server drains."""
+        """Waits for work; cancels it and returns None once the server drains."""
         self._until_drain.add(work)
         try:
             if self.draining.is_set():
@@ -113,13 +113,13 @@ class Lifecycle:
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if not self.draining.is_set() or (task is not None and task.cancelling()):
-                raise  # it is we who were cancelled
+                raise  # this task was cancelled
             return None
         finally:
             self._until_drain.discard(work)
 
     async def hold_refusals(self) -> None:
-        """From here on, refusals wait for ``release_refusals``; returns once none come in.
+        """Makes refusals wait for ``release_refusals``; returns once no more come in.
 
         A request that reaches a closing gRPC server before its handler runs ends with
         CANCELLED. Clients whose refusal is held send nothing until they know, by
@@ -133,7 +133,7 @@ class Lifecycle:
             await asyncio.sleep(_QUIET_S)
 
     def release_refusals(self) -> None:
-        """Lets all held refusals go."""
+        """Sends all held refusals."""
         if self._release is not None:
             self._release.set()
 
@@ -144,10 +144,10 @@ class Lifecycle:
             await self._release.wait()
 
     async def pause(self, seconds: float) -> None:
-        """Waits on behalf of a request; not at all if there is nothing to wait for.
+        """Delays a request by a number of seconds, which may be 0.
 
         Raises:
-            NotReadyError: The server drains: who has to wait must do so elsewhere.
+            NotReadyError: The server drains before the time is over.
         """
         if not seconds:
             return

@@ -1,4 +1,4 @@
-"""The one table from domain errors to gRPC codes and error details."""
+"""From the server's errors to gRPC codes and error details."""
 
 import asyncio
 import logging
@@ -42,11 +42,11 @@ CODES: dict[type[Exception], grpc.StatusCode] = {
 
 
 def to_status(error: Exception) -> status_pb2.Status:
-    """Writes an error for the caller. One that is not in the table is logged, not shown."""
+    """Makes the status of an error. An error that is not in ``CODES`` is logged, and INTERNAL."""
     code = CODES.get(type(error))
     if code is None:
         logger.error("Internal error", exc_info=error)
-        return _status(grpc.StatusCode.INTERNAL, "internal error; the server's log says more")
+        return _status(grpc.StatusCode.INTERNAL, "internal error; the server's log has the details")
     message = _clip(str(error))
     return _status(code, message, *_details(error, message))
 
@@ -64,13 +64,13 @@ async def abort(context: Any, status: status_pb2.Status) -> None:
     except grpc.aio.AbortError:
         raise
     except Exception as error:  # gRPC's class for it is private
-        # The client is gone: that is no fault, and nobody waits for the status.
+        # The client is gone: no fault of the server, and nobody waits for the status.
         logger.debug("A status could not be sent: %r", error)
         raise asyncio.CancelledError from error
 
 
 def _clip(message: str) -> str:
-    """Shortens a text: it may quote the request, and clients refuse more than 8 KiB of trailers."""
+    """Shortens a text that may quote the request: clients refuse more than 8 KiB of trailers."""
     short = message.encode("utf-8", "replace")[:_MAX_MESSAGE_BYTES].decode("utf-8", "ignore")
     return short if short == message else short + " ..."
 

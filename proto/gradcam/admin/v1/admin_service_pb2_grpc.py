@@ -26,13 +26,13 @@ if _version_not_supported:
 
 
 class AdminServiceStub(object):
-    """Administers a running server. It listens on loopback only (--admin-port), and
-    if the server has a token file, each call needs a token with admin = true.
+    """Administers a running server. The port is open on loopback only (--admin-port).
+    If the server has a token file, each call needs a token with admin = true.
 
-    Errors are google.rpc codes: UNAUTHENTICATED (no token, or an unknown one),
+    Errors are google.rpc codes: UNAUTHENTICATED (no token, or an unknown token),
     PERMISSION_DENIED (a token that may not administer), FAILED_PRECONDITION (the
-    new configuration cannot be served, and the old one goes on; the message says
-    why), UNAVAILABLE (warming up or draining, with google.rpc.RetryInfo).
+    new configuration cannot be served, and the old configuration stays; the message
+    has the reason), UNAVAILABLE (warming up or draining, with google.rpc.RetryInfo).
     """
 
     def __init__(self, channel):
@@ -49,19 +49,19 @@ class AdminServiceStub(object):
 
 
 class AdminServiceServicer(object):
-    """Administers a running server. It listens on loopback only (--admin-port), and
-    if the server has a token file, each call needs a token with admin = true.
+    """Administers a running server. The port is open on loopback only (--admin-port).
+    If the server has a token file, each call needs a token with admin = true.
 
-    Errors are google.rpc codes: UNAUTHENTICATED (no token, or an unknown one),
+    Errors are google.rpc codes: UNAUTHENTICATED (no token, or an unknown token),
     PERMISSION_DENIED (a token that may not administer), FAILED_PRECONDITION (the
-    new configuration cannot be served, and the old one goes on; the message says
-    why), UNAVAILABLE (warming up or draining, with google.rpc.RetryInfo).
+    new configuration cannot be served, and the old configuration stays; the message
+    has the reason), UNAVAILABLE (warming up or draining, with google.rpc.RetryInfo).
     """
 
     def Reload(self, request, context):
         """Reads the configuration, the models and the tokens again, as SIGHUP does,
-        and answers when the new models serve. It takes as long as a start; what
-        was begun goes on if the caller does not wait for it.
+        and answers when the new models are served. A reload takes as long as a
+        start, and goes on if the caller does not wait for it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,13 +84,13 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService(object):
-    """Administers a running server. It listens on loopback only (--admin-port), and
-    if the server has a token file, each call needs a token with admin = true.
+    """Administers a running server. The port is open on loopback only (--admin-port).
+    If the server has a token file, each call needs a token with admin = true.
 
-    Errors are google.rpc codes: UNAUTHENTICATED (no token, or an unknown one),
+    Errors are google.rpc codes: UNAUTHENTICATED (no token, or an unknown token),
     PERMISSION_DENIED (a token that may not administer), FAILED_PRECONDITION (the
-    new configuration cannot be served, and the old one goes on; the message says
-    why), UNAVAILABLE (warming up or draining, with google.rpc.RetryInfo).
+    new configuration cannot be served, and the old configuration stays; the message
+    has the reason), UNAVAILABLE (warming up or draining, with google.rpc.RetryInfo).
     """
 
     @staticmethod

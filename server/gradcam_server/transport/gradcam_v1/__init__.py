@@ -1,1 +1,5 @@
-"""The gRPC service ``gradcam.v1.ExplanationService``."""
+"""``gradcam.v1``, the server's own protocol.
+
+convert.py  ExplainImageRequest -> ExplainRequest; ExplainedImage -> ExplainImageResponse
+service.py  the gRPC service
+"""

@@ -1,25 +1,26 @@
 """The gRPC service ``gradcam.v1.ExplanationService``."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TypeAlias
+
+from google.rpc import status_pb2
 
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
 from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.catalog import ServedModel
 from gradcam_server.domain.requests import Progress, watch
 from gradcam_server.pipeline.explainer import Explainer
 from gradcam_server.pipeline.ledger import Claim
-from gradcam_server.transport.calls import Calls, Context, Counted, call_deadline
+from gradcam_server.transport.calls import CallRecord, Calls, Context, call_deadline
+from gradcam_server.transport.gradcam_v1.convert import to_model, to_request, to_response
 from gradcam_server.transport.sending import when_sent
+from gradcam_server.transport.streams import StreamItem, StreamLoop
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExplanationService"].full_name
 _UNARY = f"{SERVICE_NAME}/ExplainImage"
 _STREAM = f"{SERVICE_NAME}/StreamExplainImages"
-_IMAGE = f"{_STREAM}.image"
-
-_Write: TypeAlias = Callable[[pb.StreamExplainImagesResponse], Awaitable[None]]
 
 
 class ExplanationService(pb_grpc.ExplanationServiceServicer):
@@ -27,135 +28,127 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
 
     Args:
         config: The settings.
-        calls: Lets them in.
+        calls: Admits and records calls.
     """
 
     def __init__(self, config: ServeConfig, calls: Calls) -> None:
-        self._max_stream_in_flight = config.max_stream_in_flight
         self._calls = calls
         self._explainer: Explainer | None = None
+        self._stream = StreamLoop(
+            calls,
+            config.max_stream_in_flight,
+            rpc=_STREAM,
+            item_rpc=f"{_STREAM}.image",
+            message_id=lambda message: message.correlation_id,
+            answer=self._answer_item,
+            failure=_to_failure,
+            in_order=False,
+        )
 
     def publish(self, explainer: Explainer) -> None:
         """Requests are answered by this explainer from now on."""
         self._explainer = explainer
 
     def models(self) -> list[pb.Model]:
-        """Describes in short what is served."""
-        return self._current.models()
+        """Describes the served models, without their classes and layers."""
+        return [self._describe(model, full=False) for model in self._current.catalog.models]
 
     async def ExplainImage(  # noqa: N802
         self, request: pb.ExplainImageRequest, context: Context
     ) -> pb.ExplainImageResponse:
-        async with self._calls.answering(context, _UNARY) as counted:
-            claim = self._calls.claim(context)
+        async with self._calls.answering(context, _UNARY) as record:
+            claim, deadline = self._calls.claim(context), call_deadline(context)
             when_sent(claim.release)
-            counted.model = self._current.model_id(request.model, request.model_version)
-            return await self._current.explain(
-                request, deadline=call_deadline(context), claim=claim
-            )
+            return await self._explain(request, record, claim, deadline, wait=False)
 
     async def StreamExplainImages(  # noqa: N802
-        self, _: AsyncIterator[pb.StreamExplainImagesRequest], context: Context
+        self, messages: AsyncIterator[pb.StreamExplainImagesRequest], context: Context
     ) -> None:
-        async with self._calls.answering(context, _STREAM):
-            await self._answer_stream(context)
-            # A client that had more to send learns that it must send it elsewhere.
-            self._calls.lifecycle.check()
+        await self._stream.run(messages, context)
 
     async def ListModels(  # noqa: N802
         self, _: pb.ListModelsRequest, context: Context
     ) -> pb.ListModelsResponse:
         async with self._calls.answering(context, f"{SERVICE_NAME}/ListModels"):
-            return pb.ListModelsResponse(models=self._current.models())
+            return pb.ListModelsResponse(models=self.models())
 
     async def GetModel(  # noqa: N802
         self, request: pb.GetModelRequest, context: Context
     ) -> pb.GetModelResponse:
         async with self._calls.answering(context, f"{SERVICE_NAME}/GetModel"):
-            model = self._current.model(request.name, request.version)
-            return pb.GetModelResponse(model=model)
+            model = self._current.catalog.find_model(request.name, request.version)
+            return pb.GetModelResponse(model=self._describe(model, full=True))
 
     @property
     def _current(self) -> Explainer:
-        assert self._explainer is not None  # the lifecycle lets nobody in before
+        assert self._explainer is not None  # the lifecycle admits no calls before
         return self._explainer
 
-    async def _answer_stream(self, context: Context) -> None:
-        places = asyncio.Semaphore(self._max_stream_in_flight)
-        write = self._calls.writer(context)
+    def _describe(self, model: ServedModel, *, full: bool) -> pb.Model:
+        current = self._current
+        return to_model(model, current.catalog, current.compilation_count, full=full)
 
-        async def answer(item: pb.StreamExplainImagesRequest, claim: Claim) -> None:
-            progress = Progress()
-            try:
-                async with _reporting(item, progress, write):
-                    deadline = call_deadline(context)
-                    response = await self._answer_item(item, progress, deadline, claim)
-                await write(response)
-            finally:
-                claim.release()
-                places.release()
-
-        async with asyncio.TaskGroup() as answers:
-            while True:
-                await places.acquire()
-                item = await self._calls.read_unless_draining(
-                    context, pb.StreamExplainImagesRequest
-                )
-                if item is None:
-                    break
-                claim = self._calls.claim(context, item.correlation_id)
-                answers.create_task(answer(item, claim))
-                # Of what waits for memory, a stream holds one message.
-                await claim.settled.wait()
+    async def _explain(
+        self,
+        message: pb.ExplainImageRequest,
+        record: CallRecord,
+        claim: Claim,
+        deadline: float | None,
+        *,
+        wait: bool,
+        progress: Progress | None = None,
+    ) -> pb.ExplainImageResponse:
+        """Explains one image; waits for memory and for a slot in the queue if ``wait``."""
+        current = self._current
+        record.model = current.catalog.find_model(message.model, message.model_version).id
+        request = to_request(message, caller=claim.caller, deadline=deadline)
+        (reserved,) = await current.reserve([request], claim, wait=wait)
+        explained = await current.explain(
+            request, wait_for_slot=wait, progress=progress, reserved=reserved
+        )
+        return to_response(explained, include_logits=message.include_logits)
 
     async def _answer_item(
-        self,
-        item: pb.StreamExplainImagesRequest,
-        progress: Progress,
-        deadline: float | None,
-        claim: Claim,
+        self, item: StreamItem[pb.StreamExplainImagesRequest], record: CallRecord
     ) -> pb.StreamExplainImagesResponse:
-        async def work(counted: Counted) -> pb.ExplainImageResponse:
-            request, current = item.request, self._current
-            counted.model = current.model_id(request.model, request.model_version)
+        message, progress = item.message, Progress()
+        async with _reporting(item, progress):
             # A full queue slows a stream down; only unary calls are refused.
-            return await current.explain(
-                request, deadline=deadline, wait_for_place=True, progress=progress, claim=claim
+            response = await self._explain(
+                message.request, record, item.claim, item.deadline, wait=True, progress=progress
             )
+        return pb.StreamExplainImagesResponse(
+            correlation_id=message.correlation_id, response=response
+        )
 
-        outcome = await self._calls.item(_IMAGE, work)
-        claim.settled.set()
-        if isinstance(outcome, pb.ExplainImageResponse):
-            return pb.StreamExplainImagesResponse(
-                correlation_id=item.correlation_id, response=outcome
-            )
-        return pb.StreamExplainImagesResponse(correlation_id=item.correlation_id, error=outcome)
+
+def _to_failure(
+    message: pb.StreamExplainImagesRequest, status: status_pb2.Status
+) -> pb.StreamExplainImagesResponse:
+    return pb.StreamExplainImagesResponse(correlation_id=message.correlation_id, error=status)
 
 
 @asynccontextmanager
 async def _reporting(
-    item: pb.StreamExplainImagesRequest, progress: Progress, write: _Write
+    item: StreamItem[pb.StreamExplainImagesRequest], progress: Progress
 ) -> AsyncIterator[None]:
-    """Reports progress meanwhile, if that is asked for."""
-    if not item.report_progress:
+    """Writes the progress into the stream meanwhile, if the message asks for it."""
+    if not item.message.report_progress:
         yield
         return
-    reports = asyncio.ensure_future(_report(item, progress, write))
+    reports = asyncio.ensure_future(_report(item, progress))
     try:
         yield
-        await _cancel(reports)
+        # No report follows the answer.
+        reports.cancel()
+        await asyncio.wait({reports})
     finally:
         reports.cancel()
 
 
-async def _report(item: pb.StreamExplainImagesRequest, progress: Progress, write: _Write) -> None:
+async def _report(item: StreamItem[pb.StreamExplainImagesRequest], progress: Progress) -> None:
     async for _ in watch(progress):
-        message = pb.StreamExplainImagesResponse(correlation_id=item.correlation_id)
+        message = pb.StreamExplainImagesResponse(correlation_id=item.message.correlation_id)
         message.progress.completed_pass_count = progress.completed
         message.progress.total_pass_count = progress.total
-        await write(message)
-
-
-async def _cancel(task: asyncio.Future[None]) -> None:
-    task.cancel()
-    await asyncio.wait({task})
+        await item.write(message)

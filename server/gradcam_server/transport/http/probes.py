@@ -1,11 +1,11 @@
-"""A small HTTP server for Prometheus and for probes, on threads of its own.
+"""A small HTTP server for Prometheus and for probes, with its own threads.
 
 GET /metrics    the metrics
-GET /healthz    200 "ok" while the process can heal itself, or 503 and why it must be restarted
-GET /readyz     200 "ready", or 503 and why not
+GET /healthz    200 "ok" while the process can heal itself, else 503 and why it must be restarted
+GET /readyz     200 "ready", else 503 and the reason
 
-A client has a few seconds for its whole exchange, however slowly it sends; the number of
-connections is bounded. So neither a slow client nor a half-open one keeps others waiting.
+A client has a few seconds for its whole exchange, however slowly it sends, and the number of
+connections is bounded: slow clients and half-open connections do not keep others waiting.
 """
 
 import io
@@ -30,7 +30,7 @@ _TEXT = "text/plain; charset=utf-8"
 _POLL_S = 0.2
 
 Exposition: TypeAlias = Callable[[str], tuple[bytes, str]]
-"""Turns the header Accept into the metrics and their content type."""
+"""Takes the header Accept; returns the metrics and their content type."""
 
 
 class HttpServer:
@@ -40,11 +40,11 @@ class HttpServer:
 
     Args:
         host: Address to listen on.
-        port: Port to listen on; 0 picks a free one.
+        port: Port to listen on; 0 picks a free port.
         exposition: Writes the metrics, as ``Metrics.exposition`` does.
-        why_not_alive: Says why only a restart of this process helps; None if none is needed.
-        why_not_ready: Says why the server is not ready; None if it is.
-        exchange_s: How long a client may take for its request and the answer, in seconds.
+        why_not_alive: Returns why the process must be restarted; None if it need not be.
+        why_not_ready: Returns why the server is not ready; None if it is ready.
+        exchange_s: Max time of a client's request and its answer, in seconds.
     """
 
     def __init__(
@@ -64,16 +64,16 @@ class HttpServer:
 
     @property
     def port(self) -> int:
-        """The port that it listens on; the requested one before ``start``."""
+        """The port that the server listens on; the requested port before ``start``."""
         if self._server is None:
             return self._requested_port
         return int(self._server.server_address[1])
 
     def start(self) -> None:
-        """Listens, and answers from now on.
+        """Binds the port, and answers from now on.
 
         Raises:
-            StartupError: The address is not ours or the port is in use.
+            StartupError: The address is not of this machine, or the port is in use.
         """
         address = (self._host, self._requested_port)
         try:
@@ -92,7 +92,7 @@ class HttpServer:
         logger.info("Metrics on http://%s:%d/metrics", self._host, self.port)
 
     def close(self) -> None:
-        """Listens no more. Blocks for up to 0.2 s; exchanges under way are not waited for."""
+        """Closes the port. Blocks for up to 0.2 s; does not wait for exchanges in work."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
@@ -100,7 +100,7 @@ class HttpServer:
 
 
 class _Server(socketserver.ThreadingTCPServer):
-    allow_reuse_address = True  # those of a server just stopped linger
+    allow_reuse_address = True  # connections of a server that has just stopped linger
     daemon_threads = True
     request_queue_size = 128
 
@@ -115,34 +115,34 @@ class _Server(socketserver.ThreadingTCPServer):
         self.exposition = exposition
         self.why_not_alive, self.why_not_ready = why_not_alive, why_not_ready
         self.exchange_s = exchange_s
-        self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(address, _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._places.acquire(blocking=False):
+        if not self._slots.acquire(blocking=False):
             self.shutdown_request(request)
             return
         try:
             super().process_request(request, client_address)
         except BaseException:
-            self._places.release()
+            self._slots.release()
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._places.release()
+            self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
-        # Most are clients that went away. An answer's own faults are logged where they happen.
+        # Mostly clients that left. Faults of answers are logged where they happen.
         logger.debug("An HTTP exchange with %s broke off", client_address, exc_info=True)
 
 
 class _Incoming(io.RawIOBase):
-    """What a client sends, up to a time of ``monotonic``."""
+    """The bytes that a client sends until a time of ``monotonic``."""
 
     def __init__(self, connection: socket.socket, deadline: float) -> None:
         self._connection, self._deadline = connection, deadline
@@ -151,7 +151,7 @@ class _Incoming(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any, /) -> int:
-        # Not 0, which would mean not to wait at all.
+        # 0 would mean not to wait at all.
         self._connection.settimeout(max(self._deadline - monotonic(), 1e-3))
         return self._connection.recv_into(buffer)
 
@@ -203,15 +203,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Cache-Control", "no-store")
-        # Sending has what is left, as a whole.
+        # Sending as a whole has the remaining time.
         self.connection.settimeout(max(self._deadline - monotonic(), 1e-3))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
 
 
-def _probed(well: str, reason: str | None) -> tuple[HTTPStatus, bytes, str]:
-    """Answers a probe: 200 if there is no reason why not, or 503 and the reason."""
+def _probed(good: str, reason: str | None) -> tuple[HTTPStatus, bytes, str]:
+    """Answers a probe: 200 without a reason, 503 with the reason."""
     if reason is None:
-        return HTTPStatus.OK, f"{well}\n".encode(), _TEXT
+        return HTTPStatus.OK, f"{good}\n".encode(), _TEXT
     return HTTPStatus.SERVICE_UNAVAILABLE, f"{reason}\n".encode(), _TEXT

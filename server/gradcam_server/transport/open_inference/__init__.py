@@ -2,7 +2,7 @@
 
 tensors.py     an input tensor -> images
 convert.py     ModelInferRequest -> ExplainRequests; ExplainedImages -> ModelInferResponse
-describe.py    what a model takes and gives: metadata and configuration
-statistics.py  what was answered so far
+describe.py    a model's inputs and outputs: metadata and configuration
+statistics.py  counts and durations of answered requests
 service.py     the gRPC service
 """

@@ -1,4 +1,4 @@
-"""Between the tensors of the Open Inference Protocol and the pipeline's own types."""
+"""Converts between the tensors of the Open Inference Protocol and the domain's types."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ PROBABILITIES = "probabilities"
 HEATMAP = "heatmap"
 OUTPUTS = (LOGITS, PROBABILITIES, HEATMAP)
 UNVERSIONED = "1"
-"""What the protocol calls the version of a model that was given none."""
+"""The protocol's version of a model without a version."""
 
 _NUMBERS = ("int64_param", "uint64_param")
 _PARAMETERS = {
@@ -26,7 +26,7 @@ _PARAMETERS = {
     "layer": ("string_param",),
     "priority": _NUMBERS,
     "timeout": _NUMBERS,
-    # Sent by Triton's clients on streams; each request has one response here, never an empty one.
+    # Sent by Triton's clients on streams. Here each request has exactly one response.
     "triton_enable_empty_final_response": ("bool_param",),
 }
 _SHOWN_PARAMETERS = tuple(name for name in _PARAMETERS if not name.startswith("triton_"))
@@ -35,11 +35,11 @@ _MAX_PRIORITY = 2**31 - 1
 
 @dataclass(frozen=True)
 class InferRequest:
-    """What a ``ModelInferRequest`` asks.
+    """A parsed ``ModelInferRequest``.
 
     Attributes:
         images: One request for each image.
-        outputs: The wanted outputs, in their order.
+        outputs: Names of the requested outputs, in the order of the request.
     """
 
     images: tuple[ExplainRequest, ...]
@@ -47,14 +47,20 @@ class InferRequest:
 
 
 def to_request(
-    message: pb.ModelInferRequest, model: str, version: str, deadline: float | None = None
+    message: pb.ModelInferRequest,
+    model: str,
+    version: str,
+    *,
+    caller: str = "",
+    deadline: float | None = None,
 ) -> InferRequest:
     """Reads a request.
 
     Args:
         message: The request.
         model: The model's name.
-        version: Its version as the catalog has it: empty if it was given none.
+        version: The model's version in the catalog; empty if it has none.
+        caller: Whose share of the server the request uses.
         deadline: Time of ``perf_counter`` at which the call ends; the parameter
             ``timeout`` may only make it earlier.
 
@@ -64,17 +70,18 @@ def to_request(
     outputs = _outputs(message)
     given = {name: _parameter(message, name) for name in message.parameters}
     explanation = _explanation(given)
-    # Without a heat map, whatever is asked of it would only choose a dearer graph.
-    asked = replace(
+    # Without a heat map, its parameters would only choose a more expensive graph.
+    common = replace(
         explanation if HEATMAP in outputs else ExplainRequest(b"", targets=TopK(0)),
         model=model,
         model_version=version,
         prediction_count=0,
         priority=_priority(given.get("priority")),
         deadline=_deadline(given.get("timeout"), deadline),
+        caller=caller,
     )
     images = read_images(message)
-    return InferRequest(tuple(replace(asked, image=image) for image in images), outputs)
+    return InferRequest(tuple(replace(common, image=image) for image in images), outputs)
 
 
 def to_response(
@@ -84,12 +91,12 @@ def to_response(
 
     Args:
         message: The request, whose id is echoed.
-        outputs: The wanted outputs.
-        explained: The answer for each image, each with one raw heat map if it is wanted.
+        outputs: Names of the requested outputs.
+        explained: The answer for each image, with one raw heat map if ``heatmap`` is requested.
 
     Returns:
-        ``logits`` and ``probabilities`` FP32 [images, classes], ``heatmap`` FP32 [images,
-        height, width] at the layer's resolution, >= 0: those that are wanted.
+        The requested outputs: ``logits`` and ``probabilities`` FP32 [images, classes],
+        ``heatmap`` FP32 [images, height, width] at the layer's resolution, >= 0.
     """
     response = pb.ModelInferResponse(
         model_name=explained[0].model,
@@ -97,7 +104,7 @@ def to_response(
         id=message.id,
     )
     for name in outputs:
-        values = np.stack([_output(name, one) for one in explained])
+        values = np.stack([_output(name, image) for image in explained])
         response.outputs.add(name=name, datatype="FP32", shape=values.shape)
         response.raw_output_contents.append(values.astype("<f4", copy=False).tobytes())
     return response
@@ -123,11 +130,11 @@ def _outputs(message: pb.ModelInferRequest) -> tuple[str, ...]:
         if output.parameters:
             raise InvalidRequestError(
                 "outputs.parameters",
-                f"output {output.name!r} has parameters ({', '.join(sorted(output.parameters))}), "
-                "and none is known here; neither shared memory nor classification is supported",
+                f"output {output.name!r} has parameters ({', '.join(sorted(output.parameters))}); "
+                "an output has none here: shared memory and classification are not supported",
             )
     if len(set(names)) != len(names):
-        raise InvalidRequestError("outputs.name", "an output is asked for twice")
+        raise InvalidRequestError("outputs.name", "an output is requested twice")
     return tuple(names) or OUTPUTS
 
 
@@ -147,10 +154,10 @@ def _parameter(message: pb.ModelInferRequest, name: str) -> str | int | bool:
 
 
 def _explanation(given: Mapping[str, str | int | bool]) -> ExplainRequest:
-    """Reads what the heat map is asked to show, without the image."""
+    """Reads the options of the heat map, without the image."""
     method = given.get("method", ExplainRequest.method)
     if method not in set(Method):
-        raise _invalid("method", f"it is {method!r}, which is none of: {', '.join(Method)}")
+        raise _invalid("method", f"it is {method!r}; it must be one of: {', '.join(Method)}")
     return ExplainRequest(
         image=b"",
         targets=(Target(given["class"]),) if "class" in given else TopK(),
@@ -160,7 +167,7 @@ def _explanation(given: Mapping[str, str | int | bool]) -> ExplainRequest:
 
 
 def _priority(given: str | int | bool | None) -> int:
-    """Reads a priority; as in Triton 1 is the highest, and 0 the default, which is 1 here."""
+    """Reads a priority. As in Triton 1 is the highest, and 0 is the default: here 1."""
     priority = int(given or ExplainRequest.priority)
     if not 1 <= priority <= _MAX_PRIORITY:
         raise _invalid("priority", f"it is {priority}; it must be 0 to {_MAX_PRIORITY}")
@@ -168,7 +175,7 @@ def _priority(given: str | int | bool | None) -> int:
 
 
 def _deadline(given: str | int | bool | None, deadline: float | None) -> float | None:
-    """Returns the earlier of the call's deadline and a timeout in microseconds; 0 is none."""
+    """Returns the earlier of the call's deadline and a timeout in microseconds (0: no timeout)."""
     timeout_us = int(given or 0)
     if timeout_us < 0:
         raise _invalid("timeout", f"it is {timeout_us} microseconds; it must not be negative")

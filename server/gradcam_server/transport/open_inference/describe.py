@@ -1,7 +1,7 @@
-"""What a model takes and gives, in the words of the Open Inference Protocol and of Triton."""
+"""A model's inputs and outputs, in the messages of the Open Inference Protocol and of Triton."""
 
 from gradcam.inference import grpc_service_pb2 as pb
-from gradcam.v1 import explanation_service_pb2 as gradcam_pb
+from gradcam_server.domain.catalog import ServedModel
 from gradcam_server.domain.requests import Method
 from gradcam_server.transport.open_inference.convert import (
     HEATMAP,
@@ -16,23 +16,21 @@ PLATFORM = "gradcam"
 _DATATYPES = {pb.TYPE_UINT8: "UINT8", pb.TYPE_STRING: "BYTES", pb.TYPE_FP32: "FP32"}
 
 
-def wire_version(model: gradcam_pb.Model) -> str:
-    """Returns a model's version as the protocol has it."""
+def wire_version(model: ServedModel) -> str:
+    """Returns a model's version in the protocol, where it is never empty."""
     return model.version or UNVERSIONED
 
 
-def to_config(model: gradcam_pb.Model) -> pb.ModelConfig:
-    """Describes a model; shapes are without the batch, and -1 is any size.
-
-    Args:
-        model: The model in full, with its layers.
-    """
+def to_config(model: ServedModel) -> pb.ModelConfig:
+    """Describes a model. Shapes are without the batch; -1 is any size."""
+    height, width = model.input_size
+    class_count = len(model.labels)
     layers = [layer.name for layer in model.layers if layer.explainable]
     texts = {
         "methods": ",".join(Method),
         "layers": ",".join(layers),
         "default_layer": model.default_layer,
-        "input_size": f"{model.input_height_px}x{model.input_width_px}",
+        "input_size": f"{height}x{width}",
     }
     fp32 = pb.TYPE_FP32
     return pb.ModelConfig(
@@ -50,29 +48,29 @@ def to_config(model: gradcam_pb.Model) -> pb.ModelConfig:
             pb.ModelInput(name=ENCODED_IMAGE, data_type=pb.TYPE_STRING, dims=[1], optional=True),
         ],
         output=[
-            pb.ModelOutput(name=LOGITS, data_type=fp32, dims=[model.class_count]),
-            pb.ModelOutput(name=PROBABILITIES, data_type=fp32, dims=[model.class_count]),
+            pb.ModelOutput(name=LOGITS, data_type=fp32, dims=[class_count]),
+            pb.ModelOutput(name=PROBABILITIES, data_type=fp32, dims=[class_count]),
             pb.ModelOutput(name=HEATMAP, data_type=fp32, dims=[-1, -1]),
         ],
         parameters={name: pb.ModelParameter(string_value=text) for name, text in texts.items()},
     )
 
 
-def to_metadata(model: gradcam_pb.Model) -> pb.ModelMetadataResponse:
-    """Describes a model in short; shapes begin with the batch, and -1 is any size."""
+def to_metadata(model: ServedModel) -> pb.ModelMetadataResponse:
+    """Describes a model briefly. Shapes begin with the batch; -1 is any size."""
     config = to_config(model)
     return pb.ModelMetadataResponse(
         name=model.name,
         versions=[wire_version(model)],
         platform=PLATFORM,
-        inputs=[_tensor(one) for one in config.input],
-        outputs=[_tensor(one) for one in config.output],
+        inputs=[_tensor(tensor) for tensor in config.input],
+        outputs=[_tensor(tensor) for tensor in config.output],
     )
 
 
 def _tensor(
-    one: pb.ModelInput | pb.ModelOutput,
+    tensor: pb.ModelInput | pb.ModelOutput,
 ) -> pb.ModelMetadataResponse.TensorMetadata:
     return pb.ModelMetadataResponse.TensorMetadata(
-        name=one.name, datatype=_DATATYPES[one.data_type], shape=[-1, *one.dims]
+        name=tensor.name, datatype=_DATATYPES[tensor.data_type], shape=[-1, *tensor.dims]
     )

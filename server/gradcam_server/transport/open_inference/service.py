@@ -5,32 +5,34 @@ from collections.abc import AsyncIterator, Sequence
 
 import grpc
 from google.protobuf import descriptor_pool
+from google.rpc import status_pb2
 
 from gradcam.inference import grpc_service_pb2 as pb
 from gradcam.inference import grpc_service_pb2_grpc as pb_grpc
-from gradcam.v1 import explanation_service_pb2 as gradcam_pb
 from gradcam_server import __version__
 from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.catalog import ServedModel
 from gradcam_server.domain.requests import ExplainedImage, ExplainRequest
 from gradcam_server.errors import InvalidRequestError, NotFoundError
 from gradcam_server.pipeline.explainer import Explainer
-from gradcam_server.pipeline.ledger import Claim, Hold
-from gradcam_server.transport.calls import Calls, Context, Counted, call_deadline
+from gradcam_server.pipeline.ledger import Claim
+from gradcam_server.pipeline.pipeline import Reserved
+from gradcam_server.transport.calls import CallRecord, Calls, Context, call_deadline
 from gradcam_server.transport.lifecycle import Phase
 from gradcam_server.transport.open_inference.convert import to_request, to_response
 from gradcam_server.transport.open_inference.describe import to_config, to_metadata, wire_version
 from gradcam_server.transport.open_inference.statistics import ModelRecord
 from gradcam_server.transport.sending import forget_frames, when_sent
+from gradcam_server.transport.streams import StreamItem, StreamLoop
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _UNARY = f"{SERVICE_NAME}/ModelInfer"
 _STREAM = f"{SERVICE_NAME}/ModelStreamInfer"
-_IMAGE = f"{_STREAM}.request"
 
 
 def add_to_server(service: "InferenceService", server: grpc.aio.Server) -> None:
-    """Lets a server answer for the service."""
-    # Reflection looks in the default pool, from which the stubs stay away.
+    """Adds the service to a server, and to its reflection."""
+    # Reflection reads the default pool, to which the stubs do not add themselves.
     descriptor_pool.Default().AddSerializedFile(pb.DESCRIPTOR.serialized_pb)
     pb_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)
 
@@ -40,13 +42,22 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
 
     Args:
         config: The settings.
-        calls: Lets them in.
+        calls: Admits and records calls.
     """
 
     def __init__(self, config: ServeConfig, calls: Calls) -> None:
-        self._max_stream_in_flight = config.max_stream_in_flight
         self._calls = calls
         self._explainer: Explainer | None = None
+        self._stream = StreamLoop(
+            calls,
+            config.max_stream_in_flight,
+            rpc=_STREAM,
+            item_rpc=f"{_STREAM}.request",
+            message_id=lambda message: message.id,
+            answer=self._answer_item,
+            failure=_to_failure,
+            in_order=True,
+        )
         self._records: dict[tuple[str, str], ModelRecord] = {}
 
     def publish(self, explainer: Explainer) -> None:
@@ -93,8 +104,7 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
     ) -> pb.ModelConfigResponse:
         async with self._calls.answering(context, f"{SERVICE_NAME}/ModelConfig"):
             model = self._find(request.name, request.version)
-            full = self._current.model(model.name, model.version)
-            return pb.ModelConfigResponse(config=to_config(full))
+            return pb.ModelConfigResponse(config=to_config(model))
 
     async def ModelStatistics(  # noqa: N802
         self, request: pb.ModelStatisticsRequest, context: Context
@@ -118,26 +128,23 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
                     pb.RepositoryIndexResponse.ModelIndex(
                         name=model.name, version=wire_version(model), state="READY"
                     )
-                    for model in self._current.models()
+                    for model in self._current.catalog.models
                 ]
             )
 
     async def ModelInfer(  # noqa: N802
         self, request: pb.ModelInferRequest, context: Context
     ) -> pb.ModelInferResponse:
-        async with self._calls.answering(context, _UNARY) as counted:
+        async with self._calls.answering(context, _UNARY) as record:
             claim = self._calls.claim(context, request.id)
             when_sent(claim.release)
             deadline = call_deadline(context)
-            return await self._infer(request, deadline, counted, claim, wait_for_place=False)
+            return await self._infer(request, record, claim, deadline, wait=False)
 
     async def ModelStreamInfer(  # noqa: N802
-        self, _: AsyncIterator[pb.ModelInferRequest], context: Context
+        self, messages: AsyncIterator[pb.ModelInferRequest], context: Context
     ) -> None:
-        async with self._calls.answering(context, _STREAM):
-            await self._answer_stream(context)
-            # A client that had more to send learns that it must send it elsewhere.
-            self._calls.lifecycle.check()
+        await self._stream.run(messages, context)
 
     @property
     def _ready(self) -> bool:
@@ -145,20 +152,20 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
 
     @property
     def _current(self) -> Explainer:
-        assert self._explainer is not None  # the lifecycle lets nobody in before
+        assert self._explainer is not None  # the lifecycle admits no calls before
         return self._explainer
 
-    def _find(self, name: str, version: str) -> gradcam_pb.Model:
-        """Finds a model by its version as the protocol has it; empty is the first."""
-        return self._find_all(name or self._current.models()[0].name, version)[0]
+    def _find(self, name: str, version: str) -> ServedModel:
+        """Finds a model by its name and the protocol's version; an empty text means the first."""
+        return self._find_all(name or self._current.catalog.models[0].name, version)[0]
 
-    def _find_all(self, name: str, version: str) -> list[gradcam_pb.Model]:
-        """Finds the models of a name and version; empty is any.
+    def _find_all(self, name: str, version: str) -> list[ServedModel]:
+        """Finds the models of a name and version; an empty text means any.
 
         Raises:
             NotFoundError: No such model.
         """
-        models = self._current.models()
+        models = self._current.catalog.models
         named = [model for model in models if name in ("", model.name)]
         found = [model for model in named if version in ("", wire_version(model))]
         if not named:
@@ -172,111 +179,76 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
             )
         return found
 
-    def _record(self, model: gradcam_pb.Model) -> ModelRecord:
+    def _record(self, model: ServedModel) -> ModelRecord:
         key = model.name, wire_version(model)
         return self._records.setdefault(key, ModelRecord(*key))
 
     async def _infer(
         self,
         message: pb.ModelInferRequest,
-        deadline: float | None,
-        counted: Counted,
+        record: CallRecord,
         claim: Claim,
+        deadline: float | None,
         *,
-        wait_for_place: bool,
+        wait: bool,
     ) -> pb.ModelInferResponse:
+        """Explains the images of a request; waits for memory and queue slots if ``wait``."""
         model = self._find(message.model_name, message.model_version)
-        counted.model = self._current.model_id(model.name, model.version)
+        record.model = model.id
         with self._record(model).request() as costs:
-            request = to_request(message, model.name, model.version, deadline)
-            await self._calls.count_images(len(request.images), streamed=wait_for_place)
-            holds = await self._current.reserve(request.images, claim, wait=wait_for_place)
-            explained = await self._explain(request.images, holds, wait_for_place=wait_for_place)
-            costs.extend(one.stats for one in explained)
+            request = to_request(
+                message, model.name, model.version, caller=claim.caller, deadline=deadline
+            )
+            await self._calls.count_images(len(request.images), streamed=wait)
+            reserved = await self._current.reserve(request.images, claim, wait=wait)
+            explained = await self._explain(request.images, reserved, wait=wait)
+            costs.extend(image.stats for image in explained)
             return to_response(message, request.outputs, explained)
 
     async def _explain(
-        self, images: Sequence[ExplainRequest], holds: Sequence[Hold], *, wait_for_place: bool
+        self, images: Sequence[ExplainRequest], reserved: Sequence[Reserved], *, wait: bool
     ) -> list[ExplainedImage]:
-        """Explains images at the same time; if one fails, none is answered."""
+        """Explains images at the same time; if one of them fails, the request fails."""
         try:
             async with asyncio.TaskGroup() as group:
-                # Once the first has found a place in the queue, the others wait for theirs:
-                # otherwise more images than the queue has places would never be let in.
+                # Once the first image has a slot in the queue, the others wait for slots: otherwise
+                # a request of more images than the queue has slots would always be refused.
                 tasks = [
                     group.create_task(
-                        self._explain_one(
-                            image, hold, index, len(images), wait_for_place or index > 0
-                        )
+                        self._explain_one(image, memory, index, len(images), wait=wait or index > 0)
                     )
-                    for index, (image, hold) in enumerate(zip(images, holds, strict=True))
+                    for index, (image, memory) in enumerate(zip(images, reserved, strict=True))
                 ]
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
         return [task.result() for task in tasks]
 
     async def _explain_one(
-        self, image: ExplainRequest, hold: Hold, index: int, count: int, wait_for_place: bool
+        self, image: ExplainRequest, reserved: Reserved, index: int, count: int, *, wait: bool
     ) -> ExplainedImage:
         try:
-            return await self._current.explain_image(
-                image, wait_for_place=wait_for_place, hold=hold
-            )
+            return await self._current.explain(image, wait_for_slot=wait, reserved=reserved)
         except InvalidRequestError as error:
             if count == 1:
                 raise
             forget_frames(error)
             raise InvalidRequestError(error.field, f"image {index}: {error}") from error
 
-    async def _answer_stream(self, context: Context) -> None:
-        places = asyncio.Semaphore(self._max_stream_in_flight)
-        answers: asyncio.Queue[tuple[asyncio.Task[pb.ModelStreamInferResponse], Claim] | None]
-        answers, claims = asyncio.Queue(), set[Claim]()
-        write = self._calls.writer(context)
-
-        def release_all() -> None:
-            for claim in claims:
-                claim.release()
-
-        async def write_in_order() -> None:
-            while (answer := await answers.get()) is not None:
-                task, claim = answer
-                await write(await task)
-                claim.release()
-                claims.remove(claim)
-                places.release()
-
-        when_sent(release_all)
-
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(write_in_order())
-            while True:
-                await places.acquire()
-                item = await self._calls.read_unless_draining(context, pb.ModelInferRequest)
-                if item is None:
-                    break
-                claim = self._calls.claim(context, item.id)
-                claims.add(claim)
-                answer = self._answer_item(item, call_deadline(context), claim)
-                answers.put_nowait((tasks.create_task(answer), claim))
-                # Of what waits for memory, a stream holds one message.
-                await claim.settled.wait()
-            answers.put_nowait(None)
-
     async def _answer_item(
-        self, item: pb.ModelInferRequest, deadline: float | None, claim: Claim
+        self, item: StreamItem[pb.ModelInferRequest], record: CallRecord
     ) -> pb.ModelStreamInferResponse:
-        async def work(counted: Counted) -> pb.ModelInferResponse:
-            # A full queue slows a stream down; only unary calls are refused.
-            return await self._infer(item, deadline, counted, claim, wait_for_place=True)
-
-        outcome = await self._calls.item(_IMAGE, work)
-        claim.settled.set()
         answer = pb.ModelStreamInferResponse()
-        if isinstance(outcome, pb.ModelInferResponse):
-            answer.infer_response.CopyFrom(outcome)
-            answer.infer_response.parameters["triton_final_response"].bool_param = True
-        else:
-            answer.error_message = outcome.message
-            answer.infer_response.id = item.id
+        # A full queue slows a stream down; only unary calls are refused.
+        answer.infer_response.CopyFrom(
+            await self._infer(item.message, record, item.claim, item.deadline, wait=True)
+        )
+        answer.infer_response.parameters["triton_final_response"].bool_param = True
         return answer
+
+
+def _to_failure(
+    message: pb.ModelInferRequest, status: status_pb2.Status
+) -> pb.ModelStreamInferResponse:
+    answer = pb.ModelStreamInferResponse(error_message=status.message)
+    answer.infer_response.id = message.id
+    return answer

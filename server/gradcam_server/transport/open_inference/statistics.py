@@ -1,4 +1,4 @@
-"""What was answered so far, by model, in the terms of Triton's statistics."""
+"""Counts and durations of the requests for each model, as Triton's statistics define them."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -10,11 +10,11 @@ from gradcam_server.domain.requests import Stats
 
 
 class ModelRecord:
-    """The requests for one model.
+    """The statistics of one model.
 
     Args:
         name: The model's name.
-        version: Its version as the protocol has it.
+        version: The model's version in the protocol.
     """
 
     def __init__(self, name: str, version: str) -> None:
@@ -26,19 +26,19 @@ class ModelRecord:
         """Counts a request, as answered or as failed if an exception leaves the block.
 
         Yields:
-            A list for what its images cost; it needs one entry for each of them.
+            A list to which the caller adds the stats of each image.
         """
         started = perf_counter_ns()
         images: list[Stats] = []
         try:
             yield images
-        except BaseException:  # clients that go count as well
+        except BaseException:  # cancelled requests count as well
             _add(self._totals.inference_stats.fail, perf_counter_ns() - started)
             raise
         self._succeed(images, perf_counter_ns() - started)
 
     def to_message(self) -> pb.ModelStatistics:
-        """Returns what was counted."""
+        """Returns the statistics so far."""
         message = pb.ModelStatistics()
         message.CopyFrom(self._totals)
         message.execution_count = round(self._executions)
@@ -47,11 +47,11 @@ class ModelRecord:
     def _succeed(self, images: Sequence[Stats], duration_ns: int) -> None:
         self._totals.last_inference = time.time_ns() // 1_000_000
         self._totals.inference_count += len(images)
-        # Images that share a batch have a share of it each.
+        # Each image counts as its share of a batch.
         self._executions += sum(1 / max(stats.batch_size, 1) for stats in images)
         stages, slowest = self._totals.inference_stats, max(images, key=_total_us)
         _add(stages.success, duration_ns)
-        # Triton has no stage for compiling: it is waiting to clients of this protocol.
+        # Triton has no stage for compiling, so it counts as queueing.
         _add(stages.queue, (slowest.queue_us + slowest.compile_us) * 1000)
         _add(stages.compute_input, slowest.decode_us * 1000)
         _add(stages.compute_infer, slowest.compute_us * 1000)

@@ -1,4 +1,4 @@
-"""The images of a request, from the one tensor that holds them."""
+"""Reads the images of a request from its input tensor."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from gradcam_server.errors import InvalidRequestError
 IMAGE = "image"
 ENCODED_IMAGE = "encoded_image"
 MAX_IMAGES = 64
-"""The most images of one request."""
+"""Max images of one request."""
 
 _DATATYPES = {IMAGE: "UINT8", ENCODED_IMAGE: "BYTES"}
 _CONTENTS = {IMAGE: "uint_contents", ENCODED_IMAGE: "bytes_contents"}
@@ -26,10 +26,10 @@ def read_images(message: pb.ModelInferRequest) -> list[bytes | RawImage]:
     (little-endian); or in ``contents``.
 
     Returns:
-        1 to ``MAX_IMAGES`` images; whether a file is one is not looked at.
+        1 to ``MAX_IMAGES`` images. Files are not decoded or checked.
 
     Raises:
-        InvalidRequestError: Not exactly one input, or its name, datatype, shape or
+        InvalidRequestError: There is not exactly one input, or its name, datatype, shape or
             elements are wrong.
     """
     tensor = _only_input(message)
@@ -40,7 +40,7 @@ def read_images(message: pb.ModelInferRequest) -> list[bytes | RawImage]:
 
 
 def decode_bytes(data: bytes) -> list[bytes]:
-    """Splits BYTES as they travel: each element after its length, 4 bytes little-endian.
+    """Splits serialized BYTES: each element follows its length, 4 bytes little-endian.
 
     Raises:
         InvalidRequestError: The data end within an element.
@@ -53,8 +53,8 @@ def decode_bytes(data: bytes) -> list[bytes]:
         if begin + length > len(data):
             raise InvalidRequestError(
                 "raw_input_contents",
-                f"BYTES element {len(elements)} is cut off: of its {_LENGTH_BYTES} bytes of length "
-                f"and the bytes of the element {len(data) - start} are there",
+                f"BYTES element {len(elements)} is cut off: {len(data) - start} bytes are left "
+                f"for its length ({_LENGTH_BYTES} bytes) and its content",
             )
         elements.append(data[begin : begin + length])
         start = begin + length
@@ -77,8 +77,8 @@ def _only_input(message: pb.ModelInferRequest) -> pb.ModelInferRequest.InferInpu
     if tensor.parameters:
         raise InvalidRequestError(
             "inputs.parameters",
-            f"input {tensor.name!r} has parameters ({', '.join(sorted(tensor.parameters))}), and "
-            "none is known here; shared memory is not supported",
+            f"input {tensor.name!r} has parameters ({', '.join(sorted(tensor.parameters))}); "
+            "an input has none here: shared memory is not supported",
         )
     return tensor
 
@@ -104,7 +104,7 @@ def _raw_contents(
     if len(message.raw_input_contents) != 1:
         raise InvalidRequestError(
             "raw_input_contents",
-            f"{len(message.raw_input_contents)} raw_input_contents for 1 input; one is needed",
+            f"{len(message.raw_input_contents)} raw_input_contents for 1 input; there must be 1",
         )
     return message.raw_input_contents[0]
 
@@ -121,7 +121,7 @@ def _pixels(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) ->
             raw = bytes(elements)
         except ValueError:
             raise InvalidRequestError(
-                "inputs.contents", f"{IMAGE!r} has an element over 255, the most of UINT8"
+                "inputs.contents", f"{IMAGE!r} has an element over 255, the maximum of UINT8"
             ) from None
     if count == 1:
         return [RawImage(raw, height, width)]

@@ -1,9 +1,9 @@
-"""Lets calls in: the interceptor that all of them pass, except those of health."""
+"""Admits calls: the interceptor of all services. Health needs no token and has no limits."""
 
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, TypeAlias
@@ -19,7 +19,8 @@ from gradcam_server.errors import (
     UnauthenticatedError,
 )
 from gradcam_server.transport.security.caller import Caller, current_caller
-from gradcam_server.transport.security.limits import Places
+from gradcam_server.transport.security.limits import Slots
+from gradcam_server.transport.security.receiving import Receiving
 from gradcam_server.transport.security.tokens import Token, TokenFile
 from gradcam_server.transport.sending import forget_frames, limit_sending, when_sent
 from gradcam_server.transport.status import abort, to_status
@@ -27,10 +28,10 @@ from gradcam_server.transport.status import abort, to_status
 logger = logging.getLogger(__name__)
 
 OnTokenRequest: TypeAlias = Callable[[str, str], None]
-"""Told of each call's end: the token's name, empty without one, and the gRPC code's name."""
+"""Receives each ended call: the name of its token (or an empty text) and of its gRPC code."""
 
 OnRejected: TypeAlias = Callable[[Literal["unauthenticated", "forbidden", "limited"]], None]
-"""Told of each call that was not let in."""
+"""Receives the reason for each refused call."""
 
 _HEALTH = "/grpc.health.v1.Health/"
 _HOW = "send the metadata 'authorization: Bearer TOKEN'"
@@ -39,16 +40,18 @@ _RETRY_STREAM_S = 1.0
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 _Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 _Admitted: TypeAlias = Callable[[bool, Any], AbstractContextManager[None]]
-"""Given whether a call's requests are a stream, and its context."""
+"""Receives whether a call's requests are a stream, and its context. Sets the current caller."""
+
+_REFUSALS = (LimitError, InvalidRequestError, UnauthenticatedError, ForbiddenError)
 
 
 class Access:
-    """The tokens, and what their holders use.
+    """Knows the tokens, and counts what their holders use.
 
     Args:
         config: The settings.
-        on_token_request: See ``OnTokenRequest``.
-        on_rejected: Told why a call was not let in.
+        on_token_request: Called with each ended call (``OnTokenRequest``).
+        on_rejected: Called with the reason for each refused call.
         clock: Time in seconds.
 
     Raises:
@@ -65,35 +68,39 @@ class Access:
         self.on_token_request, self.on_rejected = on_token_request, on_rejected
         self._clock = clock
         self._callers: dict[str, Caller] = {}
-        self._everyone = Caller()
-        self._streams = Places(None)
+        self.receiving = Receiving()
+        self._streams = Slots(None)
         self.max_send_s = config.max_send_s
         self.configure(config, read_token_file(config))
 
     def configure(self, config: ServeConfig, tokens: TokenFile | None) -> None:
-        """Goes by these settings and tokens from now on."""
+        """Applies new settings and tokens from now on."""
         self._tokens, self._front_ends = tokens, config.frontends
         self._streams.limit = config.max_streams
 
-    def authenticate(self, metadata: _Metadata) -> Caller:
-        """Finds out who calls.
+    def authenticate(self, metadata: _Metadata, connection: str) -> Caller:
+        """Returns the caller of a call: the holder of a token or, without tokens, a connection.
+
+        Args:
+            metadata: The call's metadata.
+            connection: The client's connection, as gRPC names it.
 
         Raises:
-            UnauthenticatedError: Without a token, or with an unknown one.
+            UnauthenticatedError: The call has no token, or an unknown token.
         """
         if self._tokens is None:
-            return self._everyone
+            return Caller(connection=connection)
         token = self._tokens.find(_bearer(metadata))
         if token is None:
-            raise UnauthenticatedError("the token is not known to this server, or not any more")
+            raise UnauthenticatedError("the token is unknown to this server, or was removed")
         return self._caller(token)
 
     @contextmanager
     def stream(self) -> Iterator[None]:
-        """Lets a stream in, and counts it until it is done.
+        """Admits a stream, and counts it until it is done.
 
         Raises:
-            LimitError: There are too many, of all callers together.
+            LimitError: All callers together have too many streams.
         """
         if not self._streams.take():
             raise LimitError(
@@ -114,16 +121,18 @@ class Access:
 
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):
-    """Answers calls that may not come in, before their message is read.
+    """Admits calls, and refuses the others before their messages are read.
 
     Args:
-        access: Who may.
+        access: Decides which calls are admitted.
         admin: Whether all calls need a token that may administer.
     """
 
     def __init__(self, access: Access, *, admin: bool = False) -> None:
         self._access, self._admin = access, admin
         self._handlers: dict[str, _Handler] = {}
+        unknown: _Handler = grpc.stream_stream_rpc_method_handler(_refuse_unknown)
+        self._unknown = _wrap(unknown, self._admitted, access)
 
     async def intercept_service(
         self,
@@ -131,64 +140,50 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         details: grpc.HandlerCallDetails,
     ) -> _Handler:
         """Wraps the handler of a call."""
-        if details.method.startswith(_HEALTH):
-            return await self._wrapped(continuation, details, lambda *_: nullcontext())
-        try:
-            caller = self._access.authenticate(details.invocation_metadata)
-        except UnauthenticatedError as error:
-            return self._refusal("", "unauthenticated", error)
-        try:
-            if self._admin:
-                caller.check_admin()
-        except ForbiddenError as error:
-            return self._refusal(caller.name, "forbidden", error)
-        current_caller.set(caller)
-        return await self._wrapped(continuation, details, self._admitted)
-
-    async def _wrapped(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
-        details: grpc.HandlerCallDetails,
-        admitted: _Admitted,
-    ) -> _Handler:
-        """Wraps a handler, each method's once."""
         if (wrapped := self._handlers.get(details.method)) is None:
-            wrapped = _wrap(await continuation(details), admitted, self._access.max_send_s)
-            if wrapped is not None:  # names that there are not would be kept for ever
-                self._handlers[details.method] = wrapped
+            handler = await continuation(details)
+            if handler is None:  # not kept: a client could send any number of unknown names
+                return self._unknown
+            is_open = details.method.startswith(_HEALTH)
+            admitted = self._admitted_openly if is_open else self._admitted
+            wrapped = _wrap(handler, admitted, self._access)
+            self._handlers[details.method] = wrapped
         return wrapped
 
-    def _refusal(
-        self, name: str, reason: Literal["unauthenticated", "forbidden"], error: Exception
-    ) -> _Handler:
-        async def refuse(_: Any, context: Any) -> None:
-            with self._reporting(name, context):
-                self._access.on_rejected(reason)
-                await abort(context, to_status(error))
-
-        # As a stream, whatever it is: then its message, however large, is never read.
-        return grpc.stream_stream_rpc_method_handler(refuse)
+    @contextmanager
+    def _admitted_openly(self, _: bool, context: Any) -> Iterator[None]:
+        current_caller.set(Caller(connection=context.peer()))
+        yield
 
     @contextmanager
     def _admitted(self, streaming: bool, context: Any) -> Iterator[None]:
-        caller = current_caller.get()  # gRPC runs interceptor and handler in one task
-        if not caller.name:
-            caller = Caller(connection=context.peer())
+        with self._reporting(context):
+            metadata = tuple(context.invocation_metadata() or ())
+            caller = self._access.authenticate(metadata, context.peer())
             current_caller.set(caller)
-        with self._reporting(caller.name, context):
-            with ExitStack() as counted:
-                counted.enter_context(caller.call())
+            if self._admin:
+                caller.check_admin()
+            with ExitStack() as in_work:
+                in_work.enter_context(caller.call())
                 if streaming:
-                    counted.enter_context(self._access.stream())
-                when_sent(counted.pop_all().close)
+                    in_work.enter_context(self._access.stream())
+                when_sent(in_work.pop_all().close)
             yield
 
     @contextmanager
-    def _reporting(self, name: str, context: Any) -> Iterator[None]:
+    def _reporting(self, context: Any) -> Iterator[None]:
         code = "CANCELLED"
         try:
             yield
             code = _code(context, "OK")
+        except UnauthenticatedError:
+            code = "UNAUTHENTICATED"
+            self._access.on_rejected("unauthenticated")
+            raise
+        except ForbiddenError:
+            code = "PERMISSION_DENIED"
+            self._access.on_rejected("forbidden")
+            raise
         except LimitError:
             code = "RESOURCE_EXHAUSTED"
             self._access.on_rejected("limited")
@@ -200,62 +195,88 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             code = _code(context, "UNKNOWN")
             raise
         finally:
-            self._access.on_token_request(name, code)
+            self._access.on_token_request(current_caller.get().name, code)
 
 
-def _wrap(handler: Any, admitted: _Admitted, max_send_s: float) -> _Handler:
-    """Returns a handler that answers within a context, in time, and refuses what is no message."""
-    if handler is None:
-        return None
+async def _refuse_unknown(_: Any, context: Any) -> None:
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+
+
+class _Messages:
+    """The messages of a call; ``Receiving`` decides when each is read."""
+
+    def __init__(self, context: Any, receiving: Receiving) -> None:
+        self._context, self._receiving = context, receiving
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        await self._receiving.turn(current_caller.get().key)
+        message = await self._context.read()
+        if message is grpc.aio.EOF:
+            raise StopAsyncIteration
+        return message
+
+
+def _wrap(handler: Any, admitted: _Admitted, access: Access) -> _Handler:
+    """Returns a handler that admits calls, then reads their messages, and refuses bad messages.
+
+    gRPC sees a handler with a stream of requests, because it reads messages of a stream only when
+    the handler asks for them: never those of a refused call.
+    """
     streaming = handler.request_streaming
-    kind = f"{_arity(streaming)}_{_arity(handler.response_streaming)}"
-    behaviour = getattr(handler, kind)
-    parse = _parser(handler.request_deserializer)
-    # gRPC would log a traceback and answer UNKNOWN if a unary message could not be parsed.
-    read = (lambda messages: messages) if streaming else parse
-
+    behaviour = getattr(handler, f"{_arity(streaming)}_{_arity(handler.response_streaming)}")
     write = handler.response_serializer or bytes
 
-    async def respond(request: Any, context: Any) -> Any:
+    async def read(context: Any) -> Any:
+        messages = _Messages(context, access.receiving)
+        if streaming:
+            return messages
+        try:
+            return await anext(messages)
+        except StopAsyncIteration:
+            raise InvalidRequestError("", "the call has no message") from None
+
+    async def respond(context: Any) -> Any:
         try:
             with admitted(streaming, context):
-                response = await behaviour(read(request), context)
-        except (LimitError, InvalidRequestError) as error:
+                response = await behaviour(await read(context), context)
+        except _REFUSALS as error:
             await abort(context, to_status(error))
             return None
         if handler.response_streaming:
             return None
-        limit_sending(max_send_s)
-        # From here on only its bytes are held.
+        limit_sending(access.max_send_s)
+        # From here on only the bytes of the answer are held.
         return write(response)
 
-    async def answer(request: Any, context: Any) -> Any:
-        responding = respond(request, context)
-        del request
+    async def answer(_: Any, context: Any) -> Any:
         try:
-            return await responding
+            return await respond(context)
         except grpc.aio.AbortError as error:
             forget_frames(error)
             raise
 
-    async def answer_each(request: Any, context: Any) -> AsyncIterator[Any]:
+    async def answer_each(_: Any, context: Any) -> AsyncIterator[Any]:
         try:
             with admitted(streaming, context):
-                async for message in behaviour(read(request), context):
+                async for message in behaviour(await read(context), context):
                     yield message
-        except (LimitError, InvalidRequestError) as error:
+        except _REFUSALS as error:
             await abort(context, to_status(error))
 
-    make = getattr(grpc, f"{kind}_rpc_method_handler")
+    make = getattr(grpc, f"stream_{_arity(handler.response_streaming)}_rpc_method_handler")
     return make(
         answer_each if inspect.isasyncgenfunction(behaviour) else answer,
-        request_deserializer=parse if streaming else None,
+        request_deserializer=_parser(handler.request_deserializer, access.receiving),
         response_serializer=handler.response_serializer if handler.response_streaming else None,
     )
 
 
-def _parser(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+def _parser(parse: Callable[[bytes], Any] | None, receiving: Receiving) -> Callable[[bytes], Any]:
     def parse_or_refuse(data: bytes) -> Any:
+        receiving.received(current_caller.get().key, len(data))
         try:
             return data if parse is None else parse(data)
         except DecodeError:
@@ -270,7 +291,7 @@ def read_token_file(config: ServeConfig) -> TokenFile | None:
     """Reads the token file, if there is one.
 
     Raises:
-        StartupError: It cannot be used.
+        StartupError: The token file cannot be used.
     """
     return TokenFile(Path(config.token_file)) if config.token_file is not None else None
 
@@ -283,7 +304,7 @@ def _bearer(metadata: _Metadata) -> str:
         raise UnauthenticatedError(f"there are {len(values)} tokens; {_HOW} once")
     scheme, _, token = str(values[0]).partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
-        raise UnauthenticatedError(f"the authorization is no bearer token; {_HOW}")
+        raise UnauthenticatedError(f"the authorization is not a bearer token; {_HOW}")
     return token.strip()
 
 
@@ -297,4 +318,4 @@ def _code(context: Any, otherwise: str) -> str:
         return otherwise
     if isinstance(code, grpc.StatusCode):
         return code.name
-    return next((one.name for one in grpc.StatusCode if one.value[0] == code), otherwise)
+    return next((known.name for known in grpc.StatusCode if known.value[0] == code), otherwise)

@@ -1,4 +1,4 @@
-"""Who calls, and what of their limits is used."""
+"""The caller of a call, and the use of its limits."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -6,23 +6,23 @@ from contextvars import ContextVar
 from time import monotonic
 
 from gradcam_server.errors import ForbiddenError, LimitError
-from gradcam_server.transport.security.limits import Places, Rate
+from gradcam_server.transport.security.limits import Rate, Slots
 from gradcam_server.transport.security.tokens import Token
 
-_RETRY_PLACE_S = 0.5
+_RETRY_CALL_S = 0.5
 
 
 class Caller:
-    """The holder of a token, or everyone if there are no tokens.
+    """The holder of a token or, if there are no tokens, a connection.
 
     Args:
-        name: The token's; empty without one.
+        name: The token's name; empty without a token.
         clock: Time in seconds.
-        connection: Of a caller without a token, as gRPC names it.
+        connection: The connection of a caller without a token, as gRPC names it.
 
     Attributes:
-        key: Whose share of threads and devices their work uses: the token's name, or the
-            connection.
+        key: Identifies the caller whose share of threads, memory and devices the work uses:
+            the token's name, or the connection.
     """
 
     def __init__(
@@ -31,15 +31,15 @@ class Caller:
         self.name, self.key = name, name or connection
         self._clock = clock
         self._rate: Rate | None = None
-        self._calls, self._images = Places(None), Places(None)
+        self._calls, self._images = Slots(None), Slots(None)
         self._admin = True
 
     def allow(self, token: Token, front_ends: int = 1) -> None:
-        """Allows them what their token says now; what is in work stays counted.
+        """Applies the limits of the token; calls in work stay counted.
 
         Args:
             token: The token.
-            front_ends: How many share what it allows; each has an equal part, one at least.
+            front_ends: Front ends that share the limits equally; each admits one call at least.
         """
         self._admin = token.admin
         rate = token.max_requests_per_s
@@ -47,16 +47,16 @@ class Caller:
             self._rate = None
         elif self._rate is None or self._rate.per_s != rate / front_ends:
             self._rate = Rate(rate / front_ends, self._clock)
-        most = token.max_concurrent
-        for places in (self._calls, self._images):
-            places.limit = None if most is None else max(most // front_ends, 1)
-            places.hand_out()
+        limit = token.max_concurrent
+        for slots in (self._calls, self._images):
+            slots.limit = None if limit is None else max(limit // front_ends, 1)
+            slots.hand_out()
 
     def check_admin(self) -> None:
-        """Returns if they may administer.
+        """Checks that the caller may administer.
 
         Raises:
-            ForbiddenError: They may not.
+            ForbiddenError: The token does not allow it.
         """
         if not self._admin:
             raise ForbiddenError(
@@ -65,15 +65,15 @@ class Caller:
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Lets a call in, and counts it until it is done.
+        """Admits a call, and counts it until it is done.
 
         Raises:
-            LimitError: They have too many, or had too many in the last second.
+            LimitError: The caller has too many calls in work, or exceeds its rate.
         """
         if not self._calls.take():
             raise LimitError(
                 f"{self.name} may have {self._calls.limit} calls at once; wait for an answer",
-                _RETRY_PLACE_S,
+                _RETRY_CALL_S,
             )
         try:
             self._take(1)
@@ -82,10 +82,10 @@ class Caller:
             self._calls.release()
 
     def count(self, images: int) -> None:
-        """Counts a call that was let in as so many requests of their rate.
+        """Counts an admitted call as several requests of the caller's rate.
 
         Raises:
-            LimitError: These are too many now. Then it counts as none.
+            LimitError: The rate does not allow so many now. Then the call is not counted.
         """
         if self._rate is not None:
             self._rate.give_back()
@@ -93,7 +93,7 @@ class Caller:
 
     @asynccontextmanager
     async def image(self) -> AsyncIterator[None]:
-        """Waits until an image of a stream has a place, and counts it until it is done."""
+        """Waits until the caller may have another image in work; counts it until it is done."""
         await self._images.wait()
         try:
             yield
@@ -101,10 +101,10 @@ class Caller:
             self._images.release()
 
     def reserve(self, images: int = 1) -> float:
-        """Takes images of a stream from their rate, now or in advance.
+        """Takes images of a stream from the caller's rate, now or in advance.
 
         Returns:
-            How long these must wait, in seconds.
+            How long the images must wait, in seconds.
         """
         return 0.0 if self._rate is None else self._rate.reserve(images)
 
@@ -117,4 +117,4 @@ class Caller:
 
 
 current_caller: ContextVar[Caller] = ContextVar("current_caller", default=Caller())  # noqa: B039
-"""Who made the call that the current task works for."""
+"""The caller of the call that the current task works for."""

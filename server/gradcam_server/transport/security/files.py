@@ -8,7 +8,7 @@ Version: TypeAlias = tuple[tuple[int, int, int] | None, ...]
 
 
 def version(paths: Iterable[Path]) -> Version:
-    """Returns what changes whenever a file is written or replaced; None for one that is missing."""
+    """Returns a value that changes when a file is written or replaced; None for a missing file."""
     return tuple(_version(path) for path in paths)
 
 

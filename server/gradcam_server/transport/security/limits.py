@@ -1,4 +1,4 @@
-"""A rate of requests and a number at once. Time is given, so that tests need none."""
+"""Limits on a rate and on concurrency. The clock is passed in, so that tests need not wait."""
 
 import asyncio
 from collections import deque
@@ -8,7 +8,7 @@ from time import monotonic
 
 
 class Rate:
-    """A token bucket. It is full at first, and holds the requests of one second, at least one.
+    """A token bucket. It is full at first, and holds the requests of one second: at least one.
 
     Args:
         per_s: Requests per second in the long run.
@@ -22,10 +22,12 @@ class Rate:
         self._level, self._at = self._capacity, clock()
 
     def take(self, count: int = 1) -> float:
-        """Takes requests if there are so many; more than it holds, if it is full: they are owed.
+        """Takes requests if the rate allows them now.
+
+        More requests than the bucket holds are allowed if it is full; the level is then negative.
 
         Returns:
-            0, or in how many seconds there will be so many.
+            0, or in how many seconds the rate will allow them.
         """
         self._refill()
         needed = min(count, self._capacity)
@@ -38,14 +40,14 @@ class Rate:
         """Takes requests now or in advance.
 
         Returns:
-            After how many seconds they may be used: later the more were reserved.
+            After how many seconds the requests may be made.
         """
         self._refill()
         self._level -= count
         return max(-self._level / self.per_s, 0.0)
 
     def give_back(self) -> None:
-        """Puts back a request that was taken and not used."""
+        """Puts back a request that was taken and not made."""
         self._level += 1
 
     def _refill(self) -> None:
@@ -54,8 +56,8 @@ class Rate:
         self._at = now
 
 
-class Places:
-    """A number of things that may go on at once; None is any."""
+class Slots:
+    """A semaphore with a limit that may change; None is no limit. Waiters are served in order."""
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
@@ -63,14 +65,14 @@ class Places:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     def take(self) -> bool:
-        """Takes a place, if one is free."""
+        """Takes a slot if one is free; returns whether it did."""
         if not self._free:
             return False
         self.taken += 1
         return True
 
     async def wait(self) -> None:
-        """Takes a place as soon as one is free, in the order of asking."""
+        """Takes a slot as soon as one is free."""
         if self._free and not self._waiting:
             self.taken += 1
             return
@@ -82,17 +84,17 @@ class Places:
             if turn.done() and not turn.cancelled():
                 self.release()
             else:
-                with suppress(ValueError):  # a release has passed it over in the same moment
+                with suppress(ValueError):  # hand_out has dropped it in the same moment
                     self._waiting.remove(turn)
             raise
 
     def release(self) -> None:
-        """Gives a place back."""
+        """Frees a slot."""
         self.taken -= 1
         self.hand_out()
 
     def hand_out(self) -> None:
-        """Gives free places to those who wait; for a limit that was raised."""
+        """Gives free slots to waiters; to be called after the limit is raised."""
         while self._waiting and self._free:
             turn = self._waiting.popleft()
             if not turn.done():

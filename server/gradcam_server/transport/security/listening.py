@@ -1,4 +1,4 @@
-"""Where the server may listen, and how its connections must behave."""
+"""The addresses that may be served in plain text, and the limits of connections."""
 
 import ipaddress
 import logging
@@ -18,10 +18,10 @@ MAX_METADATA_BYTES = 16 * 1024
 
 
 def check_listening(config: ServeConfig) -> None:
-    """Lets only loopback be listened on in plain text, unless that is asked for.
+    """Checks that only loopback is served in plain text, unless the settings allow more.
 
     Raises:
-        StartupError: Others could read and send everything.
+        StartupError: Other machines could read and send everything.
     """
     plain = config.tls_certificate is None
     listeners = [("host", config.host)] if plain else []
@@ -37,19 +37,22 @@ def check_listening(config: ServeConfig) -> None:
                 f"{instead}--allow-insecure (behind a proxy that speaks TLS, or in a network "
                 "that you trust)"
             )
-        logger.warning("%s is served in plain text: who is on the way reads and sends all", host)
+        logger.warning(
+            "%s is served in plain text: anybody on the network path can read and send everything",
+            host,
+        )
 
 
 def check_port_is_free(host: str, port: int) -> None:
-    """Finds out whether another server listens, with which the port would be shared.
+    """Checks that no other server listens on a port, which gRPC would share with it.
 
     Raises:
-        StartupError: One does, or the address is not ours.
+        StartupError: Another server listens, or the address is not of this machine.
     """
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        return  # gRPC says what is wrong
+        return  # gRPC reports the error
     for family, kind, protocol, _, address in found:
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -62,9 +65,9 @@ def check_port_is_free(host: str, port: int) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Tells whether an address, or all those of a name, can only be reached from this machine."""
+    """Returns whether an address, or each address of a name, is of loopback."""
     try:
-        # An empty one is every address, but getaddrinfo would call it loopback.
+        # An empty host means every address, but getaddrinfo would call it loopback.
         found = socket.getaddrinfo(host.strip("[]"), None) if host else []
     except (OSError, UnicodeError):
         return False
@@ -73,17 +76,17 @@ def is_loopback(host: str) -> bool:
 
 
 def connection_options(config: ServeConfig) -> tuple[tuple[str, int], ...]:
-    """Returns the gRPC options that keep one connection from harming the others."""
+    """Returns the gRPC options that keep one connection from harming other connections."""
     age_ms = round(config.max_connection_age_s * 1000)
     return (
         ("grpc.max_concurrent_streams", config.max_connection_streams),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES // 2),
         ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_S * 1000),
-        # A peer that is gone without a word is noticed.
+        # Notices a peer that is gone without closing its connection.
         ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
-        # One that pings more often than this is told GOAWAY.
+        # A peer that pings more often gets GOAWAY.
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_S * 1000),
         ("grpc.http2.max_ping_strikes", MAX_PING_STRIKES),

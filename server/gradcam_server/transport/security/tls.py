@@ -1,4 +1,4 @@
-"""Certificates of the server, which may be replaced while it runs."""
+"""The server's certificates, which may be replaced while it runs."""
 
 import logging
 import ssl
@@ -17,15 +17,15 @@ logger = logging.getLogger(__name__)
 class CertificateFiles:
     """PEM files, read again when they change.
 
-    May be asked from any thread: gRPC asks for each new connection.
+    Thread-safe: gRPC calls ``newer`` for each new connection.
 
     Args:
         certificate: The server's certificate and its chain.
         key: Its private key, not encrypted.
-        client_ca: The authorities of client certificates; None asks for none.
+        client_ca: The authorities of client certificates; None requires no client certificates.
 
     Raises:
-        StartupError: They cannot be read, or do not belong together.
+        StartupError: The files cannot be read, or do not belong together.
     """
 
     def __init__(self, certificate: Path, key: Path, client_ca: Path | None = None) -> None:
@@ -36,7 +36,7 @@ class CertificateFiles:
         self._initial = self._read()
 
     def credentials(self) -> grpc.ServerCredentials:
-        """Makes credentials that follow the files."""
+        """Makes credentials that follow changes of the files."""
         return grpc.dynamic_ssl_server_credentials(
             self._initial,
             self.newer,  # type: ignore[arg-type] # None is allowed: no change
@@ -44,10 +44,10 @@ class CertificateFiles:
         )
 
     def newer(self) -> grpc.ServerCertificateConfiguration | None:
-        """Returns the certificates if they have changed since they were last asked for.
+        """Returns the certificates if they have changed since the last call, else None.
 
-        Files that are no certificate, or do not belong together (one of two is replaced
-        already), change nothing: the log says why, and they are read at their next change.
+        Files that hold no certificate, or do not belong together (only one of two is replaced),
+        change nothing: the log has the reason, and they are read again at their next change.
         """
         with self._changing:
             now = version(self._paths)
@@ -94,10 +94,10 @@ class CertificateFiles:
 
 
 def server_credentials(config: ServeConfig) -> grpc.ServerCredentials | None:
-    """Makes the listener's credentials; None if it is to speak plain text.
+    """Makes the credentials of the port; None for plain text.
 
     Raises:
-        StartupError: The files cannot be used, or one of them is not named.
+        StartupError: The files cannot be used, or the settings name only one of them.
     """
     if (config.tls_certificate is None) != (config.tls_key is None):
         raise StartupError("TLS needs both --tls-certificate and --tls-key")

@@ -1,4 +1,4 @@
-"""The token file: who may call. It holds hashes, so it is no secret that opens a door."""
+"""The token file, which says who may call. It holds hashes, so a stolen file gives no access."""
 
 import hashlib
 import hmac
@@ -25,14 +25,14 @@ _PREFIX = "gradcam_"
 
 @dataclass(frozen=True)
 class Token:
-    """One of [[tokens]].
+    """An entry of [[tokens]].
 
     Attributes:
-        name: Who has it; in the metrics and in the log.
+        name: Name of the token's holder, in the metrics and in the log.
         sha256: Hexadecimal SHA-256 of the token; several while it is being replaced.
-        admin: Whether it may administer.
-        max_requests_per_s: Most requests per second in the long run; None is any number.
-        max_concurrent: Most requests at once; None is any number.
+        admin: Whether the holder may administer.
+        max_requests_per_s: Max requests per second in the long run; None is no limit.
+        max_concurrent: Max requests in work at once; None is no limit.
     """
 
     name: str
@@ -53,9 +53,9 @@ def hash_token(token: str) -> str:
 
 
 def to_toml(token: Token) -> str:
-    """Writes an entry of the file."""
+    """Writes a token as an entry of the file."""
     lines = ["[[tokens]]", f'name = "{token.name}"']
-    lines += [f'sha256 = "{one}"' for one in token.sha256[:1]]
+    lines += [f'sha256 = "{sha256}"' for sha256 in token.sha256[:1]]
     if token.admin:
         lines.append("admin = true")
     for key in ("max_requests_per_s", "max_concurrent"):
@@ -65,10 +65,10 @@ def to_toml(token: Token) -> str:
 
 
 def check_name(name: Any) -> str:
-    """Returns the name of a token.
+    """Returns the name of a token, which becomes a label of metrics.
 
     Raises:
-        ValueError: It would not do as a label of metrics.
+        ValueError: It is not 1 to 64 letters, digits, _, - or dots.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(f"the name {name!r} must be 1 to 64 letters, digits, _, - or dots")
@@ -82,7 +82,7 @@ class TokenFile:
         path: The file.
 
     Raises:
-        StartupError: It cannot be read, or says something else than tokens.
+        StartupError: The file cannot be read, or holds anything but tokens.
     """
 
     def __init__(self, path: Path) -> None:
@@ -91,7 +91,7 @@ class TokenFile:
         self._tokens = read_tokens(path)
 
     def current(self) -> tuple[Token, ...]:
-        """Returns the tokens. A file that broke changes nothing; the log says why."""
+        """Returns the tokens. An invalid new file changes nothing; the log has the reason."""
         now = version([self._path])
         if now != self._seen:
             self._seen = now
@@ -104,7 +104,7 @@ class TokenFile:
         return self._tokens
 
     def find(self, presented: str) -> Token | None:
-        """Finds the entry of a token, in a time that does not tell how near a guess was."""
+        """Finds the entry of a token, in a time that does not depend on how close a guess is."""
         sha256, found = hash_token(presented), None
         for token in self.current():
             for known in token.sha256:
@@ -117,7 +117,7 @@ def read_tokens(path: Path) -> tuple[Token, ...]:
     """Reads a file of [[tokens]].
 
     Raises:
-        StartupError: It cannot be read, or says something else than tokens.
+        StartupError: The file cannot be read, or holds anything but tokens.
     """
     try:
         values = tomllib.loads(path.read_text("utf-8"))
@@ -148,7 +148,7 @@ def _token(entry: Any) -> Token:
 
 def _hashes(name: str, value: Any) -> tuple[str, ...]:
     hashes = value if isinstance(value, list) else [value]
-    if not hashes or not all(isinstance(one, str) and _HASH.fullmatch(one) for one in hashes):
+    if not hashes or not all(isinstance(text, str) and _HASH.fullmatch(text) for text in hashes):
         raise ValueError(
             f"{name}: sha256 must be 64 hexadecimal digits in lower case, or a list of such; "
             "gradcam token makes one"
@@ -167,10 +167,10 @@ def _rate(name: str, entry: Mapping[str, Any]) -> float | None:
 
 def _check_unique(tokens: tuple[Token, ...]) -> None:
     names = [token.name for token in tokens]
-    hashes = [one for token in tokens for one in token.sha256]
+    hashes = [sha256 for token in tokens for sha256 in token.sha256]
     if len(set(names)) < len(names):
         raise ValueError(
-            "there are two tokens of one name; to replace one, give it both hashes: "
+            "two tokens have the same name; to replace a token, give it both hashes: "
             'sha256 = ["OLD", "NEW"]'
         )
     if len(set(hashes)) < len(hashes):

@@ -1,5 +1,7 @@
 """The window between the list and the streams, and what answers become."""
 
+from typing import Any
+
 import grpc
 import pytest
 
@@ -15,7 +17,7 @@ from support.made_rows import Numbers
 CODE = grpc.StatusCode
 
 
-def row_of_error(error: Exception) -> Row:
+def row_of_error(error: Any) -> Row:
     item = next(Numbers(1).read(0, 1))
     return outcome_row(item, Outcome(b"", None, error), ExplainOptions(), "a:1, b:2")
 

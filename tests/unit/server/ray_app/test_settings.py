@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from gradcam_server.config.models import model_specs
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.options import Compiler
 from gradcam_server.errors import StartupError
@@ -15,7 +16,7 @@ CONFIG = Path(__file__).resolve().parents[4] / "deploy" / "ray" / "serve_config.
 
 
 def test_the_keys_are_those_of_a_configuration_file() -> None:
-    """Tables of models included, and other values become what flags make of them."""
+    """Tables of models are read too, and values are parsed as those of flags."""
     config = read_args(
         {
             "models": [
@@ -29,7 +30,7 @@ def test_the_keys_are_those_of_a_configuration_file() -> None:
     )
     assert config.batch_sizes == (1, 8)
     assert config.compiler is Compiler.TENSORFLOW
-    assert [(one.id, one.source) for one in config.model_specs()] == [
+    assert [(one.id, one.source) for one in model_specs(config)] == [
         ("cats:2", "cats.keras"),
         ("resnet50", "resnet50"),
     ]
@@ -37,7 +38,7 @@ def test_the_keys_are_those_of_a_configuration_file() -> None:
 
 
 def test_the_environment_of_a_node_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The image of the server says there which port is its own, and which model its default."""
+    """The server's image sets variables for a server, such as its port and default model."""
     monkeypatch.setenv("GRADCAM_HOST", "0.0.0.0")
     monkeypatch.setenv("GRADCAM_MODEL", "vgg16")
     assert read_args({"model": ["efficientnet-lite0"]}).model == ("efficientnet-lite0",)
@@ -50,23 +51,23 @@ def test_the_environment_of_a_node_does_not_count(monkeypatch: pytest.MonkeyPatc
         ({"batch_sizes": [0]}, "not a list of positive numbers"),
         ({"models": [{"path": "x"}]}, "needs a name"),
         ({"model": ["a=1", "a=2"]}, "two models of the name 'a'"),
-        ({"token_file": "tokens.toml"}, "token_file does nothing on Ray Serve; instead: what st"),
-        ({"tls_certificate": "server.pem"}, "know neither TLS nor tokens"),
+        ({"token_file": "tokens.toml"}, "token_file has no effect on Ray Serve; use inste"),
+        ({"tls_certificate": "server.pem"}, "have neither TLS nor tokens"),
         ({"port": 7000}, "grpc_options"),
         ({"drain_timeout_s": 5}, "graceful_shutdown_timeout_s"),
     ],
 )
 def test_what_is_wrong_or_without_effect_is_refused(args: dict[str, Any], message: str) -> None:
-    """Before a replica starts, and in words; a token file that nobody reads would be worse."""
+    """The error comes before a replica starts; an ignored token file would be worse."""
     with pytest.raises(StartupError, match=message):
         read_args(args)
 
 
 def test_the_configuration_that_we_ship_can_be_read() -> None:
-    """Its application has our settings, and its proxies our services."""
+    """Its application has our settings, and its proxies have our services."""
     config = yaml.safe_load(CONFIG.read_text("utf-8"))
     (application,) = config["applications"]
-    assert [spec.id for spec in read_args(application["args"]).model_specs()] == [
+    assert [spec.id for spec in model_specs(read_args(application["args"]))] == [
         "efficientnet-lite0"
     ]
     assert config["grpc_options"]["grpc_servicer_functions"] == [

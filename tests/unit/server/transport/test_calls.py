@@ -1,4 +1,4 @@
-"""What the services do alike with calls, without a server."""
+"""What all services do with calls, without a server."""
 
 import asyncio
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from gradcam_server.errors import LimitError
 from gradcam_server.telemetry.metrics import Metrics
 from gradcam_server.telemetry.setup import configure_tracing
-from gradcam_server.transport.calls import Calls, Counted
+from gradcam_server.transport.calls import CallRecord, Calls
 from gradcam_server.transport.lifecycle import Lifecycle
 from gradcam_server.transport.security.caller import Caller, current_caller
 from gradcam_server.transport.security.tokens import Token
@@ -32,13 +32,13 @@ def slow() -> Iterator[None]:
     current_caller.reset(mark)
 
 
-async def work(_: Counted) -> str:
+async def work(_: CallRecord) -> str:
     return "answer"
 
 
 @pytest.mark.usefixtures("slow")
 async def test_images_that_wait_for_their_rate_do_not_hold_up_a_drain(calls: Calls) -> None:
-    """They are refused with UNAVAILABLE and RetryInfo, as calls that come then are."""
+    """They are refused with UNAVAILABLE and RetryInfo, as new calls are."""
     assert await calls.item("S/Stream.image", work) == "answer"
     waiting = [asyncio.create_task(calls.item("S/Stream.image", work)) for _ in range(3)]
     await asyncio.sleep(0.01)

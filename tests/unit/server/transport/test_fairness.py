@@ -1,24 +1,32 @@
-"""One process that speaks gRPC, with an engine that answers at once: who waits for whom."""
+"""Fairness among the callers of a gRPC port, with an engine that answers at once."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from time import perf_counter
+from typing import Any
 
 import cv2
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from gradcam.inference import grpc_service_pb2 as inference_pb
+from gradcam.inference import grpc_service_pb2_grpc as inference_pb_grpc
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphOutput
-from gradcam_server.domain.schedule import Answer, Turn, Urgency
+from gradcam_server.domain.schedule import Answer, OnDispatch, Urgency
 from gradcam_server.pipeline.explainer import Explainer
 from gradcam_server.telemetry.metrics import Metrics
 from gradcam_server.telemetry.tracing import NO_TRACER
 from gradcam_server.transport.grpc_server import FrontEnd
+from gradcam_server.transport.security import receiving
+from gradcam_server.transport.security.receiving import MIN_LARGE_BYTES, Receiving
 from gradcam_server.transport.security.tokens import Token, hash_token, to_toml
 from support.instant import InstantBackend
 
@@ -26,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("beside_tritonclient")
 
 
 class CallerBackend(InstantBackend):
-    """Notes for whom it computes."""
+    """Records the callers for which it computes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,11 +44,11 @@ class CallerBackend(InstantBackend):
         self,
         key: GraphKey,
         item: GraphItem,
-        turn: Turn | None = None,
+        on_dispatch: OnDispatch | None = None,
         urgency: Urgency = Urgency(),  # noqa: B008 - it is frozen
     ) -> Answer[GraphOutput]:
         self.callers.append(urgency.caller)
-        return await super().compute(key, item, turn, urgency)
+        return await super().compute(key, item, on_dispatch, urgency)
 
 
 @asynccontextmanager
@@ -98,6 +106,69 @@ async def test_small_images_do_not_wait_for_the_large_ones_of_others(
             call.cancel()
         await asyncio.gather(*flood, return_exceptions=True)
     assert answered < len(flood) / 2
+
+
+@pytest.mark.parametrize("how", ["unary", "stream", "open inference", "another service"])
+async def test_large_messages_leave_the_event_loop_to_others(
+    cat_jpeg: bytes, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While another caller is active they are read one by one, with pauses, in any kind of call."""
+    floods, large_sizes = 4, list[int]()
+    received = Receiving.received
+
+    def count(self: Receiving, caller: str, size: int) -> None:
+        received(self, caller, size)
+        if size >= MIN_LARGE_BYTES:
+            large_sizes.append(size)
+
+    monkeypatch.setattr(Receiving, "received", count)
+    monkeypatch.setattr(receiving, "_S_PER_BYTE", 4e-8)  # of a slow machine
+    padded = cat_jpeg + bytes(MIN_LARGE_BYTES)
+
+    async def flood(channel: grpc.aio.Channel) -> None:
+        stub = pb_grpc.ExplanationServiceStub(channel)
+        image = pb.ExplainImageRequest(encoded_image=padded)
+        while True:
+            match how:
+                case "unary":
+                    await stub.ExplainImage(image)
+                case "stream":
+                    item = pb.StreamExplainImagesRequest(request=image)
+                    async for _ in stub.StreamExplainImages(itertools.repeat(item)):
+                        pass
+                case "open inference":
+                    tensor = inference_pb.ModelInferRequest.InferInputTensor(
+                        name="encoded_image", datatype="BYTES", shape=[1]
+                    )
+                    tensor.contents.bytes_contents.append(padded)
+                    infer = inference_pb_grpc.GRPCInferenceServiceStub(channel).ModelInfer
+                    await infer(inference_pb.ModelInferRequest(inputs=[tensor]))
+                case _:
+                    health: Any = health_pb2_grpc.HealthStub(channel)
+                    with suppress(grpc.aio.AioRpcError):
+                        await health.Check(
+                            health_pb2.HealthCheckRequest(service="x" * MIN_LARGE_BYTES)
+                        )
+
+    async with AsyncExitStack() as stack:
+        port = await stack.enter_async_context(serving(ServeConfig(), InstantBackend()))
+        channels = [await stack.enter_async_context(connect(port)) for _ in range(floods + 1)]
+        ask = pb_grpc.ExplanationServiceStub(channels[-1]).ExplainImage
+        small = pb.ExplainImageRequest(encoded_image=cat_jpeg)
+        await ask(small)
+        tasks = [asyncio.create_task(flood(channel)) for channel in channels[:-1]]
+        async with asyncio.timeout(30):
+            while len(large_sizes) < floods:  # noqa: ASYNC110 - of the server, which tells nobody
+                await asyncio.sleep(0.01)
+        before, started = len(large_sizes), perf_counter()
+        for _ in range(30):
+            await ask(small)
+        seconds = perf_counter() - started
+        during = len(large_sizes) - before
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert during <= 1 + floods + seconds / receiving.turn_s(MIN_LARGE_BYTES)
 
 
 async def test_without_tokens_a_connection_is_a_caller(cat_jpeg: bytes) -> None:

@@ -1,8 +1,9 @@
-"""Answers that are sent, taken late or not at all, in front of a service that does nothing else."""
+"""Answers that are read, read late or never read."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,22 +16,31 @@ from gradcam_server.telemetry.metrics import Metrics
 from gradcam_server.transport.calls import Calls
 from gradcam_server.transport.lifecycle import Lifecycle
 from gradcam_server.transport.security.access import Access, AccessInterceptor
-from gradcam_server.transport.security.caller import Caller
+from gradcam_server.transport.security.tokens import Token, hash_token, to_toml
 from gradcam_server.transport.sending import hide_lost_clients, when_sent
+from gradcam_server.transport.streams import Writer
 from support.unread import UnreadCalls
 
 ANSWER = bytes(1 << 20)
+ALICE = (("authorization", "Bearer alices"),)
 UNARY, STREAM = "/a.B/Unary", "/a.B/Stream"
 
 
-class World:
-    """A server with answers of 1 MiB, and what it counts."""
+@pytest.fixture
+def tokens(tmp_path: Path) -> Path:
+    path = tmp_path / "tokens.toml"
+    path.write_text(to_toml(Token("alice", (hash_token("alices"),))))
+    return path
 
-    def __init__(self, max_send_s: float = 60) -> None:
-        config = ServeConfig(max_send_s=max_send_s)
+
+class World:
+    """A server with answers of 1 MiB, and its counts."""
+
+    def __init__(self, tokens: Path, max_send_s: float = 60) -> None:
+        config = ServeConfig(max_send_s=max_send_s, token_file=str(tokens))
         self.access = Access(config)
-        # One caller for all connections, as the holder of a token is.
-        self.caller = self.access._everyone = Caller("all")
+        # One caller for all connections.
+        self.caller = self.access.authenticate(ALICE, "")
         self.lifecycle, self.ledger = Lifecycle(), Ledger()
         self.lifecycle.serve()
         self.calls = Calls(
@@ -48,7 +58,7 @@ class World:
 
     async def stream(self, _: Any, context: Any) -> None:
         async with self.calls.answering(context, "a.B/Stream"):
-            write = self.calls.writer(context)
+            write = Writer(context, self.calls.max_send_s)
             while await context.read() is not grpc.aio.EOF:
                 self.answered += 1
                 await write(ANSWER)
@@ -80,30 +90,36 @@ def connect(address: str) -> Any:
     return grpc.aio.insecure_channel(address)
 
 
+def unread_calls(address: str, path: str) -> UnreadCalls:
+    return UnreadCalls(address, path, [b"x"] * 3, dict(ALICE))
+
+
 async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
         while not holds():  # noqa: ASYNC110 - of the server, which tells nobody
             await asyncio.sleep(0.01)
 
 
-async def test_an_answer_that_was_taken_is_counted_no_more() -> None:
-    """Neither by the server nor as its caller's, nor are its bytes."""
-    world = World()
+async def test_an_answer_that_was_taken_is_counted_no_more(tokens: Path) -> None:
+    """All counts are 0: of the server, of the caller, and of bytes."""
+    world = World(tokens)
     async with world.serving() as address, connect(address) as channel:
         for _ in range(3):
-            assert await channel.unary_unary(UNARY)(b"x") == ANSWER
-        assert [one async for one in channel.stream_stream(STREAM)(iter([b"x"]))] == [ANSWER]
+            assert await channel.unary_unary(UNARY)(b"x", metadata=ALICE) == ANSWER
+        assert [
+            one async for one in channel.stream_stream(STREAM)(iter([b"x"]), metadata=ALICE)
+        ] == [ANSWER]
         await until(lambda: world.in_work == (0, 0, 0, 0))
 
 
 @pytest.mark.parametrize("how", ["cancel", "close", "reset"])
 async def test_an_answer_that_waits_is_counted_until_its_client_leaves(
-    how: str, caplog: pytest.LogCaptureFixture
+    tokens: Path, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """However it leaves: all is given back, and nothing is logged as a fault."""
-    world = World()
+    """However it leaves, all counts go back to 0, and no error is logged."""
+    world = World(tokens)
     async with world.serving() as address:
-        clients = [UnreadCalls(address, path, [b"x"] * 3) for path in (UNARY, STREAM) * 4]
+        clients = [unread_calls(address, path) for path in (UNARY, STREAM) * 4]
         await until(lambda: world.answered == 24)
         await asyncio.sleep(0.1)
         assert world.in_work == (24, 24, 12, 12 * len(ANSWER))
@@ -120,31 +136,33 @@ async def test_an_answer_that_waits_is_counted_until_its_client_leaves(
 
 @pytest.mark.parametrize("path", [UNARY, STREAM])
 async def test_a_call_whose_answer_is_not_taken_in_time_is_cut_off(
-    path: str, caplog: pytest.LogCaptureFixture
+    tokens: Path, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its client gets RST_STREAM; the connection and other calls go on; the log says it."""
-    world = World(max_send_s=0.3)
+    """Its client gets RST_STREAM; other calls of the connection go on; the log has a warning."""
+    world = World(tokens, max_send_s=0.3)
     async with world.serving() as address, connect(address) as channel:
-        unread = UnreadCalls(address, path, [b"x"] * 3)
+        unread = unread_calls(address, path)
         await until(lambda: world.answered == 3)
-        assert await channel.unary_unary(UNARY)(b"x") == ANSWER
+        assert await channel.unary_unary(UNARY)(b"x", metadata=ALICE) == ANSWER
         await until(lambda: world.in_work == (0, 0, 0, 0))
         assert await asyncio.to_thread(unread.resets) == 3
-        assert await channel.unary_unary(UNARY)(b"x") == ANSWER
+        assert await channel.unary_unary(UNARY)(b"x", metadata=ALICE) == ANSWER
         unread.leave()
     assert "was not taken for 0.3 s" in caplog.text
     assert "Traceback" not in caplog.text
 
 
-async def test_a_fault_of_ours_is_logged_as_before(caplog: pytest.LogCaptureFixture) -> None:
-    """What hides lost clients hides nothing else that gRPC logs."""
+async def test_a_fault_of_ours_is_logged_as_before(
+    tokens: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Other errors that gRPC logs are not hidden."""
 
     class Failing(World):
         async def unary(self, _: bytes, __: Any) -> bytes:
             raise ZeroDivisionError
 
-    world = Failing()
+    world = Failing(tokens)
     async with world.serving() as address, connect(address) as channel:
         with pytest.raises(grpc.aio.AioRpcError):
-            await channel.unary_unary(UNARY)(b"x")
+            await channel.unary_unary(UNARY)(b"x", metadata=ALICE)
     assert "ZeroDivisionError" in caplog.text

@@ -1,0 +1,342 @@
+"""The policy of batching: which batch goes next, to which device, and when.
+
+    add -> lane (one for each runner and priority) -> next_batch -> the batch runs -> finish
+
+It is pure: no thread, no event loop, no clock. Times are passed in, in seconds of any monotonic
+clock, so a simulation can drive it as ``Batcher`` does.
+
+A lane is ready when it holds a full batch or its oldest item has waited ``max_queue_delay_s``, and
+a device is free. Of the ready lanes the most urgent goes first. Among lanes of equal urgency
+callers have fair shares of the devices' time: the lane with an item of the caller that has used the
+least goes first, and its batch takes items in that order. The items of one caller go in the order
+of their arrival. So an item waits for at most one batch of less urgent items.
+Background lanes (methods of many passes) run when no other is ready, and otherwise for their
+share of the devices' time, so that they neither starve nor are starved.
+While all devices are busy, items gather; that alone makes batches under load, so the delay may be
+zero.
+
+The devices of a runner may be one device and its streams, parts of it that run side by side. Then
+the waiting items are divided among the streams, unless they are fewer than the streams and nothing
+else runs: the whole device is soonest done with those.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Generic, Protocol, TypeVar
+
+from gradcam_server.domain.fair_shares import Charge, FairShares
+from gradcam_server.domain.schedule import DispatchReason, Urgency
+from gradcam_server.errors import DeadlineError, QueueFullError
+
+_MAX_CREDIT_S = 0.5
+_RETRY_AFTER_S = 0.5
+# The device time that an item is expected to take if its runner was never timed.
+_MIN_ITEM_S = 1e-3
+
+_Rank = tuple[bool, int]
+
+
+class Runner(Hashable, Protocol):
+    """What the policy knows of a compiled graph."""
+
+    def plan(self, waiting: int) -> tuple[int, int]:
+        """Returns how many of ``waiting`` items to take, and the padded size to run."""
+        ...
+
+    @property
+    def background(self) -> bool:
+        """Whether its batches leave the devices to others, but for their share."""
+        ...
+
+    @property
+    def max_batch_size(self) -> int:
+        """The most items of one batch."""
+        ...
+
+    @property
+    def min_s(self) -> float:
+        """Seconds that its quickest batch takes."""
+        ...
+
+    @property
+    def device_count(self) -> int:
+        """How many devices it can run on, counted from the first."""
+        ...
+
+    @property
+    def has_streams(self) -> bool:
+        """Whether the devices after the first are streams of the first."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class QueuedItem:
+    """An item that waits.
+
+    Attributes:
+        urgency: When it must be computed.
+        queued_at: When it was added.
+        order: Its place among items of equal urgency; the smallest goes first. The scheduler
+            sets it.
+    """
+
+    urgency: Urgency
+    queued_at: float
+    order: tuple[float, float] = field(default=(0.0, 0.0), init=False)
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody waits for its output any more."""
+        return False
+
+    def expired(self, now: float, min_s: float) -> Exception | None:
+        """Returns why the item is too late to compute in ``min_s`` seconds, or None."""
+        deadline, start_by = self.urgency.deadline, self.urgency.start_by
+        if deadline is not None and now + min_s > deadline:
+            waited_ms, left_ms = (now - self.queued_at) * 1e3, max(deadline - now, 0) * 1e3
+            return DeadlineError(
+                f"the deadline cannot be met: after {waited_ms:.0f} ms in the queue "
+                f"{left_ms:.0f} ms were left"
+            )
+        if start_by is not None and now > start_by:
+            waited_ms = (now - self.queued_at) * 1e3
+            message = f"no turn after {waited_ms:.0f} ms in the queue; try again later"
+            return QueueFullError(message, _RETRY_AFTER_S)
+        return None
+
+
+RunnerT = TypeVar("RunnerT", bound=Runner)
+ItemT = TypeVar("ItemT", bound=QueuedItem)
+
+
+class _Lane(Generic[RunnerT, ItemT]):
+    """The waiting items of one runner and priority, oldest first.
+
+    Attributes:
+        rank: Callers have fair shares among lanes of one rank; the smallest is the most urgent.
+    """
+
+    __slots__ = ("queue", "rank", "runner")
+
+    def __init__(self, runner: RunnerT, rank: _Rank) -> None:
+        self.runner, self.rank = runner, rank
+        self.queue: deque[ItemT] = deque()
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.queue) >= self.runner.max_batch_size
+
+    @property
+    def item_s(self) -> float:
+        """Seconds of a device that an item is expected to take."""
+        return max(self.runner.min_s, _MIN_ITEM_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Generic[RunnerT, ItemT]):
+    """A batch that goes to a device.
+
+    Attributes:
+        runner: Its runner.
+        items: The items, in the order in which they go; at most ``padded_size``.
+        padded_size: The batch size to run.
+        device: The index of the device, which is busy until ``finish``.
+        reason: Why the batch goes now.
+        rank: Among which lanes its callers have fair shares.
+        charges: The device time charged to the caller of each item.
+    """
+
+    runner: RunnerT
+    items: Sequence[ItemT]
+    padded_size: int
+    device: int
+    reason: DispatchReason
+    rank: _Rank
+    charges: Sequence[Charge]
+
+
+class Scheduler(Generic[RunnerT, ItemT]):
+    """The waiting items, the free devices, and which batch goes next.
+
+    Args:
+        max_queue_delay_s: How long a batch that is not full may wait for more items, in
+            seconds, while a device is free.
+        background_share: The part of the devices' time that background batches get
+            while others wait, 0 to 1.
+        device_count: Devices.
+    """
+
+    def __init__(
+        self,
+        max_queue_delay_s: float = 0.0,
+        background_share: float = 0.25,
+        device_count: int = 1,
+    ) -> None:
+        self._max_queue_delay_s = max_queue_delay_s
+        self._background_share = background_share
+        self._background_credit_s = 0.0
+        self._lanes: dict[tuple[RunnerT, int], _Lane[RunnerT, ItemT]] = {}
+        self._shares: dict[_Rank, FairShares] = {}
+        self._is_busy = [False] * device_count
+
+    @property
+    def account_count(self) -> int:
+        """Callers whose use of the devices is remembered; 0 when nothing waits or runs."""
+        return sum(shares.account_count for shares in self._shares.values())
+
+    def add(self, runner: RunnerT, item: ItemT) -> None:
+        """Queues an item for a runner."""
+        priority = item.urgency.priority
+        lane = self._lanes.get((runner, priority))
+        if lane is None:
+            lane = _Lane(runner, (runner.background, priority))
+            self._lanes[runner, priority] = lane
+        lane.queue.append(item)
+        shares = self._shares.get(lane.rank)
+        if shares is None:
+            shares = self._shares[lane.rank] = FairShares()
+        shares.enter(item.urgency.caller)
+
+    def drop(self, now: float) -> list[tuple[ItemT, Exception]]:
+        """Drops items that are abandoned or expired. Call it before ``next_batch``.
+
+        Returns:
+            The expired items, and why each is too late.
+        """
+        expired = []
+        for key, lane in list(self._lanes.items()):
+            min_s, alive = lane.runner.min_s, deque[ItemT]()
+            for item in lane.queue:
+                if not item.abandoned:
+                    error = item.expired(now, min_s)
+                    if error is None:
+                        alive.append(item)
+                        continue
+                    expired.append((item, error))
+                self._shares[lane.rank].leave(item.urgency.caller)
+            lane.queue = alive
+            if not alive:
+                del self._lanes[key]
+                self._forget_idle(lane.rank)
+        return expired
+
+    def next_batch(self, now: float) -> Batch[RunnerT, ItemT] | None:
+        """Takes the batch that goes next out of its lane, or returns None if none is ready."""
+        lane = self._next_lane(now)
+        device = None if lane is None else self._device_for(lane)
+        if lane is None or device is None:
+            return None
+        size, padded_size = lane.runner.plan(self._share(lane, device))
+        reason = self._reason(lane.runner, size)
+        items, shares, item_s = self._take(lane, size), self._shares[lane.rank], lane.item_s
+        charges = [shares.begin(item.urgency.caller, item_s) for item in items]
+        self._is_busy[device] = True
+        return Batch(lane.runner, items, padded_size, device, reason, lane.rank, charges)
+
+    def finish(self, batch: Batch[RunnerT, ItemT], seconds: float) -> None:
+        """Frees the device of a batch that has run for so many seconds."""
+        for charge in batch.charges:
+            charge.settle(seconds / len(batch.items))
+        self._forget_idle(batch.rank)
+        self._is_busy[batch.device] = False
+        # Foreground time earns credit, background time spends it; debt is capped at one batch.
+        if batch.runner.background:
+            self._background_credit_s = max(self._background_credit_s - seconds, -seconds)
+        else:
+            earned = seconds * self._background_share / max(1 - self._background_share, 1e-9)
+            self._background_credit_s = min(self._background_credit_s + earned, _MAX_CREDIT_S)
+
+    def due_at(self) -> float | None:
+        """Returns when a lane for which a device is free becomes ready, if no item is added.
+
+        None if there is no such lane: then only ``add`` or ``finish`` makes a lane ready.
+        """
+        queued = [
+            lane.queue[0].queued_at
+            for lane in self._lanes.values()
+            if self._device_for(lane) is not None
+        ]
+        return min(queued) + self._max_queue_delay_s if queued else None
+
+    def clear(self) -> list[ItemT]:
+        """Removes all waiting items and returns them."""
+        items = [item for lane in self._lanes.values() for item in lane.queue]
+        self._lanes.clear()
+        return items
+
+    def _next_lane(self, now: float) -> _Lane[RunnerT, ItemT] | None:
+        """Chooses the lane that goes next, of the ready lanes for which a device is free."""
+        delay_s = self._max_queue_delay_s
+        ready = [
+            lane
+            for lane in self._lanes.values()
+            if (lane.is_full or lane.queue[0].queued_at + delay_s <= now)
+            and self._device_for(lane) is not None
+        ]
+        background = [lane for lane in ready if lane.runner.background]
+        foreground = [lane for lane in ready if not lane.runner.background]
+        if foreground and (self._background_credit_s <= 0 or not background):
+            candidates = foreground
+        else:
+            candidates = background
+        if not candidates:
+            return None
+        rank = min(lane.rank for lane in candidates)
+        self._set_order(rank)
+        equals = (lane for lane in candidates if lane.rank == rank)
+        return min(equals, key=lambda lane: min(item.order for item in lane.queue))
+
+    def _set_order(self, rank: _Rank) -> None:
+        """Gives the items of a rank their order among callers."""
+        queued = []
+        for lane in self._lanes.values():
+            if lane.rank == rank:
+                item_s = lane.item_s
+                queued += [(item.queued_at, item, item_s) for item in lane.queue]
+        queued.sort(key=itemgetter(0))
+        tags = self._shares[rank].start_tags(
+            [(item.urgency.caller, item_s) for _, item, item_s in queued]
+        )
+        for (queued_at, item, _), tag in zip(queued, tags, strict=True):
+            item.order = tag, queued_at
+
+    def _device_for(self, lane: _Lane[RunnerT, ItemT]) -> int | None:
+        """Returns the first device that is free for a lane."""
+        count = min(lane.runner.device_count, len(self._is_busy))
+        devices = range(count)
+        if lane.runner.has_streams:
+            streams = count - 1
+            is_idle = not any(self._is_busy)
+            is_whole = streams < 2 or (is_idle and len(lane.queue) < streams)
+            devices = range(1) if is_whole else range(1, count)
+        return next((device for device in devices if not self._is_busy[device]), None)
+
+    def _share(self, lane: _Lane[RunnerT, ItemT], device: int) -> int:
+        """Returns how many of the waiting items are for a device, which may take fewer."""
+        waiting = len(lane.queue)
+        if lane.runner.has_streams and device:
+            streams = min(lane.runner.device_count, len(self._is_busy)) - 1
+            return -(-waiting // streams)
+        return waiting
+
+    def _take(self, lane: _Lane[RunnerT, ItemT], count: int) -> list[ItemT]:
+        """Takes the items that go first out of a lane."""
+        items = heapq.nsmallest(count, lane.queue, key=lambda item: item.order)
+        taken = set(items)
+        lane.queue = deque(item for item in lane.queue if item not in taken)
+        if not lane.queue:
+            del self._lanes[lane.runner, lane.rank[1]]
+        return items
+
+    def _reason(self, runner: RunnerT, size: int) -> DispatchReason:
+        if size == runner.max_batch_size:
+            return DispatchReason.FULL
+        return DispatchReason.DELAY if self._max_queue_delay_s else DispatchReason.IDLE
+
+    def _forget_idle(self, rank: _Rank) -> None:
+        shares = self._shares.get(rank)
+        if shares is not None and not shares.caller_count:
+            del self._shares[rank]

@@ -1,0 +1,409 @@
+"""The policy of batching, driven by simulated events: no threads and no waiting."""
+
+import heapq
+import itertools
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pytest
+
+from gradcam_server.domain.schedule import DispatchReason, Urgency
+from gradcam_server.engine.scheduling import Batch, QueuedItem, Scheduler
+from gradcam_server.errors import DeadlineError, QueueFullError
+
+ONLINE = Urgency()
+OFFLINE = Urgency(9, caller="offline")
+
+
+@dataclass(eq=False)
+class Runner:
+    """A graph of one batch size, whose batches take so many seconds each."""
+
+    max_batch_size: int = 4
+    seconds: float = 1.0
+    min_s: float = 0.0
+    background: bool = False
+    device_count: int = 1
+    has_streams: bool = False
+    batches: list[list[int]] = field(default_factory=list)
+    devices: list[int] = field(default_factory=list)
+    starts: list[float] = field(default_factory=list)
+
+    def plan(self, waiting: int) -> tuple[int, int]:
+        return min(waiting, self.max_batch_size), self.max_batch_size
+
+
+@dataclass(eq=False)
+class Item(QueuedItem):
+    """A number; ``is_abandoned`` may be set while it waits."""
+
+    number: int = 0
+    is_abandoned: bool = False
+
+    @property
+    def abandoned(self) -> bool:
+        return self.is_abandoned
+
+
+class Simulation:
+    """Runs a scheduler by events on a clock of its own.
+
+    Args:
+        seconds: How long a batch takes on a device; by default as the runner says.
+    """
+
+    def __init__(
+        self,
+        max_queue_delay_s: float = 0.0,
+        device_count: int = 1,
+        seconds: Callable[[Runner, int], float] = lambda runner, _: runner.seconds,
+    ) -> None:
+        self.scheduler = Scheduler[Runner, Item](max_queue_delay_s, device_count=device_count)
+        self.now = 0.0
+        self.batches: list[Batch[Runner, Item]] = []
+        self.starts: list[float] = []
+        self.errors: list[Exception] = []
+        self._seconds = seconds
+        self._events: list[tuple[float, int, Callable[[], object]]] = []
+        self._numbers = itertools.count()
+
+    def at(self, when: float, event: Callable[[], object]) -> None:
+        heapq.heappush(self._events, (when, next(self._numbers), event))
+
+    def add(self, runner: Runner, numbers: Iterable[int], urgency: Urgency = ONLINE) -> list[Item]:
+        """Adds items now."""
+        items = [Item(urgency, self.now, number) for number in numbers]
+        for item in items:
+            self.scheduler.add(runner, item)
+        return items
+
+    def busy(self, seconds: float = 1.0) -> None:
+        """Keeps the first device busy."""
+        self.add(Runner(seconds=seconds), [0])
+        self.dispatch()
+
+    def run(self, until: float = float("inf")) -> None:
+        """Runs until nothing waits or runs, or until a time."""
+        self.dispatch()
+        while self._events or self.scheduler.due_at() is not None:
+            due_at = self.scheduler.due_at()
+            following = self._events[0][0] if self._events else float("inf")
+            self.now = min(following, following if due_at is None else due_at)
+            if self.now > until:
+                return
+            while self._events and self._events[0][0] <= self.now:
+                heapq.heappop(self._events)[2]()
+            self.dispatch()
+
+    def dispatch(self) -> None:
+        self.errors += [error for _, error in self.scheduler.drop(self.now)]
+        while (batch := self.scheduler.next_batch(self.now)) is not None:
+            self.batches.append(batch)
+            self.starts.append(self.now)
+            batch.runner.batches.append([item.number for item in batch.items])
+            batch.runner.devices.append(batch.device)
+            batch.runner.starts.append(self.now)
+            seconds = self._seconds(batch.runner, batch.device)
+            self.at(self.now + seconds, partial(self.scheduler.finish, batch, seconds))
+            self.errors += [error for _, error in self.scheduler.drop(self.now)]
+
+
+def online(caller: str = "", **urgency: Any) -> Urgency:
+    return Urgency(caller=caller, **urgency)
+
+
+def test_waiting_items_form_a_batch_while_the_device_is_busy() -> None:
+    """All that wait go together as soon as the device is free."""
+    simulation, runner = Simulation(), Runner(4)
+    simulation.busy()
+    simulation.add(runner, range(6))
+    simulation.run()
+    assert runner.batches == [[0, 1, 2, 3], [4, 5]]
+    assert runner.starts == [1.0, 2.0]
+    assert [batch.padded_size for batch in simulation.batches[1:]] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("delay_s", "count", "start", "reason"),
+    [
+        (60.0, 2, 0.0, DispatchReason.FULL),
+        (0.1, 1, 0.1, DispatchReason.DELAY),
+        (0.0, 1, 0.0, DispatchReason.IDLE),
+    ],
+)
+def test_a_batch_that_is_not_full_waits_for_the_delay(
+    delay_s: float, count: int, start: float, reason: DispatchReason
+) -> None:
+    """A full batch goes at once, and each batch says why it went."""
+    simulation, runner = Simulation(delay_s), Runner(2)
+    simulation.add(runner, range(count))
+    assert simulation.scheduler.due_at() == delay_s
+    simulation.run()
+    assert runner.starts == [start]
+    assert [batch.reason for batch in simulation.batches] == [reason]
+
+
+def test_an_item_that_comes_within_the_delay_joins_the_batch() -> None:
+    """The delay counts from the oldest item."""
+    simulation, runner = Simulation(0.3), Runner(4)
+    simulation.add(runner, [1])
+    simulation.at(0.2, lambda: simulation.add(runner, [2]))
+    simulation.run()
+    assert runner.batches == [[1, 2]]
+    assert runner.starts == [0.3]
+
+
+def test_an_old_partial_batch_goes_before_a_younger_full_one() -> None:
+    """A busy lane cannot starve a quiet lane."""
+    simulation, quiet, hot = Simulation(), Runner(8), Runner(2)
+    simulation.busy()
+    simulation.add(quiet, [0])
+    simulation.at(0.5, lambda: simulation.add(hot, range(6)))
+    simulation.run()
+    assert quiet.starts[0] < hot.starts[0]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
+def test_background_batches_get_their_share_and_no_more(share: float) -> None:
+    """With both kinds always waiting, background batches get their part of the time."""
+    simulation = Simulation()
+    simulation.scheduler = Scheduler(background_share=share)
+    front, back = Runner(1, 0.01), Runner(1, 0.01, background=True)
+    simulation.busy(0.01)
+    simulation.add(back, range(150))
+    simulation.add(front, range(150))
+    simulation.run(until=1.4)
+    assert len(back.batches) / len(front.batches + back.batches) == pytest.approx(share, abs=0.07)
+    simulation.run()
+    assert len(back.batches) == len(front.batches) == 150
+
+
+def test_the_urgent_wait_for_one_batch_at_most() -> None:
+    """Less urgent items go when nothing more urgent waits, and never in its batches."""
+    simulation, runner = Simulation(), Runner(2)
+    simulation.busy()
+    simulation.add(runner, range(4), OFFLINE)
+    simulation.add(runner, range(10, 13))
+    simulation.run()
+    assert runner.batches == [[10, 11], [12], [0, 1], [2, 3]]
+
+
+def test_an_urgent_caller_goes_first_whatever_it_has_used() -> None:
+    """Shares are among items of one priority."""
+    simulation, runner = Simulation(), Runner(2)
+    simulation.busy()
+    simulation.add(runner, range(4), OFFLINE)
+    simulation.add(runner, range(10, 16), online("online"))
+    simulation.run()
+    assert runner.batches == [[10, 11], [12, 13], [14, 15], [0, 1], [2, 3]]
+
+
+def test_expired_items_take_no_device_time() -> None:
+    """A deadline that cannot be met, and a wait that is too long, each have their error."""
+    simulation, runner = Simulation(), Runner(4, min_s=0.2)
+    simulation.busy(0.5)
+    simulation.add(runner, [1], online(deadline=0.65))
+    simulation.add(runner, [2], online(start_by=0.4))
+    simulation.add(runner, [3], online(deadline=0.7, start_by=0.5))
+    simulation.run()
+    late, tired = simulation.errors
+    assert isinstance(late, DeadlineError)
+    assert isinstance(tired, QueueFullError)
+    assert "cannot be met: after 500 ms in the queue 150 ms were left" in str(late)
+    assert "no turn after 500 ms in the queue" in str(tired)
+    assert runner.batches == [[3]]
+
+
+def test_abandoned_items_leave_room_for_others() -> None:
+    """They are dropped when the batch is formed."""
+    simulation, runner = Simulation(), Runner(8)
+    simulation.busy()
+    for item in simulation.add(runner, range(6))[::2]:
+        item.is_abandoned = True
+    simulation.add(runner, [10, 11, 12])
+    simulation.run()
+    assert runner.batches == [[1, 3, 5, 10, 11, 12]]
+    assert not simulation.errors
+
+
+def test_a_batch_goes_to_the_device_that_is_free_first() -> None:
+    """All devices work at once, and a quick device takes more."""
+    simulation = Simulation(device_count=3, seconds=lambda _, device: 10.0 if device else 1.0)
+    runner = Runner(1, device_count=3)
+    simulation.add(runner, range(60))
+    simulation.run()
+    assert [runner.devices.count(device) for device in range(3)] == [50, 5, 5]
+    assert runner.starts[:3] == [0.0] * 3
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.5])
+def test_a_graph_runs_on_its_own_devices_only(delay_s: float) -> None:
+    """A graph that is compiled for the first device waits for it and leaves the second free."""
+    simulation = Simulation(delay_s, device_count=2)
+    single, both = Runner(1), Runner(1, device_count=2)
+    simulation.add(single, range(10))
+    simulation.add(both, range(40))
+    simulation.run()
+    assert set(single.devices) == {0}
+    assert set(both.devices) == {0, 1}
+
+
+def test_streams_share_the_waiting_items() -> None:
+    """Both streams work at once, on half of the items each, and the whole device is left alone."""
+    simulation, runner = Simulation(device_count=3), Runner(8, device_count=3, has_streams=True)
+    simulation.add(runner, range(6))
+    simulation.run()
+    assert runner.batches == [[0, 1, 2], [3, 4], [5]]
+    assert runner.devices[:2] == [1, 2]
+
+
+def test_one_item_alone_gets_the_whole_device() -> None:
+    """Items that come meanwhile do not wait for its end, but go to a stream."""
+    simulation, runner = Simulation(device_count=3), Runner(8, device_count=3, has_streams=True)
+    simulation.add(runner, [0])
+    simulation.at(0.5, lambda: simulation.add(runner, [1]))
+    simulation.at(5.0, lambda: simulation.add(runner, [2]))
+    simulation.run()
+    assert runner.devices == [0, 1, 0]
+    assert runner.starts == [0.0, 0.5, 5.0]
+
+
+def test_streams_and_other_graphs_do_not_stop_each_other() -> None:
+    """A graph without streams runs on the whole device beside them."""
+    simulation = Simulation(device_count=3)
+    streams, single = Runner(2, device_count=3, has_streams=True), Runner(1)
+    for number in range(40):
+        for runner in (streams, single):
+            simulation.add(runner, [number])
+    simulation.run()
+    assert set(single.devices) == {0}
+    assert sorted(itertools.chain(*streams.batches)) == [*range(40)]
+
+
+def test_a_graph_with_more_streams_than_devices_runs_on_the_whole_device() -> None:
+    """A graph may be compiled for streams after the scheduler was made for one device."""
+    simulation, runner = Simulation(), Runner(2, device_count=3, has_streams=True)
+    simulation.add(runner, range(9))
+    simulation.run()
+    assert set(runner.devices) == {0}
+
+
+@pytest.mark.parametrize("has_lane_of_its_own", [False, True])
+@pytest.mark.parametrize("background", [False, True])
+def test_one_item_goes_before_the_thousand_of_another_caller(
+    has_lane_of_its_own: bool, background: bool
+) -> None:
+    """However much a caller has waiting, another's item is in the batch after the running one.
+
+    That holds in the same graph and in another, of one pass and of many.
+    """
+    simulation, runner = Simulation(), Runner(4, background=background)
+    other = Runner(4, background=background) if has_lane_of_its_own else runner
+    simulation.add(runner, range(1000), online("many"))
+    simulation.at(0.5, lambda: simulation.add(other, [5000], online("one")))
+    simulation.run()
+    number = next(n for n, batch in enumerate(simulation.batches) if 5000 in _numbers(batch))
+    assert number <= 2
+    if not has_lane_of_its_own:
+        assert set(runner.batches[1][:2]) == {5000, 4}
+        assert len(runner.batches[1]) == 4
+
+
+@pytest.mark.parametrize("floods", [1, 3])
+def test_batches_are_full_and_of_all_callers(floods: int) -> None:
+    """Callers that flood and a caller that has a few items have equal parts of each batch."""
+    simulation, runner = Simulation(), Runner(8)
+    simulation.busy()
+    for number in range(floods):
+        simulation.add(runner, range(1000, 1100), online(f"flood {number}"))
+    part = 8 // (floods + 1)
+    simulation.add(runner, range(4 * part), online("modest"))
+    simulation.run()
+    for batch in runner.batches[:4]:
+        assert len(batch) == 8
+        assert sum(number < 1000 for number in batch) == part
+    modest = [number for batch in runner.batches for number in batch if number < 1000]
+    assert modest == [*range(4 * part)]
+
+
+@pytest.mark.parametrize("seconds", [1.0, 0.2, 0.05])
+def test_callers_of_dear_and_cheap_graphs_get_equal_device_time(seconds: float) -> None:
+    """Shares are of seconds: a graph that takes longer runs less often."""
+    simulation, dear, cheap = Simulation(), Runner(1, 1.0), Runner(1, seconds)
+    simulation.add(dear, range(100), online("dear"))
+    simulation.add(cheap, range(1000), online("cheap"))
+    simulation.run(until=30.0)
+    assert len(dear.batches) * 1.0 == pytest.approx(len(cheap.batches) * seconds, abs=2.0)
+
+
+def test_no_lane_of_a_caller_is_starved_by_its_other_lane() -> None:
+    """An old item goes, though its caller's younger items ride in the batches of another."""
+    simulation, shared, own = Simulation(), Runner(2), Runner(2)
+    simulation.busy()
+    simulation.add(own, [1], online("a"))
+    simulation.at(0.5, lambda: simulation.add(shared, range(100), online("b")))
+    simulation.at(0.5, lambda: simulation.add(shared, range(100), online("a")))
+    simulation.run()
+    assert own.starts[0] <= 4
+
+
+def test_cleared_items_are_returned() -> None:
+    """Nothing is left to run."""
+    simulation, runner = Simulation(60.0), Runner()
+    items = simulation.add(runner, range(3))
+    assert simulation.scheduler.clear() == items
+    assert simulation.scheduler.next_batch(100.0) is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_traffic_is_served(seed: int) -> None:
+    """Each item goes once or is dropped, no device runs two batches, and no caller is remembered.
+
+    The traffic is of graphs of all kinds, many callers, deadlines and abandoned items.
+    """
+    chance = random.Random(seed)
+    simulation = Simulation(chance.choice([0.0, 0.02]), device_count=3)
+    runners = [
+        Runner(
+            chance.choice([1, 2, 8]),
+            chance.uniform(0.005, 0.1),
+            background=chance.random() < 0.3,
+            device_count=chance.choice([1, 3]),
+            has_streams=chance.random() < 0.5,
+        )
+        for _ in range(4)
+    ]
+    items: list[Item] = []
+
+    def arrive(number: int) -> None:
+        urgency = Urgency(
+            chance.choice([1, 1, 9]),
+            deadline=simulation.now + 1 if chance.random() < 0.3 else None,
+            start_by=simulation.now + 0.5 if chance.random() < 0.3 else None,
+            caller=f"{chance.randrange(50)}",
+        )
+        items.extend(simulation.add(chance.choice(runners), [number], urgency))
+        if chance.random() < 0.2:
+            chance.choice(items).is_abandoned = True
+
+    for number in range(1000):
+        simulation.at(chance.uniform(0, 5), partial(arrive, number))
+    simulation.run()
+    ran = [number for batch in simulation.batches for number in _numbers(batch)]
+    assert len(set(ran)) == len(ran)
+    abandoned = {item.number for item in items if item.is_abandoned}
+    lost = {item.number for item in items} - {*ran} - abandoned
+    assert len(lost) <= len(simulation.errors) <= len(lost) + len(abandoned)
+    free_at = [0.0] * 3
+    for batch, start in zip(simulation.batches, simulation.starts, strict=True):
+        assert start >= free_at[batch.device]
+        free_at[batch.device] = start + batch.runner.seconds
+        assert 1 <= len(batch.items) <= batch.padded_size
+    assert simulation.scheduler.account_count == 0
+
+
+def _numbers(batch: Batch[Runner, Item]) -> list[int]:
+    return [item.number for item in batch.items]

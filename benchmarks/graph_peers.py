@@ -42,10 +42,10 @@ class Export:
         """Writes Keras' weights for the twin, and the closed form for those who are installed."""
         import torch
 
-        from gradcam_server.bench.subjects import keras_model
+        from gradcam_server.models.built_in import build
         from oracles.torch_resnet50 import twin_of
 
-        torch.save(twin_of(keras_model(spec)).state_dict(), f"{folder}/{WEIGHTS}")
+        torch.save(twin_of(build(spec)[0]).state_dict(), f"{folder}/{WEIGHTS}")
         module = closed_form(f"{folder}/{WEIGHTS}")
         example = torch.zeros((2, *INPUT_SIZE, 3), dtype=torch.uint8)
         if is_installed("onnxruntime"):

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from gradcam_server.bench.subjects import keras_model
 from gradcam_server.domain.model_spec import ModelSpec
 from gradcam_server.errors import StartupError
 
@@ -82,9 +81,11 @@ class Roofline:
     def __init__(self, spec: ModelSpec, device: str) -> None:
         import tensorflow as tf
 
+        from gradcam_server.models.built_in import build
+
         if device == "gpu" and not tf.config.list_physical_devices("GPU"):
             raise StartupError("TensorFlow sees no GPU: pip install 'gradcam-server[gpu]'")
-        self._model = keras_model(spec)
+        self._model, *_ = build(spec)
 
     @property
     def input_size(self) -> tuple[int, int]:

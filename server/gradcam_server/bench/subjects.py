@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gradcam_server.bench.graph import Answer, Candidate, Run
 from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphTarget, by_rank
 from gradcam_server.domain.layers import default_layer
-from gradcam_server.domain.model_spec import BUILT_IN, EMBEDDED, ModelSpec
+from gradcam_server.domain.model_spec import ModelSpec
 from gradcam_server.domain.options import Compiler, Precision
 from gradcam_server.domain.requests import Method, ScoreType
 from gradcam_server.graphs.compilers.base import COMPILERS
@@ -19,8 +19,6 @@ from gradcam_server.graphs.executable import CompilationCounter, CompiledGraph
 from gradcam_server.models.loading import load
 
 if TYPE_CHECKING:
-    import keras
-
     from gradcam_server.graphs.explanation import ExplanationGraph
 
 # Eager code takes tenths of a second for an image.
@@ -145,14 +143,14 @@ class Tutorial:
     def __init__(self, spec: ModelSpec, predicts: bool) -> None:
         import keras
 
+        from gradcam_server.models.built_in import build
         from gradcam_server.models.keras_network import KerasNetwork
 
-        self._model = keras_model(spec)
+        self._model, _, self._preprocessing = build(spec)
         # Of a clone: KerasNetwork folds normalisations into the model that it gets.
         layer = default_layer(KerasNetwork(keras.models.clone_model(self._model)).layers)
         outputs = [self._model.get_layer(layer).output, self._model.output]
         self._both = keras.Model(self._model.inputs, outputs)
-        self._preprocessing = spec.preprocessing or load_preprocessing(spec)
         self._predicts = predicts
 
     def build(self, batch_size: int) -> Run:  # noqa: ARG002 - eager code needs no preparation
@@ -178,37 +176,6 @@ class Tutorial:
     def device_bytes(self) -> int:
         """Returns the peak memory of the first GPU; 0 if there is none."""
         return _gpu_bytes()
-
-
-def keras_model(spec: ModelSpec) -> keras.Model:
-    """Builds a built-in model in Keras, with logits as outputs.
-
-    Raises:
-        StartupError: Its weights cannot be had.
-    """
-    if spec.source == EMBEDDED:
-        from gradcam_server.models import efficientnet_lite0
-        from gradcam_server.models.torch_checkpoint import read_torch_checkpoint
-
-        if spec.weights == "random":
-            return efficientnet_lite0.build(None, spec.seed)
-        return efficientnet_lite0.build(
-            read_torch_checkpoint(efficientnet_lite0.default_checkpoint())
-        )
-    from gradcam_server.models import applications
-
-    assert spec.source in BUILT_IN
-    return applications.build(spec.source, spec.weights, spec.seed)[0]
-
-
-def load_preprocessing(spec: ModelSpec) -> Any:
-    """Returns the preprocessing of a built-in model."""
-    from gradcam_server.domain.preprocessing import Preprocessing
-    from gradcam_server.models.applications import APPLICATIONS
-
-    return (
-        Preprocessing.LITE if spec.source == EMBEDDED else APPLICATIONS[spec.source].preprocessing
-    )
 
 
 def _gpu_bytes() -> int:

@@ -118,7 +118,7 @@ class Catalog:
     Attributes:
         models: The first is the default; of several versions of one, the first of them.
         warm: The graphs that were compiled before serving.
-        batch_sizes: The ladder of compiled batch sizes.
+        batch_sizes: The compiled batch sizes, ascending.
         max_targets: Most classes to explain in one request.
     """
 

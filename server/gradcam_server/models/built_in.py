@@ -2,6 +2,8 @@
 
 import logging
 
+import keras
+
 from gradcam_server.domain.labels import imagenet_labels
 from gradcam_server.domain.model_spec import EMBEDDED, ModelSpec
 from gradcam_server.domain.options import Outputs
@@ -20,12 +22,7 @@ def load(spec: ModelSpec) -> LoadedModel:
     Raises:
         StartupError: The weights cannot be loaded or don't fit.
     """
-    if spec.source == EMBEDDED:
-        model, origin = embedded.build(spec.weights, spec.seed)
-        preprocessing = Preprocessing.LITE
-    else:
-        model, origin = applications.build(spec.source, spec.weights, spec.seed)
-        preprocessing = applications.APPLICATIONS[spec.source].preprocessing
+    model, origin, preprocessing = build(spec)
     if spec.weights == "random":
         logger.warning(
             "%s has random weights (seed %d): its answers mean nothing", spec.name, spec.seed
@@ -34,8 +31,22 @@ def load(spec: ModelSpec) -> LoadedModel:
     return LoadedModel(
         name=spec.name,
         network=network,
-        preprocessing=spec.preprocessing or preprocessing,
+        preprocessing=preprocessing,
         labels=read_labels(spec.labels, network.class_count) or imagenet_labels(),
         weights=origin,
         random_weights=spec.weights in {"random", "none"},
     )
+
+
+def build(spec: ModelSpec) -> tuple[keras.Model, str, Preprocessing]:
+    """Returns a Keras model that gives logits, the origin of its weights, and its preprocessing.
+
+    Raises:
+        StartupError: The weights cannot be loaded or don't fit.
+    """
+    if spec.source == EMBEDDED:
+        model, origin = embedded.build(spec.weights, spec.seed)
+        return model, origin, spec.preprocessing or Preprocessing.LITE
+    model, origin = applications.build(spec.source, spec.weights, spec.seed)
+    own = applications.APPLICATIONS[spec.source].preprocessing
+    return model, origin, spec.preprocessing or own

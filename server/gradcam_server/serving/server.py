@@ -4,8 +4,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable, Coroutine
-from contextlib import nullcontext, suppress
-from dataclasses import replace
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import grpc
@@ -13,15 +12,9 @@ import grpc
 from gradcam_server import __version__
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.config.shares import share
-from gradcam_server.errors import (
-    ExplanationServerError,
-    NotReadyError,
-    ReloadError,
-    failure_reason,
-    is_expected,
-)
 from gradcam_server.pipeline.explainer import Explainer
-from gradcam_server.serving.front_ends.pool import OtherFrontEnds
+from gradcam_server.serving.front_ends.pool import FrontEndPool
+from gradcam_server.serving.reloading import Reloader
 from gradcam_server.serving.supervisor import Supervisor
 from gradcam_server.telemetry.memory import share_heap
 from gradcam_server.telemetry.metrics import Metrics
@@ -31,31 +24,21 @@ from gradcam_server.transport import admin
 from gradcam_server.transport.grpc_server import FrontEnd
 from gradcam_server.transport.http.probes import HttpServer
 from gradcam_server.transport.lifecycle import Phase
-from gradcam_server.transport.security.access import read_token_file
 from gradcam_server.transport.security.listening import check_listening, check_port_is_free
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-# What a reload cannot change, because it is the listener's or the whole process's.
-_FIXED = (
-    *("host", "port", "frontends", "admin_port", "allow_insecure"),
-    *("tls_certificate", "tls_key", "tls_client_ca"),
-    *("max_connection_streams", "max_connection_age_s"),
-    *("max_message_bytes", "max_stream_in_flight", "drain_timeout_s"),
-    *("max_held_bytes", "max_send_s"),
-)
-
 
 def run(config: ServeConfig, read_again: Callable[[], ServeConfig]) -> int:
     """Serves until SIGTERM or SIGINT. A second signal ends the drain at once.
 
-    SIGHUP loads the models anew beside the old ones, and replaces them when they are warm.
+    SIGHUP loads the models anew beside the old ones, and replaces those when the new are warm.
 
     Args:
         config: The settings.
-        read_again: Reads them again for a reload.
+        read_again: Reads the settings again, for a reload.
 
     Returns:
         The exit status: 0 after a complete drain, 1 if requests had to be cut off.
@@ -67,6 +50,15 @@ def run(config: ServeConfig, read_again: Callable[[], ServeConfig]) -> int:
     json = config.log_format == "json"
     with logged_as_json(config.log_level) if json else nullcontext():
         return asyncio.run(_Server(config, read_again).run())
+
+
+def why_not_alive(supervisor: Supervisor, pool: FrontEndPool) -> str | None:
+    """Returns why only a restart of the server helps, or None."""
+    if not supervisor.is_guarding:
+        return "an engine that is lost would not be started again"
+    if not pool.is_supervised:
+        return "a front end that is lost would not be started again"
+    return None
 
 
 class _StoppedError(Exception):
@@ -86,14 +78,15 @@ class _Server:
         check_listening(config)
         self._front_end = FrontEnd(config, self._metrics, tracer)
         self._lifecycle = self._front_end.lifecycle
-        self._others = OtherFrontEnds(self._config, self._metrics)
+        self._pool = FrontEndPool(self._config, self._metrics)
         self._supervisor = Supervisor(
-            self._config, self._publish, self._withdraw, self._metrics, self._others
+            self._config, self._publish, self._withdraw, self._metrics, self._pool
         )
+        self._reloader = Reloader(self._config, self._read_again, self._front_end, self._supervisor)
         self._metrics.watch_ready(lambda: self._lifecycle.phase is Phase.SERVING)
-        self._metrics.watch_in_flight(lambda: self._lifecycle.in_work + self._others.in_work)
+        self._metrics.watch_in_flight(lambda: self._lifecycle.in_work + self._pool.in_work)
         ledger = self._front_end.ledger
-        self._metrics.watch_held(lambda state: ledger.held[state] + self._others.held(state))
+        self._metrics.watch_held(lambda state: ledger.held[state] + self._pool.held(state))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
@@ -115,7 +108,7 @@ class _Server:
             await asyncio.to_thread(tracer.close)
             if http is not None:
                 await asyncio.to_thread(http.close)
-            await self._others.close()
+            await self._pool.close()
 
     def _start_http(self) -> HttpServer | None:
         if self._config.http_port is None:
@@ -131,11 +124,7 @@ class _Server:
         return http
 
     def _why_not_alive(self) -> str | None:
-        if not self._supervisor.is_guarding:
-            return "an engine that is lost would not be started again"
-        if not self._others.is_supervised:
-            return "a front end that is lost would not be started again"
-        return None
+        return why_not_alive(self._supervisor, self._pool)
 
     def _why_not_ready(self) -> str | None:
         phase = self._lifecycle.phase
@@ -146,29 +135,29 @@ class _Server:
             check_port_is_free(self._config.host, self._config.port)
         port = await self._front_end.listen(self._config.port)
         logger.info("Listening on %s:%d; warming up", self._config.host, port)
-        self._others.start(port)
+        self._pool.start(port)
 
     async def _listen_to_admins(self) -> grpc.aio.Server | None:
         port = self._config.admin_port
         if port is None:
             return None
-        service = admin.AdminService(self._reload)
+        service = admin.AdminService(self._reloader.reload)
         return await admin.listen(self._config, port, service, self._front_end.access)
 
     async def _serve(self) -> int:
         await self._unless_stopped(self._start())
         await self._stop.wait()
         drained = await asyncio.gather(
-            self._front_end.drain(), self._others.drain(self._front_end.force)
+            self._front_end.drain(), self._pool.drain(self._front_end.force)
         )
         logger.info("Stopped")
         return 0 if all(drained) else 1
 
     async def _start(self) -> None:
-        """Starts the engine, and waits for the other front ends meanwhile."""
+        """Starts the engine; meanwhile waits for the other front ends."""
         starting = asyncio.ensure_future(self._supervisor.start())
         try:
-            await self._others.wait_listening()
+            await self._pool.wait_listening()
             await asyncio.shield(starting)
         finally:
             starting.cancel()
@@ -176,7 +165,7 @@ class _Server:
 
     def _publish(self, explainer: Explainer) -> None:
         self._front_end.publish(explainer)
-        self._others.announce()
+        self._pool.announce()
         self._spawn(self._front_end.tell_health())
         logger.info("Serving %s", ", ".join(model.name for model in explainer.catalog.models))
 
@@ -185,7 +174,7 @@ class _Server:
         self._spawn(self._front_end.tell_health())
 
     async def _unless_stopped(self, work: Coroutine[None, None, _T]) -> _T:
-        """Does work; gives it up if a signal comes first."""
+        """Does work; cancels it if a signal comes first."""
         task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())
         waited: set[asyncio.Future[Any]] = {task, stop}
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
@@ -202,44 +191,7 @@ class _Server:
 
     def _on_hangup(self) -> None:
         logger.info("Received SIGHUP; reloading")
-        self._spawn(self._reload_unasked())
-
-    async def _reload_unasked(self) -> None:
-        with suppress(ExplanationServerError):  # it is in the log
-            await self._reload()
-
-    async def _reload(self) -> admin.Reloaded:
-        """Replaces the models and tokens by what the settings say now.
-
-        Raises:
-            ReloadError: That cannot be served. The old ones go on.
-        """
-        try:
-            # While an engine is started again, what the settings say now may be the remedy.
-            if self._lifecycle.phase is not Phase.RESTARTING:
-                self._lifecycle.check()
-            config = self._read_again()
-            changed = [
-                name for name in _FIXED if getattr(config, name) != getattr(self._config, name)
-            ]
-            if changed:
-                logger.warning("Not changed before a restart: %s", ", ".join(changed))
-            tokens = read_token_file(config)
-            config = replace(config, frontends=self._config.frontends)
-            its_part = share(config)
-            await self._supervisor.reload(config)
-        except Exception as error:
-            reason = failure_reason(error)
-            fault = None if is_expected(error) else error
-            logger.error(  # noqa: TRY400
-                "Reloading failed, the old models go on: %s", reason, exc_info=fault
-            )
-            if isinstance(error, NotReadyError):
-                raise
-            raise ReloadError(f"reloading failed, the old models go on: {reason}") from error
-        self._front_end.access.configure(its_part, tokens)
-        logger.info("Reloaded")
-        return admin.Reloaded(self._front_end.models(), changed)
+        self._spawn(self._reloader.reload_by_signal())
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

@@ -1,4 +1,4 @@
-"""Keeps one engine running: starts it, replaces it, and starts it again when it is lost."""
+"""Keeps one engine running: starts it, replaces it, and restarts it when it is lost."""
 
 import asyncio
 import logging
@@ -14,21 +14,21 @@ from gradcam_server.engine.ipc.messages import Heartbeat
 from gradcam_server.engine.ipc.process import RemoteBackend
 from gradcam_server.errors import EngineLostError, StartupError, failure_reason
 from gradcam_server.pipeline.explainer import Explainer
-from gradcam_server.serving.front_ends.pool import OtherFrontEnds
+from gradcam_server.serving.front_ends.pool import FrontEndPool
 from gradcam_server.telemetry.metrics import Metrics, ModelInfo
 
 logger = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """The engine and what replaces it.
+    """The engine and its replacements.
 
     Args:
         config: The settings.
-        publish: Told which explainer answers from now on.
-        withdraw: Told that none does, and for about how many seconds.
-        metrics: Told what engines do, and how faithful sampled answers are.
-        others: The other front ends; they ask each new engine before ``publish`` is told.
+        publish: Called with the explainer that answers from now on.
+        withdraw: Called with a restart's expected seconds when no explainer answers.
+        metrics: Counts batches, restarts and the faithfulness of sampled answers.
+        pool: The other front ends; they join each new engine before ``publish`` is called.
         backoff: The pauses before an engine that is lost, or cannot start, is started again.
     """
 
@@ -38,10 +38,10 @@ class Supervisor:
         publish: Callable[[Explainer], None],
         withdraw: Callable[[float], None],
         metrics: Metrics,
-        others: OtherFrontEnds,
+        pool: FrontEndPool,
         backoff: Backoff = BACKOFF,
     ) -> None:
-        self._config, self._others = config, others
+        self._config, self._pool = config, pool
         self._publish, self._withdraw = publish, withdraw
         self._metrics, self._backoff = metrics, backoff
         self._failed_batch_count = 0
@@ -54,20 +54,20 @@ class Supervisor:
 
     @property
     def is_guarding(self) -> bool:
-        """Whether an engine that is lost is started again; also before ``start`` has returned."""
+        """Whether a lost engine is started again; also true before ``start`` has returned."""
         return self._closing.is_set() or self._guard is None or not self._guard.done()
 
     @property
     def queue_lengths(self) -> dict[str, int]:
         """Requests admitted and not yet on the device, of all front ends, by queue."""
-        lengths = Counter[str](self._others.queue_lengths)
+        lengths = Counter[str](self._pool.queue_lengths)
         lengths.update(self._explainer.queue_lengths if self._explainer is not None else {})
         return lengths
 
     @property
     def thread_counts(self) -> dict[str, int]:
         """Threads that decode or render, of all front ends, by state."""
-        counts = Counter[str](self._others.thread_counts)
+        counts = Counter[str](self._pool.thread_counts)
         counts.update(self._explainer.thread_counts if self._explainer is not None else {})
         return counts
 
@@ -77,7 +77,7 @@ class Supervisor:
         self._metrics.device_ran(batch.device, batch.compute_us / 1e6)
 
     def beat(self, pid: int, heartbeat: Heartbeat) -> None:
-        """Measures the engine; one that was replaced counts no more."""
+        """Passes a heartbeat on to the metrics, unless its engine was replaced."""
         if self._backend is None or self._backend.pid != pid:
             return
         self._metrics.engine_beat(
@@ -90,7 +90,7 @@ class Supervisor:
         """Starts the engine.
 
         Raises:
-            StartupError: It cannot start as configured, dies while it starts, or the system has
+            StartupError: The engine cannot start as configured, dies while it starts, or there is
                 no descriptor, process or memory left for it.
         """
         try:
@@ -102,14 +102,15 @@ class Supervisor:
         self._watch_over()
 
     async def reload(self, config: ServeConfig) -> None:
-        """Starts an engine beside the old one, and puts it in its place once it is warm.
+        """Starts an engine beside the old one, and replaces that once the new engine is warm.
 
-        No request is dropped: those in work are answered by the old one.
+        No request is dropped: the old engine answers the requests in work. If the new engine cannot
+        start, the old engine stays.
 
         Raises:
-            StartupError: It cannot start as configured. The old one goes on.
-            EngineLostError: It died while starting. The old one goes on.
-            OSError: The system has nothing left for another. The old one goes on.
+            StartupError: The new engine cannot start as configured.
+            EngineLostError: The new engine died while starting.
+            OSError: There is no descriptor, process or memory left for it.
         """
         async with self._changing:
             await self._replace(config)
@@ -117,7 +118,7 @@ class Supervisor:
             self._watch_over()
 
     async def close(self) -> None:
-        """Stops the engine, and the one that is being started."""
+        """Stops the engine, and an engine that is being started."""
         self._closing.set()
         tasks = [*self._tasks, *([self._guard] if self._guard else ())]
         for task in tasks:
@@ -127,11 +128,11 @@ class Supervisor:
             await self._explainer.close()
 
     async def _replace(self, config: ServeConfig) -> None:
-        """Starts an engine, and puts it in the place of the old one; if it fails, that stays."""
+        """Starts an engine and replaces the old one; if this fails, the old one stays."""
         backend = await RemoteBackend.start(config, self)
         try:
             explainer = Explainer(share(config), backend, self._metrics)
-            await self._others.share(config, backend)
+            await self._pool.share(config, backend)
             self._tell_metrics(config, backend)
             self._publish(explainer)
         except BaseException:
@@ -144,14 +145,14 @@ class Supervisor:
             self._retire(old, old_backend)
 
     def _watch_over(self) -> None:
-        """Keeps the engine that has just started running, with a back-off of its own."""
+        """Keeps the new engine running, with a new back-off."""
         if self._guard is not None:
             self._guard.cancel()
         keeping = keep_running("The engine", self._run, self._closing, backoff=self._backoff)
         self._guard = asyncio.create_task(keeping, name="guard of the engine")
 
     async def _run(self) -> str:
-        """Starts the engine if it is lost; returns, once it is lost again, why."""
+        """Restarts the engine if it is lost; waits for its next loss and returns the reason."""
         backend = await self._revive()
         await asyncio.wait({backend.lost})
         self._withdraw(backend.started_in_s)
@@ -160,7 +161,7 @@ class Supervisor:
         return backend.lost.result()
 
     async def _revive(self) -> RemoteBackend:
-        async with self._changing:  # but not in pauses: a reload may be the remedy
+        async with self._changing:  # not in pauses, so that a reload may be the remedy
             assert self._backend is not None
             if self._backend.lost.done():
                 await self._replace(self._config)
@@ -168,18 +169,18 @@ class Supervisor:
             return self._backend
 
     def _retire(self, explainer: Explainer, backend: RemoteBackend) -> None:
-        """Ends an engine that was replaced after its last answer."""
+        """Ends a replaced engine after its last answer."""
 
         async def retire() -> None:
             await backend.wait_alone()
             await explainer.retire()
 
-        def tell(lost: asyncio.Future[str]) -> None:
+        def log_loss(lost: asyncio.Future[str]) -> None:
             if not lost.cancelled():
-                logger.error("An engine that had been replaced was lost: %s", lost.result())
+                logger.error("A replaced engine was lost: %s", lost.result())
 
         if not backend.lost.done():
-            backend.lost.add_done_callback(tell)
+            backend.lost.add_done_callback(log_loss)
         task = asyncio.create_task(retire())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -166,14 +166,21 @@ class FakeServer(pb_grpc.ExplanationServiceServicer):
                 self.max_in_flight = max(self.max_in_flight, in_flight)
                 yield item
 
+        has_ended = threading.Event()
+        # gRPC may keep the generator of a cancelled call: that it is not closed says nothing.
+        context.add_callback(lambda: has_ended.is_set() or self.cancelled.set())
         behave = self.streams.popleft() if self.streams else self.answer_all
         try:
             for answer in behave(reading(), context):
                 if answer.HasField("response"):
                     answered.append(answer.response.predictions[0].class_index)
                 yield answer
+            has_ended.set()
         except (grpc.RpcError, GeneratorExit):  # the client gave up the call
             self.cancelled.set()
+        except Exception:
+            has_ended.set()
+            raise
 
     def _play(self, request: Any, context: grpc.ServicerContext) -> None:
         self._note(context)

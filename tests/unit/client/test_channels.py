@@ -133,7 +133,6 @@ def test_a_restarted_server_is_found(connect: Connect) -> None:
         with connect(address, retry=PATIENT, timeout_s=20) as client:
             client.explain(b"1")
             server.stop()
-            # The deadline may end a pause or an attempt.
             with pytest.raises((UnavailableError, DeadlineExceededError)):
                 client.explain(b"2", timeout_s=0.3)
             with serving(address):

@@ -1,8 +1,7 @@
-"""Another front end.
+"""The process of another front end: python -m ...front_ends.main CONTROL FD_SOCKET [STDERR].
 
-Usage: python -m gradcam_server.serving.front_ends.main CONTROL_FD DOOR_FD [STDERR_FD]
-
-Ends when the first front end closes its end of the control socket, so it never outlives it.
+It ends when the first front end closes its end of the control socket, so it never outlives that.
+The arguments are numbers of file descriptors.
 """
 
 import asyncio
@@ -25,13 +24,13 @@ from gradcam_server.engine.ipc.messages import receive, send
 from gradcam_server.errors import EngineLostError, StartupError
 from gradcam_server.pipeline.explainer import Explainer
 from gradcam_server.serving.front_ends.messages import (
-    BEAT_S,
+    HEARTBEAT_S,
     Announce,
-    Beat,
     Begin,
     CutOff,
     Drain,
     Failed,
+    Heartbeat,
     Join,
     Joined,
     Listen,
@@ -50,8 +49,12 @@ logger = logging.getLogger(__name__)
 _MAX_UNREAD_BYTES = 64 * 1024
 
 
-async def run(control: socket.socket, door: socket.socket) -> int:
-    """Serves until it is told to drain, or the first front end is gone.
+async def run(control: socket.socket, fd_socket: socket.socket) -> int:
+    """Serves until the message to drain, or until the first front end is gone.
+
+    Args:
+        control: Connected to the first front end.
+        fd_socket: Receives the descriptors of connections to engines.
 
     Returns:
         The exit status: 0 after a complete drain, 1 if requests had to be cut off.
@@ -61,7 +64,7 @@ async def run(control: socket.socket, door: socket.socket) -> int:
     assert isinstance(begin, Begin)
     configure(begin.config.log_level, begin.config.log_format)
     try:
-        process = _Process(begin, writer, door)
+        process = _Process(begin, writer, fd_socket)
     except StartupError as error:
         send(writer, Failed(str(error)))
         await writer.drain()
@@ -70,8 +73,10 @@ async def run(control: socket.socket, door: socket.socket) -> int:
 
 
 class _Process:
-    def __init__(self, begin: Begin, writer: asyncio.StreamWriter, door: socket.socket) -> None:
-        self._begin, self._writer, self._door = begin, writer, door
+    def __init__(
+        self, begin: Begin, writer: asyncio.StreamWriter, fd_socket: socket.socket
+    ) -> None:
+        self._begin, self._writer, self._fd_socket = begin, writer, fd_socket
         # Counters live in files: the first front end reads them, and they outlive this process.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = begin.metrics
         values.ValueClass = values.MultiProcessValue(lambda: begin.number)
@@ -96,7 +101,7 @@ class _Process:
         return status
 
     async def _follow(self, reader: asyncio.StreamReader, drained: asyncio.Future[int]) -> None:
-        """Does what it is told, until the first front end is gone."""
+        """Follows the messages of the first front end until that is gone."""
         while True:
             try:
                 message = await receive(reader)
@@ -105,7 +110,7 @@ class _Process:
                 os._exit(1)
             match message:
                 case Join() as join:
-                    self._spawn(self._join(join, *receive_fds(self._door, 2)))
+                    self._spawn(self._join(join, *receive_fds(self._fd_socket, 2)))
                 case Listen(port):
                     await self._listen(port)
                 case Announce():
@@ -123,18 +128,20 @@ class _Process:
         else:
             send(self._writer, Listening())
 
-    async def _join(self, join: Join, connection: int, memory: int) -> None:
+    async def _join(self, join: Join, connection: int, shared_fd: int) -> None:
         async with self._joining:
             try:
-                backend = await EngineConnection.join(connection, memory, join.started_in_s)
+                backend = await EngineConnection.join(connection, shared_fd, join.started_in_s)
             except EngineLostError:
-                # Those in work with the engine before have failed, or will be answered by it.
-                logger.warning("The engine was lost before front end %d asked", self._begin.number)
+                # Requests in work with the engine before have failed, or will be answered by it.
+                logger.warning(
+                    "The engine was lost before front end %d joined it", self._begin.number
+                )
             else:
-                self._ask(backend, join)
+                self._use(backend, join)
             send(self._writer, Joined(join.engine))
 
-    def _ask(self, backend: EngineConnection, join: Join) -> None:
+    def _use(self, backend: EngineConnection, join: Join) -> None:
         old, config = self._explainer, share(join.config)
         self._backend = backend
         self._explainer = Explainer(config, backend, self._metrics)
@@ -159,14 +166,14 @@ class _Process:
 
     async def _beat(self) -> None:
         while True:
-            # One that is stopped with its debugger attached need not find thousands.
+            # Else a first front end that is stopped, as in a debugger, would find thousands.
             if self._writer.transport.get_write_buffer_size() < _MAX_UNREAD_BYTES:
                 queues = self._explainer.queue_lengths if self._explainer else {}
                 in_work = self._front_end.lifecycle.in_work
                 threads = self._explainer.thread_counts if self._explainer else {}
                 held = self._front_end.ledger.held
-                send(self._writer, Beat(queues, in_work, resident_bytes(), threads, held))
-            await asyncio.sleep(BEAT_S)
+                send(self._writer, Heartbeat(queues, in_work, resident_bytes(), threads, held))
+            await asyncio.sleep(HEARTBEAT_S)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -175,7 +182,7 @@ class _Process:
         task.add_done_callback(self._on_done)
 
     def _on_done(self, task: asyncio.Future[None]) -> None:
-        """Ends the process after a fault: another takes its place."""
+        """Ends the process after a fault: another replaces it."""
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.critical("Front end %d failed", self._begin.number, exc_info=error)
             os._exit(2)
@@ -183,16 +190,16 @@ class _Process:
 
 def main() -> None:
     """Runs the process."""
-    # Ctrl-C and a service manager signal the whole group; the first front end decides when we go.
+    # Ctrl-C and a service manager signal the whole group; the first front end ends this process.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    control, door, *stderr = map(int, sys.argv[1:])
+    control, fd_socket, *stderr = map(int, sys.argv[1:])
     if stderr:
         write_python_to(stderr[0])
     share_heap()
     try:
-        status = asyncio.run(run(socket.socket(fileno=control), socket.socket(fileno=door)))
-    except EOFError:  # before it said what to do
+        status = asyncio.run(run(socket.socket(fileno=control), socket.socket(fileno=fd_socket)))
+    except EOFError:  # before the first message
         status = 1
     sys.stdout.flush()
     sys.stderr.flush()

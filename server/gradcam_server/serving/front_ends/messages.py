@@ -1,7 +1,7 @@
-"""What the first front end and the others tell each other, framed as ``engine_process.messages``.
+"""The messages between the first front end and the others, framed as ``engine.ipc.messages``.
 
 to another     Begin -> [Join] -> Listen -> Announce, Join, ... -> Drain -> CutOff
-to the first            Joined    Listening | Failed, Beat, ...    exit status
+to the first            Joined    Listening | Failed, Heartbeat, ...    exit status
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from gradcam_server.config.settings import ServeConfig
 
-BEAT_S = 0.25
+HEARTBEAT_S = 0.25
 
 # To another.
 
@@ -20,8 +20,8 @@ class Begin:
 
     Attributes:
         config: The settings that need a restart.
-        number: From 1 on; one that takes the place of another has its number.
-        metrics: Folder for the files of its counters.
+        number: The number of the front end, from 1 on; a replacement has the same number.
+        metrics: The folder for the files of its counters.
     """
 
     config: ServeConfig
@@ -31,12 +31,12 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """Ask this engine from now on; connection and memory are at the door.
+    """Use this engine from now on; the descriptors of its connection and memory were sent.
 
     Attributes:
-        config: The settings that it was started with.
-        engine: Which it is, in the order of their starts.
-        started_in_s: How long it took to start, in seconds.
+        config: The settings of the engine.
+        engine: The number of the engine, in the order of their starts.
+        started_in_s: How long the engine took to start, in seconds.
     """
 
     config: ServeConfig
@@ -53,12 +53,12 @@ class Listen:
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """All front ends let requests in: health may say so."""
+    """All front ends admit requests: report SERVING by grpc.health.v1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Let no more requests in, answer those in work, end."""
+    """Refuse new requests, answer those in work, end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,27 +76,27 @@ class Listening:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """It cannot begin, or not listen; it ends."""
+    """The front end cannot begin or listen; it ends."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """Requests are answered by this engine from now on, unless it is lost already."""
+    """Requests go to this engine from now on, unless it is lost already."""
 
     engine: int
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
-    """Sent a few times in a second.
+class Heartbeat:
+    """The state of the front end, sent a few times per second.
 
     Attributes:
         queue_lengths: Requests admitted and not yet on the device, by queue.
         in_work: Requests in work.
-        resident_bytes: Memory of the process.
-        threads: Those that decode or render, by state.
+        resident_bytes: Memory of the process, in bytes.
+        threads: Threads that decode or render, by state.
         held: Bytes that requests in work hold, by state.
     """
 

@@ -1,4 +1,4 @@
-"""The first front end's view of the others: starts them, and those again that are lost."""
+"""The first front end's view of the others: starts them and restarts lost ones."""
 
 import asyncio
 import logging
@@ -25,11 +25,11 @@ from gradcam_server.engine.ipc.process import RemoteBackend
 from gradcam_server.errors import EngineLostError, StartupError, failure_reason
 from gradcam_server.serving.front_ends.messages import (
     Announce,
-    Beat,
     Begin,
     CutOff,
     Drain,
     Failed,
+    Heartbeat,
     Join,
     Joined,
     Listen,
@@ -43,13 +43,13 @@ _MODULE = "gradcam_server.serving.front_ends.main"
 _DRAIN_MARGIN_S = 5.0
 
 
-class OtherFrontEnds:
-    """The processes beside the first that speak gRPC on its port; there may be none.
+class FrontEndPool:
+    """The front ends beside the first, each a process; there may be none.
 
     Args:
         config: The settings.
-        metrics: Told how they are; adds their counters to its own.
-        backoff: The pauses before one that is lost, or cannot start, is started again.
+        metrics: Receives their state; adds their counters to its own.
+        backoff: The pauses before a front end that is lost, or cannot start, is started again.
     """
 
     def __init__(self, config: ServeConfig, metrics: Metrics, backoff: Backoff = BACKOFF) -> None:
@@ -69,34 +69,39 @@ class OtherFrontEnds:
     def queue_lengths(self) -> Counter[str]:
         """Their requests that are admitted and not yet on the device, by queue."""
         lengths = Counter[str]()
-        for one in list(self._members.values()):
-            lengths.update(one.beat.queue_lengths)
+        for member in list(self._members.values()):
+            lengths.update(member.heartbeat.queue_lengths)
         return lengths
 
     @property
     def in_work(self) -> int:
         """Their requests in work."""
-        return sum(one.beat.in_work for one in list(self._members.values()))
+        return sum(member.heartbeat.in_work for member in list(self._members.values()))
 
     def held(self, state: str) -> int:
         """Returns the bytes that their requests hold in a state."""
-        return sum(one.beat.held.get(state, 0) for one in list(self._members.values()))
+        return sum(member.heartbeat.held.get(state, 0) for member in list(self._members.values()))
 
     @property
     def thread_counts(self) -> Counter[str]:
         """Their threads that decode or render, by state."""
         counts = Counter[str]()
-        for one in list(self._members.values()):
-            counts.update(one.beat.threads)
+        for member in list(self._members.values()):
+            counts.update(member.heartbeat.threads)
         return counts
 
     @property
+    def pids(self) -> list[int]:
+        """The process ids of the front ends that run."""
+        return [member.pid for member in self._members.values()]
+
+    @property
     def is_supervised(self) -> bool:
-        """Whether those that are lost are started again, or the server drains."""
-        return self._draining.is_set() or not any(one.done() for one in self._keepers)
+        """Whether lost front ends are started again, or the server drains."""
+        return self._draining.is_set() or not any(keeper.done() for keeper in self._keepers)
 
     def start(self, port: int) -> None:
-        """Starts them, to listen on a port; ``wait_listening`` waits for it.
+        """Starts the front ends, to listen on a port; ``wait_listening`` waits for that.
 
         Raises:
             StartupError: There is no folder for their counters.
@@ -126,51 +131,53 @@ class OtherFrontEnds:
         """Returns once all listen.
 
         Raises:
-            StartupError: One cannot.
+            StartupError: A front end cannot.
         """
         await asyncio.shield(self._all_listen)
 
     async def share(self, config: ServeConfig, backend: RemoteBackend) -> None:
-        """Returns once all that live ask this engine, and let requests in."""
+        """Returns once all running front ends use this engine and admit requests."""
         if not self._count:
             return
         await self.wait_listening()
         number = self._engine[0] + 1 if self._engine else 1
         self._engine = (number, config, backend)
-        await asyncio.gather(*(one.join(*self._engine) for one in list(self._members.values())))
+        await asyncio.gather(
+            *(member.join(*self._engine) for member in list(self._members.values()))
+        )
 
     def announce(self) -> None:
-        """Lets them tell by grpc.health.v1 that requests are let in."""
+        """Lets them report SERVING by grpc.health.v1."""
         if self._count and not self._announced:
             self._announced = True
             self._metrics.add_processes(self._folder)
-        for one in self._members.values():
-            one.tell(Announce())
+        for member in self._members.values():
+            member.tell(Announce())
 
     async def drain(self, force: asyncio.Event) -> bool:
-        """Lets them answer what is in work, and end.
+        """Lets them answer the requests in work, and end.
 
         Args:
             force: Once set, they end at once.
 
         Returns:
-            Whether they have answered all.
+            Whether all requests in work were answered.
         """
         self._draining.set()
-        for one in list(self._members.values()):
-            one.tell(Drain())
+        for member in list(self._members.values()):
+            member.tell(Drain())
         forcing = asyncio.create_task(self._force(force))
         if self._keepers:
             timeout_s = self._config.drain_timeout_s + _DRAIN_MARGIN_S
             await asyncio.wait(self._keepers, timeout=timeout_s)
         forcing.cancel()
-        return all(one.done() for one in self._keepers) and not self._cut_off
+        return all(keeper.done() for keeper in self._keepers) and not self._cut_off
 
     async def close(self) -> None:
-        """Ends them."""
+        """Ends all."""
         self._draining.set()
-        for one in list(self._members.values()):
-            one.hang_up()
+        for member in list(self._members.values()):
+            member.hang_up()
         if self._keepers:
             await asyncio.wait(self._keepers, timeout=CLOSE_S)
         for keeper in self._keepers:
@@ -181,8 +188,8 @@ class OtherFrontEnds:
 
     async def _force(self, force: asyncio.Event) -> None:
         await force.wait()
-        for one in list(self._members.values()):
-            one.tell(CutOff())
+        for member in list(self._members.values()):
+            member.tell(CutOff())
 
     def _on_loss(self, number: int, reason: str) -> None:
         if self._all_listen.done():
@@ -194,8 +201,8 @@ class OtherFrontEnds:
         self._draining.set()
 
     async def _run(self, number: int) -> str:
-        """Runs one to its end; returns why it ended."""
-        member = await _Member.start(Begin(self._config, number, self._folder), self._on_beat)
+        """Runs a front end to its end; returns why it ended."""
+        member = await _Member.start(Begin(self._config, number, self._folder), self._on_heartbeat)
         self._members[number] = member
         if self._draining.is_set():
             member.tell(Drain())
@@ -212,16 +219,16 @@ class OtherFrontEnds:
             self._metrics.set_front_end_resident(number, 0)
 
     async def _introduce(self, member: "_Member") -> None:
-        """Lets one that has just started into the company of the others; kills it on a fault."""
+        """Lets a new front end join the engine and listen; kills it on a fault."""
         try:
             await self._let_in(member)
         except Exception as error:
-            logger.exception("Front end %d could not be let in", member.number)
-            member.kill(f"it could not be let in: {failure_reason(error)}")
+            logger.exception("Front end %d could not join", member.number)
+            member.kill(f"it could not join: {failure_reason(error)}")
 
     async def _let_in(self, member: "_Member") -> None:
         if self._engine is not None:
-            # Until it can answer, its part of the connections is better off with the others.
+            # Until it can answer, the others get its part of the connections.
             await member.join(*self._engine)
             await member.joined.wait()
         member.tell(Listen(self._port))
@@ -232,70 +239,75 @@ class OtherFrontEnds:
         if self._count_listening() == self._count and not self._all_listen.done():
             self._all_listen.set_result(None)
 
-    def _on_beat(self, number: int, beat: Beat) -> None:
-        self._metrics.set_front_end_resident(number, beat.resident_bytes)
+    def _on_heartbeat(self, number: int, heartbeat: Heartbeat) -> None:
+        self._metrics.set_front_end_resident(number, heartbeat.resident_bytes)
 
     def _count_listening(self) -> int:
-        count = sum(one.listening.is_set() for one in self._members.values())
+        count = sum(member.listening.is_set() for member in self._members.values())
         self._metrics.set_front_ends(1 + count)
         return count
 
 
 class _Member:
-    """One of the others, while its process lives.
+    """Another front end, while its process runs.
 
     Attributes:
-        beat: What it told last.
-        joined: Set once it asks an engine.
+        heartbeat: The latest heartbeat.
+        joined: Set once it uses an engine.
         listening: Set once it listens.
-        number: Its number.
+        number: The number of the front end.
     """
 
     def __init__(
         self,
         begin: Begin,
         child: ChildProcess,
-        door: socket.socket,
-        on_beat: Callable[[int, Beat], None],
+        fd_socket: socket.socket,
+        on_heartbeat: Callable[[int, Heartbeat], None],
     ) -> None:
-        self.number, self._child, self._door = begin.number, child, door
-        self._on_beat, self._watchdog = on_beat, Watchdog(begin.config.watchdog_s)
+        self.number, self._child, self._fd_socket = begin.number, child, fd_socket
+        self._on_heartbeat, self._watchdog = on_heartbeat, Watchdog(begin.config.watchdog_s)
         self._joins: dict[int, asyncio.Future[None]] = {}
         self._failure = ""
-        self.beat = Beat({}, 0, 0, {}, {})
+        self.heartbeat = Heartbeat({}, 0, 0, {}, {})
         self.joined, self.listening = asyncio.Event(), asyncio.Event()
         self.tell(begin)
 
     @classmethod
-    async def start(cls, begin: Begin, on_beat: Callable[[int, Beat], None]) -> "_Member":
+    async def start(cls, begin: Begin, on_heartbeat: Callable[[int, Heartbeat], None]) -> "_Member":
         """Starts a process.
 
         Raises:
             OSError: There is no descriptor, process or memory left.
         """
-        door, their_fd_socket = fd_socket_pair()
+        fd_socket, their_fd_socket = fd_socket_pair()
         try:
             with their_fd_socket:
                 child = await ChildProcess.spawn(_MODULE, their_fd_socket.fileno())
         except BaseException:
-            door.close()
+            fd_socket.close()
             raise
-        return cls(begin, child, door, on_beat)
+        return cls(begin, child, fd_socket, on_heartbeat)
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._child.pid
 
     def tell(self, message: object) -> None:
-        """Sends a message; if it is gone, it is lost."""
+        """Sends a message; it is lost if the process is gone."""
         send(self._child.writer, message)
 
     async def join(self, number: int, config: ServeConfig, backend: RemoteBackend) -> None:
-        """Lets it ask an engine; returns once it does, or it or the engine is gone.
+        """Lets it use an engine; returns once it does, or it or the engine is gone.
 
-        It is killed if there are no descriptors for it: without an engine it would only refuse.
+        It is killed if there are no descriptors for it: without an engine it would refuse all.
         """
         if number in self._joins:
             await asyncio.wait({self._joins[number]})
             return
         try:
-            self._hand_over(*backend.let_in())
+            self._send_engine(*backend.let_in())
         except (EngineLostError, ConnectionError):
             return  # the end of either is noticed elsewhere
         except OSError as error:
@@ -306,53 +318,53 @@ class _Member:
         await asyncio.wait({self._joins[number]})
 
     async def wait(self) -> tuple[int, str]:
-        """Returns its exit status and why it ended, when it has. If cancelled, it is killed."""
+        """Waits for its end; returns the exit status and the reason. If cancelled, it is killed."""
         listening = asyncio.create_task(self._listen())
         watching = asyncio.create_task(self._watch())
         try:
             status, reason = await self._child.wait()
-            await listening  # to what it said last
+            await listening  # until its last message
         finally:
             listening.cancel()
             watching.cancel()
             await self._child.close(0)
-            self._door.close()
-            for one in self._joins.values():
-                one.cancel()
+            self._fd_socket.close()
+            for join in self._joins.values():
+                join.cancel()
         return status, self._failure or reason
 
     def kill(self, reason: str) -> None:
-        """Ends it at once; ``wait`` tells the reason."""
+        """Kills it; ``wait`` returns the reason."""
         self._child.kill(reason)
 
     def hang_up(self) -> None:
-        """Ends it."""
+        """Asks it to end."""
         self._child.hang_up()
 
-    def _hand_over(self, connection: socket.socket, memory: int) -> None:
+    def _send_engine(self, connection: socket.socket, shared_fd: int) -> None:
         try:
             with connection:
-                send_fds(self._door, connection.fileno(), memory)
+                send_fds(self._fd_socket, connection.fileno(), shared_fd)
         finally:
-            os.close(memory)
+            os.close(shared_fd)
 
     async def _listen(self) -> None:
         try:
             while True:
-                self._take(await receive(self._child.reader))
+                self._handle(await receive(self._child.reader))
         except EOFError:
             pass
         except GarbledError as error:
             self.kill(str(error))
         except Exception as error:
-            logger.exception("A message of front end %d could not be taken in", self.number)
-            self.kill(f"its message could not be taken in ({error!r})")
+            logger.exception("A message of front end %d could not be handled", self.number)
+            self.kill(f"its message could not be handled ({error!r})")
 
     async def _watch(self) -> None:
-        """Kills one that hangs."""
+        """Kills a process that hangs."""
         self.kill(await self._watchdog.wait())
 
-    def _take(self, message: object) -> None:
+    def _handle(self, message: object) -> None:
         self._watchdog.heard()
         match message:
             case Listening():
@@ -364,6 +376,6 @@ class _Member:
                 self.joined.set()
                 if not (join := self._joins[engine]).done():
                     join.set_result(None)
-            case Beat() as beat:
-                self.beat = beat
-                self._on_beat(self.number, beat)
+            case Heartbeat() as heartbeat:
+                self.heartbeat = heartbeat
+                self._on_heartbeat(self.number, heartbeat)

@@ -22,7 +22,7 @@ from support.instant import InstantBackend
 
 
 class SlowBackend(InstantBackend):
-    """Computes for a moment, and knows whether it is closed."""
+    """Takes a moment to compute, and records whether it is closed."""
 
     is_closed = False
 

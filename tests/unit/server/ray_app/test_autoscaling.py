@@ -1,4 +1,4 @@
-"""How many replicas there should be."""
+"""The autoscaling policy."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +15,11 @@ def situation(reported: dict[str, dict[str, float]], queued: float | None) -> An
 
 
 def test_images_count_and_not_streams() -> None:
-    """Those of all replicas, and the calls that no replica has taken yet."""
+    """The policy adds the images of all replicas and the calls that wait for a replica."""
     assert by_images(situation({IMAGES: {"a": 20, "b": 16}}, 4)) == (5, {})
     assert by_images(situation({IMAGES: {"a": 6}}, None)) == (0.75, {})
 
 
 def test_nothing_reported_is_nothing_in_work() -> None:
-    """As while the first replica warms up."""
+    """As long as the first replica warms up, no metric is there."""
     assert by_images(situation({}, 0)) == (0, {})

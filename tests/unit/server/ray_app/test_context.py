@@ -1,4 +1,4 @@
-"""Calls as Ray Serve tells of them, answered by the service of a server."""
+"""Calls on Ray Serve, answered by the service of a server."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -35,8 +35,8 @@ REQUEST = pb.ExplainImageRequest(raw_image=PIXELS)
 BAD = pb.ExplainImageRequest(encoded_image=b"no image")
 
 
-class Told:
-    """Ray Serve's context of a call: what the replica told it."""
+class RayContext:
+    """Ray Serve's context of a call, with the status that the replica sets."""
 
     def __init__(self, *metadata: tuple[str, str]) -> None:
         self._metadata = metadata
@@ -59,7 +59,7 @@ class Told:
 
 @pytest.fixture
 async def lifecycle() -> Lifecycle:
-    """It serves."""
+    """A lifecycle that admits requests."""
     lifecycle = Lifecycle()
     lifecycle.serve()
     return lifecycle
@@ -82,32 +82,32 @@ async def images(*requests: pb.ExplainImageRequest) -> AsyncIterator[Any]:
 
 
 async def test_a_call_is_answered(service: ExplanationService) -> None:
-    """As by a server."""
-    told = Told()
-    answer = await answer_call(service.ExplainImage, REQUEST, told, pb.ExplainImageResponse)
+    """The answer is that of a server, and no status is set."""
+    serve = RayContext()
+    answer = await answer_call(service.ExplainImage, REQUEST, serve, pb.ExplainImageResponse)
     assert answer.predictions[0].class_index == 999
-    assert told.code is None
+    assert serve.code is None
 
 
 async def test_an_error_has_its_code_and_its_details(service: ExplanationService) -> None:
-    """They go beside an empty answer: Ray sends no details with what is raised."""
-    told = Told()
-    answer = await answer_call(service.ExplainImage, BAD, told, pb.ExplainImageResponse)
+    """The answer is empty: for an exception Ray would send no details."""
+    serve = RayContext()
+    answer = await answer_call(service.ExplainImage, BAD, serve, pb.ExplainImageResponse)
     assert answer == pb.ExplainImageResponse()
-    assert told.code is grpc.StatusCode.INVALID_ARGUMENT
-    packed = told.trailers["grpc-status-details-bin"]
+    assert serve.code is grpc.StatusCode.INVALID_ARGUMENT
+    packed = serve.trailers["grpc-status-details-bin"]
     assert isinstance(packed, bytes)
     status = status_pb2.Status.FromString(packed)
-    assert status.message == told.details
+    assert status.message == serve.details
     violation = error_details_pb2.BadRequest()
     assert status.details[0].Unpack(violation)
     assert violation.field_violations[0].field == "encoded_image"
 
 
 async def test_a_stream_is_answered(service: ExplanationService) -> None:
-    """Bad images are errors among the answers, more than are in flight at once."""
+    """Bad images are errors among the answers; there are more images than may be in flight."""
     requests = [REQUEST, BAD] * 10
-    answers = answer_stream(service.StreamExplainImages, images(*requests), Told())
+    answers = answer_stream(service.StreamExplainImages, images(*requests), RayContext())
     kinds = {one.correlation_id: one.WhichOneof("result") async for one in answers}
     assert kinds == {str(one): "error" if one % 2 else "response" for one in range(20)}
 
@@ -115,17 +115,17 @@ async def test_a_stream_is_answered(service: ExplanationService) -> None:
 async def test_a_stream_that_is_refused_ends_with_its_code(
     service: ExplanationService, lifecycle: Lifecycle
 ) -> None:
-    """Ray takes the code from its context, and needs an exception beside it."""
+    """Ray takes the code from its context, and needs an exception too."""
     lifecycle.drain()
-    told = Told()
+    serve = RayContext()
     with pytest.raises(StreamEndedError, match="UNAVAILABLE: the server is shutting down"):
-        async for _ in answer_stream(service.StreamExplainImages, images(REQUEST), told):
+        async for _ in answer_stream(service.StreamExplainImages, images(REQUEST), serve):
             pass
-    assert told.code is grpc.StatusCode.UNAVAILABLE
+    assert serve.code is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_a_stream_whose_client_goes_is_given_up() -> None:
-    """What works for it is cancelled, before the generator has ended."""
+    """Its work is cancelled before the generator ends."""
     cancelled = asyncio.Event()
 
     async def never_ends(_: AsyncIterator[object], context: Context) -> None:
@@ -136,7 +136,7 @@ async def test_a_stream_whose_client_goes_is_given_up() -> None:
             cancelled.set()
             raise
 
-    answers = answer_stream(never_ends, images(), Told())
+    answers = answer_stream(never_ends, images(), RayContext())
     assert await anext(answers) == "first"
     waiting = asyncio.ensure_future(anext(answers))
     await asyncio.sleep(0.01)
@@ -147,7 +147,7 @@ async def test_a_stream_whose_client_goes_is_given_up() -> None:
 
 
 async def test_answers_that_are_not_taken_hold_up_the_stream() -> None:
-    """One waits for its place until the one before it is taken; none is lost at the end."""
+    """An answer is written once the previous answer is read; none is lost at the end."""
     written = []
 
     async def write(_: AsyncIterator[object], context: Context) -> None:
@@ -155,7 +155,7 @@ async def test_answers_that_are_not_taken_hold_up_the_stream() -> None:
             await context.write(number)
             written.append(number)
 
-    answers = answer_stream(write, images(), Told())
+    answers = answer_stream(write, images(), RayContext())
     assert await anext(answers) == 0
     await asyncio.sleep(0.01)
     assert written == [0, 1]
@@ -169,16 +169,16 @@ async def test_an_error_that_is_no_status_is_passed_on() -> None:
         await context.write("first")
         raise RuntimeError("a fault")
 
-    answers = answer_stream(fail, images(), Told())
+    answers = answer_stream(fail, images(), RayContext())
     assert await anext(answers) == "first"
     with pytest.raises(RuntimeError, match="a fault"):
         await anext(answers)
 
 
 async def test_the_deadline_comes_from_the_proxy() -> None:
-    """A deadline that is over refuses; nonsense in its place, or nothing, is no deadline."""
-    remaining_s = CallContext(Told((REMAINING, "1500"))).time_remaining()
+    """The metadata has the remaining time; without it, or with nonsense, there is no deadline."""
+    remaining_s = CallContext(RayContext((REMAINING, "1500"))).time_remaining()
     assert remaining_s is not None
     assert 0 < remaining_s <= 1.5
-    assert CallContext(Told()).time_remaining() is None
-    assert CallContext(Told((REMAINING, "soon"))).time_remaining() is None
+    assert CallContext(RayContext()).time_remaining() is None
+    assert CallContext(RayContext((REMAINING, "soon"))).time_remaining() is None

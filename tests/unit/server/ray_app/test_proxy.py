@@ -1,4 +1,4 @@
-"""What Ray Serve's proxies do for us, with a gRPC server of our own in the place of Ray's."""
+"""The additions to Ray Serve's proxies, with a gRPC server of our own in place of Ray's."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -22,7 +22,7 @@ NO_APPLICATION = (
 
 
 class Proxy:
-    """Answers all methods by what its factory makes, and sets its status, as Ray's proxy does.
+    """Answers all methods with handlers of its factory, and a status, as Ray's proxy does.
 
     Attributes:
         status: What each call ends with.
@@ -46,7 +46,7 @@ class Proxy:
         self.server.add_generic_rpc_handlers(handlers)
 
     def add_registered_method_handlers(self, *_: object) -> None:
-        """The generic ones are enough."""
+        """Does nothing: the generic handlers are enough."""
 
     def make(self, service_method: str, streaming_type: str) -> Any:
         async def unary(request: object, context: Any) -> bytes:
@@ -95,7 +95,7 @@ async def stream(channel: grpc.aio.Channel, **options: Any) -> None:
 
 
 async def test_all_our_services_are_there(channel: grpc.aio.Channel) -> None:
-    """Health, too."""
+    """Both gradcam.v1 and health are registered."""
     await unary(channel)
     await stream(channel)
     health: Any = health_pb2_grpc.HealthStub(channel)
@@ -106,7 +106,7 @@ async def test_all_our_services_are_there(channel: grpc.aio.Channel) -> None:
 async def test_replicas_learn_the_deadline(
     proxy: Proxy, channel: grpc.aio.Channel, call: Any
 ) -> None:
-    """From the proxy alone; who sends it himself is not heard."""
+    """Only the proxy's metadata counts; the same metadata from a client is dropped."""
     await call(channel, timeout=30, metadata=((REMAINING, "1"), ("x-request-id", "mine")))
     assert 25_000 < int(proxy.metadata[REMAINING]) <= 31_000
     assert proxy.metadata["x-request-id"] == "mine"
@@ -135,7 +135,7 @@ async def test_what_may_succeed_later_is_unavailable(
     expected: str,
     said: str,
 ) -> None:
-    """A lost replica, and an application that is not there yet; all else stays as it is."""
+    """A lost replica and a missing application become UNAVAILABLE; other statuses stay."""
     proxy.status = (grpc.StatusCode[code], details)
     with pytest.raises(grpc.aio.AioRpcError, match=said) as caught:
         await call(channel)
@@ -143,7 +143,7 @@ async def test_what_may_succeed_later_is_unavailable(
 
 
 async def test_a_proxy_that_is_built_otherwise_gets_the_services_at_least() -> None:
-    """A later Ray may have no factory."""
+    """A later Ray may have no factory for handlers."""
     server = Mock(spec=["add_generic_rpc_handlers", "add_registered_method_handlers"])
     add_services(Mock(), server)
     assert server.add_generic_rpc_handlers.call_count == 2

@@ -16,7 +16,7 @@ CONFIG = Path(__file__).resolve().parents[4] / "deploy" / "ray" / "serve_config.
 
 
 def test_the_keys_are_those_of_a_configuration_file() -> None:
-    """Tables of models included, and other values become what flags make of them."""
+    """Tables of models are read too, and values are parsed as those of flags."""
     config = read_args(
         {
             "models": [
@@ -38,7 +38,7 @@ def test_the_keys_are_those_of_a_configuration_file() -> None:
 
 
 def test_the_environment_of_a_node_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The image of the server says there which port is its own, and which model its default."""
+    """The server's image sets variables for a server, such as its port and default model."""
     monkeypatch.setenv("GRADCAM_HOST", "0.0.0.0")
     monkeypatch.setenv("GRADCAM_MODEL", "vgg16")
     assert read_args({"model": ["efficientnet-lite0"]}).model == ("efficientnet-lite0",)
@@ -58,13 +58,13 @@ def test_the_environment_of_a_node_does_not_count(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_what_is_wrong_or_without_effect_is_refused(args: dict[str, Any], message: str) -> None:
-    """Before a replica starts, and in words; a token file that nobody reads would be worse."""
+    """The error comes before a replica starts; an ignored token file would be worse."""
     with pytest.raises(StartupError, match=message):
         read_args(args)
 
 
 def test_the_configuration_that_we_ship_can_be_read() -> None:
-    """Its application has our settings, and its proxies our services."""
+    """Its application has our settings, and its proxies have our services."""
     config = yaml.safe_load(CONFIG.read_text("utf-8"))
     (application,) = config["applications"]
     assert [spec.id for spec in model_specs(read_args(application["args"]))] == [

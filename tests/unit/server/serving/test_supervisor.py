@@ -1,4 +1,4 @@
-"""What keeps an engine running, with engines that only sleep."""
+"""Keeping an engine running, with engines that only sleep."""
 
 import asyncio
 import errno
@@ -22,7 +22,7 @@ from gradcam_server.engine.ipc.process import RemoteBackend
 from gradcam_server.engine.ipc.shared_ring import RingReader, create_shared_memory
 from gradcam_server.errors import EngineLostError, StartupError, failure_reason
 from gradcam_server.pipeline.explainer import Explainer
-from gradcam_server.serving.front_ends.pool import OtherFrontEnds
+from gradcam_server.serving.front_ends.pool import FrontEndPool
 from gradcam_server.serving.supervisor import Supervisor
 from gradcam_server.telemetry.metrics import Metrics
 from support.leftovers import Leftovers
@@ -66,12 +66,12 @@ QUICK = Backoff(first_s=0.01, max_s=0.04)
 
 
 class Server:
-    """What a supervisor tells the server, and how often its engines cannot be started.
+    """Receives a supervisor's calls, and starts its engines or fails.
 
     Attributes:
-        failures: What the next starts raise, one after the other.
-        engines: Those that have started.
-        is_published: Whether requests are let in.
+        failures: The errors of the next starts, one after the other.
+        engines: The engines that have started.
+        is_published: Whether requests are admitted.
         published_count: Engines that were published.
         withdrawn_count: Engines whose loss was noticed.
         attempts: Starts so far.
@@ -80,10 +80,13 @@ class Server:
     def __init__(self) -> None:
         self.failures: list[BaseException] = []
         self.engines: list[RemoteBackend] = []
+        self.publish_error: BaseException | None = None
         self.is_published, self.attempts = False, 0
         self.published_count = self.withdrawn_count = 0
 
     def publish(self, _: Explainer) -> None:
+        if self.publish_error is not None:
+            raise self.publish_error
         self.is_published = True
         self.published_count += 1
 
@@ -127,16 +130,16 @@ async def supervisor(
     request: pytest.FixtureRequest, server: Server, metrics: Metrics
 ) -> AsyncIterator[Supervisor]:
     """Its back-off may be set by indirect parametrisation."""
-    others = OtherFrontEnds(CONFIG, metrics)
+    pool = FrontEndPool(CONFIG, metrics)
     backoff = getattr(request, "param", QUICK)
-    one = Supervisor(CONFIG, server.publish, server.withdraw, metrics, others, backoff)
+    one = Supervisor(CONFIG, server.publish, server.withdraw, metrics, pool, backoff)
     await one.start()
     yield one
     await one.close()
 
 
 async def test_reloads_leave_no_task_behind(supervisor: Supervisor) -> None:
-    """What watched over the old engines has ended with them."""
+    """The watchers of old engines have ended with them."""
     await asyncio.sleep(0)
     before = len(asyncio.all_tasks())
     for _ in range(3):
@@ -149,7 +152,7 @@ async def test_reloads_leave_no_task_behind(supervisor: Supervisor) -> None:
 async def test_the_metric_names_the_compiler_that_runs(
     supervisor: Supervisor, metrics: Metrics
 ) -> None:
-    """The setting is auto; the engine knows what that came to."""
+    """The setting is auto; the engine knows the chosen compiler."""
     text = metrics.exposition()[0].decode()
     assert 'gradcam_model_info{compiler="xla",layer="conv",model="m",weights="file"} 1.0' in text
 
@@ -168,7 +171,7 @@ async def test_the_metric_names_the_compiler_that_runs(
 async def test_an_engine_comes_back_after_any_failure_to_start_it(
     supervisor: Supervisor, server: Server, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each failure is logged with its cause, and the server is well as soon as one starts."""
+    """Each failure is logged with its cause, and requests are admitted once an engine starts."""
     for losses in (1, 2):
         server.failures = [error] * 3
         await server.kill()
@@ -183,10 +186,10 @@ async def test_an_engine_comes_back_after_any_failure_to_start_it(
 async def test_a_first_engine_that_cannot_be_started_is_the_end(
     server: Server, metrics: Metrics, error: Exception
 ) -> None:
-    """The command fails with the cause; an operator looks at it."""
+    """The command fails with the cause."""
     server.failures = [error]
-    others = OtherFrontEnds(CONFIG, metrics)
-    supervisor = Supervisor(CONFIG, server.publish, server.withdraw, metrics, others)
+    pool = FrontEndPool(CONFIG, metrics)
+    supervisor = Supervisor(CONFIG, server.publish, server.withdraw, metrics, pool)
     with pytest.raises(StartupError, match=r"the engine cannot start: no .* left \(\w+\)"):
         await supervisor.start()
     await supervisor.close()
@@ -201,7 +204,7 @@ async def test_the_old_engine_goes_on_when_a_reload_fails(
     error: Exception,
     step: str,
 ) -> None:
-    """At whichever step: who asked is told, the new engine ends, the old one stays."""
+    """At whichever step: the error is raised, the new engine ends, the old one stays."""
 
     def fail(*_: object) -> None:
         raise error
@@ -212,11 +215,12 @@ async def test_the_old_engine_goes_on_when_a_reload_fails(
         if step == "start":
             server.failures = [error]
         elif step == "share":
-            patch.setattr(supervisor._others, "share", fail)
+            patch.setattr(FrontEndPool, "share", fail)
         else:
-            patch.setattr(supervisor, "_publish", fail)
+            server.publish_error = error
         with pytest.raises(type(error)):
             await supervisor.reload(CONFIG)
+    server.publish_error = None
     await leftovers.check()
     assert not old.lost.done()
     assert supervisor.is_guarding
@@ -227,7 +231,7 @@ async def test_the_old_engine_goes_on_when_a_reload_fails(
 
 @pytest.mark.parametrize("supervisor", [Backoff(first_s=600, max_s=600)], indirect=True)
 async def test_a_reload_is_the_remedy_in_a_pause(supervisor: Supervisor, server: Server) -> None:
-    """It waits for no pause, and what it starts is guarded from its first moment on."""
+    """It waits for no pause, and its engine is guarded from the beginning."""
     server.failures = [StartupError("no such model")]
     await server.kill()
     await server.wait(lambda: not server.failures)
@@ -254,7 +258,7 @@ async def test_a_server_is_stopped_in_a_pause(supervisor: Supervisor, server: Se
 async def test_an_engine_that_dies_again_and_again_is_started_with_growing_pauses(
     supervisor: Supervisor, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It starts well and dies at once, as with too little memory: the machine is not kept busy."""
+    """It starts and dies at once, as with too little memory: the machine is not kept busy."""
     for _ in range(4):
         await server.kill()
         await server.wait(lambda: server.is_published)
@@ -263,24 +267,33 @@ async def test_an_engine_that_dies_again_and_again_is_started_with_growing_pause
     assert supervisor.is_guarding
 
 
-async def test_supervision_that_is_gone_is_told(supervisor: Supervisor, server: Server) -> None:
-    """What ends the guard, whatever it is, shows at /healthz; the end of the server does not."""
+async def test_supervision_that_has_ended_is_reported(
+    supervisor: Supervisor, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guard that ends shows at /healthz; the end of the server does not."""
+
+    async def end_at_once(*_: object, **__: object) -> None:
+        pass
+
     assert supervisor.is_guarding
-    assert supervisor._guard
-    supervisor._guard.cancel()
+    monkeypatch.setattr("gradcam_server.serving.supervisor.keep_running", end_at_once)
+    await supervisor.reload(CONFIG)
     await server.wait(lambda: not supervisor.is_guarding)
     await supervisor.close()
     assert supervisor.is_guarding
 
 
-async def test_the_loss_of_an_engine_that_was_replaced_is_told(
-    supervisor: Supervisor, server: Server, caplog: pytest.LogCaptureFixture
+async def test_the_loss_of_a_replaced_engine_is_logged(
+    supervisor: Supervisor,
+    server: Server,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It had requests in work, perhaps; the new one goes on."""
+    """It may have had requests in work; the new engine goes on."""
     (old,) = server.engines
-    old._alone.clear()  # another front end still asks it
+    monkeypatch.setattr(old, "wait_alone", asyncio.Event().wait)  # another front end uses it
     await supervisor.reload(CONFIG)
     os.kill(old.pid, signal.SIGKILL)
-    await server.wait(lambda: "An engine that had been replaced was lost" in caplog.text)
+    await server.wait(lambda: "A replaced engine was lost" in caplog.text)
     assert server.is_published
     assert server.published_count == 2

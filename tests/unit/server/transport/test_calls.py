@@ -1,4 +1,4 @@
-"""What the services do alike with calls, without a server."""
+"""What all services do with calls, without a server."""
 
 import asyncio
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ async def work(_: CallRecord) -> str:
 
 @pytest.mark.usefixtures("slow")
 async def test_images_that_wait_for_their_rate_do_not_hold_up_a_drain(calls: Calls) -> None:
-    """They are refused with UNAVAILABLE and RetryInfo, as calls that come then are."""
+    """They are refused with UNAVAILABLE and RetryInfo, as new calls are."""
     assert await calls.item("S/Stream.image", work) == "answer"
     waiting = [asyncio.create_task(calls.item("S/Stream.image", work)) for _ in range(3)]
     await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""One process that speaks gRPC, with an engine that answers at once: who waits for whom."""
+"""Fairness among the callers of a gRPC port, with an engine that answers at once."""
 
 import asyncio
 import itertools
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("beside_tritonclient")
 
 
 class CallerBackend(InstantBackend):
-    """Notes for whom it computes."""
+    """Records the callers for which it computes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ async def test_small_images_do_not_wait_for_the_large_ones_of_others(
 async def test_large_messages_leave_the_event_loop_to_others(
     cat_jpeg: bytes, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While somebody else asks they are read one by one, with pauses, however they are sent."""
+    """While another caller is active they are read one by one, with pauses, in any kind of call."""
     floods, large_sizes = 4, list[int]()
     received = Receiving.received
 

@@ -1,4 +1,4 @@
-"""The services on a port, with an engine that answers at once: who holds what."""
+"""The memory that calls hold, over a gRPC port with an engine that answers at once."""
 
 import asyncio
 import gc
@@ -30,7 +30,7 @@ MAX_HELD = 48 << 20
 
 
 class World:
-    """A front end on a port, and what it holds."""
+    """A front end on a port."""
 
     def __init__(self) -> None:
         self.config = ServeConfig(max_held_bytes=MAX_HELD)
@@ -45,7 +45,7 @@ class World:
         return self.front_end.ledger.total
 
     def answered(self, code: str) -> int:
-        """How many calls of ExplainImage have ended with a code."""
+        """Returns the number of calls of ExplainImage that have ended with a code."""
         return sum(
             round(sample.value)
             for metric in self.metrics.registry.collect()
@@ -102,7 +102,7 @@ async def code_of(call: Any) -> Any:
 async def test_answers_that_nobody_reads_leave_room_for_others(
     world: World, channel: grpc.aio.Channel
 ) -> None:
-    """Memory and what is counted stay under the limit; others are served; all comes back."""
+    """Real and counted memory stay under the limit; others are served; all is released."""
     stub: Any = pb_grpc.ExplanationServiceStub(channel)
     await stub.ExplainImage(large())  # threads and buffers are there then
     before = resident_bytes()
@@ -127,7 +127,7 @@ async def test_answers_that_nobody_reads_leave_room_for_others(
 async def test_a_stream_that_is_not_read_is_read_no_further(
     world: World, channel: grpc.aio.Channel
 ) -> None:
-    """Its answers stay under the limit, others are served, and it gets all once it reads."""
+    """Its answers stay under the limit, others are served, and all arrive once it reads."""
     total, taken = 40, 0
 
     async def messages() -> AsyncIterator[pb.StreamExplainImagesRequest]:
@@ -157,7 +157,7 @@ async def test_a_stream_that_is_not_read_is_read_no_further(
 async def test_a_request_that_can_never_fit_names_the_setting(
     world: World, channel: grpc.aio.Channel
 ) -> None:
-    """INVALID_ARGUMENT from the header of its image; one that just fits runs when it is alone."""
+    """INVALID_ARGUMENT from the image's header; a request that just fits runs when alone."""
     stub: Any = pb_grpc.ExplanationServiceStub(channel)
     error = await code_of(stub.ExplainImage(large(1200)))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -192,7 +192,7 @@ async def test_a_call_for_which_there_is_no_room_may_come_again(
 async def test_the_images_of_one_message_are_let_in_together(
     world: World, channel: grpc.aio.Channel
 ) -> None:
-    """Of the Open Inference Protocol; messages that need more than half at once do not lock up."""
+    """Messages that need more than half of the memory each do not block each other."""
     images = np.zeros((20, 224, 224, 3), np.uint8)
     message = inference_pb.ModelInferRequest(
         model_name="instant", raw_input_contents=[images.tobytes()]
@@ -225,7 +225,7 @@ def tensors(*images: bytes) -> inference_pb.ModelInferRequest:
 async def test_a_request_that_fails_is_no_garbage(
     world: World, channel: Any, kind: str, streamed: bool
 ) -> None:
-    """It is freed as its call ends: what waits for the collector is counted by nobody."""
+    """It is freed when its call ends: the ledger would not count garbage."""
     corrupt = png(300)[:-30]
     method = "/gradcam.v1.ExplanationService/"
     request: Any = large(1200) if kind == "too large" else build_request(corrupt)

@@ -1,4 +1,4 @@
-"""Which requests are let in."""
+"""The phases of a server, and which requests it admits."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from gradcam_server.transport.lifecycle import Lifecycle
 
 
 async def test_requests_are_let_in_only_while_serving() -> None:
-    """Before and after, the error says why and when to try again."""
+    """Before and after, the error has the reason and the time to retry."""
     lifecycle = Lifecycle()
     with pytest.raises(NotReadyError, match="warming up"), lifecycle.request():
         pass
@@ -24,7 +24,7 @@ async def test_requests_are_let_in_only_while_serving() -> None:
 
 
 async def test_a_lost_engine_lets_nobody_in_until_it_is_back() -> None:
-    """The error says when it will be; a server that drains stays draining."""
+    """The error has the expected time; a server that drains stays draining."""
     lifecycle = Lifecycle()
     lifecycle.serve()
     lifecycle.restart(30)
@@ -44,7 +44,7 @@ async def test_a_lost_engine_lets_nobody_in_until_it_is_back() -> None:
 
 
 async def test_draining_waits_for_requests_in_work() -> None:
-    """Idle comes when the last one is done, however it ends."""
+    """The server is idle when the last request ends, however it ends."""
     lifecycle = Lifecycle()
     lifecycle.serve()
     first, second = lifecycle.request(), lifecycle.request()
@@ -60,7 +60,7 @@ async def test_draining_waits_for_requests_in_work() -> None:
 
 
 async def test_what_waits_while_the_server_drains_is_refused() -> None:
-    """Also what waits already; what need not wait goes on, and a wait that ends says nothing."""
+    """Requests that wait, or begin to, are refused; others go on, and a finished wait is fine."""
     lifecycle = Lifecycle()
     lifecycle.serve()
     await asyncio.wait_for(lifecycle.pause(0.01), 10)
@@ -74,7 +74,7 @@ async def test_what_waits_while_the_server_drains_is_refused() -> None:
 
 
 async def test_refusals_are_held_until_released() -> None:
-    """While gRPC says good-bye, clients that were refused do not come back yet."""
+    """While gRPC sends GOAWAY, refused clients do not come back."""
     lifecycle = Lifecycle()
     await asyncio.wait_for(lifecycle.before_refusal(), 1)  # at once, before
     await lifecycle.hold_refusals()
@@ -86,7 +86,7 @@ async def test_refusals_are_held_until_released() -> None:
 
 
 async def test_a_drain_ends_what_waits_for_clients() -> None:
-    """Reading from a stream is given up, now or as soon as it begins; what was read is not lost."""
+    """Reading from a stream ends, now or when it begins; messages already read are not lost."""
     lifecycle = Lifecycle()
     loop = asyncio.get_running_loop()
     waiting = asyncio.create_task(lifecycle.unless_draining(loop.create_future()))
@@ -101,7 +101,7 @@ async def test_a_drain_ends_what_waits_for_clients() -> None:
 
 @pytest.mark.parametrize("draining", [False, True])
 async def test_who_is_cancelled_while_it_reads_is_cancelled(draining: bool) -> None:
-    """Whether or not the server drains at the same time; the read ends with it."""
+    """Also if the server drains at the same time; the read is cancelled too."""
     lifecycle = Lifecycle()
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     reading = asyncio.create_task(lifecycle.unless_draining(future))

@@ -1,4 +1,4 @@
-"""Answers that are sent, taken late or not at all, in front of a service that does nothing else."""
+"""Answers that are read, read late or never read."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -34,7 +34,7 @@ def tokens(tmp_path: Path) -> Path:
 
 
 class World:
-    """A server with answers of 1 MiB, and what it counts."""
+    """A server with answers of 1 MiB, and its counts."""
 
     def __init__(self, tokens: Path, max_send_s: float = 60) -> None:
         config = ServeConfig(max_send_s=max_send_s, token_file=str(tokens))
@@ -101,7 +101,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 async def test_an_answer_that_was_taken_is_counted_no_more(tokens: Path) -> None:
-    """Neither by the server nor as its caller's, nor are its bytes."""
+    """All counts are 0: of the server, of the caller, and of bytes."""
     world = World(tokens)
     async with world.serving() as address, connect(address) as channel:
         for _ in range(3):
@@ -116,7 +116,7 @@ async def test_an_answer_that_was_taken_is_counted_no_more(tokens: Path) -> None
 async def test_an_answer_that_waits_is_counted_until_its_client_leaves(
     tokens: Path, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """However it leaves: all is given back, and nothing is logged as a fault."""
+    """However it leaves, all counts go back to 0, and no error is logged."""
     world = World(tokens)
     async with world.serving() as address:
         clients = [unread_calls(address, path) for path in (UNARY, STREAM) * 4]
@@ -138,7 +138,7 @@ async def test_an_answer_that_waits_is_counted_until_its_client_leaves(
 async def test_a_call_whose_answer_is_not_taken_in_time_is_cut_off(
     tokens: Path, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its client gets RST_STREAM; the connection and other calls go on; the log says it."""
+    """Its client gets RST_STREAM; other calls of the connection go on; the log has a warning."""
     world = World(tokens, max_send_s=0.3)
     async with world.serving() as address, connect(address) as channel:
         unread = unread_calls(address, path)
@@ -155,7 +155,7 @@ async def test_a_call_whose_answer_is_not_taken_in_time_is_cut_off(
 async def test_a_fault_of_ours_is_logged_as_before(
     tokens: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What hides lost clients hides nothing else that gRPC logs."""
+    """Other errors that gRPC logs are not hidden."""
 
     class Failing(World):
         async def unary(self, _: bytes, __: Any) -> bytes:

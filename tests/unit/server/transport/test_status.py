@@ -1,4 +1,4 @@
-"""Domain errors as gRPC status."""
+"""The gRPC status of each error."""
 
 import logging
 
@@ -28,7 +28,7 @@ from gradcam_server.transport.status import CODES, status_code, to_status
     ],
 )
 def test_each_error_has_its_code(error: Exception, code: grpc.StatusCode) -> None:
-    """The table holds, and the code survives the way to the client."""
+    """The client gets the code of the table."""
     assert status_code(to_status(error)) is code
     assert from_status(to_status(error)).code is code
 
@@ -57,7 +57,7 @@ def test_bad_requests_name_their_field() -> None:
 
 @pytest.mark.parametrize("letter", ["a", "é", "\N{SNOWMAN}", "\N{CAT FACE}", "\ud800", "%"])
 def test_long_texts_fit_into_trailers(letter: str) -> None:
-    """Texts may quote the request; over 8 KiB a client would see another error altogether."""
+    """Texts may quote the request; with more than 8 KiB a client would see another error."""
     status = to_status(errors.NotFoundError("model", f"unknown {letter * 100_000}"))
     assert status.message.startswith("unknown ")
     assert status.message.endswith(" ...")
@@ -67,7 +67,7 @@ def test_long_texts_fit_into_trailers(letter: str) -> None:
 
 
 def test_the_text_of_a_fault_of_ours_is_logged_not_sent(caplog: pytest.LogCaptureFixture) -> None:
-    """Internal errors leak nothing."""
+    """Internal errors reveal nothing."""
     with caplog.at_level(logging.ERROR):
         status = to_status(RuntimeError("secret path /srv/model"))
     assert "secret" not in str(status)

@@ -20,7 +20,7 @@ MAX_IN_FLIGHT = 3
 
 
 class Client:
-    """The other side of a call: counts what is read of its messages, keeps what is written."""
+    """The client's side of a call: counts the messages that are read, keeps the answers."""
 
     def __init__(self) -> None:
         self.read, self.answers = 0, list[str]()
@@ -97,7 +97,7 @@ async def settle() -> None:
 async def test_answers_come_as_they_are_ready_or_in_order(
     in_order: bool, expected: list[str]
 ) -> None:
-    """A message that fails is an answer of its own in either order."""
+    """A message that fails has an answer too, in either order."""
     client, service = Client(), Service(in_order=in_order)
     stream = service.run(client, 3)
     for gate in reversed(service.gates[:3]):
@@ -110,7 +110,7 @@ async def test_answers_come_as_they_are_ready_or_in_order(
 
 @pytest.mark.parametrize("in_order", [False, True])
 async def test_a_client_that_does_not_read_sends_no_further_messages(in_order: bool) -> None:
-    """Only so many messages are read as may be in flight, and their memory stays counted."""
+    """No more messages are read than may be in flight, and their memory stays counted."""
     client, service = Client(), Service(in_order=in_order)
     client.may_write.clear()
     for gate in service.gates:
@@ -127,7 +127,7 @@ async def test_a_client_that_does_not_read_sends_no_further_messages(in_order: b
 
 @pytest.mark.parametrize("in_order", [False, True])
 async def test_a_stream_that_is_cancelled_gives_its_memory_back(in_order: bool) -> None:
-    """Both that of messages in work and that of answers which wait to be written."""
+    """The memory of messages in work, and of answers that wait to be written."""
     client, service = Client(), Service(in_order=in_order)
     client.may_write.clear()
     service.gates[2].set()
@@ -141,7 +141,7 @@ async def test_a_stream_that_is_cancelled_gives_its_memory_back(in_order: bool) 
 
 
 async def test_a_drain_ends_a_stream_after_the_messages_that_were_read() -> None:
-    """Those are answered; then the client learns by UNAVAILABLE to send the rest elsewhere."""
+    """They are answered; then UNAVAILABLE tells the client to send the rest elsewhere."""
     client, service = Client(), Service(in_order=False)
     stream = service.run(client, 10)
     await settle()

@@ -15,8 +15,8 @@ from gradcam_server.engine.ipc.child_process import Backoff, ChildProcess
 from gradcam_server.engine.ipc.process import RemoteBackend
 from gradcam_server.engine.ipc.shared_ring import create_shared_memory
 from gradcam_server.errors import EngineLostError, StartupError
-from gradcam_server.serving.front_ends import pool as others
-from gradcam_server.serving.front_ends.pool import OtherFrontEnds
+from gradcam_server.serving.front_ends import pool
+from gradcam_server.serving.front_ends.pool import FrontEndPool
 from gradcam_server.telemetry.metrics import Metrics
 from support.child import choose
 from support.leftovers import Leftovers
@@ -26,7 +26,7 @@ QUICK = Backoff(first_s=0.01, max_s=0.04)
 
 
 class Engine:
-    """Lets in whoever asks, after it has failed as scripted."""
+    """Lets each front end in, after it has failed as scripted."""
 
     started_in_s = 1.0
 
@@ -42,13 +42,13 @@ class Engine:
         return ours, create_shared_memory()
 
 
-async def share(front_ends: OtherFrontEnds, engine: Engine) -> None:
+async def share(front_ends: FrontEndPool, engine: Engine) -> None:
     async with asyncio.timeout(20):
         await front_ends.share(CONFIG, cast("RemoteBackend", engine))
 
 
 def listening(metrics: Metrics) -> bool:
-    """Whether all front ends listen, as the metrics tell it."""
+    """Returns whether all front ends listen, by the metrics."""
     return "gradcam_front_ends 2.0" in metrics.exposition()[0].decode()
 
 
@@ -58,18 +58,18 @@ async def wait(is_so: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-def kill_front_end(front_ends: OtherFrontEnds) -> int:
-    (member,) = front_ends._members.values()
-    os.kill(member._child.pid, signal.SIGKILL)
-    return member._child.pid
+def kill_front_end(front_ends: FrontEndPool) -> int:
+    (killed,) = front_ends.pids
+    os.kill(killed, signal.SIGKILL)
+    return killed
 
 
-def pid(front_ends: OtherFrontEnds) -> int:
-    return next((one._child.pid for one in front_ends._members.values()), 0)
+def pid(front_ends: FrontEndPool) -> int:
+    return next(iter(front_ends.pids), 0)
 
 
 def spawn_failing(*failures: Exception) -> Callable[..., Any]:
-    """Returns a spawn that fails as scripted, and then does what it should."""
+    """Returns a spawn that fails as scripted, and then spawns."""
     left, spawn = list(failures), ChildProcess.spawn
 
     async def fail(module: str, *descriptors: int) -> ChildProcess:
@@ -88,11 +88,11 @@ def metrics() -> Metrics:
 @pytest.fixture
 async def front_ends(
     monkeypatch: pytest.MonkeyPatch, metrics: Metrics
-) -> AsyncIterator[OtherFrontEnds]:
+) -> AsyncIterator[FrontEndPool]:
     """One other front end; it listens."""
-    monkeypatch.setattr(others, "_MODULE", choose(monkeypatch, "front_end"))
+    monkeypatch.setattr(pool, "_MODULE", choose(monkeypatch, "front_end"))
     leftovers = Leftovers()
-    one = OtherFrontEnds(CONFIG, metrics, QUICK)
+    one = FrontEndPool(CONFIG, metrics, QUICK)
     one.start(1234)
     async with asyncio.timeout(20):
         await one.wait_listening()
@@ -104,10 +104,10 @@ async def front_ends(
 async def test_a_first_front_end_without_a_process_is_the_end(
     monkeypatch: pytest.MonkeyPatch, metrics: Metrics
 ) -> None:
-    """The server does not start, and says what it had too little of."""
+    """The server does not start, and the error names what is short."""
     monkeypatch.setattr(ChildProcess, "spawn", spawn_failing(OSError(errno.EMFILE, "")))
     leftovers = Leftovers()
-    one = OtherFrontEnds(CONFIG, metrics, QUICK)
+    one = FrontEndPool(CONFIG, metrics, QUICK)
     one.start(1234)
     with pytest.raises(StartupError, match=r"front end 1 cannot start: no file .* \(EMFILE\)"):
         await one.wait_listening()
@@ -120,9 +120,9 @@ async def test_a_first_front_end_without_a_process_is_the_end(
     [OSError(errno.EMFILE, ""), BlockingIOError(errno.EAGAIN, ""), MemoryError(), ValueError()],
 )
 async def test_a_lost_front_end_comes_back_after_any_failure_to_start_it(
-    front_ends: OtherFrontEnds, metrics: Metrics, monkeypatch: pytest.MonkeyPatch, error: Exception
+    front_ends: FrontEndPool, metrics: Metrics, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """It is started again until it can be, and asks the engine again."""
+    """It is started again until it runs, and joins the engine again."""
     engine = Engine()
     await share(front_ends, engine)
     monkeypatch.setattr(ChildProcess, "spawn", spawn_failing(error))
@@ -135,9 +135,9 @@ async def test_a_lost_front_end_comes_back_after_any_failure_to_start_it(
 
 @pytest.mark.parametrize("error", [OSError(errno.EMFILE, ""), OSError(errno.ETOOMANYREFS, "")])
 async def test_a_front_end_that_cannot_be_given_an_engine_is_started_again(
-    front_ends: OtherFrontEnds, metrics: Metrics, error: OSError, caplog: pytest.LogCaptureFixture
+    front_ends: FrontEndPool, metrics: Metrics, error: OSError, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither does the engine fail for it, nor is there one for good that only refuses."""
+    """The engine goes on, and no front end stays that would refuse all requests."""
     engine, old = Engine(error), pid(front_ends)
     await share(front_ends, engine)
     await wait(lambda: pid(front_ends) not in (0, old) and listening(metrics))
@@ -145,21 +145,21 @@ async def test_a_front_end_that_cannot_be_given_an_engine_is_started_again(
     assert "Front end 1 was lost: it could not be given the engine" in caplog.text
 
 
-async def test_a_front_end_that_cannot_be_let_in_is_started_again(
-    front_ends: OtherFrontEnds, metrics: Metrics, caplog: pytest.LogCaptureFixture
+async def test_a_front_end_that_cannot_join_is_started_again(
+    front_ends: FrontEndPool, metrics: Metrics, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A fault on the way, whatever it is, leaves none that runs and does not listen."""
+    """After any fault no front end is left that runs and does not listen."""
     engine = Engine()
     await share(front_ends, engine)
     engine.failures = [RuntimeError("?")]
     old = kill_front_end(front_ends)
     await wait(lambda: engine.let_in_count == 2 and listening(metrics))
     assert pid(front_ends) != old
-    assert "Front end 1 was lost: it could not be let in: RuntimeError: ?" in caplog.text
+    assert "Front end 1 was lost: it could not join: RuntimeError: ?" in caplog.text
 
 
 async def test_an_engine_that_is_lost_before_it_is_shared_harms_no_front_end(
-    front_ends: OtherFrontEnds, metrics: Metrics
+    front_ends: FrontEndPool, metrics: Metrics
 ) -> None:
     """It waits for the next engine."""
     old = pid(front_ends)
@@ -179,14 +179,14 @@ async def test_an_engine_that_is_lost_before_it_is_shared_harms_no_front_end(
     ],
 )
 async def test_a_front_end_that_fails_again_and_again_is_started_until_it_is_well(
-    front_ends: OtherFrontEnds,
+    front_ends: FrontEndPool,
     metrics: Metrics,
     monkeypatch: pytest.MonkeyPatch,
     behaviour: str,
     reason: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """One that sends garbage is killed: nobody could read what comes after it."""
+    """A front end that sends garbage is killed: nothing after it could be read."""
     choose(monkeypatch, behaviour)
     kill_front_end(front_ends)
     await wait(lambda: f"Front end 1 was lost: {reason}" in caplog.text)
@@ -194,11 +194,19 @@ async def test_a_front_end_that_fails_again_and_again_is_started_until_it_is_wel
     await wait(lambda: listening(metrics))
 
 
-async def test_supervision_that_is_gone_is_told(front_ends: OtherFrontEnds) -> None:
-    """What ends a keeper shows at /healthz; the drain of the server does not."""
+async def test_supervision_that_has_ended_is_reported(
+    metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A keeper that ends shows at /healthz; the drain of the server does not."""
+
+    async def end_at_once(*_: object) -> None:
+        pass
+
+    monkeypatch.setattr(pool, "keep_running", end_at_once)
+    front_ends = FrontEndPool(CONFIG, metrics, QUICK)
+    front_ends.start(1234)
     assert front_ends.is_supervised
-    (keeper,) = front_ends._keepers
-    keeper.cancel()
     await wait(lambda: not front_ends.is_supervised)
     assert await front_ends.drain(asyncio.Event()) is True
     assert front_ends.is_supervised
+    await front_ends.close()

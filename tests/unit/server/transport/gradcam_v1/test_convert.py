@@ -1,4 +1,4 @@
-"""Protobuf messages to and from the pipeline's types."""
+"""Conversion between the messages of gradcam.v1 and the domain's types."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ from gradcam_server.transport.gradcam_v1.convert import to_model, to_request, to
 
 
 def test_an_image_alone_asks_for_the_defaults() -> None:
-    """Grad-CAM of the top class at the default layer, raw, five predictions."""
+    """The defaults: Grad-CAM of the top class at the default layer, raw, five predictions."""
     request = to_request(pb.ExplainImageRequest(encoded_image=b"x"))
     assert request.image == b"x"
     assert (request.model, request.layers, request.targets) == ("", (), TopK(1))
@@ -40,7 +40,7 @@ def test_an_image_alone_asks_for_the_defaults() -> None:
 
 
 def test_every_field_is_read() -> None:
-    """Nothing that a client sets is lost, zero included."""
+    """No field that a client sets is lost, even if its value is zero."""
     request = to_request(
         pb.ExplainImageRequest(
             model="m",
@@ -95,7 +95,7 @@ def test_what_makes_no_sense_is_refused_by_field(change: dict[str, object], fiel
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("declared", [False, True])
 def test_a_model_says_how_its_pixels_are_scaled(declared: bool, full: bool) -> None:
-    """Also in the short list of models: a default may not be what it was trained with."""
+    """Also in the list of models: a default may differ from the model's training."""
     labels = ClassLabels([ClassLabel("one")])
     preprocessing = Preprocessing.CAFFE if declared else Preprocessing.NONE
     served = ServedModel(

@@ -17,7 +17,7 @@ from gradcam_server.transport.http.probes import MAX_CONNECTIONS, HttpServer
 
 
 class Running:
-    """A server, why it is not ready, and why it has to be restarted."""
+    """A server, and the reasons that its probes report."""
 
     def __init__(self, exchange_s: float = 5.0) -> None:
         self.metrics, self.reason, self.fault = Metrics(), "warming up", ""
@@ -50,7 +50,7 @@ def running() -> Iterator[Running]:
 
 
 def test_prometheus_can_read_the_metrics(running: Running) -> None:
-    """The text and its content type come as it wants them."""
+    """The text and its content type follow the header Accept."""
     running.metrics.compiled(7)
     status, text, headers = running.get("/metrics")
     assert status == 200
@@ -59,7 +59,7 @@ def test_prometheus_can_read_the_metrics(running: Running) -> None:
 
 
 def test_it_is_alive_before_it_is_ready(running: Running) -> None:
-    """A liveness probe must not kill a server that warms up; a readiness probe says why."""
+    """A liveness probe must not kill a server that warms up; a readiness probe has the reason."""
     assert running.get("/healthz")[:2] == (200, "ok\n")
     assert running.get("/readyz")[:2] == (503, "warming up\n")
     running.reason = ""
@@ -67,7 +67,7 @@ def test_it_is_alive_before_it_is_ready(running: Running) -> None:
 
 
 def test_a_process_that_cannot_heal_itself_is_not_alive(running: Running) -> None:
-    """The orchestrator restarts it, and its event says why; ready or not has no part in it."""
+    """The answer has the reason, whether or not the server is ready."""
     running.fault = "an engine that is lost would not be started again"
     assert running.get("/healthz")[:2] == (503, f"{running.fault}\n")
     running.reason = ""
@@ -77,7 +77,7 @@ def test_a_process_that_cannot_heal_itself_is_not_alive(running: Running) -> Non
 
 
 def test_only_what_there_is_can_be_read(running: Running) -> None:
-    """Other paths are not found, and nothing can be written."""
+    """Other paths are 404, and other methods than GET and HEAD are 405."""
     assert running.get("/")[0] == 404
     assert running.get("/metrics/../etc/passwd")[0] == 404
     for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
@@ -92,7 +92,7 @@ def test_head_has_no_body(running: Running) -> None:
 
 
 def test_half_open_clients_do_not_block_others(running: Running) -> None:
-    """Ones that connect and are silent, or stop in the middle, cost nobody else anything."""
+    """Clients that are silent, or stop in the middle, do not delay other clients."""
     silent = [running.connect() for _ in range(10)]
     stuck = [running.connect(b"GET /metrics HT") for _ in range(10)]
     assert running.get("/healthz")[0] == 200
@@ -101,7 +101,7 @@ def test_half_open_clients_do_not_block_others(running: Running) -> None:
 
 
 def test_a_client_that_drips_is_cut_off() -> None:
-    """The time is for the whole exchange: a byte now and then does not renew it."""
+    """The time limit is for the whole exchange: single bytes do not extend it."""
     running = Running(exchange_s=0.3)
     connection = running.connect(b"GET /healthz HTTP/1.1\r\nX: ")
     ended = threading.Event()
@@ -128,7 +128,7 @@ def test_a_client_that_drips_is_cut_off() -> None:
 
 
 def test_the_number_of_connections_is_bounded() -> None:
-    """One too many is closed at once; places come back when the others have run out of time."""
+    """A connection over the limit is closed at once; timed-out connections free their slots."""
     running = Running(exchange_s=2.0)
     held = [running.connect() for _ in range(MAX_CONNECTIONS)]
     with running.connect() as refused:
@@ -147,7 +147,7 @@ def test_the_number_of_connections_is_bounded() -> None:
 
 
 def test_a_fault_is_an_answer_too(caplog: pytest.LogCaptureFixture) -> None:
-    """500, without its text, which is logged."""
+    """The answer is 500 without the error's text, which is logged."""
 
     def fail(_: str) -> tuple[bytes, str]:
         raise RuntimeError("secret")
@@ -175,7 +175,7 @@ def test_a_fault_is_an_answer_too(caplog: pytest.LogCaptureFixture) -> None:
     ids=["path", "query", "method", "words"],
 )
 def test_a_request_does_not_command_the_terminal_of_a_log(running: Running, sent: bytes) -> None:
-    """At debug level all requests are logged, with what their callers chose as escapes."""
+    """At debug level requests are logged, with the control characters of callers escaped."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(TextFormatter())
@@ -195,7 +195,7 @@ def test_a_request_does_not_command_the_terminal_of_a_log(running: Running, sent
 
 
 def test_a_port_in_use_is_said(running: Running) -> None:
-    """The operator learns which address it was."""
+    """The error names the address."""
     second = HttpServer(
         "127.0.0.1", running.server.port, running.metrics.exposition, lambda: None, lambda: None
     )
@@ -204,7 +204,7 @@ def test_a_port_in_use_is_said(running: Running) -> None:
 
 
 def test_a_closed_server_frees_its_port() -> None:
-    """The next one can have it at once, and closing twice does no harm."""
+    """The port can be bound again at once, and closing twice is harmless."""
     first = Running()
     port = first.server.port
     assert first.get("/healthz")[0] == 200

@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol to and from the pipeline's types."""
+"""Conversion between the tensors of the Open Inference Protocol and the domain's types."""
 
 from collections.abc import Sequence
 from time import perf_counter
@@ -69,7 +69,7 @@ def refused(message: pb.ModelInferRequest) -> InvalidRequestError:
 
 
 def test_the_wire_is_tritons() -> None:
-    """Every field, value and call that we declare is Triton's, by number, type and name."""
+    """Each field, value and call of our proto is Triton's, by number, type and name."""
 
     def facts(field: FieldDescriptor) -> tuple[Any, ...]:
         kind = field.message_type or field.enum_type
@@ -105,7 +105,7 @@ def test_the_wire_is_tritons() -> None:
 
 @given(st.lists(st.binary(max_size=300), min_size=1, max_size=MAX_IMAGES))
 def test_bytes_are_read_as_tritonclient_writes_them(elements: list[bytes]) -> None:
-    """What the real client serialises comes out unchanged, empty elements included."""
+    """Elements that tritonclient serialises are read unchanged, even if they are empty."""
     tensor = np.empty(len(elements), dtype=object)
     tensor[:] = elements
     data = serialize_byte_tensor(tensor).item()
@@ -116,7 +116,7 @@ def test_bytes_are_read_as_tritonclient_writes_them(elements: list[bytes]) -> No
 
 @given(st.lists(st.binary(min_size=1, max_size=20), min_size=1, max_size=5), st.data())
 def test_bytes_that_are_cut_off_are_refused(elements: list[bytes], data: st.DataObject) -> None:
-    """Wherever the data end, it is an error or the elements that are whole; never a part."""
+    """Wherever the data end, the result is an error or whole elements."""
     whole = b"".join(len(one).to_bytes(4, "little") + one for one in elements)
     end = data.draw(st.integers(0, len(whole) - 1))
     try:
@@ -129,7 +129,7 @@ def test_bytes_that_are_cut_off_are_refused(elements: list[bytes], data: st.Data
 
 
 def test_pixels_are_read_alone_and_in_batches() -> None:
-    """Each image of a batch gets its own rows; the batch's dimension may be left out."""
+    """Each image of a batch has its own rows; the batch's dimension is optional."""
     assert read_images(request()) == [RawImage(b"abcdef", 1, 2)]
     assert read_images(request(shape=[1, 1, 2, 3])) == [RawImage(b"abcdef", 1, 2)]
     batch = read_images(request(shape=[2, 1, 1, 3]))
@@ -137,7 +137,7 @@ def test_pixels_are_read_alone_and_in_batches() -> None:
 
 
 def test_elements_may_be_in_contents() -> None:
-    """Clients that fill the typed fields are served as well."""
+    """Elements may come in the typed fields."""
     pixels = request(raw=[])
     pixels.inputs[0].contents.uint_contents.extend(b"abcdef")
     assert read_images(pixels) == [RawImage(b"abcdef", 1, 2)]
@@ -198,7 +198,7 @@ def test_an_input_comes_once_and_in_one_place() -> None:
 
 
 def test_an_image_alone_asks_for_everything() -> None:
-    """All outputs, of the top class, by Grad-CAM at the default layer."""
+    """The defaults: all outputs, of the top class, by Grad-CAM at the default layer."""
     asked = to_request(request(), "m", "7", deadline=5.0)
     assert asked.outputs == ("logits", "probabilities", "heatmap")
     assert asked.images == (
@@ -213,7 +213,7 @@ def test_an_image_alone_asks_for_everything() -> None:
 
 
 def test_parameters_say_what_is_explained() -> None:
-    """A class by index or name, a method and a layer, and how urgent it is."""
+    """Class by index or name, method, layer and priority are parameters."""
     image = read(
         asking(
             **{"class": {"int64_param": 0}},
@@ -230,7 +230,7 @@ def test_parameters_say_what_is_explained() -> None:
 
 
 def test_the_earlier_of_timeout_and_deadline_counts() -> None:
-    """A timeout is in microseconds, 0 is none, and it cannot outlast the call."""
+    """A timeout is in microseconds, 0 is none, and the call's deadline bounds it."""
     second = asking(timeout={"int64_param": 1_000_000})
     for deadline in (None, perf_counter() + 100):
         (image,) = to_request(second, "m", "", deadline=deadline).images
@@ -242,7 +242,7 @@ def test_the_earlier_of_timeout_and_deadline_counts() -> None:
 
 
 def test_only_the_wanted_outputs_cost_anything() -> None:
-    """Without a heat map nothing is explained, whatever the parameters say of it."""
+    """Without a heat map nothing is explained, whatever its parameters are."""
     message = asking(method={"string_param": "layercam"}, layer={"string_param": "block"})
     message.outputs.add(name="probabilities")
     message.outputs.add(name="logits")
@@ -266,14 +266,14 @@ def test_only_the_wanted_outputs_cost_anything() -> None:
     ],
 )
 def test_parameters_that_are_wrong_are_refused(name: str, value: dict[str, Any], text: str) -> None:
-    """An unknown parameter is a slip of the pen: it is never ignored."""
+    """An unknown parameter is an error, because it may be a typo."""
     error = refused(asking(**{name: value}))
     assert error.field.startswith("parameters")
     assert text in str(error)
 
 
 def test_outputs_that_are_wrong_are_refused() -> None:
-    """Unknown ones, ones asked for twice, and forms that Triton has and this server has not."""
+    """Outputs that are unknown or requested twice, and Triton's classification, are errors."""
     unknown = request()
     unknown.outputs.add(name="saliency")
     assert "there are: logits, probabilities, heatmap" in str(refused(unknown))
@@ -315,7 +315,7 @@ def test_answers_are_stacked_in_the_order_of_the_request() -> None:
 
 
 def test_metadata_and_configuration_agree() -> None:
-    """The same tensors; metadata have the batch's dimension in front."""
+    """Both have the same tensors; shapes of metadata begin with the batch."""
     layers = tuple(LayerInfo(name, "Conv2D", (None, 2, 2, 1), name != "input") for name in LAYERS)
     labels = ClassLabels([ClassLabel(str(index)) for index in range(5)])
     model = ServedModel("m", "", labels, layers, "b", (8, 9), Preprocessing.NONE, "file")
@@ -335,7 +335,7 @@ def test_metadata_and_configuration_agree() -> None:
 
 
 def test_statistics_count_compiling_as_waiting() -> None:
-    """Triton's statistics have no stage for it, and their stages add up to the whole."""
+    """Triton's statistics have no stage for compiling, and their stages add up to the whole."""
     record = ModelRecord("m", "1")
     with record.request() as images:
         images.extend([Stats(1, 9, 3, 4), Stats(1, 2, 3, 4, compile_us=20)])
@@ -343,7 +343,7 @@ def test_statistics_count_compiling_as_waiting() -> None:
 
 
 def test_statistics_add_up() -> None:
-    """A batch counts once however many requests share it; failures count apart."""
+    """A batch counts once, however many requests share it; failures count separately."""
     record = ModelRecord("m", "1")
     for costs in ([Stats(1, 2, 3, 4, 3), Stats(5, 6, 7, 8, 3)], [Stats(1, 1, 1, 1, 3)]):
         with record.request() as images:

@@ -42,7 +42,7 @@ class Clock:
 
 
 class World:
-    """A server whose calls wait for ``go``, and what it has reported."""
+    """A server whose calls wait for ``go``, and its reports."""
 
     def __init__(self, tokens: Path | None, admin: bool = False, **limits: int) -> None:
         config = ServeConfig(token_file=str(tokens) if tokens else None, **limits)  # type: ignore[arg-type]
@@ -114,7 +114,7 @@ def write(folder: Path, **limits: float) -> Path:
 
 
 async def call(channel: Any, metadata: Any = (), method: str = "/a.B/Unary") -> str:
-    """Calls, and returns the code's name."""
+    """Makes a call; returns the name of its code."""
     try:
         await channel.unary_unary(method)(b"x", metadata=metadata, timeout=20)
     except grpc.aio.AioRpcError as error:
@@ -136,7 +136,7 @@ async def call(channel: Any, metadata: Any = (), method: str = "/a.B/Unary") -> 
 async def test_without_a_known_token_nothing_is_reached(
     tokens: Path, metadata: Any, message: str
 ) -> None:
-    """UNAUTHENTICATED, with what to send; never with what was sent."""
+    """UNAUTHENTICATED: the message says what to send, and does not quote the token."""
     world = World(tokens)
     world.go.set()
     async with world.serving() as channel:
@@ -152,7 +152,7 @@ async def test_without_a_known_token_nothing_is_reached(
 
 
 async def test_the_right_token_is_let_in_and_counted_by_name(tokens: Path) -> None:
-    """With each code; a fault of ours is UNKNOWN; the scheme's case does not matter."""
+    """Each code is counted; an error of the service is UNKNOWN; the scheme may be in any case."""
     world = World(tokens)
     world.go.set()
     async with world.serving() as channel:
@@ -173,7 +173,7 @@ async def test_the_right_token_is_let_in_and_counted_by_name(tokens: Path) -> No
 
 
 async def test_health_needs_no_token_and_reflection_does(tokens: Path) -> None:
-    """Probes have none; what the server can do is for callers."""
+    """Probes have no token; the list of methods is for callers."""
     world = World(tokens)
     async with world.serving() as channel:
         check: Any = health_pb2_grpc.HealthStub(channel)
@@ -185,7 +185,7 @@ async def test_health_needs_no_token_and_reflection_does(tokens: Path) -> None:
 
 
 async def test_without_a_token_file_everyone_is_let_in() -> None:
-    """Also with a token that nobody asked for."""
+    """A token that is not needed is ignored."""
     world = World(None)
     world.go.set()
     async with world.serving() as channel:
@@ -194,7 +194,7 @@ async def test_without_a_token_file_everyone_is_let_in() -> None:
 
 
 async def test_administration_needs_an_admins_token(tokens: Path) -> None:
-    """PERMISSION_DENIED for others, counted by their name; UNAUTHENTICATED without any."""
+    """Other tokens get PERMISSION_DENIED, and calls without a token UNAUTHENTICATED."""
     world = World(tokens, admin=True)
     world.go.set()
     async with world.serving() as channel:
@@ -210,7 +210,7 @@ async def test_administration_needs_an_admins_token(tokens: Path) -> None:
 
 
 async def test_calls_at_once_are_limited_exactly(tmp_path: Path) -> None:
-    """Three of ten are let in, the others told when to try again; another caller is not hit."""
+    """Three of ten calls are admitted, the others get RetryInfo; another caller is not affected."""
     world = World(write(tmp_path, max_concurrent=3))
     async with world.serving() as channel:
         first = [asyncio.create_task(call(channel, ALICE)) for _ in range(10)]
@@ -226,8 +226,8 @@ async def test_calls_at_once_are_limited_exactly(tmp_path: Path) -> None:
     assert world.rejected == {"limited": 8}
 
 
-async def test_a_cancelled_call_gives_its_place_back(tmp_path: Path) -> None:
-    """Impatient clients do not use up their own limit."""
+async def test_a_cancelled_call_frees_its_slot(tmp_path: Path) -> None:
+    """Cancelled calls do not use up the limit."""
     world = World(write(tmp_path, max_concurrent=1))
     async with world.serving() as channel:
 
@@ -247,7 +247,7 @@ async def test_a_cancelled_call_gives_its_place_back(tmp_path: Path) -> None:
 
 
 async def test_the_rate_is_limited_exactly(tmp_path: Path) -> None:
-    """Five at once, then none until RetryInfo's time has come, then one."""
+    """Five calls at once, then none until the time of RetryInfo, then one."""
     world = World(write(tmp_path, max_requests_per_s=5))
     world.go.set()
     async with world.serving() as channel:
@@ -278,7 +278,7 @@ async def test_changed_limits_count_at_once(tmp_path: Path) -> None:
 
 
 async def test_streams_are_limited_for_all_callers_together(tokens: Path) -> None:
-    """Unary calls go on; a stream that ends makes room."""
+    """Unary calls are still admitted, and so is a stream after another stream ends."""
     world = World(tokens, max_streams=2)
     world.go.set()
     async with world.serving() as channel:
@@ -299,7 +299,7 @@ async def test_streams_are_limited_for_all_callers_together(tokens: Path) -> Non
 
 
 async def test_settings_of_a_reload_count(tokens: Path) -> None:
-    """A token file that was not there before closes the door."""
+    """After a reload with a token file, calls need a token."""
     world = World(None)
     world.go.set()
     async with world.serving() as channel:
@@ -309,8 +309,8 @@ async def test_settings_of_a_reload_count(tokens: Path) -> None:
         assert [await call(channel), await call(channel, ALICE)] == ["UNAUTHENTICATED", "OK"]
 
 
-async def test_images_of_streams_share_their_callers_places() -> None:
-    """Two at once, whatever the number of streams; the third waits."""
+async def test_images_of_streams_share_their_callers_slots() -> None:
+    """Two images at once, in any number of streams; the third waits."""
     caller, done = Caller("a"), asyncio.Event()
     caller.allow(Token("a", (), max_concurrent=2))
     running = 0
@@ -331,7 +331,7 @@ async def test_images_of_streams_share_their_callers_places() -> None:
 
 
 def test_images_of_streams_wait_for_the_rate() -> None:
-    """A stream is slowed down where a unary call is refused; one message may have several."""
+    """A stream waits where a unary call is refused, also for a message with several images."""
     caller = Caller("a", Clock())
     assert caller.reserve(5) == 0
     caller.allow(Token("a", (), max_requests_per_s=2))
@@ -340,7 +340,7 @@ def test_images_of_streams_wait_for_the_rate() -> None:
 
 
 def test_a_call_of_many_images_counts_as_many() -> None:
-    """Refused it costs nothing; more than a second's need a full second, and are paid off later."""
+    """A refused call costs nothing; more images than a second allows delay later calls."""
     clock = Clock()
     caller = Caller("a", clock)
     caller.allow(Token("a", (), max_requests_per_s=4))
@@ -366,7 +366,7 @@ def test_a_call_of_many_images_counts_as_many() -> None:
 async def test_what_is_no_message_is_refused_without_a_traceback(
     tokens: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Garbage is the caller's fault, alone, in a stream, or to health without a token."""
+    """Garbage is INVALID_ARGUMENT, in a unary call, in a stream, and to health without a token."""
     world = World(tokens)
     async with world.serving() as channel:
         methods = ("/a.B/Echo", "/a.B/Echoes", REFLECTION)
@@ -392,7 +392,7 @@ def retry_after_s(error: Any) -> float:
 
 
 def test_several_front_ends_divide_what_a_token_allows() -> None:
-    """Each of three allows a third of the rate and of the calls at once; one call at least."""
+    """Each of three front ends allows a third of the rate and of the calls, but one at least."""
     clock = Clock()
     caller = Caller("a", clock)
     caller.allow(Token("a", (), max_requests_per_s=9, max_concurrent=7), front_ends=3)
@@ -405,10 +405,10 @@ def test_several_front_ends_divide_what_a_token_allows() -> None:
 
 @pytest.mark.parametrize("how", ["abort", "domain error", "nested error"])
 async def test_a_refused_message_does_not_wait_for_the_garbage_collector(how: str) -> None:
-    """What a call received is freed as it ends: refusals of large messages do not pile up."""
+    """The message is freed when the call ends: refused large messages do not pile up."""
 
     class Message:
-        """What a call received, parsed."""
+        """A parsed message."""
 
         def __init__(self, data: bytes) -> None:
             self.data = data
@@ -455,7 +455,7 @@ async def test_a_refused_message_does_not_wait_for_the_garbage_collector(how: st
 
 @pytest.mark.parametrize("method", ["/a.B/Unary", "/a.B/Unknown", "/a.B/Stream"])
 async def test_refused_calls_are_not_read(tmp_path: Path, method: str) -> None:
-    """Their clients learn it before they have sent their message, whatever the limit is."""
+    """Clients get the status before they have sent their message, for each kind of refusal."""
     world = World(write(tmp_path, max_requests_per_s=1))
     world.go.set()
     async with world.serving() as channel:
@@ -467,7 +467,7 @@ async def test_refused_calls_are_not_read(tmp_path: Path, method: str) -> None:
 
 
 async def test_a_call_without_a_message_is_refused() -> None:
-    """A client of another library may end its side at once."""
+    """A client of another library may end its side without a message."""
     world = World(None)
     async with world.serving() as channel:
         ended = channel.stream_unary("/a.B/Unary")(iter([]))
@@ -477,7 +477,7 @@ async def test_a_call_without_a_message_is_refused() -> None:
 
 
 def test_a_caller_is_the_holder_of_a_token_or_else_a_connection(tokens: Path) -> None:
-    """Whose shares are used is known once it is known who calls."""
+    """Authentication returns the caller whose share the call uses."""
     with_tokens = Access(ServeConfig(token_file=str(tokens)))
     assert with_tokens.authenticate(ALICE, "ipv4:1").key == "alice"
     without = Access(ServeConfig())

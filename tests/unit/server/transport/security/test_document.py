@@ -36,13 +36,13 @@ def names_of_tests(path: Path) -> frozenset[str]:
 
 
 def test_the_tables_are_read() -> None:
-    """Else the tests below would pass on nothing."""
+    """Without rows the other tests would pass."""
     assert len(rows()) == PAGE.count("::test_") > 30
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row["threat"])
 def test_every_threat_has_a_test_that_exists(row: dict[str, str]) -> None:
-    """By file and name."""
+    """The table has the file and the name of each test."""
     assert row["asset"]
     assert row["mitigation"]
     named = re.fullmatch(r"`(tests/\S+\.py)::(test_\w+)`", row["test"])
@@ -51,7 +51,7 @@ def test_every_threat_has_a_test_that_exists(row: dict[str, str]) -> None:
 
 
 def test_every_flag_of_the_page_exists() -> None:
-    """And so do the keys of tokens, which stand without dashes."""
+    """The keys of tokens, which have no dashes, exist too."""
     known = {flag(field.name) for field in dataclasses.fields(ServeConfig)} | {"--append"}
     known |= {option for one in health.params for option in one.opts}
     assert set(re.findall(r"--[a-z][a-z0-9-]+", PAGE)) <= known
@@ -60,7 +60,7 @@ def test_every_flag_of_the_page_exists() -> None:
 
 
 def test_the_pages_token_file_can_be_read(tmp_path: Path) -> None:
-    """The example is one."""
+    """The example of the page is a valid token file."""
     from gradcam_server.transport.security.tokens import read_tokens
 
     example = re.search(r"```toml\n(.*?)```", PAGE, re.DOTALL)

@@ -1,4 +1,4 @@
-"""Rates and numbers at once, in injected time."""
+"""Limits on a rate and on concurrency, with an injected clock."""
 
 import asyncio
 
@@ -19,13 +19,13 @@ class Clock:
 
 @pytest.mark.parametrize(("per_s", "burst"), [(5.0, 5), (2.5, 2), (0.25, 1)])
 def test_a_burst_is_one_second_of_the_rate(per_s: float, burst: int) -> None:
-    """Exactly so many requests pass at once, at least one."""
+    """The requests of one second pass at once, and one at least."""
     rate = Rate(per_s, Clock())
     assert [rate.take() == 0 for _ in range(10)].count(True) == burst
 
 
 def test_the_wait_that_is_told_is_enough_and_not_too_long() -> None:
-    """A request is refused a moment before its time, and passes when it comes."""
+    """A request is refused just before the returned time, and passes at that time."""
     clock = Clock()
     rate = Rate(0.5, clock)
     assert rate.take() == 0
@@ -37,7 +37,7 @@ def test_the_wait_that_is_told_is_enough_and_not_too_long() -> None:
 
 
 def test_the_long_run_keeps_the_rate() -> None:
-    """Asking more often gives no more: 100 s of 3 per second are 300, and the burst."""
+    """More attempts give no more: 100 s at 3 per second allow 300 requests, and the burst."""
     clock, passed = Clock(), 0
     rate = Rate(3, clock)
     for _ in range(10_000):
@@ -47,7 +47,7 @@ def test_the_long_run_keeps_the_rate() -> None:
 
 
 def test_idle_time_is_not_saved_up() -> None:
-    """After an hour of silence the burst is still one second's."""
+    """After an hour without requests the burst is still that of one second."""
     clock = Clock()
     rate = Rate(2, clock)
     clock.now += 3600
@@ -55,13 +55,13 @@ def test_idle_time_is_not_saved_up() -> None:
 
 
 def test_reservations_queue_up() -> None:
-    """Each waits one interval longer than the one before."""
+    """Each reservation waits an interval longer than the previous reservation."""
     rate = Rate(2, Clock())
     assert [rate.reserve() for _ in range(5)] == pytest.approx([0, 0, 0.5, 1, 1.5])
 
 
 def test_more_than_a_burst_is_owed() -> None:
-    """It needs a full bucket, and what follows waits until it is paid off."""
+    """It needs a full bucket, and later requests wait until the level is positive."""
     clock = Clock()
     rate = Rate(2, clock)
     assert rate.take() == 0
@@ -72,58 +72,58 @@ def test_more_than_a_burst_is_owed() -> None:
     assert rate.reserve(2) == pytest.approx(3)
 
 
-def test_places_are_counted() -> None:
-    """No more than there are; one given back can be taken again."""
-    places = Slots(2)
-    assert [places.take() for _ in range(3)] == [True, True, False]
-    places.release()
-    assert [places.take() for _ in range(2)] == [True, False]
+def test_slots_are_counted() -> None:
+    """No more slots are taken than there are; a released slot can be taken again."""
+    slots = Slots(2)
+    assert [slots.take() for _ in range(3)] == [True, True, False]
+    slots.release()
+    assert [slots.take() for _ in range(2)] == [True, False]
     assert all(Slots(None).take() for _ in range(1000))
 
 
-async def test_places_are_waited_for_in_order() -> None:
-    """First come, first served; one who gives up is passed over and keeps no place."""
-    places, order = Slots(1), []
+async def test_slots_are_waited_for_in_order() -> None:
+    """First come, first served; a cancelled waiter gets no slot."""
+    slots, order = Slots(1), []
 
     async def wait(name: str) -> None:
-        await places.wait()
+        await slots.wait()
         order.append(name)
 
-    assert places.take()
+    assert slots.take()
     tasks = [asyncio.create_task(wait(name)) for name in "abc"]
     await asyncio.sleep(0)
     tasks[1].cancel()
     await asyncio.sleep(0)
     for _ in range(2):
-        places.release()
+        slots.release()
         await asyncio.sleep(0.01)
     assert order == ["a", "c"]
-    places.release()
-    assert places.taken == 0
+    slots.release()
+    assert slots.taken == 0
 
 
-async def test_a_place_given_to_one_who_is_cancelled_is_not_lost() -> None:
-    """Cancelled between being given the place and waking up."""
-    places = Slots(1)
-    assert places.take()
-    waiting = asyncio.create_task(places.wait())
+async def test_a_slot_given_to_a_cancelled_waiter_is_not_lost() -> None:
+    """The waiter is cancelled after it gets the slot and before it runs."""
+    slots = Slots(1)
+    assert slots.take()
+    waiting = asyncio.create_task(slots.wait())
     await asyncio.sleep(0)
-    places.release()
+    slots.release()
     waiting.cancel()
     await asyncio.wait({waiting})
-    assert places.taken == 0
+    assert slots.taken == 0
 
 
 async def test_a_raised_limit_lets_waiting_ones_in() -> None:
-    """The new token file counts for those who wait already."""
-    places = Slots(1)
-    assert places.take()
-    waiting = asyncio.create_task(places.wait())
+    """A raised limit applies to waiters at once."""
+    slots = Slots(1)
+    assert slots.take()
+    waiting = asyncio.create_task(slots.wait())
     await asyncio.sleep(0)
-    places.limit = 2
-    places.hand_out()
+    slots.limit = 2
+    slots.hand_out()
     await asyncio.wait_for(waiting, 5)
-    assert places.taken == 2
+    assert slots.taken == 2
 
 
 @pytest.mark.parametrize(
@@ -144,10 +144,10 @@ async def test_a_raised_limit_lets_waiting_ones_in() -> None:
 async def test_giving_up_and_a_release_in_one_moment_are_no_fault(
     steps: tuple[str, ...], gone: int
 ) -> None:
-    """In any order: who gives up is cancelled, the others get their places, none is lost."""
-    places = Slots(1)
-    assert places.take()
-    tasks = [asyncio.create_task(places.wait()) for _ in range(3)]
+    """In any order: the cancelled waiter gets nothing, the others get slots, none is lost."""
+    slots = Slots(1)
+    assert slots.take()
+    tasks = [asyncio.create_task(slots.wait()) for _ in range(3)]
     await asyncio.sleep(0)
     released = 0
     for step in steps:
@@ -155,11 +155,11 @@ async def test_giving_up_and_a_release_in_one_moment_are_no_fault(
             case "cancel":
                 tasks[gone].cancel()
             case "release":
-                places.release()
+                slots.release()
                 released = 1
             case "raise":
-                places.limit = 2
-                places.hand_out()
+                slots.limit = 2
+                slots.hand_out()
             case "turn":
                 await asyncio.sleep(0)
     held, waiting = 1 - released, list(tasks)
@@ -170,12 +170,12 @@ async def test_giving_up_and_a_release_in_one_moment_are_no_fault(
             if not task.cancelled():
                 task.result()
                 held += 1
-        assert held, "a place was lost"
-        places.release()
+        assert held, "a slot was lost"
+        slots.release()
         held -= 1
-    # One that was awake already had its place, and kept it.
+    # One that was awake already had its slot, and kept it.
     is_late = gone == 0 and steps == ("release", "turn", "cancel")
     assert [task.cancelled() for task in tasks] == [
         task is tasks[gone] and not is_late for task in tasks
     ]
-    assert places.taken == 0
+    assert slots.taken == 0

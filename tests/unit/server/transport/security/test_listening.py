@@ -1,4 +1,4 @@
-"""Which addresses may be listened on in plain text."""
+"""The addresses that may be served in plain text, and the limits of connections."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ OPEN = ("0.0.0.0", "[::]", "::", "", "0", "192.0.2.1", "[2001:db8::1]", "unix:so
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "localhost", "[::1]", "::1"])
 def test_loopback_needs_no_permission(host: str) -> None:
-    """Only this machine can reach it."""
+    """Loopback may be served in plain text: only this machine can reach it."""
     assert is_loopback(host)
     check_listening(ServeConfig(host=host))
     check_listening(ServeConfig(http_host=host, http_port=0))
@@ -32,7 +32,7 @@ def test_loopback_needs_no_permission(host: str) -> None:
 def test_plain_text_elsewhere_must_be_asked_for(
     host: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Refused with both ways out; allowed, it is logged as a warning."""
+    """The error has both remedies; with the permission, the log has a warning."""
     assert not is_loopback(host)
     with pytest.raises(StartupError, match="--tls-certificate and --tls-key, or --allow-insecure"):
         check_listening(ServeConfig(host=host))
@@ -43,7 +43,7 @@ def test_plain_text_elsewhere_must_be_asked_for(
 
 
 def test_the_http_port_is_plain_text_with_tls_too() -> None:
-    """Metrics elsewhere need the permission, if there is such a port."""
+    """An HTTP port on other addresses needs the permission."""
     check_listening(ServeConfig(http_host="0.0.0.0"))
     with pytest.raises(StartupError, match="--http-host 0.0.0.0 .* needs --allow-insecure"):
         check_listening(ServeConfig(http_host="0.0.0.0", http_port=9, **CERTIFICATE))  # type: ignore[arg-type]
@@ -51,7 +51,7 @@ def test_the_http_port_is_plain_text_with_tls_too() -> None:
 
 
 def test_connections_have_limits() -> None:
-    """Streams as set, an age only if set, and few pings."""
+    """Streams and age follow the settings; pings are limited."""
     options = dict(connection_options(ServeConfig(max_connection_streams=7)))
     assert options["grpc.max_concurrent_streams"] == 7
     assert "grpc.max_connection_age_ms" not in options
@@ -69,7 +69,7 @@ PING_KIND, GOAWAY_KIND, ENHANCE_YOUR_CALM = 6, 7, 11
 async def goaway_code(
     options: Iterable[tuple[str, int]], pings: int, pause_s: float = 0
 ) -> int | None:
-    """Pings a server without a call; returns why it said good-bye, or None if it did not."""
+    """Pings a server without a call; returns the code of its GOAWAY, or None."""
     server = grpc.aio.server(options=tuple(options))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -92,7 +92,7 @@ async def goaway_code(
 
 
 async def test_a_flood_of_pings_ends_its_connection() -> None:
-    """By our limit on strikes: without one, gRPC would answer every ping."""
+    """Our limit on strikes ends it: without the limit, gRPC would answer every ping."""
     ours = connection_options(ServeConfig())
     assert await goaway_code(ours, 20) == ENHANCE_YOUR_CALM
     no_limit = {**dict(ours), "grpc.http2.max_ping_strikes": 0}
@@ -100,7 +100,7 @@ async def test_a_flood_of_pings_ends_its_connection() -> None:
 
 
 async def test_patient_pings_keep_their_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a call, too; gRPC's own limits would end the connection of an idle client."""
+    """Also without calls: gRPC's default limits would end the connection of an idle client."""
     monkeypatch.setattr(listening, "MIN_PING_INTERVAL_S", 1)
     ours = connection_options(ServeConfig())
     code, default = await asyncio.gather(goaway_code(ours, 5, 1.2), goaway_code((), 5, 1.2))

@@ -1,4 +1,4 @@
-"""Whose next message is read when."""
+"""The pacing of large messages."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ LARGE = 31 << 20
 
 
 class Clock:
-    """Time that is set."""
+    """A clock that the test sets."""
 
     now = 100.0
 
@@ -21,12 +21,12 @@ class Clock:
 
 @pytest.fixture
 def clock() -> Clock:
-    """Time stands still, so whoever has to wait waits for ever."""
+    """A clock that stands still: a paced caller waits for ever."""
     return Clock()
 
 
 async def is_paced(receiving: Receiving, caller: str) -> bool:
-    """Whether a caller's next message has to wait."""
+    """Returns whether a caller's next message has to wait."""
     turn = asyncio.create_task(receiving.turn(caller))
     await asyncio.sleep(0.01)
     if turn.done():
@@ -43,7 +43,7 @@ async def send(receiving: Receiving, caller: str, *sizes: int) -> None:
 
 
 async def test_large_messages_wait_while_another_caller_sends_small_ones(clock: Clock) -> None:
-    """Until their pause is over; small messages never wait."""
+    """They wait until the pause is over; small messages never wait."""
     receiving = Receiving(clock)
     await send(receiving, "small", 1000)
     await send(receiving, "large", LARGE)
@@ -55,7 +55,7 @@ async def test_large_messages_wait_while_another_caller_sends_small_ones(clock: 
 
 @pytest.mark.parametrize("others", [0, 1, 4])
 async def test_nothing_waits_while_all_messages_are_large(clock: Clock, others: int) -> None:
-    """One caller alone, or with its like, sends as fast as it can."""
+    """Callers of large messages only are not paced."""
     receiving = Receiving(clock)
     for caller in range(1 + others):
         await send(receiving, str(caller), LARGE)
@@ -65,7 +65,7 @@ async def test_nothing_waits_while_all_messages_are_large(clock: Clock, others: 
 
 
 async def test_nothing_waits_for_messages_below_the_limit(clock: Clock) -> None:
-    """Pixels of a model's size are no large messages, however many there are."""
+    """Messages with pixels of a model's size are not paced, however many there are."""
     receiving = Receiving(clock)
     await send(receiving, "small", 1000)
     await send(receiving, "pixels", *[MIN_LARGE_BYTES - 1] * 1000)
@@ -73,7 +73,7 @@ async def test_nothing_waits_for_messages_below_the_limit(clock: Clock) -> None:
 
 @pytest.mark.parametrize("between", [1, 4])
 async def test_small_messages_between_large_ones_change_nothing(clock: Clock, between: int) -> None:
-    """They have to wait too; later the caller is as any other again."""
+    """The caller's small messages wait too, until the caller is no longer remembered."""
     receiving = Receiving(clock)
     await send(receiving, "small", 1000)
     await send(receiving, "both", LARGE)
@@ -88,7 +88,7 @@ async def test_small_messages_between_large_ones_change_nothing(clock: Clock, be
 
 
 async def test_callers_of_large_messages_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One with many calls at once has as many turns as one with a single stream."""
+    """A caller with many calls at once has as many turns as a caller with one stream."""
     monkeypatch.setattr(module, "_S_PER_BYTE", 1e-10)
     receiving, order = Receiving(), list[str]()
     for caller in ("many", "one"):
@@ -110,7 +110,7 @@ async def test_callers_of_large_messages_take_turns(monkeypatch: pytest.MonkeyPa
 
 
 async def test_large_messages_come_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of all callers together so many bytes per second are read, and no more."""
+    """The bytes per second of all callers together are bounded."""
     monkeypatch.setattr(module, "_S_PER_BYTE", 2e-8)
     receiving = Receiving()
     for caller in "abcd":
@@ -127,7 +127,7 @@ async def test_large_messages_come_one_after_another(monkeypatch: pytest.MonkeyP
 async def test_a_call_that_ends_while_it_waits_leaves_its_turn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The next caller has it."""
+    """The next caller gets the turn."""
     monkeypatch.setattr(module, "_S_PER_BYTE", 1e-10)
     receiving = Receiving()
     for caller in "ab":
@@ -142,7 +142,7 @@ async def test_a_call_that_ends_while_it_waits_leaves_its_turn(
 
 
 async def test_callers_that_have_gone_are_forgotten(clock: Clock) -> None:
-    """Without tokens each connection is one: they must not gather for ever."""
+    """Without tokens each connection is a caller, so accounts must not pile up."""
     receiving = Receiving(clock)
     for number in range(1000):
         await send(receiving, str(number), LARGE)
@@ -151,7 +151,7 @@ async def test_callers_that_have_gone_are_forgotten(clock: Clock) -> None:
 
 
 async def test_a_caller_is_not_remembered_for_long(clock: Clock) -> None:
-    """After hours of large messages alone, its small ones soon pass without a turn."""
+    """After hours of large messages, the caller's small messages soon pass without a turn."""
     receiving = Receiving(clock)
     await send(receiving, "large", *[LARGE] * 10_000)
     clock.now += 31
@@ -161,6 +161,6 @@ async def test_a_caller_is_not_remembered_for_long(clock: Clock) -> None:
 
 @pytest.mark.parametrize(("mebibytes", "share"), [(1, 0.8), (4, 0.6), (31, 0.2)])
 def test_larger_messages_leave_a_larger_part_of_the_loop(mebibytes: int, share: float) -> None:
-    """Photographs may use most of it, the largest messages a quarter."""
+    """Photographs may use most of the loop's time, the largest messages a quarter."""
     size = mebibytes << 20
     assert share < size * module._S_PER_BYTE / turn_s(size) < share + 0.15

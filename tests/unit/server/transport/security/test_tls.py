@@ -17,7 +17,7 @@ def authority() -> Authority:
 
 
 def test_certificates_are_read_again_when_they_change(authority: Authority, tmp_path: Path) -> None:
-    """Once for each change; the same files cost nothing."""
+    """They are read once for each change, and not if they are the same."""
     files = CertificateFiles(*authority.issue("one").write(tmp_path, "server"))
     assert files.newer() is None
     authority.issue("two").write(tmp_path, "server")
@@ -28,7 +28,7 @@ def test_certificates_are_read_again_when_they_change(authority: Authority, tmp_
 def test_half_a_change_keeps_the_old_certificate(
     authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A new certificate with the old key does not count until the key has come."""
+    """A new certificate is used only once its key is there."""
     certificate, key = authority.issue("one").write(tmp_path, "server")
     files, new = CertificateFiles(certificate, key), authority.issue("two")
     replace(certificate, new.certificate)
@@ -45,7 +45,7 @@ def test_half_a_change_keeps_the_old_certificate(
 def test_broken_files_keep_the_old_certificate(
     authority: Authority, tmp_path: Path, which: int, broken: bytes | None
 ) -> None:
-    """Any of the three, empty, garbled or missing; repaired, it counts again."""
+    """Any of the three files, empty, garbled or missing; a repaired file is used again."""
     ca = tmp_path / "ca.pem"
     ca.write_bytes(authority.certificate)
     paths = (*authority.issue("one").write(tmp_path, "server"), ca)
@@ -63,7 +63,7 @@ def test_broken_files_keep_the_old_certificate(
 def test_files_that_do_not_belong_together_stop_the_start(
     authority: Authority, tmp_path: Path
 ) -> None:
-    """As do missing and encrypted ones, with the flags' names and without asking a terminal."""
+    """Also missing and encrypted files; the error has the flags, and no password is asked for."""
     certificate, key = authority.issue("one").write(tmp_path, "one")
     _, other = authority.issue("two").write(tmp_path, "two")
     _, encrypted = authority.issue("three", password=b"secret").write(tmp_path, "three")
@@ -85,7 +85,7 @@ def test_files_that_do_not_belong_together_stop_the_start(
     ],
 )
 def test_half_a_configuration_is_refused(options: dict[str, str], message: str) -> None:
-    """Nobody believes to speak TLS and does not."""
+    """A server that should have TLS never serves plain text."""
     with pytest.raises(StartupError, match=message):
         server_credentials(ServeConfig(**options))  # type: ignore[arg-type]
     assert server_credentials(ServeConfig()) is None

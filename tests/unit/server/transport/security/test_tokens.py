@@ -31,7 +31,7 @@ def entry(name: str, secret: str) -> Token:
 
 
 def test_a_token_is_found_by_its_hash(tmp_path: Path) -> None:
-    """The right one alone; neither its hash nor a part of it will do."""
+    """Only the token itself is found, not its hash or a part of it."""
     secret = new_token()
     file = TokenFile(write(tmp_path / "t.toml", entry("a", "other"), entry("b", secret)))
     found = file.find(secret)
@@ -42,7 +42,7 @@ def test_a_token_is_found_by_its_hash(tmp_path: Path) -> None:
 
 
 def test_the_file_does_not_hold_the_token(tmp_path: Path) -> None:
-    """Who reads the file cannot call."""
+    """The file's content gives no access."""
     path = tmp_path / "t.toml"
     ended = CliRunner().invoke(command, ["alice", "--append", str(path)])
     secret = ended.output.strip()
@@ -54,7 +54,7 @@ def test_the_file_does_not_hold_the_token(tmp_path: Path) -> None:
 def test_every_entry_is_compared_in_constant_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By hmac.compare_digest, and a hit does not end the search."""
+    """hmac.compare_digest compares, and a hit does not end the search."""
     compared: list[tuple[str, str]] = []
 
     def compare(known: str, presented: str) -> bool:
@@ -69,7 +69,7 @@ def test_every_entry_is_compared_in_constant_time(
 
 
 def test_the_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
-    """Written in place, replaced or both: the new tokens count at once, the old no more."""
+    """Whether it is written in place or replaced: only the new tokens are valid."""
     path = write(tmp_path / "t.toml", entry("a", "one"))
     file = TokenFile(path)
     write(path, entry("a", "two!"), entry("b", "three"))
@@ -82,7 +82,7 @@ def test_the_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
 def test_a_broken_new_file_keeps_the_old_tokens(
     tmp_path: Path, broken: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody is locked out by a typo or a missing file; the log says so, once."""
+    """A typo or a missing file locks nobody out; the log has it once."""
     path = write(tmp_path / "t.toml", entry("a", "one"))
     file = TokenFile(path)
     if broken is None:
@@ -98,7 +98,7 @@ def test_a_broken_new_file_keeps_the_old_tokens(
 
 
 def test_a_token_is_replaced_without_a_gap(tmp_path: Path) -> None:
-    """While sha256 is a list, the old and the new one are the same caller."""
+    """While sha256 is a list, the old and the new token are the same caller."""
     path = tmp_path / "t.toml"
     path.write_text(
         f'[[tokens]]\nname = "a"\nsha256 = ["{hash_token("old")}", "{hash_token("new")}"]'
@@ -137,7 +137,7 @@ GOOD = f'name = "a"\nsha256 = "{"0" * 64}"\n'
 def test_a_wrong_file_is_refused_with_what_would_be_right(
     tmp_path: Path, text: str, message: str
 ) -> None:
-    """At start, by name of the file and of the token."""
+    """The error at start names the file and the token."""
     path = tmp_path / "t.toml"
     path.write_text(text)
     with pytest.raises(StartupError, match=f"--token-file .*t.toml: .*{message}"):
@@ -145,13 +145,13 @@ def test_a_wrong_file_is_refused_with_what_would_be_right(
 
 
 def test_a_missing_file_stops_the_start(tmp_path: Path) -> None:
-    """Otherwise a typo in its name would open the server."""
+    """Otherwise a typo in its name would let everybody call."""
     with pytest.raises(StartupError, match="--token-file .*No such file"):
         TokenFile(tmp_path / "no.toml")
 
 
 def test_the_command_prints_the_token_and_its_entry(tmp_path: Path) -> None:
-    """What it prints can be pasted into the file."""
+    """The printed entry can be pasted into the file."""
     options = ["bob", "--admin", "--max-requests-per-s", "2.5", "--max-concurrent", "3"]
     secret, _, rest = CliRunner().invoke(command, options).output.partition("\n\n")
     path = tmp_path / "t.toml"
@@ -160,7 +160,7 @@ def test_the_command_prints_the_token_and_its_entry(tmp_path: Path) -> None:
 
 
 def test_the_command_appends_and_keeps_the_rest(tmp_path: Path) -> None:
-    """Comments and modes stay; a name that is there is refused, and changes nothing."""
+    """Comments and modes stay; an existing name is refused, and changes nothing."""
     path = tmp_path / "t.toml"
     write(path, entry("a", "one"))
     path.write_text("# ours\n" + path.read_text())
@@ -178,7 +178,7 @@ def test_the_command_appends_and_keeps_the_rest(tmp_path: Path) -> None:
 
 
 def test_tokens_are_long_and_never_the_same() -> None:
-    """256 random bits: guessing is hopeless, and so is a table of hashes."""
+    """256 random bits can neither be guessed nor found in a table of hashes."""
     made = {new_token() for _ in range(1000)}
     assert len(made) == 1000
     assert all(len(one) == len(tokens._PREFIX) + 43 for one in made)

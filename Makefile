@@ -10,13 +10,13 @@ INPUTS := pyproject.toml constraints.txt
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check stubs readme format faults fuzz soak fairness bench-peers bench-graph bench-serving bench-batch bench-report clean
+.PHONY: help demo test check stubs docs format faults fuzz soak fairness bench-peers bench-graph bench-serving bench-batch bench-report clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -3
-	@echo 'make check  ruff, the imports, mypy, the stubs, the README, the Dockerfile, the wheel'
+	@echo 'make check  ruff, the imports, mypy, the stubs, the tables in docs/, the Dockerfile, the wheel'
 	@echo 'make stubs  the stubs from proto/'
-	@echo 'make readme the tables of flags and metrics in README.md and docs/'
+	@echo 'make docs   the tables of flags, metrics and modules in docs/'
 	@echo 'make format what can be repaired'
 	@echo 'make faults REQUESTS=10000    a storm of clients that cancel, time out and are killed'
 	@echo 'make fuzz FUZZ_INPUTS=200000  the image decoder and all messages, with atheris'
@@ -39,17 +39,15 @@ check: $(VENV)/dev.stamp
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 	$(BIN)/python scripts/generate_stubs.py --check
-	$(BIN)/python scripts/update_readme.py --check
-	$(BIN)/python scripts/update_operations.py --check
+	$(BIN)/python scripts/update_docs.py --check
 	$(BIN)/hadolint Dockerfile deploy/ray/Dockerfile
 	$(BIN)/python -m build --wheel --outdir build . > /dev/null
 
 stubs: $(VENV)/dev.stamp
 	$(BIN)/python scripts/generate_stubs.py
 
-readme: $(VENV)/dev.stamp
-	$(BIN)/python scripts/update_readme.py
-	$(BIN)/python scripts/update_operations.py
+docs: $(VENV)/dev.stamp
+	$(BIN)/python scripts/update_docs.py
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .

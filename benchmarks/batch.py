@@ -38,21 +38,23 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import cv2
 import numpy as np
 
-from gradcam_server.batch.ask import Ask
-from gradcam_server.batch.inputs import Item, Source, open_source
+from gradcam_server.batch.explain_options import ExplainOptions
 from gradcam_server.batch.job import Job
 from gradcam_server.batch.job import run as run_job
 from gradcam_server.batch.local import LocalStage
-from gradcam_server.batch.model import LADDER
+from gradcam_server.batch.model import BATCH_SIZES
 from gradcam_server.batch.schema import Row
+from gradcam_server.batch.sources.base import Item, Source
+from gradcam_server.batch.sources.opening import open_source
 from gradcam_server.batch.stage import Stage
 from gradcam_server.batch.throughput import ThroughputEngine
+from gradcam_server.config.models import model_specs
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.graph_io import GraphItem, GraphTarget, by_rank
 from gradcam_server.domain.options import Compiler
 from gradcam_server.domain.requests import Method, ResizeMode, ScoreType
 from gradcam_server.graphs.executable import CompiledGraph
-from gradcam_server.pipeline.pipeline import load
+from gradcam_server.pipeline.loading import load
 
 TUTORIAL_IMAGES = 50
 _PAUSE_S = 8.0
@@ -97,8 +99,8 @@ def run_bare(graph: CompiledGraph, items: list[GraphItem]) -> float:
 
 def fitted(item: Item, config: ServeConfig, size: tuple[int, int]) -> GraphItem:
     mode = ResizeMode.STRETCH
-    _, pixels, _ = load(item.load(), config, size, mode, is_whole_needed=False)
-    return GraphItem(pixels, [GraphTarget(by_rank(0))])
+    image = load(item.load(), config, size, mode, is_whole_needed=False)
+    return GraphItem(image.fitted, [GraphTarget(by_rank(0))])
 
 
 def decode_all(
@@ -134,9 +136,9 @@ def tutorial(source: Source, config: ServeConfig) -> float:
     """Returns the seconds for each image of the tutorials' loop."""
     from keras.utils import img_to_array, load_img
 
-    from gradcam_server.bench.own import Tutorial
+    from gradcam_server.bench.subjects import Tutorial
 
-    (spec,) = config.model_specs()
+    (spec,) = model_specs(config)
     run = Tutorial(spec, predicts=True).build(1)
     paths: Iterator[Item] = islice(source.read(0, len(source)), TUTORIAL_IMAGES)
     seconds = []
@@ -161,31 +163,31 @@ def main() -> None:
     parser.add_argument("--compiler", type=Compiler, default=Compiler.OPENVINO)
     parser.add_argument("--compute-streams", type=int, default=1, help="of the jobs")
     parser.add_argument("--output", type=Path)
-    options = parser.parse_args()
+    arguments = parser.parse_args()
     config = ServeConfig(
-        model=(options.model,),
-        weights=(options.weights,),
-        compiler=options.compiler,
-        batch_sizes=LADDER,
+        model=(arguments.model,),
+        weights=(arguments.weights,),
+        compiler=arguments.compiler,
+        batch_sizes=BATCH_SIZES,
         max_targets=1,
-        compute_streams=options.compute_streams,
+        compute_streams=arguments.compute_streams,
     )
-    report = measure(options, config, open_source(options.folder))
+    report = measure(arguments, config, open_source(arguments.folder))
     text = json.dumps(report, indent=2)
     print(text)
-    if options.output:
-        options.output.write_text(text + "\n", "utf-8")
+    if arguments.output:
+        arguments.output.write_text(text + "\n", "utf-8")
 
 
-def measure(options: argparse.Namespace, config: ServeConfig, source: Source) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, config: ServeConfig, source: Source) -> dict[str, Any]:
     cv2.setNumThreads(1)
-    count, ask = min(options.count, len(source)), Ask()
+    count, options = min(arguments.count, len(source)), ExplainOptions()
 
     def job(folder: Path) -> Job:
-        return Job(source, options.folder, folder, ask, limit=count)
+        return Job(source, arguments.folder, folder, options, limit=count)
 
     with ExitStack() as stack:
-        local = stack.enter_context(LocalStage(config, ask))
+        local = stack.enter_context(LocalStage(config, options))
         graph, size = bare_graph(config), local.input_size
         items, _ = decode_all(source, count, config, size)
         late: list[float] = []
@@ -194,12 +196,12 @@ def measure(options: argparse.Namespace, config: ServeConfig, source: Source) ->
             "decoding": lambda: decode_all(source, count, config, size)[1],
             "local": lambda: time_job(job, lambda: nullcontext(local))[0],
         }
-        if not options.no_ray:
+        if not arguments.no_ray:
             from gradcam_server.batch.ray_data import RayStage
 
             def run_ray() -> float:
                 # Its processes are gone between the rounds: idle ones would slow down the others.
-                whole, from_first_row = time_job(job, lambda: RayStage(config, ask))
+                whole, from_first_row = time_job(job, lambda: RayStage(config, options))
                 late.append(from_first_row)
                 return whole
 
@@ -209,7 +211,7 @@ def measure(options: argparse.Namespace, config: ServeConfig, source: Source) ->
         seconds: dict[str, list[float]] = {name: [] for name in subjects}
         cpu_ms: dict[str, list[float]] = {name: [] for name in subjects}
         names = list(subjects)
-        for number in range(options.rounds):
+        for number in range(arguments.rounds):
             shift = number % len(names)
             for name in names[shift:] + names[:shift]:
                 cpu = process_time()
@@ -227,13 +229,13 @@ def measure(options: argparse.Namespace, config: ServeConfig, source: Source) ->
     rates = {name: count / np.array(times) for name, times in seconds.items()}
     possible = 1 / (1 / rates["bare graph"] + 1 / rates["decoding"])
     return {
-        "model": options.model,
-        "weights": options.weights,
-        "compiler": str(options.compiler),
-        "compute_streams": options.compute_streams,
+        "model": arguments.model,
+        "weights": arguments.weights,
+        "compiler": str(arguments.compiler),
+        "compute_streams": arguments.compute_streams,
         "batch_size": batch_size,
         "images": count,
-        "rounds": options.rounds,
+        "rounds": arguments.rounds,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "subjects": {
             name: {

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gradcam_server.batch.inputs import open_source
+from gradcam_server.batch.sources.opening import open_source
 from support.server import GRADCAM, RunningServer
 
 ENGINES = ("local", "ray", "servers")

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
+from gradcam_server.config.models import model_specs
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphOutput, GraphTarget, by_rank
 from gradcam_server.domain.options import Compiler
@@ -84,7 +85,7 @@ def time_ratios(files: list[bytes], rounds: int) -> list[float]:
 def open_model() -> Explain:
     """Returns what predicts one image and explains one class of it."""
     config = ServeConfig(model=("efficientnet-lite0",), compiler=Compiler.TENSORFLOW)
-    source = open_source(config.model_specs()[0], config, CompilationCounter())
+    source = open_source(model_specs(config)[0], config, CompilationCounter())
     layers = (source.served.default_layer,)
     key = GraphKey(source.served.id, layers, Method.GRAD_CAM, ScoreType.LOGIT, 1)
     graph: CompiledGraph = source.compile(key, (1,))

@@ -164,12 +164,12 @@ def measure(address: str, case: str, rounds: int, seconds: float, rate: float) -
     """Alternates phases with and without the others."""
     spawn = multiprocessing.get_context("spawn")
     on, answered, batch_us = spawn.Event(), spawn.Value("l", 0), spawn.Value("l", 0)
-    askers = [
+    others = [
         spawn.Process(target=ask_on, args=(address, case, on, answered, batch_us), daemon=True)
         for _ in range(CASES[case].count)
     ]
-    for asker in askers:
-        asker.start()
+    for other in others:
+        other.start()
     phases: dict[bool, list[list[tuple[float, ImageExplanation]]]] = {False: [], True: []}
     throughput, batches = [], []
     with Client(address) as client, ThreadPoolExecutor(64) as pool:
@@ -188,9 +188,9 @@ def measure(address: str, case: str, rounds: int, seconds: float, rate: float) -
             print(f"{name} the others: {json.dumps(summary(found))}", flush=True)
             if number == 2 * rounds - 1:
                 break
-    for asker in askers:
-        asker.kill()
-        asker.join()
+    for other in others:
+        other.kill()
+        other.join()
     pairs = list(zip(phases[False], phases[True], strict=True))
     return {
         "without_others": summary(list(itertools.chain(*phases[False]))),

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from gradcam_server.bench.graph import Answer, Candidate, Run, pictures
 from gradcam_server.bench.graph_run import run
 from gradcam_server.bench.worker import Worker
-from gradcam_server.cli.bench import progress
+from gradcam_server.cli.progress import open_bar
 from gradcam_server.domain.model_spec import ModelSpec
 from gradcam_server.domain.options import Compiler
 
@@ -42,7 +42,7 @@ class Export:
         """Writes Keras' weights for the twin, and the closed form for those who are installed."""
         import torch
 
-        from gradcam_server.bench.own import keras_model
+        from gradcam_server.bench.subjects import keras_model
         from oracles.torch_resnet50 import twin_of
 
         torch.save(twin_of(keras_model(spec)).state_dict(), f"{folder}/{WEIGHTS}")
@@ -252,7 +252,7 @@ def main(given: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(given)
     spec = ModelSpec("resnet50", "resnet50", weights=arguments.weights)
     prices = (one.split("=") for one in arguments.price_per_hour)
-    with tempfile.TemporaryDirectory() as folder, progress() as bar:
+    with tempfile.TemporaryDirectory() as folder, open_bar() as bar:
         bar.console.print("Exporting for the peers")
         with Worker(Export, environment={"CUDA_VISIBLE_DEVICES": "-1"}) as worker:
             worker.call("write", spec, folder)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 PHOTOS = Path(__file__).resolve().parent.parent / "examples" / "images"
-LEAST_PART = 0.4
+MIN_PART = 0.4
 SIDES = (256, 640)
 QUALITIES = (60, 95)
 PER_FOLDER = 1000
@@ -59,7 +59,7 @@ def make_images(output: Path, count: int, source: Path = PHOTOS, seed: int = 0) 
 def vary(photo: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.uint8]:
     """Returns a part of a photograph, mirrored or not, of another size; uint8 BGR."""
     height, width, _ = photo.shape
-    part = generator.uniform(LEAST_PART, 1)
+    part = generator.uniform(MIN_PART, 1)
     rows, columns = int(height * part), int(width * part)
     top = int(generator.integers(0, height - rows + 1))
     left = int(generator.integers(0, width - columns + 1))

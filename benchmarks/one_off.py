@@ -24,11 +24,14 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from gradcam_server.cli.session import ONE_PASS_METHODS
+from gradcam_server.domain.registry import ONE_PASS_METHODS, differentiated_as
+from gradcam_server.domain.requests import Method
 
 HERE = Path(__file__).resolve().parent
 IMAGE = HERE.parent / "examples" / "images" / "cat.jpg"
 COMPARED_CLASSES = 3
+# Those that take a tape's gradient of a class's score.
+METHODS = [one for one in ONE_PASS_METHODS if differentiated_as(one) is Method.GRAD_CAM]
 
 
 def commands(model: str, folder: Path) -> dict[str, tuple[Sequence[str], Sequence[str]]]:
@@ -37,6 +40,7 @@ def commands(model: str, folder: Path) -> dict[str, tuple[Sequence[str], Sequenc
     ours = [str(Path(sys.executable).with_name("gradcam"))]
     where = ["--model", model, "--weights", weights]
     eager = [sys.executable, str(HERE / "peers" / "eager.py"), str(IMAGE), model]
+    chosen = [word for method in METHODS for word in ("--method", method)]
     picture = str(folder / "compare.png")
     return {
         "explain": (
@@ -44,8 +48,8 @@ def commands(model: str, folder: Path) -> dict[str, tuple[Sequence[str], Sequenc
             [*eager, "1", "gradcam"],
         ),
         "compare": (
-            [*ours, "compare", str(IMAGE), "-o", picture, *where],
-            [*eager, str(COMPARED_CLASSES), *ONE_PASS_METHODS],
+            [*ours, "compare", str(IMAGE), "-o", picture, *where, *chosen],
+            [*eager, str(COMPARED_CLASSES), *METHODS],
         ),
     }
 

@@ -175,27 +175,27 @@ class Server:
         return float(times.user + times.system)
 
 
-async def ask_unary(channel: grpc.aio.Channel, request: bytes, end: float) -> int:
+async def send_unary(channel: grpc.aio.Channel, request: bytes, end: float) -> int:
     """Asks until a time of ``perf_counter``; returns how many answers came."""
     call: Any = channel.unary_unary(UNARY)
 
-    async def ask() -> int:
+    async def send_all() -> int:
         count = 0
         while perf_counter() < end:
             await call(request)
             count += 1
         return count
 
-    return sum(await asyncio.gather(*(ask() for _ in range(UNARY_AT_ONCE))))
+    return sum(await asyncio.gather(*(send_all() for _ in range(UNARY_AT_ONCE))))
 
 
-async def ask_streams(channel: grpc.aio.Channel, request: bytes, end: float) -> int:
-    """As ``ask_unary``, over streams."""
+async def send_streams(channel: grpc.aio.Channel, request: bytes, end: float) -> int:
+    """As ``send_unary``, over streams."""
     item = pb.StreamExplainImagesRequest(
         request=pb.ExplainImageRequest.FromString(request)
     ).SerializeToString()
 
-    async def ask() -> int:
+    async def send_all() -> int:
         call: Any = channel.stream_stream(STREAM)()
         count = 0
         for _ in range(STREAM_AT_ONCE):
@@ -209,21 +209,21 @@ async def ask_streams(channel: grpc.aio.Channel, request: bytes, end: float) -> 
             count += 1
         return count
 
-    return sum(await asyncio.gather(*(ask() for _ in range(STREAMS))))
+    return sum(await asyncio.gather(*(send_all() for _ in range(STREAMS))))
 
 
-Ask = Callable[[grpc.aio.Channel, bytes, float], Awaitable[int]]
+SendRequests = Callable[[grpc.aio.Channel, bytes, float], Awaitable[int]]
 
 
-async def measure(server: Server, ask: Ask, request: bytes) -> tuple[float, float]:
+async def measure(server: Server, send: SendRequests, request: bytes) -> tuple[float, float]:
     """Returns answers per second, and the server's CPU seconds for each."""
     cpu_s, began = server.cpu_s(), perf_counter()
-    count = await ask(server.channel, request, began + SECONDS)
+    count = await send(server.channel, request, began + SECONDS)
     return count / (perf_counter() - began), (server.cpu_s() - cpu_s) / count
 
 
 async def compare(
-    real: Server, base: Server, ask: Ask, request: bytes, rounds: int
+    real: Server, base: Server, send: SendRequests, request: bytes, rounds: int
 ) -> dict[str, Any]:
     """Asks both in turns."""
     ours: list[tuple[float, float]] = []
@@ -231,7 +231,7 @@ async def compare(
     for number in track(range(rounds + 1)):
         pair = [(real, ours), (base, theirs)]
         for server, found in pair if number % 2 else reversed(pair):
-            measured = await measure(server, ask, request)
+            measured = await measure(server, send, request)
             if number:  # the first warms up
                 found.append(measured)
     one, other = np.array(ours), np.array(theirs)
@@ -262,9 +262,9 @@ async def compare_all(ports: dict[str, tuple[int, int]], rounds: int) -> dict[st
         ("raw", "echo", raw_request()),
         *((name, name, request) for name, request in requests.items()),
     ):
-        for way, ask in (("unary", ask_unary), ("streams", ask_streams)):
+        for way, send in (("unary", send_unary), ("streams", send_streams)):
             pair = servers["real"], servers[base]
-            results[f"{name}, {way}"] = await compare(*pair, ask, request, rounds)
+            results[f"{name}, {way}"] = await compare(*pair, send, request, rounds)
     for server in servers.values():
         await server.channel.close()
     return results

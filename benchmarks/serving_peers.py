@@ -25,15 +25,15 @@ import numpy as np
 from rich.progress import Progress
 
 from gradcam_client import Client
-from gradcam_server.bench.load import MakeAsker
+from gradcam_server.bench.load import MakeLoadClient
 from gradcam_server.bench.payload import jpeg
 from gradcam_server.bench.running import RunningServer, StartError, gradcam_serve
 from gradcam_server.bench.serving import Subject
-from gradcam_server.bench.serving_run import Ours, run
-from gradcam_server.cli.bench import progress
+from gradcam_server.bench.serving_run import GradcamServer, run
 from gradcam_server.cli.connection import Connection
+from gradcam_server.cli.progress import open_bar
 from gradcam_server.cli.serve import read_arguments
-from peers import askers
+from peers import load_clients
 from peers.work import decode
 
 FOLDER = Path(__file__).parent
@@ -48,34 +48,34 @@ class Peer:
         name: Its name.
         module: Its script.
         package: What must be installed.
-        ask: Makes what asks it, from address and image.
+        make_client: Makes a load client from an address and an image.
     """
 
     name: str
     module: str
     package: str
-    ask: Callable[[str, bytes], MakeAsker]
+    make_client: Callable[[str, bytes], MakeLoadClient]
 
 
 PEERS = {
-    "litserve": Peer("LitServe", "peers.litserve_peer", "litserve", askers.litserve),
-    "mosec": Peer("mosec", "peers.mosec_peer", "mosec", askers.mosec),
-    "ray": Peer("Ray Serve", "peers.ray_peer", "ray.serve", askers.plain),
-    "triton": Peer("Triton (pytriton)", "peers.triton_peer", "pytriton", askers.triton),
+    "litserve": Peer("LitServe", "peers.litserve_peer", "litserve", load_clients.litserve),
+    "mosec": Peer("mosec", "peers.mosec_peer", "mosec", load_clients.mosec),
+    "ray": Peer("Ray Serve", "peers.ray_peer", "ray.serve", load_clients.plain),
+    "triton": Peer("Triton (pytriton)", "peers.triton_peer", "pytriton", load_clients.triton),
 }
 
 
-async def ask_once(make: MakeAsker) -> bytes:
+async def explain_once(make: MakeLoadClient) -> bytes:
     """Returns a peer's answer."""
-    asker = make()
-    await asker.open()
+    client = make()
+    await client.open()
     try:
         async with asyncio.timeout(TRY_S):
-            await asker.ask()
-        answer: bytes = getattr(asker, "answer")  # noqa: B009 - ours all have it
+            await client.explain()
+        answer: bytes = getattr(client, "answer")  # noqa: B009 - ours all have it
         return answer
     finally:
-        await asker.close()
+        await client.close()
 
 
 def start(
@@ -91,7 +91,7 @@ def start(
 
     def is_ready(_: str) -> str | None:
         try:
-            asyncio.run(ask_once(peer.ask(address, image)))
+            asyncio.run(explain_once(peer.make_client(address, image)))
         except Exception:  # noqa: BLE001 - whatever it is that is not there yet
             return None
         return address
@@ -146,8 +146,8 @@ def start_peers(
             skipped.append(f"{peer.name} did not start, so it was left out.")
             continue
         stack.enter_context(server)
-        make = peer.ask(server.address, image)
-        if not agrees(asyncio.run(ask_once(make)), ours, image):
+        make = peer.make_client(server.address, image)
+        if not agrees(asyncio.run(explain_once(make)), ours, image):
             server.close()
             skipped.append(f"{peer.name} gave another answer than ours, so it was not timed.")
             continue
@@ -177,12 +177,12 @@ def main() -> None:
     parser.add_argument("serve", nargs="*", help="after --: options of gradcam serve")
     arguments = parser.parse_args()
     image = jpeg(arguments.image)
-    with ExitStack() as stack, progress() as bar:
+    with ExitStack() as stack, open_bar() as bar:
         running = stack.enter_context(gradcam_serve(arguments.serve))
         peers, skipped = start_peers(stack, arguments, image, running.address, bar)
         config = read_arguments(arguments.serve)
         results = run(
-            Ours(
+            GradcamServer(
                 running.address,
                 Connection(),
                 pid=running.pid,

@@ -124,13 +124,13 @@ def judge(samples: NDArray[np.int64]) -> dict[str, Any]:
             "resident_mib": [round(float(one[1]) / 2**20, 1) for one in (before, after)],
             "growth": round(float(after[0] / before[0] - 1), 4),
             "anonymous_mib_each_10_s": (samples[::10, columns][:, 0] >> 20).tolist(),
-            "most_file_descriptors": [int(one[:, columns][:, 2].max()) for one in (first, last)],
-            "most_threads": [int(one[:, columns][:, 3].max()) for one in (first, last)],
+            "max_file_descriptors": [int(one[:, columns][:, 2].max()) for one in (first, last)],
+            "max_threads": [int(one[:, columns][:, 3].max()) for one in (first, last)],
         }
     report["flat"] = all(
         report[part]["growth"] < MAX_GROWTH
-        and report[part]["most_file_descriptors"][1] <= report[part]["most_file_descriptors"][0]
-        and report[part]["most_threads"][1] <= report[part]["most_threads"][0]
+        and report[part]["max_file_descriptors"][1] <= report[part]["max_file_descriptors"][0]
+        and report[part]["max_threads"][1] <= report[part]["max_threads"][0]
         for part in _PARTS
     )
     return report

@@ -9,7 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from support.exported_model import RUN_FOLDER
+from support.once import RUN_FOLDER
 
 # How long an example takes depends on the machine.
 hypothesis.settings.register_profile("any machine", deadline=None)

@@ -59,11 +59,11 @@ class Decoder:
 
     def __init__(self, options: Options) -> None:
         self._size = options.input_size
-        self._most = read_arguments(options.serve).max_image_pixels
+        self._max_pixels = read_arguments(options.serve).max_image_pixels
 
     def __call__(self, data: bytes) -> NDArray[np.uint8]:
         """Decodes and resizes: uint8 RGB, shape (H, W, 3)."""
-        image, _ = fit(decode_image(data, self._most), self._size, ResizeMode.STRETCH)
+        image, _ = fit(decode_image(data, self._max_pixels), self._size, ResizeMode.STRETCH)
         return image
 
 

@@ -1,6 +1,6 @@
-"""What a target says: which hosts, whether they are this machine, and whether a proxy leads there.
+"""Parses gRPC targets: their hosts, whether they are loopback, and which proxy gRPC uses.
 
-gRPC takes a proxy from the environment, for loopback addresses, too. Its rules:
+gRPC takes a proxy from the environment, even for loopback addresses. Its rules:
 https://github.com/grpc/grpc/blob/master/doc/environment_variables.md
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
-# The first that has a value counts. gRPC knows none in capital letters.
+# The first variable with a value counts. gRPC ignores names in capital letters.
 _PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
 _EXCEPTION_VARIABLES = ("no_grpc_proxy", "no_proxy")
 _SCHEMES = ("dns:///", "dns:", "ipv4:", "ipv6:")
@@ -19,11 +19,11 @@ _SCHEMES = ("dns:///", "dns:", "ipv4:", "ipv6:")
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A proxy that gRPC goes through.
+    """A proxy that gRPC uses.
 
     Attributes:
-        variable: The environment variable that names it.
-        address: Its host and port, without user and password.
+        variable: The environment variable that names the proxy.
+        address: The host and port of the proxy, without user and password.
     """
 
     variable: str
@@ -31,7 +31,7 @@ class Proxy:
 
 
 def is_loopback(target: str) -> bool:
-    """Returns whether a target is on this machine for certain, whatever its port."""
+    """Returns whether a target is certainly on this machine."""
     if target.startswith(("unix:", "unix-abstract:")):
         return True
     return all(_is_loopback_host(host) for host in hosts(target))
@@ -47,20 +47,20 @@ def hosts(target: str) -> Iterator[str]:
 
 
 def has_port(target: str) -> bool:
-    """Returns whether a target names a port; without one gRPC takes 443."""
+    """Returns whether a target names a port; gRPC's default is 443."""
     return target.startswith(("unix", "vsock")) or re.search(r":\d+$", target) is not None
 
 
 def proxy_of(target: str) -> Proxy | None:
-    """Returns the proxy through which gRPC reaches a target of ours, by the environment."""
+    """Returns the proxy that gRPC uses for a target, by the environment, or None."""
     if target.startswith("vsock:") or is_loopback(target):
         return None
     variable = _first_set(_PROXY_VARIABLES)
     url = urlsplit(os.environ.get(variable, ""))
-    if url.scheme != "http" or not url.netloc:  # gRPC passes over others
+    if url.scheme != "http" or not url.netloc:  # gRPC ignores others
         return None
     exceptions = os.environ.get(_first_set(_EXCEPTION_VARIABLES), "").split(",")
-    if any(_is_exempt(host, one.strip()) for host in hosts(target) for one in exceptions):
+    if any(_is_exempt(host, item.strip()) for host in hosts(target) for item in exceptions):
         return None
     return Proxy(variable, url.netloc.rpartition("@")[2])
 
@@ -88,4 +88,4 @@ def _is_loopback_host(host: str) -> bool:
     except ValueError:
         return False
     address = getattr(address, "ipv4_mapped", None) or address
-    return address.is_loopback or address.is_unspecified  # 0.0.0.0 leads here, too
+    return address.is_loopback or address.is_unspecified  # 0.0.0.0 is this machine, too

@@ -2,12 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    Iterable,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, NoReturn, Self, Unpack
 
@@ -15,23 +10,14 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from gradcam.v1 import explanation_service_pb2 as pb
-from gradcam_client.errors import (
-    GradCamError,
-    closed_error,
-    decisive,
-)
-from gradcam_client.lines import Call, Lines, Route
+from gradcam_client.channel_pool import Call, ChannelPool, Route
+from gradcam_client.errors import GradCamError, closed_error, decisive
 from gradcam_client.requests import ExplainOptions, ImageInput, build_template, with_image
 from gradcam_client.results import ImageExplanation, ModelInfo
 from gradcam_client.retry import RetryPolicy
 from gradcam_client.security import check_token
 from gradcam_client.stream import OnProgress, Outcome, StreamLedger
-from gradcam_client.task_stream import (
-    Asynchronous,
-    TaskStream,
-    cancel_tasks,
-    is_task_cancelled,
-)
+from gradcam_client.task_stream import Asynchronous, TaskStream, cancel_tasks, is_task_cancelled
 from gradcam_client.transport import (
     DEFAULT_MAX_IN_FLIGHT,
     DEFAULT_MAX_MESSAGE_BYTES,
@@ -55,38 +41,38 @@ from gradcam_client.transport import (
     still_starting,
 )
 
-_ELSEWHERE = (
+_WRONG_OWNER = (
     "this AsyncClient is connected in another event loop; make one in each loop (asyncio.run makes "
     "a new loop each time), or keep to one loop"
 )
 
 
 class AsyncClient:
-    """Asks a server. It may be made anywhere: it connects at the first await, in that loop.
+    """The client for asyncio. It has the methods of ``Client``; cancelling one cancels its call.
 
-    It belongs to the event loop that uses it first, and so to one process. Its methods are those
-    of ``Client``; cancelling one cancels its call.
+    It may be made outside an event loop: it connects at the first await, and from then on works
+    only in that event loop, and so in one process.
 
     Args:
         target: The server, "host:port" or any other gRPC target; or several servers, as a
-            sequence or as "host:port,host:port": each call goes to one that serves, and is
-            tried again on another. A name that stands for several, as "dns:///name:port",
-            is balanced by gRPC (round_robin).
+            sequence or as "host:port,host:port": each call goes to a server that serves, and is
+            retried on another server. gRPC balances the servers of one DNS name, such as
+            "dns:///name:port" (round_robin).
         timeout_s: The deadline of a call with all its attempts, in seconds.
-        retry: When to try again.
-        channels: The connections to each server. A stream or call takes one of them.
-        max_message_bytes: The largest request and the largest answer.
-        channel_options: More gRPC channel options; they win over ours.
+        retry: Decides when to retry.
+        channels: Number of connections to each server. A call or stream uses one of them.
+        max_message_bytes: The largest size of a request and of an answer.
+        channel_options: gRPC channel options; they override those of the client.
         credentials: For TLS, ``tls_credentials()``; None is plain text.
-        token: A bearer token, or what is called for it before each attempt and must be
-            quick, as ``token_from_file(path)``.
+        token: A bearer token, or a function that returns it, such as ``token_from_file(path)``.
+            The function is called before each attempt and must be quick.
         allow_insecure_token: Whether a token may leave this machine without TLS.
-        channel: A channel to use in place of opening any: what says where and how is passed
-            over. Closing it remains the caller's business.
+        channel: An open channel to use; ``target``, ``channels``, ``credentials`` and the channel
+            options are then ignored, and the caller closes the channel.
 
     Raises:
-        ValueError: A timeout that is not positive and finite, no server, no channel, or a
-            token that others could read.
+        ValueError: A timeout is not positive and finite, there is no target, ``channels`` is less
+            than 1, or the token would be sent in plain text.
     """
 
     def __init__(
@@ -115,14 +101,14 @@ class AsyncClient:
         )
         options = merge_options(max_message_bytes, retry, channel_options)
         check_channels(channels)
-        self._lines = Lines(
+        self._pool = ChannelPool(
             lambda: (
                 [(0, "", channel)]
                 if channel
                 else open_channels(grpc.aio, targets, channels, credentials, options)
             ),
             asyncio.get_running_loop,
-            _ELSEWHERE,
+            _WRONG_OWNER,
         )
 
     def __reduce__(self) -> NoReturn:
@@ -140,9 +126,9 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the channels, unless one was given."""
+        """Closes the channels, unless ``channel`` was passed."""
         if self._owns_channels:
-            await asyncio.gather(*(channel.close() for channel in self._lines.close()))
+            await asyncio.gather(*(channel.close() for channel in self._pool.close()))
 
     async def explain(
         self,
@@ -158,19 +144,20 @@ class AsyncClient:
         Args:
             image: A path, the bytes of a file, or uint8 RGB pixels (H, W, 3). A file is
                 read in another thread.
-            timeout_s: The deadline with all attempts, in seconds; None is the client's.
-            request_id: The call's name in the server's log; None makes one.
-            hedge_after_s: After so many seconds without an answer a second attempt is made,
-                by another server or connection if there is one. The first answer counts, and
-                the other attempt is cancelled. A server that has begun to compute finishes
-                it all the same: that costs device time. None, the default, makes none.
-            **options: As of ``gradcam_client.requests.build_template``.
+            timeout_s: The deadline of all attempts, in seconds; None takes the client's.
+            request_id: The call's name in the server's log; None generates one.
+            hedge_after_s: After this many seconds without an answer, a second attempt goes to
+                another server or connection, if there is one. The first answer counts; the
+                other attempt is cancelled. A server that has begun to compute finishes the
+                attempt nevertheless, which costs device time. None, the default, never hedges.
+            **options: The arguments of ``gradcam_client.requests.build_template``.
 
         Raises:
-            GradCamError: The server's error, or the last attempt's.
+            GradCamError: The error of the server, or of the last attempt.
             OSError: The file cannot be read.
-            TypeError: As of ``build_request``.
-            ValueError: As of ``build_request``, or a wrong timeout, request id or token.
+            TypeError: As in ``build_request``.
+            ValueError: As in ``build_request``; or the timeout, the request id or the token is
+                invalid.
         """
         request = await asyncio.to_thread(with_image, build_template(**options), image)
         response = await self._call("ExplainImage", request, timeout_s, request_id, hedge_after_s)
@@ -188,29 +175,29 @@ class AsyncClient:
     ) -> AsyncGenerator[Outcome]:
         """Explains many images over one stream, as ``Client.explain_stream`` does.
 
-        ``images`` is iterated in another task: one that blocks must be asynchronous.
-        Python closes an abandoned asynchronous generator late; to cancel what is under
-        way as soon as a loop is left early, wrap it in ``contextlib.aclosing``.
+        ``images`` is iterated in another task: an iterable that blocks must be asynchronous.
+        Python closes an abandoned asynchronous generator late; ``contextlib.aclosing`` cancels
+        the call as soon as the loop is left early.
 
         Args:
-            images: Each one as of ``explain``.
-            max_in_flight: How many images may be taken and not yet yielded.
-            timeout_s: How long to wait without any answer or progress, in seconds; None is
-                the client's timeout.
-            request_id: The stream's name in the server's log; None makes one.
-            on_progress: Told how far each image is, a few times in a second, for methods of
-                many passes.
-            **options: As of ``gradcam_client.requests.build_template``.
+            images: The images, each as in ``explain``.
+            max_in_flight: Most images that are taken and not yet yielded.
+            timeout_s: Longest time without any answer or progress, in seconds; None takes the
+                client's timeout.
+            request_id: The stream's name in the server's log; None generates one.
+            on_progress: Called with the progress of each image, a few times in a second, for
+                methods of many passes.
+            **options: The arguments of ``gradcam_client.requests.build_template``.
 
         Yields:
             The result or the error of each image, in the order of the images.
 
         Raises:
-            TypeError: A wrong option, or ``images`` is a single image.
-            ValueError: A wrong option.
+            TypeError: An option has a wrong type, or ``images`` is a single image.
+            ValueError: An option has a wrong value.
         """
         check_images(images)
-        route = Route(self._lines, self._token, request_id)
+        route = Route(self._pool, self._token, request_id)
         ledger = StreamLedger(
             self._retry,
             max_in_flight=max_in_flight,
@@ -224,52 +211,56 @@ class AsyncClient:
         )
 
     async def list_models(self) -> tuple[ModelInfo, ...]:
-        """Lists the models in short, the default first, without classes and layers.
+        """Lists the models, the default first, without their classes and layers.
 
         Raises:
-            GradCamError: The server's error, or the last attempt's.
+            GradCamError: The error of the server, or of the last attempt.
         """
         response = await self._call("ListModels", pb.ListModelsRequest())
         return tuple(ModelInfo.from_proto(model) for model in response.models)
 
     async def get_model(self, name: str = "", version: str = "") -> ModelInfo:
-        """Describes one model in full; empty names are the server's first model and version.
+        """Describes one model with its classes and layers.
+
+        Args:
+            name: The model; empty is the server's first model.
+            version: The model's version; empty is the first version.
 
         Raises:
-            NotFoundError: No such model.
-            GradCamError: The server's error, or the last attempt's.
+            NotFoundError: There is no such model.
+            GradCamError: The error of the server, or of the last attempt.
         """
         response = await self._call("GetModel", pb.GetModelRequest(name=name, version=version))
         return ModelInfo.from_proto(response.model)
 
     async def health(self, service: str = "", timeout_s: float = HEALTH_TIMEOUT_S) -> str:
-        """Asks once whether a service is served, of several servers the next one.
+        """Sends one health check; with several servers, to the next server.
 
         Args:
-            service: Its full name; empty is the whole server.
+            service: The full name of the gRPC service; empty is the whole server.
             timeout_s: The deadline in seconds.
 
         Returns:
             "SERVING", "NOT_SERVING", "UNKNOWN" or "SERVICE_UNKNOWN".
 
         Raises:
-            NotFoundError: No such service.
-            GradCamError: No answer; ``UnavailableError`` if there is no connection.
+            NotFoundError: There is no such service.
+            GradCamError: There is no answer; ``UnavailableError`` if there is no connection.
         """
         call = self._begin(timeout_s)
         request = health_pb2.HealthCheckRequest(service=service)
-        with call.attempt() as line:
-            return serving_status(await line.health.Check(request, **call.options()))
+        with call.attempt() as channel:
+            return serving_status(await channel.health.Check(request, **call.options()))
 
     async def wait_ready(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        """Waits until the server serves, of several servers any one.
+        """Waits until the server serves; of several servers, until any server does.
 
         Args:
-            timeout_s: How long, in seconds.
+            timeout_s: The longest time to wait, in seconds.
 
         Raises:
-            DeadlineExceededError: It does not serve in time.
-            GradCamError: It answers, but not to health checks.
+            DeadlineExceededError: No server serves in time.
+            GradCamError: The server answers, but refuses health checks.
         """
         deadline = time.monotonic() + check_timeout(timeout_s)
         last = "no answer"
@@ -287,7 +278,7 @@ class AsyncClient:
 
     def _begin(self, timeout_s: float | None, request_id: str | None = None) -> Call:
         timeout_s = self._timeout_s if timeout_s is None else check_timeout(timeout_s)
-        return Call(self._lines, self._token, request_id, self._retry, timeout_s)
+        return Call(self._pool, self._token, request_id, self._retry, timeout_s)
 
     async def _call(
         self,
@@ -313,9 +304,9 @@ class AsyncClient:
 
 
 async def _ask(call: Call, method: str, request: object) -> Any:
-    with call.attempt() as line:
+    with call.attempt() as channel:
         try:
-            return await getattr(line.service, method)(request, **call.options())
+            return await getattr(channel.service, method)(request, **call.options())
         except asyncio.CancelledError:
             if is_task_cancelled():
                 raise

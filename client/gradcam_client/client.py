@@ -12,8 +12,8 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from gradcam.v1 import explanation_service_pb2 as pb
+from gradcam_client.channel_pool import Call, ChannelPool, PooledChannel, Route
 from gradcam_client.errors import GradCamError, decisive, from_rpc_error
-from gradcam_client.lines import Call, Line, Lines, Route
 from gradcam_client.requests import ExplainOptions, ImageInput, build_template, with_image
 from gradcam_client.results import ImageExplanation, ModelInfo
 from gradcam_client.retry import RetryPolicy
@@ -43,37 +43,37 @@ from gradcam_client.transport import (
     still_starting,
 )
 
-_ELSEWHERE = (
+_WRONG_OWNER = (
     "this Client is connected in the process that forked this one; make one in each process, after "
     "the fork"
 )
 
 
 class Client:
-    """Asks a server. Safe for threads; closing it cancels what is under way.
+    """A client for one or several servers. Safe for threads; closing it cancels its calls.
 
-    It belongs to the process that made it: each process makes one of its own.
+    A client works only in the process that made it: each process makes its own client.
 
     Args:
         target: The server, "host:port" or any other gRPC target; or several servers, as a
-            sequence or as "host:port,host:port": each call goes to one that serves, and is
-            tried again on another. A name that stands for several, as "dns:///name:port",
-            is balanced by gRPC (round_robin).
+            sequence or as "host:port,host:port": each call goes to a server that serves, and is
+            retried on another server. gRPC balances the servers of one DNS name, such as
+            "dns:///name:port" (round_robin).
         timeout_s: The deadline of a call with all its attempts, in seconds.
-        retry: When to try again.
-        channels: The connections to each server. A stream or call takes one of them.
-        max_message_bytes: The largest request and the largest answer.
-        channel_options: More gRPC channel options; they win over ours.
+        retry: Decides when to retry.
+        channels: Number of connections to each server. A call or stream uses one of them.
+        max_message_bytes: The largest size of a request and of an answer.
+        channel_options: gRPC channel options; they override those of the client.
         credentials: For TLS, ``tls_credentials()``; None is plain text.
-        token: A bearer token, or what is called for it before each attempt and must be
-            quick, as ``token_from_file(path)``.
+        token: A bearer token, or a function that returns it, such as ``token_from_file(path)``.
+            The function is called before each attempt and must be quick.
         allow_insecure_token: Whether a token may leave this machine without TLS.
-        channel: A channel to use in place of opening any: what says where and how is passed
-            over. Closing it remains the caller's business.
+        channel: An open channel to use; ``target``, ``channels``, ``credentials`` and the channel
+            options are then ignored, and the caller closes the channel.
 
     Raises:
-        ValueError: A timeout that is not positive and finite, no server, no channel, or a
-            token that others could read.
+        ValueError: A timeout is not positive and finite, there is no target, ``channels`` is less
+            than 1, or the token would be sent in plain text.
     """
 
     def __init__(
@@ -102,16 +102,16 @@ class Client:
         )
         options = merge_options(max_message_bytes, retry, channel_options)
         check_channels(channels)
-        self._lines = Lines(
+        self._pool = ChannelPool(
             lambda: (
                 [(0, "", channel)]
                 if channel
                 else open_channels(grpc, targets, channels, credentials, options)
             ),
             os.getpid,
-            _ELSEWHERE,
+            _WRONG_OWNER,
         )
-        self._lines.open()
+        self._pool.open()
 
     def __reduce__(self) -> NoReturn:
         raise not_picklable(self)
@@ -128,9 +128,9 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the channels, unless one was given."""
+        """Closes the channels, unless ``channel`` was passed."""
         if self._owns_channels:
-            for channel in self._lines.close():
+            for channel in self._pool.close():
                 channel.close()
 
     def explain(
@@ -146,19 +146,20 @@ class Client:
 
         Args:
             image: A path, the bytes of a file, or uint8 RGB pixels (H, W, 3).
-            timeout_s: The deadline with all attempts, in seconds; None is the client's.
-            request_id: The call's name in the server's log; None makes one.
-            hedge_after_s: After so many seconds without an answer a second attempt is made,
-                by another server or connection if there is one. The first answer counts, and
-                the other attempt is cancelled. A server that has begun to compute finishes
-                it all the same: that costs device time. None, the default, makes none.
-            **options: As of ``gradcam_client.requests.build_template``.
+            timeout_s: The deadline of all attempts, in seconds; None takes the client's.
+            request_id: The call's name in the server's log; None generates one.
+            hedge_after_s: After this many seconds without an answer, a second attempt goes to
+                another server or connection, if there is one. The first answer counts; the
+                other attempt is cancelled. A server that has begun to compute finishes the
+                attempt nevertheless, which costs device time. None, the default, never hedges.
+            **options: The arguments of ``gradcam_client.requests.build_template``.
 
         Raises:
-            GradCamError: The server's error, or the last attempt's.
+            GradCamError: The error of the server, or of the last attempt.
             OSError: The file cannot be read.
-            TypeError: As of ``build_request``.
-            ValueError: As of ``build_request``, or a wrong timeout, request id or token.
+            TypeError: As in ``build_request``.
+            ValueError: As in ``build_request``; or the timeout, the request id or the token is
+                invalid.
         """
         request = with_image(build_template(**options), image)
         response = self._call("ExplainImage", request, timeout_s, request_id, hedge_after_s)
@@ -177,35 +178,35 @@ class Client:
         """Explains many images over one stream.
 
         There is exactly one outcome for each image, in the order of the images. An image
-        that fails does not stop the others. A stream that breaks is opened again, and
-        only what was not answered is sent again; when the attempts are used up, or no
-        answer comes for ``timeout_s``, the images that were taken and not answered get
-        the error as their outcome, and the stream goes on with the next ones.
+        that fails does not stop the stream. A stream that breaks is opened again, and only
+        images without an answer are sent again. If the attempts are used up, or no answer
+        comes for ``timeout_s``, the images that were taken and not answered get the error as
+        their outcome, and the stream goes on with the next images.
 
         ``images`` is iterated in another thread, never more than ``max_in_flight`` images
-        ahead, so it may be infinite or slow. What it raises is raised here, after the
-        outcomes of the images before. Leaving the loop early cancels what is under way
-        as soon as the generator is closed or dropped.
+        ahead, so it may be infinite or slow. Its exceptions are raised here, after the
+        outcomes of the images before. After an early exit from the loop, the call is
+        cancelled as soon as the generator is closed or garbage-collected.
 
         Args:
-            images: Each one as of ``explain``.
-            max_in_flight: How many images may be taken and not yet yielded.
-            timeout_s: How long to wait without any answer or progress, in seconds; None is
-                the client's timeout.
-            request_id: The stream's name in the server's log; None makes one.
-            on_progress: Told how far each image is, a few times in a second, for methods of
-                many passes; in another thread. What it raises is raised here.
-            **options: As of ``gradcam_client.requests.build_template``.
+            images: The images, each as in ``explain``.
+            max_in_flight: Most images that are taken and not yet yielded.
+            timeout_s: Longest time without any answer or progress, in seconds; None takes the
+                client's timeout.
+            request_id: The stream's name in the server's log; None generates one.
+            on_progress: Called with the progress of each image, a few times in a second, for
+                methods of many passes; in another thread. Its exceptions are raised here.
+            **options: The arguments of ``gradcam_client.requests.build_template``.
 
         Yields:
             The result or the error of each image.
 
         Raises:
-            TypeError: A wrong option, or ``images`` is a single image.
-            ValueError: A wrong option.
+            TypeError: An option has a wrong type, or ``images`` is a single image.
+            ValueError: An option has a wrong value.
         """
         check_images(images)
-        route = Route(self._lines, self._token, request_id)
+        route = Route(self._pool, self._token, request_id)
         ledger = StreamLedger(
             self._retry,
             max_in_flight=max_in_flight,
@@ -217,52 +218,56 @@ class Client:
         return stream.outcomes(iter(images))
 
     def list_models(self) -> tuple[ModelInfo, ...]:
-        """Lists the models in short, the default first, without classes and layers.
+        """Lists the models, the default first, without their classes and layers.
 
         Raises:
-            GradCamError: The server's error, or the last attempt's.
+            GradCamError: The error of the server, or of the last attempt.
         """
         response = self._call("ListModels", pb.ListModelsRequest())
         return tuple(ModelInfo.from_proto(model) for model in response.models)
 
     def get_model(self, name: str = "", version: str = "") -> ModelInfo:
-        """Describes one model in full; empty names are the server's first model and version.
+        """Describes one model with its classes and layers.
+
+        Args:
+            name: The model; empty is the server's first model.
+            version: The model's version; empty is the first version.
 
         Raises:
-            NotFoundError: No such model.
-            GradCamError: The server's error, or the last attempt's.
+            NotFoundError: There is no such model.
+            GradCamError: The error of the server, or of the last attempt.
         """
         response = self._call("GetModel", pb.GetModelRequest(name=name, version=version))
         return ModelInfo.from_proto(response.model)
 
     def health(self, service: str = "", timeout_s: float = HEALTH_TIMEOUT_S) -> str:
-        """Asks once whether a service is served, of several servers the next one.
+        """Sends one health check; with several servers, to the next server.
 
         Args:
-            service: Its full name; empty is the whole server.
+            service: The full name of the gRPC service; empty is the whole server.
             timeout_s: The deadline in seconds.
 
         Returns:
             "SERVING", "NOT_SERVING", "UNKNOWN" or "SERVICE_UNKNOWN".
 
         Raises:
-            NotFoundError: No such service.
-            GradCamError: No answer; ``UnavailableError`` if there is no connection.
+            NotFoundError: There is no such service.
+            GradCamError: There is no answer; ``UnavailableError`` if there is no connection.
         """
         call = self._begin(timeout_s)
         request = health_pb2.HealthCheckRequest(service=service)
-        with call.attempt() as line:
-            return serving_status(line.health.Check(request, **call.options()))
+        with call.attempt() as channel:
+            return serving_status(channel.health.Check(request, **call.options()))
 
     def wait_ready(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        """Waits until the server serves, of several servers any one.
+        """Waits until the server serves; of several servers, until any server does.
 
         Args:
-            timeout_s: How long, in seconds.
+            timeout_s: The longest time to wait, in seconds.
 
         Raises:
-            DeadlineExceededError: It does not serve in time.
-            GradCamError: It answers, but not to health checks.
+            DeadlineExceededError: No server serves in time.
+            GradCamError: The server answers, but refuses health checks.
         """
         deadline = time.monotonic() + check_timeout(timeout_s)
         last = "no answer"
@@ -280,7 +285,7 @@ class Client:
 
     def _begin(self, timeout_s: float | None, request_id: str | None = None) -> Call:
         timeout_s = self._timeout_s if timeout_s is None else check_timeout(timeout_s)
-        return Call(self._lines, self._token, request_id, self._retry, timeout_s)
+        return Call(self._pool, self._token, request_id, self._retry, timeout_s)
 
     def _call(
         self,
@@ -306,36 +311,36 @@ class Client:
 
 
 def _ask(call: Call, method: str, request: object) -> Any:
-    with call.attempt() as line:
-        return getattr(line.service, method)(request, **call.options())
+    with call.attempt() as channel:
+        return getattr(channel.service, method)(request, **call.options())
 
 
 def _ask_twice(call: Call, method: str, request: object, hedge_after_s: float) -> Any:
-    ended: SimpleQueue[tuple[Line, Any]] = SimpleQueue()
+    ended: SimpleQueue[tuple[PooledChannel, Any]] = SimpleQueue()
     errors: list[GradCamError] = []
     with ExitStack() as under_way:
 
         def start() -> None:
-            options, line = call.options(), call.begin()
-            under_way.callback(call.end, line)
+            options, channel = call.options(), call.begin()
+            under_way.callback(call.end, channel)
             with call.unless_closed():
-                future = getattr(line.service, method).future(request, **options)
+                future = getattr(channel.service, method).future(request, **options)
             under_way.callback(future.cancel)
-            future.add_done_callback(lambda future: ended.put((line, future)))
+            future.add_done_callback(lambda future: ended.put((channel, future)))
 
         start()
         started = 1
         patience_s: float | None = hedge_after_s
         while True:
             try:
-                line, future = ended.get(timeout=patience_s)
+                channel, future = ended.get(timeout=patience_s)
             except Empty:
                 start()
                 started = 2
             else:
                 if future.code() is grpc.StatusCode.OK:
                     return future.result()
-                errors.append(call.failed(line, from_rpc_error(future)))
+                errors.append(call.failed(channel, from_rpc_error(future)))
             patience_s = None
             error = decisive(errors, are_all=len(errors) == started)
             if error is not None:

@@ -1,4 +1,4 @@
-"""What a call can fail with.
+"""The errors of a call.
 
     GradCamError                 code, message, retry_after_s, field, retryable, request_id
     |-- InvalidRequestError      INVALID_ARGUMENT, FAILED_PRECONDITION, OUT_OF_RANGE
@@ -12,7 +12,7 @@
     |-- CallCancelledError       CANCELLED: the channel was closed, or the server gave up
     `-- ServerError              any other code
 
-What is wrong before anything is sent is told as Python does: ``OSError`` for a
+Mistakes that are found before anything is sent are Python's own errors: ``OSError`` for a
 file that cannot be read, ``TypeError`` and ``ValueError`` for a bad argument.
 """
 
@@ -28,15 +28,14 @@ from grpc_status import rpc_status
 
 
 class GradCamError(Exception):
-    """Base of all errors that a call, or one image of a stream, ends in.
+    """Base class of the errors of a call, or of one image of a stream.
 
     Attributes:
         code: The gRPC status code.
-        message: What was wrong, in the server's words.
-        retry_after_s: The earliest time for another attempt, in seconds from the
-            answer; None if the server named none.
-        field: The request field that is wrong, as in the proto file; None if the
-            server named none.
+        message: The server's text of the error.
+        retry_after_s: The pause before another attempt that the server asks for, in seconds
+            from the answer, or None.
+        field: The request field that is wrong, as in the proto file, or None.
         request_id: The call's name in the server's log; None if nothing was sent.
     """
 
@@ -49,7 +48,7 @@ class GradCamError(Exception):
         retry_after_s: float | None = None,
         field: str | None = None,
     ) -> None:
-        # All of them are args, so that the error can be copied and pickled.
+        # All attributes are args, so that the error can be copied and pickled.
         super().__init__(code, message, retry_after_s, field)
         self.code = code
         self.message = message
@@ -66,31 +65,31 @@ class GradCamError(Exception):
 
 
 class InvalidRequestError(GradCamError):
-    """The request can never succeed as it is."""
+    """The request is invalid and can never succeed."""
 
 
 class NotFoundError(GradCamError):
-    """No such model, layer or health service."""
+    """There is no such model, layer or health service."""
 
 
 class UnauthenticatedError(GradCamError):
-    """The server does not know who asks."""
+    """There is no token, or no valid token."""
 
 
 class PermissionDeniedError(GradCamError):
-    """The server knows who asks, and does not let them."""
+    """The token is valid, but does not allow the call."""
 
 
 class MessageTooLargeError(GradCamError):
-    """The request or the answer is over the size limit of one side."""
+    """The request or the answer exceeds the size limit of client or server."""
 
 
 class OverloadedError(GradCamError):
-    """The server has no place for the request now."""
+    """The server's queue is full, or the rate of the token is used up."""
 
     @property
     def retryable(self) -> bool:
-        """True: places become free."""
+        """True: the queue empties."""
         return True
 
 
@@ -99,7 +98,7 @@ class UnavailableError(GradCamError):
 
     @property
     def retryable(self) -> bool:
-        """True: servers come back."""
+        """True: the server starts again, or the connection returns."""
         return True
 
 
@@ -108,11 +107,11 @@ class DeadlineExceededError(GradCamError):
 
 
 class CallCancelledError(GradCamError):
-    """The call was cancelled, or could not begin, because the client was closed, for instance."""
+    """The call was cancelled, for instance because the client was closed."""
 
 
 class ServerError(GradCamError):
-    """The server failed in a way that the request cannot help."""
+    """The server failed; the request is not the cause."""
 
 
 _CLASSES: dict[grpc.StatusCode, type[GradCamError]] = {
@@ -128,7 +127,7 @@ _CLASSES: dict[grpc.StatusCode, type[GradCamError]] = {
     grpc.StatusCode.CANCELLED: CallCancelledError,
 }
 _CODES = {code.value[0]: code for code in grpc.StatusCode if code is not grpc.StatusCode.OK}
-# Another attempt, and another server, would say the same.
+# Every attempt, on any server, would end in the same error.
 _SETTLED = (
     InvalidRequestError,
     NotFoundError,
@@ -136,10 +135,10 @@ _SETTLED = (
     PermissionDeniedError,
     MessageTooLargeError,
 )
-# gRPC itself refuses large messages with the code of a full queue; only the text differs.
+# gRPC refuses large messages with the code of a full queue; only the text differs.
 _TOO_LARGE = "larger than max"
-# gRPC servers that shut down reset calls whose handler has not begun with this text; a
-# call that was cancelled on this side has another.
+# The text of calls that a gRPC server resets at shutdown before their handler begins; a call
+# that the client cancels has another text.
 _RESET = "CANCELLED"
 
 
@@ -150,10 +149,7 @@ def from_code(code: grpc.StatusCode, message: str, details: Iterable[Any] = ()) 
         code: The gRPC status code.
         message: The text.
         details: ``google.rpc.RetryInfo`` and ``google.rpc.BadRequest`` are read,
-            others are passed over.
-
-    Returns:
-        The error, to be raised or kept.
+            others are ignored.
     """
     kind = _CLASSES.get(code, ServerError)
     if kind is OverloadedError and _TOO_LARGE in message:
@@ -173,37 +169,38 @@ def from_code(code: grpc.StatusCode, message: str, details: Iterable[Any] = ()) 
 
 
 def from_status(status: Status) -> GradCamError:
-    """Reads an error that a stream carries in place of an answer."""
+    """Converts the error that a stream carries in place of an answer."""
     code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
     return from_code(code, status.message, status.details)
 
 
 def from_rpc_error(error: grpc.RpcError) -> GradCamError:
-    """Reads the error that a call raised, of ``grpc`` or of ``grpc.aio``."""
+    """Converts the error of a call of ``grpc`` or ``grpc.aio``."""
     try:
         status = rpc_status.from_call(error)  # type: ignore[arg-type]
-    except (ValueError, DecodeError):  # contradicts the call's own code, or is garbage
+    except (ValueError, DecodeError):  # contradicts the call's code, or cannot be decoded
         status = None
     details = status.details if status else ()
     return from_code(error.code(), error.details() or "", details)
 
 
 def closed_error() -> CallCancelledError:
-    """Returns the error of a call, begun or not, whose client is closed."""
+    """Returns the error of a call whose client is closed."""
     return CallCancelledError(
         grpc.StatusCode.CANCELLED, "the client is closed; make another one, or close it later"
     )
 
 
 def decisive(errors: Sequence[GradCamError], *, are_all: bool) -> GradCamError | None:
-    """Chooses the error of a call of which several attempts were made at once.
+    """Chooses the error of a call with several simultaneous attempts.
 
     Args:
-        errors: What attempts failed with, in their order; may be empty.
-        are_all: Whether no attempt is under way any more.
+        errors: The errors of the attempts that failed, in their order; may be empty.
+        are_all: Whether all attempts have ended.
 
     Returns:
-        One that every attempt would end in; else, of all, one that is final, or the last.
+        An error that every attempt would end in; or, if all attempts have ended, the first error
+        that is not retryable, or the last error; or None while an attempt may still succeed.
     """
     for error in errors:
         if isinstance(error, _SETTLED):

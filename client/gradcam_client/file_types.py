@@ -1,4 +1,4 @@
-"""Names what bytes are that were given as an image and are none that a server decodes."""
+"""Recognises the type of bytes that are not an image a server decodes."""
 
 import re
 
@@ -9,7 +9,7 @@ _HEAD_BYTES = 1024
 _MIN_BASE64 = 64
 _WHITE_SPACE = b" \t\r\n"
 
-# How files begin. An ISO media file names its brands, the first of which says what it is.
+# The first bytes of files. The first brand of an ISO media file names its type.
 _SIGNATURES: tuple[tuple[str, bytes], ...] = (
     ("AVIF", rb"....ftyp(avif|avis)"),
     ("HEIC", rb"....ftyp(hei[cfsmx]|hev[cmsx])"),
@@ -31,7 +31,7 @@ _SIGNATURES: tuple[tuple[str, bytes], ...] = (
     ("compressed by gzip", rb"\x1f\x8b\x08"),
     ("a Git LFS pointer, not the file itself (git lfs pull)", rb"version https://git-lfs"),
 )
-# The same for text, after white space and in any case.
+# The first characters of text files, after white space; upper and lower case match.
 _TEXTS: tuple[tuple[str, bytes], ...] = (
     ("SVG", rb"((<\?xml|<!--).*?)?<(!DOCTYPE svg|svg\b)"),
     ("HTML", rb"((<\?xml|<!--).*?)?<(!DOCTYPE html|html|head|body|title)\b"),
@@ -47,13 +47,13 @@ _NAMED = [
 
 
 def describe(data: bytes) -> str | None:
-    """Names the type of data that are no image of ``FORMATS_TEXT``.
+    """Names the type of data that is not an image of ``FORMATS_TEXT``.
 
     Args:
-        data: The bytes, of which the first kilobyte counts.
+        data: The bytes; the first kilobyte is examined.
 
     Returns:
-        Such as "HEIC", "a ZIP archive" or "base64 text"; None if the type is not known.
+        For example "HEIC", "a ZIP archive" or "base64 text"; None if the type is unknown.
     """
     head = data[:_HEAD_BYTES].removeprefix(b"\xef\xbb\xbf")
     for name, pattern in _NAMED:

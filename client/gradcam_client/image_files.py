@@ -1,4 +1,4 @@
-"""Reads image files; what was meant to be one and is none is said in few words."""
+"""Reads image files; errors name the type of a file or text that is not an image."""
 
 import errno
 import os
@@ -8,23 +8,22 @@ from pathlib import Path
 from gradcam_client.file_types import FORMATS_TEXT, describe
 
 _MAX_SHOWN = 80
-_MAX_NAME = 255  # no file has a longer name
+_MAX_NAME = 255  # longest file name of common file systems, in characters
 _LINK = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # a Path has lost one of two slashes
-# How JPEG, PNG, WebP, BMP and GIF files begin.
+# The first characters of JPEG, PNG, WebP, BMP and GIF files in base64.
 _BASE64_IMAGE = re.compile(r"\s*(/9j/|iVBORw0KGgo|UklGR|Qk|R0lGOD)")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_=\s-]+")
 
 
 def read_image_file(path: str | os.PathLike[str]) -> bytes:
-    """Reads a file to be sent.
+    """Reads an image file.
 
     Args:
-        path: The file; relative ones begin in the working directory.
+        path: The file; a relative path begins in the working directory.
 
     Raises:
-        OSError: It cannot be read; ``FileNotFoundError`` if there is none.
-        ValueError: ``path`` is a link or base64 text, or the file has another format than those
-            that servers decode.
+        OSError: The file cannot be read; ``FileNotFoundError`` if it does not exist.
+        ValueError: ``path`` is a link or base64 text, or servers do not decode the format.
     """
     data = read_file(path)
     kind = describe(data)
@@ -34,10 +33,10 @@ def read_image_file(path: str | os.PathLike[str]) -> bytes:
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """Reads a file, whatever its format.
+    """Reads a file of any format.
 
     Raises:
-        OSError: As of ``read_image_file``.
+        OSError: As in ``read_image_file``.
         ValueError: ``path`` is a link or base64 text.
     """
     try:
@@ -53,7 +52,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """Returns a path as errors show it: what is too long for any file's name is cut."""
+    """Returns a path for an error message; a text too long for a file name is cut."""
     text = os.fspath(path)
     if len(text) <= _MAX_NAME:
         return text

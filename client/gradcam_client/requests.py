@@ -1,4 +1,4 @@
-"""What is asked about an image: options and pixels into a protobuf request."""
+"""Builds protobuf requests from options and images."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,8 @@ from gradcam_client.image_files import read_image_file
 
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | NDArray[np.uint8]
 """An image: the path of a file, the bytes of a file (JPEG, PNG, WebP or BMP), or
-uint8 RGB pixels (H, W, 3). BGR pixels, as OpenCV reads them, cannot be told from RGB
-ones and give wrong answers: reverse them first, ``image[..., ::-1]``."""
+uint8 RGB pixels (H, W, 3). BGR pixels, as OpenCV reads them, look like RGB pixels to the server
+and give wrong answers: reverse the channels first, ``image[..., ::-1]``."""
 
 METHODS: dict[str, pb.Method] = {
     "gradcam": pb.METHOD_GRAD_CAM,
@@ -25,6 +25,8 @@ METHODS: dict[str, pb.Method] = {
     "layercam": pb.METHOD_LAYER_CAM,
     "elementwise-gradcam": pb.METHOD_ELEMENTWISE_GRAD_CAM,
     "eigengradcam": pb.METHOD_EIGEN_GRAD_CAM,
+    "finercam": pb.METHOD_FINER_CAM,
+    "eigencam": pb.METHOD_EIGEN_CAM,
     "scorecam": pb.METHOD_SCORE_CAM,
     "integrated-gradients": pb.METHOD_INTEGRATED_GRADIENTS,
 }
@@ -70,16 +72,16 @@ def _look_up(table: Mapping[str, _T], option: str, name: str) -> _T:
 
 @dataclass(frozen=True, slots=True)
 class HeatmapForm:
-    """One form in which heat maps are wanted.
+    """A form of heat maps to request.
 
-    ``Raw``, ``ImageArray``, ``GrayPng``, ``OverlayJpeg`` and ``OverlayPng`` make them.
+    ``Raw``, ``ImageArray``, ``GrayPng``, ``OverlayJpeg`` and ``OverlayPng`` return forms.
 
     Attributes:
         format: A key of ``HEATMAP_FORMATS``.
         alpha: Overlays only: the weight of the colours over the image, 0 to 1; None
-            leaves it to the server.
+            takes the server's default.
         colormap: Overlays only: a key of ``COLORMAPS``.
-        jpeg_quality: JPEG only: 1 to 100; None leaves it to the server.
+        jpeg_quality: JPEG only: 1 to 100; None takes the server's default.
 
     Raises:
         ValueError: An unknown format or colormap.
@@ -111,8 +113,8 @@ class SmoothGrad:
     Smilkov et al., arXiv:1706.03825, 2017. The noise is seeded.
 
     Attributes:
-        sample_count: Noisy copies, each a pass.
-        noise_level: Standard deviation of the noise over the range of the pixels.
+        sample_count: Number of noisy copies; each takes one pass.
+        noise_level: Standard deviation of the noise, as a share of the range of the pixels.
     """
 
     sample_count: int = 16
@@ -123,7 +125,7 @@ class SmoothGrad:
         return pb.SmoothGrad(sample_count=self.sample_count, noise_level=self.noise_level)
 
 
-# They are named like the classes they stand for: ``heatmaps=[Raw(), OverlayPng()]``.
+# These functions are named like classes: ``heatmaps=[Raw(), OverlayPng()]``.
 
 
 def Raw() -> HeatmapForm:  # noqa: N802
@@ -172,7 +174,7 @@ DEFAULT_HEATMAPS = (Raw(),)
 
 
 class ExplainOptions(TypedDict, total=False):
-    """The options of ``build_template``, which describes them, for annotations."""
+    """The keyword arguments of ``build_template``, for type annotations."""
 
     model: str
     classes: Sequence[Target]
@@ -209,38 +211,36 @@ def build_template(
     model_version: str = "",
     priority: int = 1,
 ) -> pb.ExplainImageRequest:
-    """Writes everything about a request but its image.
+    """Builds a request without an image.
 
     Args:
         model: The model's name; empty is the server's first.
-        classes: The classes to explain, each by its index or by its name, a synonym or
-            its WordNet id; a pair (a, b) explains the contrast, why a rather than b.
-            Not together with ``top_k``.
-        top_k: Explain the k best classes; None is 1 if there are no ``classes``
-            either; 0 asks for predictions alone.
-        layer: The layer to explain, or several; empty is the model's default.
-        layer_fusion: Whether the maps of several layers become one: a key of
+        classes: The classes to explain, each by its index, name, synonym or WordNet id; a pair
+            (a, b) explains the contrast, why a rather than b. Not together with ``top_k``.
+        top_k: Explain the k best classes; None is 1 if there are no ``classes`` either; 0
+            requests predictions only.
+        layer: The layer to explain, or several layers; empty is the model's default layer.
+        layer_fusion: Whether the maps of several layers become one map: a key of
             ``LAYER_FUSIONS``.
         method: A key of ``METHODS``.
-        score_type: What is explained of a class: a key of ``SCORE_TYPES``.
+        score_type: The score of a class to explain: a key of ``SCORE_TYPES``.
         pass_count: The channels of "scorecam" or the steps of "integrated-gradients";
             None is the server's default.
-        smooth_grad: The mean over noisy copies of the image, for the other methods.
-        resize: How the image is brought to the model's input size: a key of
-            ``RESIZE_MODES``.
-        heatmaps: The forms in which each heat map is wanted; none is ``Raw()``.
-        prediction_count: How many predictions to return; None is 5.
+        smooth_grad: The mean over noisy copies of the image; for one-pass methods.
+        resize: How the image is resized to the model's input: a key of ``RESIZE_MODES``.
+        heatmaps: The forms of each heat map.
+        prediction_count: Number of predictions to return; None is 5.
         include_logits: Whether to return the logits of all classes.
-        model_version: The model's version; empty is the first of that name.
-        priority: 1 goes first; higher numbers wait for it, as an offline job should.
+        model_version: The model's version; empty is the first version of that name.
+        priority: 1 goes first; requests with higher numbers wait, for instance of offline jobs.
 
     Returns:
         A request without an image, for ``with_image``.
 
     Raises:
-        ValueError: An unknown method, score type, fusion or resize mode, or a class index
-            or priority that does not fit an int32.
-        TypeError: A class that is neither an int, a str nor a pair of these.
+        ValueError: The method, score type, fusion or resize mode is unknown, or a class index or
+            the priority does not fit an int32.
+        TypeError: A class is neither an int, a str nor a pair of these.
     """
     if isinstance(classes, str):
         raise TypeError(f"classes must be a sequence: classes=[{classes!r}]")
@@ -273,14 +273,14 @@ def with_image(template: pb.ExplainImageRequest, image: ImageInput) -> pb.Explai
     """Returns a copy of a template with an image in it.
 
     Args:
-        template: What ``build_template`` returned. It stays as it is.
+        template: The request from ``build_template``, which is not changed.
         image: A path, the bytes of a file, or uint8 RGB pixels (H, W, 3).
 
     Raises:
-        OSError: The file cannot be read; ``FileNotFoundError`` if there is none.
-        TypeError: Neither a path, bytes nor an array, or an array that is not uint8.
-        ValueError: An array that is not (H, W, 3), a link or base64 text given as a path, or a
-            file of another format, as HEIC.
+        OSError: The file cannot be read; ``FileNotFoundError`` if it does not exist.
+        TypeError: The image is neither a path, bytes nor an array, or the array is not uint8.
+        ValueError: The array is not (H, W, 3), the path is a link or base64 text, or the file has
+            another format, such as HEIC.
     """
     request = pb.ExplainImageRequest()
     request.CopyFrom(template)
@@ -299,17 +299,16 @@ def with_image(template: pb.ExplainImageRequest, image: ImageInput) -> pb.Explai
 
 
 def build_request(image: ImageInput, **options: Unpack[ExplainOptions]) -> pb.ExplainImageRequest:
-    """Writes a request.
+    """Builds a request.
 
     Args:
-        image: A path, the bytes of a file, or uint8 RGB pixels (H, W, 3). BGR pixels
-            cannot be told from RGB ones and give wrong answers.
-        **options: As of ``build_template``.
+        image: A path, the bytes of a file, or uint8 RGB pixels (H, W, 3), not BGR.
+        **options: The arguments of ``build_template``.
 
     Raises:
         OSError: The file cannot be read.
-        TypeError: As of ``build_template`` and ``with_image``.
-        ValueError: As of ``build_template`` and ``with_image``.
+        TypeError: As in ``build_template`` and ``with_image``.
+        ValueError: As in ``build_template`` and ``with_image``.
     """
     return with_image(build_template(**options), image)
 
@@ -317,12 +316,12 @@ def build_request(image: ImageInput, **options: Unpack[ExplainOptions]) -> pb.Ex
 def _target(target: Target) -> pb.Target:
     chosen, against = target if isinstance(target, tuple) and len(target) == 2 else (target, None)
     message = pb.Target()
-    for prefix, one in (("", chosen), ("against_", against)):
-        if isinstance(one, str):
-            setattr(message, f"{prefix}class_name", one)
-        elif isinstance(one, Integral) and not isinstance(one, bool):
-            setattr(message, f"{prefix}class_index", int(one))
-        elif one is not None or not prefix:
+    for prefix, choice in (("", chosen), ("against_", against)):
+        if isinstance(choice, str):
+            setattr(message, f"{prefix}class_name", choice)
+        elif isinstance(choice, Integral) and not isinstance(choice, bool):
+            setattr(message, f"{prefix}class_index", int(choice))
+        elif choice is not None or not prefix:
             raise TypeError(
                 "a class must be an index (int), a name (str) or a pair of these "
                 f"(why a rather than b), not {target!r}"

@@ -1,4 +1,4 @@
-"""What is known about an image: protobuf answers into frozen dataclasses."""
+"""Converts protobuf answers into frozen dataclasses."""
 
 import os
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_client.requests import HEATMAP_FORMATS, METHODS, SCORE_TYPES
 
-_UNKNOWN = "unknown"  # what a newer server may say
+_UNKNOWN = "unknown"  # for values of newer servers
 _FORMATS = {number: name for name, number in HEATMAP_FORMATS.items()}
 _METHODS = {number: name for name, number in METHODS.items()}
 _SCORE_TYPES = {number: name for name, number in SCORE_TYPES.items()}
@@ -26,7 +26,7 @@ _DISPATCH_REASONS = {
 
 _ARRAYS = ("raw", "image")
 _OVERLAYS = ("overlay-jpeg", "overlay-png")
-# The forms that fit a file name, best first.
+# The forms of heat maps that fit the suffix of a file, best first.
 _FORMS_BY_SUFFIX: Mapping[str, tuple[str, ...]] = {
     ".jpg": ("overlay-jpeg",),
     ".jpeg": ("overlay-jpeg",),
@@ -47,10 +47,10 @@ class Prediction:
     """One predicted class.
 
     Attributes:
-        index: Its index in the model's output.
-        name: Its name; empty if the model has no labels.
-        probability: Its softmax probability, 0 to 1.
-        logit: Its logit.
+        index: The index of the class in the model's output.
+        name: The name of the class; empty if the model has no labels.
+        probability: The model's probability of the class, 0 to 1.
+        logit: The logit of the class.
     """
 
     index: int
@@ -68,7 +68,7 @@ class Heatmap:
         height: Rows.
         width: Columns.
         normalization: "none", or "max": divided by the maximum, 0 to 1.
-        interpolation: How it was enlarged: "none" or "bilinear".
+        interpolation: How the map was enlarged: "none" or "bilinear".
         data: Little-endian float32, row-major ("raw" and "image"), or an image file.
     """
 
@@ -95,7 +95,7 @@ class Heatmap:
         return values.astype(np.float32, copy=False)  # the machine may be big-endian
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes it to a file: .npy for arrays, else the image file's own suffix.
+        """Writes the heat map to a file: .npy for arrays, else an image file.
 
         Raises:
             ValueError: The suffix does not fit the form.
@@ -125,11 +125,11 @@ class Heatmap:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """A rectangle of a model's input, in its pixels; it may reach beyond the input.
+    """A rectangle in a model's input, in pixels of the input; it may reach beyond the input.
 
     Attributes:
-        top: Upper edge; 0 is the input's.
-        left: Left edge; 0 is the input's.
+        top: Upper edge; 0 is the upper edge of the input.
+        left: Left edge; 0 is the left edge of the input.
         height: Height.
         width: Width.
     """
@@ -147,25 +147,26 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Where the evidence for one class lies.
+    """The heat maps and the score of one class.
 
     Attributes:
-        index: The class's index in the model's output.
-        name: Its name; empty if the model has no labels.
-        score: The score that was explained; of a contrast, the difference.
-        layer: The layer whose activation was explained; fused ones joined by " + ".
+        index: The index of the class in the model's output.
+        name: The name of the class; empty if the model has no labels.
+        score: The score that was explained; of a contrast, the difference of two scores.
+        layer: The layer whose activation was explained; fused layers joined by " + ".
         method: "gradcam", or another key of ``METHODS``.
-        raw_min: The least value before the final ReLU, at layer resolution.
-        raw_max: The greatest value before the final ReLU, at layer resolution.
-        degenerate: Nothing in the layer speaks for the class: all maps are zero.
-        heatmaps: One for each form that was asked for, in the same order.
+        raw_min: Minimum of the map before the final ReLU, at layer resolution.
+        raw_max: Maximum of the map before the final ReLU, at layer resolution.
+        degenerate: The map has no positive value, or a value that is not finite: all heat maps
+            are zero.
+        heatmaps: The heat maps, in the order of the forms in the request.
         score_type: "logit" or "probability".
-        saturated: The score is a probability so near to 1 or 0 that its gradient is
-            lost in rounding: ask for the logit.
-        against: The class it was contrasted with, or None.
-        against_name: Its name.
-        extent: The part of the model's input that the raw heat map covers, where the model crops or
-            pads images itself; None is the whole input. Maps of the image's size are placed by it.
+        saturated: The score is a probability so close to 1 or 0 that its gradient is
+            lost in rounding: explain the logit instead.
+        against: The index of the class that the class was contrasted with, or None.
+        against_name: The name of that class.
+        extent: The part of the model's input that the raw heat map covers, if the model crops or
+            pads images itself; None is the whole input. It places maps of the image's size.
     """
 
     index: int
@@ -188,7 +189,7 @@ class Explanation:
         """The raw heat map: float32 (h, w) at the layer's resolution, >= 0, read-only.
 
         Raises:
-            ValueError: It was not asked for.
+            ValueError: The request did not ask for it.
         """
         return self._first(("raw",), "the raw heat map").array
 
@@ -197,7 +198,7 @@ class Explanation:
         """The first overlay: a JPEG or PNG file.
 
         Raises:
-            ValueError: None was asked for.
+            ValueError: The request did not ask for an overlay.
         """
         return self._first(_OVERLAYS, "an overlay").data
 
@@ -206,10 +207,10 @@ class Explanation:
 
         Args:
             path: .jpg or .jpeg: the JPEG overlay. .png: the PNG overlay, else the grey
-                PNG. .npy: the raw array, else the one at the image's resolution.
+                PNG. .npy: the raw array, else the array at the image's resolution.
 
         Raises:
-            ValueError: Another suffix, or no such form was asked for.
+            ValueError: The suffix is another, or the request did not ask for such a form.
             OSError: The file cannot be written.
         """
         path = Path(path)
@@ -236,7 +237,7 @@ class Explanation:
             raw_min=explanation.raw_min,
             raw_max=explanation.raw_max,
             degenerate=explanation.degenerate,
-            heatmaps=tuple(Heatmap.from_proto(one) for one in explanation.heatmaps),
+            heatmaps=tuple(map(Heatmap.from_proto, explanation.heatmaps)),
             score_type=_SCORE_TYPES.get(explanation.score_type, _UNKNOWN),
             saturated=explanation.saturated,
             against=(
@@ -253,19 +254,19 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class ServingStats:
-    """Where the time went in the server, and in what company.
+    """The times of one answer in the server, and its batch.
 
     Attributes:
-        decode_us: Decoding and resizing the image, in microseconds.
-        queue_us: Waiting for a place in a batch, in microseconds; compiling is not in it.
-        compute_us: The batch on the device, copies included, in microseconds.
-        render_us: Enlarging, colouring and encoding the heat maps, in microseconds.
-        batch_size: Images in the batch.
+        decode_us: Time to decode and resize the image, in microseconds.
+        queue_us: Time in the queue, without compiling, in microseconds.
+        compute_us: Time of the batch on the device, copies included, in microseconds.
+        render_us: Time to enlarge, colour and encode the heat maps, in microseconds.
+        batch_size: Number of images in the batch.
         padded_batch_size: The compiled batch size that ran.
-        pass_count: Forward passes that the answer took.
-        dispatch_reason: Why the batch went to the device when it did: "full", "delay" (its
-            oldest image had waited long enough), "idle" (the device was free) or "unknown".
-        compile_us: Waiting until the graphs of this answer were compiled, in microseconds; 0
+        pass_count: Number of forward passes.
+        dispatch_reason: Why the batch was sent to the device: "full", "delay" (its oldest image
+            had waited for the maximum delay), "idle" (the device was free) or "unknown".
+        compile_us: Time until the graphs of this answer were compiled, in microseconds; 0
             unless this was their first use.
     """
 
@@ -289,14 +290,14 @@ class ImageExplanation:
         image_height: The image's height after EXIF orientation, in pixels.
         image_width: The image's width after EXIF orientation, in pixels.
         predictions: The classes of highest probability, best first.
-        explanations: One for each class, in the order they were named, or best first.
-        logits: float32 (classes,), or None if they were not asked for.
-        stats: What the answer cost.
-        model_version: The model's version; empty if it was given none.
+        explanations: One for each class, in the order of the request, or best first.
+        logits: float32 (classes,), or None if the request did not ask for logits.
+        stats: Times and batch of the answer.
+        model_version: The model's version; empty if it has none.
         preprocessing: How pixels were scaled for the model: "none" (RGB from 0 to 255),
             "caffe", "torch", "tf" or "lite"; empty if the server does not say.
-        preprocessing_declared: Whether that was declared, or is known of a built-in model;
-            else it is a default that may not be what the model was trained with.
+        preprocessing_declared: Whether the preprocessing was declared, or the model is built in;
+            else it is a default, which may differ from the preprocessing in training.
     """
 
     model: str
@@ -315,20 +316,20 @@ class ImageExplanation:
         """The best prediction.
 
         Raises:
-            ValueError: None was asked for.
+            ValueError: The request asked for no predictions.
         """
         if not self.predictions:
             raise ValueError("there are no predictions: prediction_count was 0")
         return self.predictions[0]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the first explanation's form that fits a file name.
+        """Writes the form of the first explanation that fits a file name.
 
         Args:
-            path: As of ``Explanation.save``.
+            path: As in ``Explanation.save``.
 
         Raises:
-            ValueError: No explanation, or as ``Explanation.save``.
+            ValueError: There is no explanation, or as in ``Explanation.save``.
             OSError: The file cannot be written.
         """
         if not self.explanations:
@@ -347,10 +348,10 @@ class ImageExplanation:
             image_height=response.image_height_px,
             image_width=response.image_width_px,
             predictions=tuple(
-                Prediction(one.class_index, one.class_name, one.probability, one.logit)
-                for one in response.predictions
+                Prediction(best.class_index, best.class_name, best.probability, best.logit)
+                for best in response.predictions
             ),
-            explanations=tuple(Explanation.from_proto(one) for one in response.explanations),
+            explanations=tuple(map(Explanation.from_proto, response.explanations)),
             logits=np.array(response.logits, np.float32) if response.logits else None,
             stats=ServingStats(
                 decode_us=stats.decode_us,
@@ -371,8 +372,8 @@ class ClassInfo:
     """A class of a model.
 
     Attributes:
-        name: Its name.
-        aliases: Other names by which it may be called; a WordNet id for ImageNet.
+        name: The name of the class.
+        aliases: Other names that requests may use; the WordNet id for ImageNet.
     """
 
     name: str
@@ -384,12 +385,12 @@ class LayerInfo:
     """A layer of a model.
 
     Attributes:
-        name: Its name.
-        type: Its Keras class, such as "Conv2D".
-        output_shape: The shape of its output; -1 is the batch size.
-        explainable: Whether it can be explained.
-        extent: The part of the model's input that its raw heat maps cover, where the model crops or
-            pads images itself; None is the whole input.
+        name: The name of the layer.
+        type: The Keras class of the layer, such as "Conv2D".
+        output_shape: The shape of the layer's output; -1 is the batch size.
+        explainable: Whether the layer can be explained.
+        extent: The part of the model's input that the layer's raw heat maps cover, if the model
+            crops or pads images itself; None is the whole input.
     """
 
     name: str
@@ -404,23 +405,23 @@ class ModelInfo:
     """A model of a server.
 
     Attributes:
-        name: The name by which requests choose it.
-        weights: Where its weights come from.
-        random_weights: Whether they are random: its answers mean nothing.
-        input_height: Height of its input, in pixels.
-        input_width: Width of its input, in pixels.
+        name: The name of the model in requests.
+        weights: The source of the weights.
+        random_weights: Whether the weights are random: the answers mean nothing.
+        input_height: Height of the input, in pixels.
+        input_width: Width of the input, in pixels.
         class_count: Number of classes.
         default_layer: The layer that is explained by default.
-        compiled_layers: The layers that are ready.
-        batch_sizes: The batch sizes that are compiled.
+        compiled_layers: The layers whose graphs are compiled.
+        batch_sizes: The compiled batch sizes.
         methods: The explanation methods: keys of ``METHODS``.
-        max_target_count: The most classes, or the highest top_k, of one request.
-        compilation_count: Graphs compiled since the server was started.
-        classes: In the order of the output; empty from ``list_models``.
-        layers: In the order of the model; empty from ``list_models``.
-        version: Its version; empty if it was given none.
-        preprocessing: As of ``ImageExplanation``.
-        preprocessing_declared: As of ``ImageExplanation``.
+        max_target_count: Most classes, or the highest top_k, of one request.
+        compilation_count: Graphs compiled since the start of the server.
+        classes: The classes in the order of the output; empty from ``list_models``.
+        layers: The layers in the order of the model; empty from ``list_models``.
+        version: The version; empty if the model has none.
+        preprocessing: As in ``ImageExplanation``.
+        preprocessing_declared: As in ``ImageExplanation``.
     """
 
     name: str
@@ -460,16 +461,16 @@ class ModelInfo:
             methods=tuple(_METHODS.get(method, _UNKNOWN) for method in model.methods),
             max_target_count=model.max_target_count,
             compilation_count=model.compilation_count,
-            classes=tuple(ClassInfo(one.name, tuple(one.aliases)) for one in model.classes),
+            classes=tuple(ClassInfo(known.name, tuple(known.aliases)) for known in model.classes),
             layers=tuple(
                 LayerInfo(
-                    one.name,
-                    one.type,
-                    tuple(one.output_shape),
-                    one.explainable,
-                    Extent.from_proto(one.extent) if one.HasField("extent") else None,
+                    layer.name,
+                    layer.type,
+                    tuple(layer.output_shape),
+                    layer.explainable,
+                    Extent.from_proto(layer.extent) if layer.HasField("extent") else None,
                 )
-                for one in model.layers
+                for layer in model.layers
             ),
         )
 

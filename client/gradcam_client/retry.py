@@ -1,4 +1,4 @@
-"""When to try again."""
+"""The policy of retries: exponential back-off with full jitter."""
 
 import math
 import random
@@ -11,19 +11,18 @@ from gradcam_client.errors import GradCamError
 class RetryPolicy:
     """Exponential back-off with full jitter.
 
-    The n-th failure is followed by a pause drawn evenly from 0 to
-    ``min(max_backoff_s, initial_backoff_s * multiplier ** (n - 1))`` seconds. A
-    pause that the server asks for comes on top: clients that were turned away
-    together do not come back together.
+    After the n-th failure the pause is drawn uniformly from 0 to
+    ``min(max_backoff_s, initial_backoff_s * multiplier ** (n - 1))`` seconds. A pause that the
+    server asks for is added, so that clients that were refused together do not retry together.
 
     Attributes:
-        max_attempts: Attempts in all; 1 never retries.
-        initial_backoff_s: The longest first pause, in seconds.
-        max_backoff_s: The longest of all pauses, in seconds.
-        multiplier: The growth of the longest pause.
+        max_attempts: Number of attempts in all; 1 never retries.
+        initial_backoff_s: Upper bound of the first pause, in seconds.
+        max_backoff_s: Upper bound of all pauses, in seconds.
+        multiplier: Growth of the upper bound from one pause to the next.
 
     Raises:
-        ValueError: An argument that makes no sense.
+        ValueError: An argument is out of range.
     """
 
     max_attempts: int = 5
@@ -43,7 +42,7 @@ class RetryPolicy:
             raise ValueError(f"multiplier must be at least 1, not {self.multiplier}")
 
     def backoff_s(self, failures: int) -> float:
-        """Returns the longest pause after so many failures (at least 1), in seconds."""
+        """Returns the upper bound of the pause after a number (>= 1) of failures, in seconds."""
         try:
             grown = self.initial_backoff_s * self.multiplier ** (failures - 1)
         except OverflowError:
@@ -55,24 +54,23 @@ class RetryPolicy:
         error: GradCamError,
         failures: int,
         remaining_s: float,
-        rested_in_s: float = math.inf,
+        available_in_s: float = math.inf,
     ) -> float | None:
-        """Decides whether to try again.
+        """Decides whether and when to retry.
 
         Args:
-            error: What the last attempt failed with.
-            failures: Failed attempts so far, the last one included.
-            remaining_s: Seconds to the deadline.
-            rested_in_s: In how many seconds another server may be asked, which has not asked
-                for the pause that this one asked for.
+            error: The error of the last attempt.
+            failures: Number of failed attempts, the last attempt included.
+            remaining_s: Seconds until the deadline.
+            available_in_s: Seconds until another server may be tried, to which the pause that
+                this server asked for does not apply.
 
         Returns:
-            The pause before the next attempt in seconds, or None: the error is final
-            because it is not retryable, the attempts are used up, or the pause would
-            outlast the deadline.
+            The pause before the next attempt in seconds, or None if the error is final: it is not
+            retryable, the attempts are used up, or the pause would exceed the deadline.
         """
         if not error.retryable or failures >= self.max_attempts:
             return None
         jitter_s = random.random() * self.backoff_s(failures)  # noqa: S311 - no secret
-        pause_s = min(error.retry_after_s or 0.0, rested_in_s) + jitter_s
+        pause_s = min(error.retry_after_s or 0.0, available_in_s) + jitter_s
         return pause_s if pause_s < remaining_s else None

@@ -1,4 +1,4 @@
-"""TLS and tokens."""
+"""TLS credentials and bearer tokens."""
 
 import os
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ def tls_credentials(
     """Reads PEM files into credentials for TLS.
 
     Args:
-        root: Certificates of the authorities that may vouch for the server; None is those
-            that gRPC trusts.
+        root: Certificates of the authorities to trust for the server; None takes those that come
+            with gRPC.
         certificate: This client's certificate and its chain, for mutual TLS.
         key: The private key of that certificate, not encrypted.
 
     Raises:
         OSError: A file cannot be read.
-        ValueError: Only one of certificate and key, or a file that is no such PEM.
+        ValueError: Certificate or key is missing, or a file is not the PEM file expected.
     """
     if (certificate is None) != (key is None):
         raise ValueError("mutual TLS needs both certificate and key; TLS alone needs neither")
@@ -47,15 +47,15 @@ def _read_pem(name: str, path: str | os.PathLike[str] | None, label: bytes) -> b
     return data
 
 
-class token_from_file:  # noqa: N801 - to its users it is a function
-    """A token that a file holds. The file is read again when it changes.
+class token_from_file:  # noqa: N801 - users call it like a function
+    """Reads a token from a file, and again whenever the file changes.
 
     Args:
-        path: The file; white space around the token is left out.
+        path: The file; white space around the token is ignored.
 
     Raises:
-        OSError: The file cannot be read, here or, later on, when a call is made.
-        ValueError: It holds no token, here or when a call is made.
+        OSError: The file cannot be read, now or at a later call.
+        ValueError: The file holds no token, now or at a later call.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -79,16 +79,16 @@ def check_token(
     secure: bool,
     allow_insecure: bool,
 ) -> Token | None:
-    """Returns the token, if it may be sent there.
+    """Returns the token if it may be sent to the targets.
 
     Args:
-        token: The token or what makes it.
-        targets: Where to; none if the channel is the caller's own.
+        token: The token, or the function that returns it.
+        targets: The gRPC targets; empty if the caller passed a channel.
         secure: Whether the channels are encrypted.
-        allow_insecure: Whether that does not matter.
+        allow_insecure: Whether the token may be sent without encryption.
 
     Raises:
-        ValueError: Anyone on the way could read the token, or it cannot be sent at all.
+        ValueError: The token would be sent in plain text, or is not a valid header value.
     """
     if isinstance(token, str):
         bearer(token)

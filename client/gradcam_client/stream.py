@@ -1,11 +1,11 @@
-"""The bookkeeping of a stream, without I/O.
+"""The state of a stream, without I/O; ``Client`` and ``AsyncClient`` share it.
 
     images -> taken -> waiting -> in flight -> answered -> yielded
                           ^           |
                           `-----------'  the stream broke, or a retryable error
 
-``Client`` and ``AsyncClient`` drive the same ledger: they move the messages, tell it
-what happened and when, and ask it what to do next.
+Both clients move the messages, report events with their time to the ledger, and ask it what to
+send and yield next.
 """
 
 import heapq
@@ -23,20 +23,20 @@ from gradcam_client.results import ImageExplanation
 from gradcam_client.retry import RetryPolicy
 
 ImageError: TypeAlias = GradCamError | OSError | ValueError | TypeError
-"""What one image of a stream may fail with."""
+"""The errors of one image of a stream."""
 
 _AT_ONCE = -math.inf
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """What became of one image of a stream.
+    """The result or the error of one image of a stream.
 
     Attributes:
         source: The image as it was given.
         result: The answer, or None.
-        error: Why there is none, or None: a ``GradCamError`` from the server or the
-            connection; ``OSError``, ``TypeError`` or ``ValueError`` for an image that
+        error: None, or the reason why there is no answer: a ``GradCamError`` of the server or
+            the connection; ``OSError``, ``TypeError`` or ``ValueError`` for an image that
             could not be sent.
     """
 
@@ -54,12 +54,12 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Progress:
-    """How far an image is that takes a method of many passes.
+    """The progress of an image with a method of many passes.
 
     Attributes:
         source: The image as it was given.
-        completed_passes: Passes that are done.
-        total_passes: The most that it will take.
+        completed_passes: Number of passes completed.
+        total_passes: Upper bound of the number of passes.
     """
 
     source: ImageInput
@@ -78,32 +78,31 @@ class _Unanswered:
 
 
 def ended_early() -> UnavailableError:
-    """Returns the error of a stream that the server ended, without one, before its time."""
+    """Returns the error of a stream that the server ended with OK before all was answered."""
     message = "the server ended the stream before all was answered"
     return UnavailableError(grpc.StatusCode.UNAVAILABLE, message)
 
 
 class StreamLedger:
-    """Knows what to send, what to send again, and what to yield next.
+    """Decides which image to send, which to send again, and which outcome to yield next.
 
-    Every image gets exactly one outcome, and they are yielded in the order of the
-    images. An image is tried again after a retryable error. After a retryable break
-    of the stream all that is in flight is sent again, and the breaks since the last
-    answer are counted as attempts: when they are used up, every image that was taken
-    and not answered fails, and later ones begin afresh.
+    Every image gets exactly one outcome, and outcomes are yielded in the order of the images. An
+    image is sent again after a retryable error. After a retryable break of the stream all images
+    in flight are sent again, and the breaks since the last answer count as attempts: when they
+    are used up, every image that was taken and not answered fails, and the count starts anew.
 
-    A stream that breaks for another reason (a message over the size limit, say) breaks
-    because of one image. What was in flight is then sent again one by one, until
-    the stream breaks with a single image in flight: that one gets the error.
+    A stream that breaks for another reason (for instance a message over the size limit) breaks
+    because of one image. The images in flight are then sent again one by one, until the stream
+    breaks with a single image in flight: that image gets the error.
 
     It is not safe for threads. Times are seconds of any monotonic clock.
 
     Args:
-        policy: When to try again.
-        max_in_flight: How many images may be taken and not yet yielded.
-        timeout_s: How long images may wait without any answer or progress arriving.
-        report_progress: Whether to ask for progress.
-        request_id: Is on the errors.
+        policy: Decides when to retry.
+        max_in_flight: Most images that are taken and not yet yielded.
+        timeout_s: Longest time without any answer or progress, in seconds.
+        report_progress: Whether to request progress.
+        request_id: The ``request_id`` of the errors.
 
     Raises:
         ValueError: max_in_flight is not positive.
@@ -139,7 +138,7 @@ class StreamLedger:
         self._ended = False
         self.input_error: BaseException | None = None
 
-    # What comes in.
+    # Input.
 
     @property
     def has_room(self) -> bool:
@@ -147,7 +146,7 @@ class StreamLedger:
         return self._taken - self._yielded < self._max_in_flight
 
     def take(self, source: ImageInput, request: pb.ExplainImageRequest, now: float) -> None:
-        """Takes the next image, to be sent."""
+        """Takes the next image and its request."""
         if not self._unanswered:
             self._active_at = now
         self._unanswered[self._taken] = _Unanswered(source, request)
@@ -155,30 +154,30 @@ class StreamLedger:
         self._taken += 1
 
     def take_failed(self, source: ImageInput, error: ImageError) -> None:
-        """Takes the next image, which cannot be sent."""
+        """Takes the next image, which cannot be sent, and its error."""
         self._outcomes[self._taken] = Outcome(source, None, error)
         self._taken += 1
 
     def end_input(self, error: BaseException | None = None) -> None:
-        """Notes that there are no more images, or why."""
+        """Notes that there are no more images, and the error of the iterable if it raised one."""
         self._ended = True
         self.input_error = error
 
-    # What goes over the wire.
+    # The wire.
 
     @property
     def all_answered(self) -> bool:
-        """Whether nothing will have to be sent any more."""
+        """Whether the input has ended and every image is answered."""
         return self._ended and not self._unanswered
 
     def due_in_s(self, now: float) -> float | None:
-        """Returns when to send next, in seconds; None: not before something happens."""
+        """Returns the seconds until the next request is due; None: an event must come first."""
         if not self._waiting or (self._suspects and self._in_flight):
             return None
         return max(0.0, self._paused_until - now, self._waiting[0][0] - now)
 
     def next_request(self, now: float) -> pb.StreamExplainImagesRequest | None:
-        """Returns what to send now, and counts it as in flight; None if nothing is due."""
+        """Returns a request to send now, which is then in flight; None if no request is due."""
         if self.due_in_s(now) != 0:
             return None
         _, image = heapq.heappop(self._waiting)
@@ -191,10 +190,10 @@ class StreamLedger:
         )
 
     def answered(self, answer: pb.StreamExplainImagesResponse, now: float) -> Progress | None:
-        """Notes an answer. One to a request that is not in flight is passed over.
+        """Notes an answer. An answer to a request that is not in flight is ignored.
 
         Returns:
-            The progress, if it was no more than that.
+            The progress, if the answer is a report of progress, or None.
         """
         image = self._in_flight.get(answer.correlation_id)
         if image is None:
@@ -222,13 +221,13 @@ class StreamLedger:
             self._wait(image, now + pause_s)
         return None
 
-    def broke(self, error: GradCamError, now: float, rested_in_s: float = math.inf) -> None:
-        """Notes that the stream ended. That is no failure if nothing was unanswered.
+    def broke(self, error: GradCamError, now: float, available_in_s: float = math.inf) -> None:
+        """Notes that the stream ended; if every image is answered, it is no failure.
 
         Args:
-            error: Why it ended.
-            now: When.
-            rested_in_s: As of ``RetryPolicy.pause_s``.
+            error: The error that ended the stream.
+            now: The time.
+            available_in_s: As in ``RetryPolicy.pause_s``.
         """
         lost = set(self._in_flight.values())
         self._in_flight.clear()
@@ -236,7 +235,7 @@ class StreamLedger:
             return
         self._breaks += 1
         remaining_s = self._active_at + self._timeout_s - now
-        pause_s = self._policy.pause_s(error, self._breaks, remaining_s, rested_in_s)
+        pause_s = self._policy.pause_s(error, self._breaks, remaining_s, available_in_s)
         if pause_s is not None:
             self._paused_until = now + pause_s
         elif error.retryable or not lost:
@@ -249,25 +248,25 @@ class StreamLedger:
             self._wait(image, _AT_ONCE)
 
     def expires_in_s(self, now: float) -> float | None:
-        """Returns how long to wait for an answer, in seconds; None if none is awaited."""
+        """Returns the seconds until the timeout; None if no answer is awaited."""
         if not self._unanswered:
             return None
         return max(0.0, self._active_at + self._timeout_s - now)
 
     def expire(self) -> None:
-        """Fails all that is unanswered, because there was no answer for too long."""
+        """Fails all unanswered images because of the timeout."""
         message = f"no answer for {self._timeout_s:g} s"
         self._fail_all(DeadlineExceededError(grpc.StatusCode.DEADLINE_EXCEEDED, message))
 
-    # What goes out.
+    # Output.
 
     @property
     def all_yielded(self) -> bool:
-        """Whether every outcome was yielded."""
+        """Whether the input has ended and every outcome was yielded."""
         return self._ended and self._yielded == self._taken
 
     def next_outcome(self) -> Outcome | None:
-        """Returns the next outcome in the order of the images, once it is there."""
+        """Returns the next outcome in the order of the images, or None if it is not known yet."""
         outcome = self._outcomes.pop(self._yielded, None)
         if outcome is not None:
             self._yielded += 1

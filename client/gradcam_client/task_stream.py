@@ -1,4 +1,4 @@
-"""A stream of the asynchronous client, driven by tasks."""
+"""Runs a stream of the asynchronous client with tasks."""
 
 import asyncio
 import time
@@ -9,13 +9,8 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from gradcam.v1 import explanation_service_pb2 as pb
-from gradcam_client.errors import (
-    GradCamError,
-    UnavailableError,
-    closed_error,
-    from_rpc_error,
-)
-from gradcam_client.lines import Route
+from gradcam_client.channel_pool import Route
+from gradcam_client.errors import GradCamError, UnavailableError, closed_error, from_rpc_error
 from gradcam_client.requests import ImageInput, with_image
 from gradcam_client.stream import OnProgress, Outcome, StreamLedger, ended_early
 from gradcam_client.transport import END_S
@@ -27,7 +22,7 @@ _STATUS_GRACE_S = 0.1
 
 
 class Asynchronous:
-    """An iterator as an asynchronous one. A generator would have to be closed."""
+    """Wraps an iterator as an asynchronous iterator, which unlike a generator needs no closing."""
 
     def __init__(self, iterator: Iterator[ImageInput]) -> None:
         self._iterator = iterator
@@ -43,11 +38,10 @@ class Asynchronous:
 
 
 class TaskStream:
-    """Drives a ledger with tasks.
+    """Connects a ``StreamLedger`` to gRPC with tasks.
 
-    The feeder iterates the caller's images, the runner opens calls and reads their
-    answers, a task of gRPC's sends what ``_requests`` yields, and the caller's own task
-    waits for outcomes.
+    The feeder iterates the user's images, the runner opens calls and reads their answers, a task
+    of gRPC sends the requests of ``_requests``, and the user's task waits for outcomes.
     """
 
     def __init__(
@@ -62,7 +56,7 @@ class TaskStream:
         self._template = template
         self._on_progress = on_progress
         self._changed = asyncio.Event()
-        self._epoch = 0  # grows when a call begins and ends: old ones have no say
+        self._epoch = 0  # grows when a call begins or ends: events of older calls are ignored
 
     async def outcomes(self, images: AsyncIterator[ImageInput]) -> AsyncGenerator[Outcome]:
         feeder = asyncio.create_task(self._feed(images))
@@ -70,7 +64,7 @@ class TaskStream:
         try:
             while (outcome := await self._next_outcome()) is not None:
                 yield outcome
-            # Answered, it is about to end; cancelled now, it would look like a failure there.
+            # The call is about to end; if it were cancelled, the server would count a failure.
             await asyncio.wait({self._runner}, timeout=END_S)
         finally:
             await cancel_tasks(feeder, self._runner)
@@ -78,7 +72,7 @@ class TaskStream:
     async def _next_outcome(self) -> Outcome | None:
         while (outcome := self._ledger.next_outcome()) is None:
             if self._runner.done():
-                self._runner.result()  # raises its fault, if it had one
+                self._runner.result()  # raises the exception of the runner, if any
             if self._ledger.all_yielded:
                 if self._ledger.input_error is not None:
                     raise self._ledger.input_error
@@ -139,17 +133,17 @@ class TaskStream:
     async def _run(self) -> None:
         while await self._wait_until_due():
             self._epoch += 1
-            metadata, line = self._route.metadata(), self._route.begin()
+            metadata, channel = self._route.metadata(), self._route.begin()
             try:
                 requests = self._requests(self._epoch)
                 with self._route.unless_closed():
-                    call = line.service.StreamExplainImages(requests, metadata=metadata)
+                    call = channel.service.StreamExplainImages(requests, metadata=metadata)
                 error = await self._read(call)
             finally:
-                self._route.end(line)
+                self._route.end(channel)
             if not self._ledger.all_answered:
-                error = self._route.failed(line, error)
-            self._ledger.broke(error, time.monotonic(), self._route.rested_in_s)
+                error = self._route.failed(channel, error)
+            self._ledger.broke(error, time.monotonic(), self._route.available_in_s)
             self._notify()
 
     async def _read(self, call: Any) -> GradCamError:
@@ -198,11 +192,11 @@ async def cancel_tasks(*tasks: asyncio.Task[Any]) -> None:
 
 
 class _Ending:
-    """Why a call of a stream ended.
+    """The error that ended a call of a stream.
 
-    A write that fails because the server has ended the call sets a status of its own,
-    over the server's or shortly before it (github.com/grpc/grpc/issues/36066), so every
-    status is noted as it is set.
+    A write that fails because the server has ended the call sets a status of its own, after the
+    server's status or shortly before it (github.com/grpc/grpc/issues/36066), so each status is
+    noted when it is set.
     """
 
     def __init__(self, call: Any) -> None:

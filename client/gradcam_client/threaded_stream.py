@@ -1,4 +1,4 @@
-"""A stream of the synchronous client, driven by threads."""
+"""Runs a stream of the synchronous client with threads."""
 
 import threading
 import time
@@ -9,19 +9,19 @@ from typing import Any
 import grpc
 
 from gradcam.v1 import explanation_service_pb2 as pb
+from gradcam_client.channel_pool import PooledChannel, Route
 from gradcam_client.errors import GradCamError, from_rpc_error
-from gradcam_client.lines import Line, Route
 from gradcam_client.requests import ImageInput, with_image
 from gradcam_client.stream import OnProgress, Outcome, StreamLedger, ended_early
 from gradcam_client.transport import END_S, Metadata
 
 
 class ThreadedStream:
-    """Drives a ledger with threads.
+    """Connects a ``StreamLedger`` to gRPC with threads.
 
-    The feeder iterates the caller's images, the runner opens calls and reads their
-    answers, a thread of gRPC's sends what ``_requests`` yields, and the caller's own
-    thread waits for outcomes. ``_changed`` guards the ledger and all fields.
+    The feeder iterates the user's images, the runner opens calls and reads their answers, a
+    thread of gRPC sends the requests of ``_requests``, and the user's thread waits for outcomes.
+    ``_changed`` guards the ledger and all fields.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class ThreadedStream:
         self._on_progress = on_progress
         self._changed = threading.Condition()
         self._call: Any = None
-        self._epoch = 0  # grows when a call begins and ends: old ones have no say
+        self._epoch = 0  # grows when a call begins or ends: events of older calls are ignored
         self._closed = False
         self._fault: BaseException | None = None
 
@@ -52,12 +52,12 @@ class ThreadedStream:
         try:
             while (outcome := self._next_outcome()) is not None:
                 yield outcome
-            # Answered, it is about to end; cancelled now, it would look like a failure there.
+            # The call is about to end; if it were cancelled, the server would count a failure.
             runner.join(END_S)
         finally:
             self._close()
             runner.join(END_S)
-            feeder.join(END_S)  # the caller's iterable may hold it up
+            feeder.join(END_S)  # the user's iterable may block it
 
     def _next_outcome(self) -> Outcome | None:
         with self._changed:
@@ -106,7 +106,7 @@ class ThreadedStream:
                 except StopIteration:
                     break
                 self._take(image)
-        except BaseException as raised:  # noqa: BLE001 - the caller's, and raised to the caller
+        except BaseException as raised:  # noqa: BLE001 - raised to the user
             error = raised
         with self._changing():
             self._ledger.end_input(error)
@@ -132,7 +132,7 @@ class ThreadedStream:
         try:
             while self._wait_until_due():
                 self._run_call()
-        except BaseException as fault:  # noqa: BLE001 - raised to the caller
+        except BaseException as fault:  # noqa: BLE001 - raised to the user
             with self._changing():
                 self._fault = fault
 
@@ -146,10 +146,10 @@ class ThreadedStream:
             return False
 
     def _run_call(self) -> None:
-        metadata, line = self._route.metadata(), self._route.begin()
+        metadata, channel = self._route.metadata(), self._route.begin()
         error: GradCamError = ended_early()
         try:
-            call, epoch = self._open(line, metadata)
+            call, epoch = self._open(channel, metadata)
             for answer in call:
                 progress = None
                 with self._changing():
@@ -158,20 +158,20 @@ class ThreadedStream:
                 if progress is not None and self._on_progress is not None:
                     self._on_progress(progress)
         except grpc.RpcError as rpc_error:
-            error = self._route.failed(line, from_rpc_error(rpc_error))
+            error = self._route.failed(channel, from_rpc_error(rpc_error))
         finally:
-            self._route.end(line)
+            self._route.end(channel)
         with self._changing():
-            if self._epoch == epoch:  # else we dropped it: it did not break
-                self._ledger.broke(error, time.monotonic(), self._route.rested_in_s)
+            if self._epoch == epoch:  # else the client cancelled the call
+                self._ledger.broke(error, time.monotonic(), self._route.available_in_s)
                 self._drop_call()
 
-    def _open(self, line: Line, metadata: Metadata) -> tuple[Any, int]:
+    def _open(self, channel: PooledChannel, metadata: Metadata) -> tuple[Any, int]:
         with self._changed:
             self._epoch += 1
             requests = self._requests(self._epoch)
             with self._route.unless_closed():
-                self._call = line.service.StreamExplainImages(requests, metadata=metadata)
+                self._call = channel.service.StreamExplainImages(requests, metadata=metadata)
             if self._closed:
                 self._call.cancel()
             return self._call, self._epoch

@@ -1,18 +1,18 @@
-"""Hands the caller's OpenTelemetry trace on to the server; needs nothing to be installed."""
+"""Passes the current OpenTelemetry trace to the server, if OpenTelemetry is in use."""
 
 import sys
 
 
 def trace_metadata() -> tuple[tuple[str, str], ...]:
-    """Returns the metadata that make the server's spans children of the current one.
+    """Returns the metadata that make the server's spans children of the current span.
 
-    Reads the context of the calling thread or task: call it where the user called us, not in a
-    thread of ours. Formats other than W3C's are chosen by OTEL_PROPAGATORS.
+    Reads the context of the calling thread or task, so it must be called in the thread or task of
+    the user's call. OTEL_PROPAGATORS selects formats other than W3C's.
 
     Returns:
-        Such as ``(("traceparent", "00-..."),)``; nothing if no span is active.
+        For example ``(("traceparent", "00-..."),)``; empty if no span is active.
     """
-    # A span can be active only if somebody has imported OpenTelemetry; so we need not.
+    # A span can be active only if the application has imported OpenTelemetry.
     if "opentelemetry.trace" not in sys.modules:
         return ()
     from opentelemetry import propagate, trace
@@ -21,5 +21,5 @@ def trace_metadata() -> tuple[tuple[str, str], ...]:
         return ()
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
-    # gRPC refuses upper case, which some formats have.
+    # gRPC refuses upper case, which some formats use.
     return tuple((name.lower(), value) for name, value in carrier.items())

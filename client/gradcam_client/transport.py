@@ -1,4 +1,4 @@
-"""What both clients tell gRPC, and what they check before."""
+"""Channels, their options and the checks of arguments that both clients share."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from gradcam_client.retry import RetryPolicy
 ChannelOptions: TypeAlias = Sequence[tuple[str, Any]]
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 Token: TypeAlias = str | Callable[[], str]
-"""A bearer token, or what is called for it before each attempt and must be quick."""
+"""A bearer token, or a function that returns it and is called before each attempt."""
 
 DEFAULT_TARGET = "localhost:50051"
 DEFAULT_TIMEOUT_S = 60.0
@@ -30,44 +30,46 @@ DEFAULT_RETRY = RetryPolicy()
 HEALTH_TIMEOUT_S = 5.0
 READY_POLL_S = 0.2
 SERVING = "SERVING"
-# A server that was restarted is found within this time; each try costs one refused packet.
+# Pause between connection attempts to a lost server; each attempt costs one refused packet.
 RECONNECT_S = 1.0
-# How long a connection may take to come about; gRPC waits for 20 s by default.
+# Timeout of a connection attempt; gRPC's default is 20 s.
 CONNECT_S = 5.0
-# Only while calls are under way, and often enough for what forgets idle connections. A gRPC
-# server that does not say otherwise wants five minutes between pings while it has nothing to
-# send, and ends the connection at the fourth: that is a call of eight silent minutes.
+# Pings are sent only during calls, often enough for routers that drop idle connections. A gRPC
+# server with the default policy allows a ping every five minutes while it sends nothing, and ends
+# the connection at the fourth ping too many: that is a silent call of eight minutes.
 KEEPALIVE_S = 120.0
 KEEPALIVE_TIMEOUT_S = 20.0
-# How long a stream waits for what ought to end at once.
+# How long a stream waits for threads, tasks and calls that end at once in normal operation.
 END_S = 1.0
 
 
-# Targets that stand for several servers, or may.
+# Schemes of targets that may resolve to several servers.
 _RESOLVED = ("dns:", "ipv4:", "ipv6:")
 _SCHEME = re.compile(
     r"(dns|ipv[46]|unix|unix-abstract|vsock|xds):|[a-z][a-z0-9+.-]*://", re.IGNORECASE
 )
 _LINK = re.compile(r"(https?|grpcs?|tcp)://", re.IGNORECASE)
-# Leaves out servers that say, while they drain for instance, that they do not serve.
+# The health check leaves out servers that report NOT_SERVING, for instance while they drain.
 _ROUND_ROBIN = json.dumps(
     {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
 )
 
 
 def split_target(target: str | Sequence[str]) -> tuple[str, ...]:
-    """Returns the gRPC targets that are named by one or by many, or by "a:1,b:2".
+    """Returns the gRPC targets of a string, of a sequence, or of a list such as "a:1,b:2".
 
     Raises:
-        ValueError: There is none, or one is empty or a link.
+        ValueError: There is no target, or a target is empty or a link.
     """
     if isinstance(target, str):
         target = [target] if _SCHEME.match(target) else target.split(",")
-    targets = tuple(dict.fromkeys(one.strip() for one in target))
-    for one in targets:
-        if link := _LINK.match(one):
-            tls = "; TLS is asked for by credentials, or --tls" if link[0] == "https://" else ""
-            raise ValueError(f'target must be "host:port" without {link[0]}, not {one[:80]!r}{tls}')
+    targets = tuple(dict.fromkeys(address.strip() for address in target))
+    for address in targets:
+        if link := _LINK.match(address):
+            tls = "; for TLS pass credentials, or --tls" if link[0] == "https://" else ""
+            raise ValueError(
+                f'target must be "host:port" without {link[0]}, not {address[:80]!r}{tls}'
+            )
     if not all(targets) or not targets:
         raise ValueError(f'target must be "host:port" or several of these, not {target!r}')
     return targets
@@ -76,18 +78,18 @@ def split_target(target: str | Sequence[str]) -> tuple[str, ...]:
 def merge_options(
     max_message_bytes: int, retry: RetryPolicy, extra: ChannelOptions
 ) -> dict[str, Any]:
-    """Returns the options of a channel; the extra ones win."""
+    """Returns the options of a channel; the extra options override the client's."""
     ours = {
-        # Two layers of retries would multiply.
+        # Retries of gRPC would multiply with those of the client.
         "grpc.enable_retries": 0,
         "grpc.max_send_message_length": max_message_bytes,
         "grpc.max_receive_message_length": max_message_bytes,
-        # By default a channel that lost its server refuses calls for up to two minutes
-        # before it connects again, however often we try.
+        # By default a channel that lost its server refuses calls for up to two minutes before it
+        # connects again, however often the client retries.
         "grpc.initial_reconnect_backoff_ms": _ms(min(retry.initial_backoff_s, RECONNECT_S)),
         "grpc.max_reconnect_backoff_ms": _ms(RECONNECT_S),
         "grpc.min_reconnect_backoff_ms": _ms(CONNECT_S),
-        # A peer that vanished without a word is noticed.
+        # Detects a peer that vanished without closing the connection.
         "grpc.keepalive_time_ms": _ms(KEEPALIVE_S),
         "grpc.keepalive_timeout_ms": _ms(KEEPALIVE_TIMEOUT_S),
         "grpc.keepalive_permit_without_calls": 0,
@@ -106,17 +108,18 @@ def open_channels(
     credentials: grpc.ChannelCredentials | None,
     options: dict[str, Any],
 ) -> list[tuple[int, str, Any]]:
-    """Opens so many channels to each target, each a connection of its own.
+    """Opens a number of channels to each target, each with its own connection.
 
     Returns:
-        (number of the target, target, channel), one round of the targets after the other.
+        (number of the target, target, channel) of each channel: the first channel to each target,
+        then the second, and so on.
     """
     if channels > 1:  # else gRPC shares a connection between equal channels
         options = {"grpc.use_local_subchannel_pool": 1, **options}
     opened = []
     for number, target in [*enumerate(targets)] * channels:
-        is_several = target.startswith(_RESOLVED)
-        balanced = {"grpc.service_config": _ROUND_ROBIN, **options} if is_several else options
+        may_be_several = target.startswith(_RESOLVED)
+        balanced = {"grpc.service_config": _ROUND_ROBIN, **options} if may_be_several else options
         channel = open_channel(grpc_or_aio, target, credentials, [*balanced.items()])
         opened.append((number, target, channel))
     return opened
@@ -128,13 +131,13 @@ def open_channel(
     credentials: grpc.ChannelCredentials | None,
     options: ChannelOptions = (),
 ) -> Any:
-    """Opens a channel, to this machine without the proxy that the environment may name.
+    """Opens a channel; to this machine, it ignores the proxy that the environment may name.
 
     Args:
         grpc_or_aio: The module ``grpc`` or ``grpc.aio``.
-        target: Where to.
+        target: The gRPC target.
         credentials: For TLS; None is plain text.
-        options: Of the channel; they win over ours.
+        options: The options of the channel.
 
     Returns:
         A channel of that module.
@@ -150,7 +153,7 @@ def check_channels(channels: int) -> int:
     """Returns the number of channels to each server.
 
     Raises:
-        ValueError: It is not positive.
+        ValueError: The number is not positive.
     """
     if channels < 1:
         raise ValueError(f"channels must be at least 1, not {channels}")
@@ -161,7 +164,7 @@ def bearer(token: str) -> str:
     """Returns the value of the authorization header.
 
     Raises:
-        ValueError: The token cannot be sent. It is not in the text.
+        ValueError: The token is not a valid header value. The text does not contain the token.
     """
     if not re.fullmatch(r"[!-~]+", token):
         raise ValueError("a token must be printable ASCII without spaces, and not empty")
@@ -169,10 +172,10 @@ def bearer(token: str) -> str:
 
 
 def make_request_id(request_id: str | None) -> str:
-    """Returns the id, or a new one.
+    """Returns the id, or a new id for None.
 
     Raises:
-        ValueError: The id cannot be sent.
+        ValueError: The id is not a valid header value.
     """
     if request_id is None:
         return uuid.uuid4().hex
@@ -188,7 +191,7 @@ def check_timeout(timeout_s: float, name: str = "timeout_s") -> float:
     """Returns a timeout in seconds.
 
     Raises:
-        ValueError: It is not positive and finite.
+        ValueError: The timeout is not positive and finite.
     """
     if not 0 < timeout_s < math.inf:
         raise ValueError(f"{name} must be positive and finite, not {timeout_s}")
@@ -196,10 +199,10 @@ def check_timeout(timeout_s: float, name: str = "timeout_s") -> float:
 
 
 def check_images(images: object) -> None:
-    """Catches a single image where many are wanted: all of its kinds can be iterated.
+    """Refuses a single image in place of an iterable of images: paths and arrays are iterable.
 
     Raises:
-        TypeError: It is a single image.
+        TypeError: ``images`` is a single image.
     """
     is_pixels = isinstance(images, np.ndarray) and images.ndim < 4
     if is_pixels or isinstance(images, str | bytes | os.PathLike):
@@ -207,7 +210,7 @@ def check_images(images: object) -> None:
 
 
 def not_picklable(client: object) -> TypeError:
-    """Returns the error of a client that is sent to another process, or copied."""
+    """Returns the error of a client that is pickled or copied."""
     return TypeError(
         f"{type(client).__name__} cannot be pickled or copied: its connections belong to this "
         "process; make one in each process, for instance in the initializer of a pool"
@@ -225,6 +228,6 @@ def still_starting(error: GradCamError) -> bool:
 
 
 def not_ready(timeout_s: float, last: str) -> DeadlineExceededError:
-    """Returns the error of a wait that took too long."""
+    """Returns the error of a server that is not ready in time."""
     message = f"the server is not ready after {timeout_s:g} s: {last}"
     return DeadlineExceededError(grpc.StatusCode.DEADLINE_EXCEEDED, message)

@@ -1,11 +1,11 @@
-"""Why there is no connection, in words that name the address and the remedy."""
+"""Rewrites gRPC's text of a failed connection so that it names the address and the remedy."""
 
 import re
 
 from gradcam_client.addresses import has_port, hosts, proxy_of
 from gradcam_client.errors import GradCamError, UnavailableError
 
-# gRPC's words for a connection that did not come about; a server's own words are others.
+# gRPC's texts for a connection that failed; a server's own texts do not match.
 _NO_CONNECTION = re.compile(
     r"failed to connect to all addresses|connections to all backends failing|errors resolving "
     r"|DNS resolution failed"
@@ -25,15 +25,15 @@ _REASONS = (
     ),
 )
 _START = "; start a server there (gradcam serve), or name another address (HOST:PORT)"
-_NO_PORT = ", port 443, which gRPC takes where none is named; the address of a server is HOST:PORT"
+_NO_PORT = ", port 443, gRPC's default; the address of a server is HOST:PORT"
 
 
 def explained(error: GradCamError, target: str) -> GradCamError:
-    """Returns an error that says why a server is not reached, or the error as it is.
+    """Returns the error with a text that says why a server is not reached, or the error itself.
 
     Args:
-        error: What a call ended in.
-        target: Where it went; empty is not known.
+        error: The error of a call.
+        target: The gRPC target of the call; empty if unknown.
     """
     message = explain(error.message, target) if isinstance(error, UnavailableError) else None
     if message is None:
@@ -42,11 +42,11 @@ def explained(error: GradCamError, target: str) -> GradCamError:
 
 
 def explain(text: str, target: str) -> str | None:
-    """Returns gRPC's text in other words, or None if it says something else.
+    """Returns a plain text for gRPC's text of a failed connection, or None for other texts.
 
     Args:
-        text: The details of a call that is UNAVAILABLE.
-        target: Where it went; empty is not known.
+        text: The details of a call that ended with UNAVAILABLE.
+        target: The gRPC target of the call; empty if unknown.
     """
     if not target or not _NO_CONNECTION.match(text):
         return None

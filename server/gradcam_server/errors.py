@@ -1,22 +1,23 @@
-"""What can go wrong, drawn along the data flow.
+"""The errors of the server, in the order of the data flow.
 
     start      StartupError: a model or an option that cannot be used
-    access     UnauthenticatedError: no token, or an unknown one
+    access     UnauthenticatedError: no token, or an unknown token
                ForbiddenError: a token that may not administer
-               LimitError: a caller has, or had, too many requests
+               LimitError: the caller has, or had, too many requests
     request    NotReadyError: warming up or draining
-               QueueFullError: no place
-               DeadlineError: it would come too late
+               QueueFullError: the queue is full
+               DeadlineError: the answer would come too late
                InvalidRequestError: a bad image, class or option
                NotFoundError: no such model or layer
     decode     InvalidRequestError
-    graph      EngineLostError: its process died, and is being started again
-               anything else is a fault of ours; its text is logged, never sent
+    compile    CompilerError, DisconnectedLayerError: a graph cannot be compiled
+    graph      EngineLostError: the engine died, and is being started again
+               any other error is a fault of the server; its text is logged, never sent
     render     (the same)
-    reload     ReloadError: the new configuration failed, the old one goes on
+    reload     ReloadError: the new configuration failed, the old one stays
 
 Each message is written for the caller: what was wrong, and what would be right.
-``status.py`` holds the one table from these errors to gRPC codes.
+``transport/status.py`` holds the one table from these errors to gRPC codes.
 """
 
 import errno
@@ -39,7 +40,7 @@ class StartupError(ExplanationServerError):
 
 
 class UnauthenticatedError(ExplanationServerError):
-    """The caller has no token, or one that is not known."""
+    """The caller has no token, or an unknown token."""
 
 
 class ForbiddenError(ExplanationServerError):
@@ -47,7 +48,7 @@ class ForbiddenError(ExplanationServerError):
 
 
 class ReloadError(ExplanationServerError):
-    """The new configuration cannot be served; the old one goes on."""
+    """The new configuration cannot be served; the old configuration stays."""
 
 
 class InvalidRequestError(ExplanationServerError):
@@ -100,7 +101,7 @@ class RetryableError(ExplanationServerError):
 
 
 class QueueFullError(RetryableError):
-    """All places in the queue are taken."""
+    """The queue is full, or the wait in it was too long."""
 
 
 class LimitError(RetryableError):
@@ -112,16 +113,16 @@ class NotReadyError(RetryableError):
 
 
 class EngineLostError(RetryableError):
-    """The process that computes died, or hung and was killed."""
+    """The engine's process died, or hung and was killed."""
 
 
 def is_expected(error: BaseException) -> bool:
-    """Says whether an exception tells of the system or the settings, not of a fault in the code."""
+    """Returns whether an error is of the system or the settings, not a fault in the code."""
     return isinstance(error, OSError | MemoryError | ExplanationServerError)
 
 
 def failure_reason(error: BaseException) -> str:
-    """Says what an exception is about, in words for the log and for administrators."""
+    """Returns an error in words for the log and for administrators."""
     match error:
         case ExplanationServerError():
             return str(error)
@@ -134,21 +135,21 @@ def failure_reason(error: BaseException) -> str:
 
 
 _MAX_QUOTE = 300
-# Before the line that says what is wrong: "Graph execution error:", "<stack traces unavailable>",
-# "Exception encountered when calling Conv2D.call()."
+# Lines before the line that says what is wrong: "Graph execution error:",
+# "<stack traces unavailable>", "Exception encountered when calling Conv2D.call()."
 _HEADING = re.compile(r".*:$|<.*>$|Exception encountered when calling")
 _COLOUR = re.compile(r"\x1b\[\d*m")
 
 
 def quote(error: BaseException | str) -> str:
-    """Returns what a library's error says, short enough for one line of ours.
+    """Returns the text of a library's error, short enough for one line.
 
     Args:
         error: The error, or its text.
 
     Returns:
-        Its first line that is more than a heading, at most 300 characters; its type if it has no
-        text.
+        The first line that is more than a heading, at most 300 characters; the type of an error
+        without text.
     """
     lines = [line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
     if not lines:

@@ -60,7 +60,7 @@ def cases(server: RunningServer) -> list[Case]:
 
 @pytest.fixture
 def small_queue() -> Iterator[RunningServer]:
-    running = RunningServer(*quick(), "--max-queue-length", str(PLACES), "--watchdog-s", "120")
+    running = RunningServer(*quick(), "--max-queue-length", str(PLACES + 1), "--watchdog-s", "120")
     try:
         yield running.wait_ready()
         assert "Traceback" not in running.text, running.text
@@ -140,7 +140,10 @@ def test_no_client_harms_another(
 def test_a_full_queue_refuses_exactly_the_surplus(
     small_queue: RunningServer, cat_jpeg: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """While the engine stands still 8 calls wait and all others are refused; a stream waits."""
+    """While the engine stands still 8 calls of a caller wait, which leaves a place for others.
+
+    All further calls are refused; a stream waits.
+    """
     _, engine = processes(small_queue)
     for surplus in (0, 1, 30, 5):
         refused: list[OverloadedError] = []

@@ -214,8 +214,8 @@ RAY = """
 import os, signal, sys
 from pathlib import Path
 import psutil
-from gradcam_server.batch.ask import Ask
-from gradcam_server.batch.inputs import open_source
+from gradcam_server.batch.explain_options import ExplainOptions
+from gradcam_server.batch.sources.opening import open_source
 from gradcam_server.batch.job import Job, run
 from gradcam_server.batch.model import identity
 from gradcam_server.batch.ray_data import RayStage
@@ -240,7 +240,7 @@ if __name__ == "__main__":
     config = ServeConfig(model=(sys.argv[3],), max_targets=1)
     source = open_source(sys.argv[1])
     job = Job(source, sys.argv[1], Path(sys.argv[2]), model=identity(config), shard_size=16)
-    print(run(job, lambda: RayStage(config, Ask(), actors=1), Killer()))
+    print(run(job, lambda: RayStage(config, ExplainOptions(), actors=1), Killer()))
 """
 
 

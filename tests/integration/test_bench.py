@@ -48,7 +48,7 @@ def test_our_graph_is_measured_and_reported(tmp_path: Path) -> None:
     assert [row["batch_size"] for row in rows] == [1, 2]
     for row in rows:
         assert row["check"]["passed"]
-        assert row["ms_per_image"]["median"] > row["floor_ms"]["arithmetic"] > 0
+        assert row["ms_per_image"]["median"] > row["roofline_ms"]["arithmetic"] > 0
         assert row["cost_per_million"] == pytest.approx(0.1 * row["ms_per_image"]["median"])
     bench("report", output, "-o", page)
     assert "| ours, tensorflow |" in page.read_text("utf-8")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from support.once import made_once
 from support.server import GRADCAM, RunningServer
 
 LOCAL = ("--model", "efficientnet-lite0")
@@ -23,6 +24,23 @@ def gradcam(
     assert ended.returncode == status, ended.stdout + ended.stderr
     assert "Traceback" not in ended.stderr
     return ended
+
+
+@pytest.fixture(scope="module")
+def local(images: Path) -> Path:
+    """What the commands say without a server: the layers, and the answers for two photographs.
+
+    A process of its own loads the model for it, once in a run of all tests.
+    """
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "layers").write_text(gradcam("layers", *LOCAL).stdout)
+        photos = [images / "cat.jpg", images / "espresso.jpg"]
+        ended = gradcam("explain", *photos, *LOCAL, "--json", "--npz", folder / "numbers")
+        (folder / "answers").write_text(ended.stdout)
+
+    return made_once("local", make)
 
 
 def test_json_and_npz_hold_what_they_promise(images: Path, tmp_path: Path) -> None:
@@ -60,19 +78,20 @@ def test_json_and_npz_hold_what_they_promise(images: Path, tmp_path: Path) -> No
 
 
 def test_a_server_and_this_process_answer_alike(
-    server: RunningServer, images: Path, tmp_path: Path
+    server: RunningServer, local: Path, images: Path, tmp_path: Path
 ) -> None:
     """The same command with --server gives the same classes and numbers."""
     photos = [images / "cat.jpg", images / "espresso.jpg"]
-    answers = []
-    for name, where in (("remote", ("--server", server.address)), ("local", LOCAL)):
-        ended = gradcam("explain", *photos, *where, "--json", "--npz", tmp_path / name)
-        answers.append([json.loads(line) for line in ended.stdout.splitlines()])
-    for remote, local in zip(*answers, strict=True):
-        assert remote["path"] == local["path"]
-        assert remote["predictions"][0]["index"] == local["predictions"][0]["index"]
+    where = ("--server", server.address)
+    ended = gradcam("explain", *photos, *where, "--json", "--npz", tmp_path / "numbers")
+    lines = zip(
+        ended.stdout.splitlines(), (local / "answers").read_text().splitlines(), strict=True
+    )
+    for ours, theirs in (map(json.loads, pair) for pair in lines):
+        assert ours["path"] == theirs["path"]
+        assert ours["predictions"][0]["index"] == theirs["predictions"][0]["index"]
     for name in ("cat.npz", "espresso.npz"):
-        with np.load(tmp_path / "remote" / name) as one, np.load(tmp_path / "local" / name) as two:
+        with np.load(tmp_path / "numbers" / name) as one, np.load(local / "numbers" / name) as two:
             scale = two["heatmaps"].max()
             np.testing.assert_allclose(
                 one["heatmaps"], two["heatmaps"], rtol=1e-3, atol=1e-4 * scale
@@ -151,10 +170,10 @@ def test_layers_lists_the_layers_without_weights() -> None:
     assert "candidate" not in pool
 
 
-def test_layers_of_a_server_agree(server: RunningServer) -> None:
+def test_layers_of_a_server_agree(server: RunningServer, local: Path) -> None:
     """The table is the same from a server."""
-    local = gradcam("layers", "--model", "efficientnet-lite0").stdout
-    assert gradcam("layers", "--server", server.address).stdout == local
+    table = gradcam("layers", "--server", server.address).stdout
+    assert table == (local / "layers").read_text()
 
 
 def test_health_is_an_exit_status(server: RunningServer) -> None:

@@ -130,7 +130,7 @@ def test_every_command_asks_over_tls_with_a_token(guarded: Secured) -> None:
 @pytest.mark.parametrize(
     ("token", "message"),
     [
-        ((), "the server wants a token; --token-file"),
+        ((), "the server needs a token; --token-file"),
         (("--token-file", "guess.token"), "the token is not known"),
         (("--token-file", "tokens.toml"), "a server's file of hashes"),
         (("--token-file", "missing"), "missing: No such file"),
@@ -159,7 +159,7 @@ def test_administration_goes_by_tokens_and_no_variable_of_tls(guarded: Secured) 
     assert found
     variables = {"GRADCAM_CLIENT_TLS_CA": "ca.pem", "GRADCAM_CLIENT_TOKEN_FILE": "alice.token"}
     reload = ("reload", found[1])
-    assert "the server wants a token" in guarded.refused(*reload)
+    assert "the server needs a token" in guarded.refused(*reload)
     assert "may not administer" in guarded.refused(*reload, **variables)
     assert "speaks plain text" in guarded.refused(*reload, "--tls-ca", "ca.pem")
     for how in (

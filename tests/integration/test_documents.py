@@ -16,15 +16,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def readme_blocks(language: str) -> list[str]:
     text = (ROOT / "README.md").read_text("utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    # All blocks, so that the end of one is not taken for the beginning of the next.
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [code for name, code in blocks if name == language]
 
 
 @pytest.fixture
 def folder(images: Path, tmp_path: Path) -> Path:
-    """The files that the README's examples name."""
-    shutil.copy(images / "cat.jpg", tmp_path)
-    (tmp_path / "photos").mkdir()
-    shutil.copy(images / "espresso.jpg", tmp_path / "photos")
+    """A folder with the files that the README's examples name, as in a clone."""
+    examples = tmp_path / "examples" / "images"
+    examples.mkdir(parents=True)
+    for name in ("cat.jpg", "espresso.jpg"):
+        shutil.copy(images / name, examples)
     return tmp_path
 
 
@@ -46,7 +49,7 @@ def test_the_readmes_explain_commands_run(server: RunningServer, folder: Path) -
         for line in block.splitlines()
         if line.startswith(("gradcam explain", "gradcam health"))
     ]
-    assert len(lines) >= 5
+    assert len(lines) >= 7
     for line in lines:
         shell = line.replace("gradcam", shlex.quote(GRADCAM), 1)
         subprocess.run(shell, shell=True, cwd=folder, check=True, capture_output=True)

@@ -31,6 +31,7 @@ from gradcam_server.domain.options import Compiler
 # The tests of the server, and of the commands that ask it, run here as they are; but for those
 # that look into its process.
 from integration.test_cli import (  # noqa: F401
+    local,
     test_a_server_and_this_process_answer_alike,
     test_errors_in_json_have_code_and_message,
     test_health_is_an_exit_status,
@@ -160,8 +161,8 @@ def test_a_replica_killed_under_load_costs_no_answer(
     config = ServeConfig(
         model=("efficientnet-lite0",), compiler=Compiler.TENSORFLOW, batch_sizes=(1,)
     )
-    with LocalClient(config) as local:
-        expected = [one.unwrap() for one in local.explain_stream(pictures)]
+    with LocalClient(config) as here:
+        expected = [one.unwrap() for one in here.explain_stream(pictures)]
     first, *_ = server.replicas()
     begun = threading.Barrier(12 + 1)
     until = time.monotonic() + 6

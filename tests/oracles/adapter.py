@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphTarget
 from gradcam_server.domain.labels import ClassLabel, ClassLabels
-from gradcam_server.domain.options import Compiler, Precision
+from gradcam_server.domain.options import Precision
 from gradcam_server.domain.preprocessing import Preprocessing
 from gradcam_server.domain.requests import Method, ScoreType
-from gradcam_server.graphs.compilers.base import find_compiler
+from gradcam_server.graphs.compilers.base import REFERENCE, find_compiler
 from gradcam_server.graphs.executable import CompilationCounter, CompiledGraph
 from gradcam_server.graphs.explanation import ExplanationGraph
 from gradcam_server.models.keras_network import KerasNetwork
@@ -62,8 +62,8 @@ def _graph(
     key = GraphKey(model.name, layers, method, ScoreType.LOGIT, targets, perturbed=True)
     graph = ExplanationGraph(loaded, key, CompilationCounter())
     # Without compile_graph, which would run the batch four times more, to time it.
-    places = find_compiler(Compiler.TENSORFLOW)(graph, Precision.FLOAT32)(size)
-    return CompiledGraph(key, network.input_size, Compiler.TENSORFLOW, {size: places}, {size: 0.0})
+    executables = {size: find_compiler(REFERENCE)(graph, Precision.FLOAT32)(size)}
+    return CompiledGraph(key, network.input_size, REFERENCE, executables, {size: 0.0})
 
 
 @lru_cache(maxsize=2)

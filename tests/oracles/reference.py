@@ -82,6 +82,17 @@ def eigen_grad_cam(A: Floats, g: Floats) -> Floats:
     return -projected if (projected * hires_cam(A, g)).sum() < 0 else projected
 
 
+def eigen_cam(A: Floats, _: Floats) -> Floats:
+    """The first principal component of A, by a full SVD; towards where A is strong."""
+    points = A.reshape(-1, A.shape[2])
+    centred = points - points.mean(axis=0)
+    _, _, right = np.linalg.svd(centred)
+    projected = centred @ right[0]
+    if projected @ points.sum(axis=1) < 0:
+        projected = -projected
+    return projected.reshape(A.shape[:2])
+
+
 REFERENCES: dict[Method, Reference] = {
     Method.GRAD_CAM: grad_cam,
     Method.GRAD_CAM_PLUS_PLUS: grad_cam_plus_plus,
@@ -90,7 +101,33 @@ REFERENCES: dict[Method, Reference] = {
     Method.LAYER_CAM: layer_cam,
     Method.ELEMENTWISE_GRAD_CAM: elementwise_grad_cam,
     Method.EIGEN_GRAD_CAM: eigen_grad_cam,
+    Method.FINER_CAM: grad_cam,
+    Method.EIGEN_CAM: eigen_cam,
 }
+
+
+def finer_cam(z: Floats, c: int) -> Floats:
+    """Zhang et al. 2025: the class, less 0.6 times the mean of the three of the nearest logits.
+
+    The mean is weighted by the probabilities.
+    """
+    others = sorted((d for d in range(len(z)) if d != c), key=lambda d: abs(z[d] - z[c]))[:3]
+    probabilities = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
+    counts = np.zeros(len(z))
+    counts[c] = 1
+    for d in others:
+        counts[d] = -0.6 * probabilities[d] / probabilities[others].sum()
+    return counts
+
+
+# How much each class's score counts in what a method explains; else the target's alone does.
+CONTRASTS: dict[Method, Callable[[Floats, int], Floats]] = {Method.FINER_CAM: finer_cam}
+
+
+def coefficients(method: Method, logits: NDArray[np.generic], index: int) -> Floats:
+    """The coefficients of the scores, (classes,), in what is explained of a class."""
+    contrast = CONTRASTS.get(method, lambda z, c: np.eye(len(z))[c])
+    return contrast(np.asarray(logits, float), index)
 
 
 def reference(method: Method, activations: NDArray[np.generic], gradients: object) -> Floats:

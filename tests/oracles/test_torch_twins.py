@@ -27,7 +27,7 @@ from gradcam_server.models.torch_checkpoint import read_torch_checkpoint
 from oracles import torch_resnet50
 from oracles.adapter import explain
 from oracles.precise import in_float64
-from oracles.reference import reference
+from oracles.reference import coefficients, reference
 
 Array = NDArray[Any]
 
@@ -56,7 +56,7 @@ class Pair:
         with torch.no_grad():
             self.logits = self.twin(self.tensor).numpy()
         self.classes = np.argsort(-self.logits, axis=1)[:, :TOP]
-        self._gradients: dict[str, tuple[Array, Array]] = {}
+        self._gradients: dict[tuple[str, bytes], tuple[Array, Array]] = {}
 
     def module(self, layer: str) -> tuple[Any, bool]:
         """The module of a layer, and whether the layer is its input."""
@@ -80,9 +80,12 @@ class Pair:
         ]
         return np.stack(maps, axis=1)
 
-    def gradients(self, layer: str) -> tuple[Array, Array]:
-        """A and g of the top class, shape (B, h, w, K)."""
-        if layer not in self._gradients:
+    def gradients(self, layer: str, method: Method) -> tuple[Array, Array]:
+        """A and g of what the method explains of the top class, shape (B, h, w, K)."""
+        top = zip(self.logits, self.classes[:, 0], strict=True)
+        weights = np.stack([coefficients(method, logits, index) for logits, index in top])
+        asked = layer, weights.tobytes()
+        if asked not in self._gradients:
             module, at_input = self.module(layer)
             seen: list[Any] = []
             hook = (
@@ -90,12 +93,12 @@ class Pair:
                 if at_input
                 else module.register_forward_hook(lambda _, __, output: seen.append(output))
             )
-            score = self.twin(self.tensor).max(dim=1).values.sum()
+            score = (self.twin(self.tensor) * torch.from_numpy(weights)).sum()
             hook.remove()
             (gradient,) = torch.autograd.grad(score, seen)
             both = (one.detach().numpy().transpose(0, 2, 3, 1) for one in (*seen, gradient))
-            self._gradients[layer] = (next(both), next(both))
-        return self._gradients[layer]
+            self._gradients[asked] = (next(both), next(both))
+        return self._gradients[asked]
 
     def ours(self, method: Method, *layers: str, top: int = TOP) -> list[Array]:
         """For each layer, our signed maps, shape (B, top, h, w)."""
@@ -249,7 +252,7 @@ def test_maps_follow_from_torchs_gradients(
     """Every other method is its definition applied to torch's activations and gradients."""
     pair: Pair = request.getfixturevalue(name)
     (ours,) = pair.ours(method, layer, top=1)
-    assert_agrees(ours[:, 0], reference(method, *pair.gradients(layer)))
+    assert_agrees(ours[:, 0], reference(method, *pair.gradients(layer, method)))
 
 
 def test_hires_cam_is_complete(resnet: Pair) -> None:

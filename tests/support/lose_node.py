@@ -15,10 +15,10 @@ import ray
 from ray.cluster_utils import Cluster
 
 from gradcam_server.batch import ray_data
-from gradcam_server.batch.ask import Ask
-from gradcam_server.batch.inputs import open_source
+from gradcam_server.batch.explain_options import ExplainOptions
 from gradcam_server.batch.job import Job, run
 from gradcam_server.batch.schema import OK, Row, to_batch
+from gradcam_server.batch.sources.opening import open_source
 from gradcam_server.config.settings import ServeConfig
 
 # More engines than the node that is left has CPUs.
@@ -36,7 +36,7 @@ QUICK = {
 class SlowEngine:
     """Answers with the node that it is on."""
 
-    def __init__(self, config: ServeConfig, ask: Ask, folder: str) -> None:
+    def __init__(self, config: ServeConfig, options: ExplainOptions, folder: str) -> None:
         self._node = ray.get_runtime_context().get_node_id()
 
     def __call__(self, images: pa.Table) -> pa.Table:
@@ -49,7 +49,7 @@ class SlowEngine:
 
 
 @ray.remote
-def look(config: ServeConfig, ask: Ask, folder: str) -> Sequence[int]:
+def look(config: ServeConfig, options: ExplainOptions, folder: str) -> Sequence[int]:
     """Returns an input size, without a model."""
     return (32, 32)
 
@@ -74,8 +74,8 @@ class Remover:
 
 if __name__ == "__main__":
     folder, output = sys.argv[1:]
-    ray_data._Engine = SlowEngine  # type: ignore[assignment, misc]
-    ray_data._look_at_model = look
+    ray_data.EngineActor = SlowEngine  # type: ignore[assignment, misc]
+    ray_data._check_model = look
     ray_data._BATCH_IMAGES = 8
     cluster = Cluster(
         initialize_head=True,
@@ -86,7 +86,7 @@ if __name__ == "__main__":
         cluster.wait_for_nodes()
         run(
             Job(open_source(folder), folder, Path(output), shard_size=20),
-            lambda: ray_data.RayStage(ServeConfig(), Ask(), cluster.address, ENGINES),
+            lambda: ray_data.RayStage(ServeConfig(), ExplainOptions(), cluster.address, ENGINES),
             remover,
         )
         print(json.dumps(remover.rows))

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Self
 
-from gradcam_server.batch.inputs import Item, Source
 from gradcam_server.batch.schema import OK, Row, error_row
+from gradcam_server.batch.sources.base import Item, Source
 from gradcam_server.batch.stage import Ranges
 
 
@@ -48,12 +47,7 @@ class MadeStage:
         self.opened += 1
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
     def rows(self, source: Source, ranges: Ranges) -> Iterator[Row]:
         """Yields rows."""

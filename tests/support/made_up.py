@@ -9,25 +9,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradcam_server.bench.graph import Answer, Run
-from gradcam_server.bench.load import Told
+from gradcam_server.bench.load import ServerStats
 
 
 @dataclass(frozen=True)
 class MadeUp:
     """Answers one after the other, each after ``service_s``; every ``fails``th one fails.
 
-    If it is ``gone``, it cannot be asked at all.
+    If it is ``gone``, it refuses connections.
     """
 
     service_s: float
     fails: int = 0
     gone: bool = False
 
-    def __call__(self) -> "Asker":
-        return Asker(self)
+    def __call__(self) -> "MadeUpClient":
+        return MadeUpClient(self)
 
 
-class Asker:
+class MadeUpClient:
     def __init__(self, how: MadeUp) -> None:
         self._how, self._numbers = how, itertools.count()
 
@@ -36,12 +36,12 @@ class Asker:
             raise ConnectionError("as asked")
         self._one = asyncio.Lock()
 
-    async def ask(self) -> Told:
+    async def explain(self) -> ServerStats:
         async with self._one:
             await asyncio.sleep(self._how.service_s)
         if self._how.fails and next(self._numbers) % self._how.fails == 1:
             raise ValueError("as asked")
-        return Told({"compute_us": 7}, 2, 4)
+        return ServerStats({"compute_us": 7}, 2, 4)
 
     async def close(self) -> None:
         pass

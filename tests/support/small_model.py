@@ -14,7 +14,7 @@ SIZE, CLASSES = 32, 6
 def build_network() -> keras.Model:
     """A residual CNN with inference-mode BatchNorm: small, and not trivially linear."""
     keras.utils.set_random_seed(3)
-    inputs = keras.Input((SIZE, SIZE, 3))
+    inputs = keras.Input((SIZE, SIZE, 3), name="image")
     x = keras.layers.Conv2D(8, 3, strides=2, padding="same", name="conv1")(inputs)
     x = keras.layers.BatchNormalization(name="bn1")(x)
     shortcut = keras.layers.ReLU(name="relu1")(x)

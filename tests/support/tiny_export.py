@@ -22,11 +22,13 @@ SIZE, CLASSES = 8, 6
 LAYER = "conv"
 
 
-def write_tiny_export(folder: Path, max_targets: int = 5) -> Manifest:
-    """Writes the export into a new folder."""
+def write_tiny_export(folder: Path, *max_targets: int) -> Manifest:
+    """Writes the export into a new folder: a graph for each number of targets, by default 5."""
     folder.mkdir()
     names = (*OUTPUTS, "maps_0")
-    openvino.save_model(_graph(max_targets, names), folder / "graph_0.xml", compress_to_fp16=False)
+    graphs = {f"graph_{number}.xml": count for number, count in enumerate(max_targets or (5,))}
+    for file, count in graphs.items():
+        openvino.save_model(_graph(count, names), folder / file, compress_to_fp16=False)
     files = sorted(folder.iterdir())
     manifest = Manifest(
         name="tiny",
@@ -38,12 +40,13 @@ def write_tiny_export(folder: Path, max_targets: int = 5) -> Manifest:
         default_layer=LAYER,
         labels=ClassLabels([ClassLabel(f"class {index}") for index in range(CLASSES)]),
         precision=Precision.FLOAT32,
-        max_targets=max_targets,
-        graphs=(
+        max_targets=max(graphs.values()),
+        graphs=tuple(
             ExportedGraph(
-                GraphKey("tiny", (LAYER,), Method.GRAD_CAM, ScoreType.LOGIT, max_targets),
-                *("graph_0.xml", names, {1: 0.001, 4: 0.002}),
-            ),
+                GraphKey("tiny", (LAYER,), Method.GRAD_CAM, ScoreType.LOGIT, count),
+                *(file, names, {1: 0.001, 4: 0.002}),
+            )
+            for file, count in graphs.items()
         ),
         agreement=None,
         versions={},
@@ -77,7 +80,7 @@ def _graph(max_targets: int, output_names: tuple[str, ...]) -> openvino.Model:
         *([2, 2], [0, 0], [0, 0], [2, 2], False),
     )
     maps = ops.multiply(halves, ops.unsqueeze(scores, np.array([2, 3])))
-    # An input that nothing uses would be left out.
+    # OpenVINO would remove an unused input.
     scores = ops.add(scores, ops.multiply(ops.convert(against, "f32"), np.float32(0)))
     outputs = (logits, ops.softmax(logits, 1), chosen, scores, maps)
     for name, node in zip(INPUTS, (images, classes, against), strict=True):

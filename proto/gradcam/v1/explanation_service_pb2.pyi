@@ -32,6 +32,8 @@ class Method(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     METHOD_EIGEN_GRAD_CAM: _ClassVar[Method]
     METHOD_SCORE_CAM: _ClassVar[Method]
     METHOD_INTEGRATED_GRADIENTS: _ClassVar[Method]
+    METHOD_FINER_CAM: _ClassVar[Method]
+    METHOD_EIGEN_CAM: _ClassVar[Method]
 
 class ResizeMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -91,6 +93,8 @@ METHOD_ELEMENTWISE_GRAD_CAM: Method
 METHOD_EIGEN_GRAD_CAM: Method
 METHOD_SCORE_CAM: Method
 METHOD_INTEGRATED_GRADIENTS: Method
+METHOD_FINER_CAM: Method
+METHOD_EIGEN_CAM: Method
 RESIZE_MODE_UNSPECIFIED: ResizeMode
 RESIZE_MODE_STRETCH: ResizeMode
 RESIZE_MODE_CENTER_CROP: ResizeMode

@@ -1,12 +1,21 @@
-"""Offline jobs over many images.
+"""Offline jobs: explains many images and writes a folder of Parquet files.
 
-    Source (inputs.py)   lists the images, always in the same order
-      -> parts           fixed ranges of the list, each a Parquet shard of a fixed name (plan.py)
-      -> stage           explains them: local.py, remote.py or ray_data.py
-      -> rows            one for each image, in the order of the list (schema.py)
-      -> shards          appear whole or not at all (shards.py)
+    sources/         lists of images in a fixed order
+    plan             cuts a list into parts, one Parquet shard each, and parts into shares
+    explain_options  the options of a job's explanations
+    stage            the protocol of what explains images:
+    local              an engine in this process
+    remote             running servers, fed through a window (window)
+    ray_data           engines on a Ray cluster
+    schema           rows, one for each image in the order of the list, and their columns
+    shards           the output folder, whose shards appear whole or not at all
+    manifest         the file that says which job the folder holds
+    job              runs a job: source -> parts -> stage -> rows -> shards
+    gallery          a page of the job's most unusual and most confident images
+    model            what identifies the model of a job
+    throughput       an engine with the batch sizes of highest throughput
+    errors           errors that end a job
 
-``job.py`` runs it; the shards that are there are what is finished, and ``manifest.py`` says of
-which job they are. ``gallery.py`` shows what came out. Only ``local.py``, and the actors of
-``ray_data.py``, load a model.
+The shards that exist are what is finished. Only ``local``, and the actors of ``ray_data``, load a
+model.
 """

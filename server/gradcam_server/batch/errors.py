@@ -1,28 +1,22 @@
-"""What can go wrong with a whole job; what goes wrong with one image is a row of its shard.
-
-inputs     InputError: there is nothing to read, or not like that
-output     OutputError: the folder is another job's, in use, or full
-stage      StageError: nobody answers
-rows       TooManyErrorsError: more images failed than were allowed
-"""
+"""Errors that end a job. An error of a single image is a row of its shard."""
 
 from gradcam_server.errors import ExplanationServerError
 
 
 class BatchError(ExplanationServerError):
-    """Base of what ends a job. What is finished stays, and the same command goes on from there."""
+    """Base of errors that end a job. Finished shards stay; the same command does the rest."""
 
 
 class InputError(BatchError):
-    """The inputs cannot be listed or read as asked."""
+    """There are no inputs, or they cannot be listed or read."""
 
 
 class OutputError(BatchError):
-    """The output folder cannot be used, or written."""
+    """The output folder holds another job, is in use, is full, or cannot be written."""
 
 
 class StageError(BatchError):
-    """Images cannot be explained: a wrong option, or nobody to ask."""
+    """Images cannot be explained: a wrong option, or no server that answers."""
 
 
 class TooManyErrorsError(BatchError):

@@ -1,7 +1,7 @@
-"""One page of a job's strangest and most confident images, to look at.
+"""Writes one HTML page of a job's most unusual and most confident images.
 
-Reads the shards, never all at once; the page holds its pictures, and nothing in it is loaded from
-elsewhere. Names come from file systems and archives: all are escaped.
+The shards are read one after the other, never all at once. The page embeds its pictures and loads
+nothing. Names come from file systems and archives, so all of them are escaped.
 """
 
 import base64
@@ -20,19 +20,20 @@ from numpy.typing import NDArray
 
 from gradcam_server.batch import manifest
 from gradcam_server.batch.errors import BatchError, OutputError
-from gradcam_server.batch.inputs import Source, open_source
 from gradcam_server.batch.schema import OK, unpack
 from gradcam_server.batch.shards import write_atomically
+from gradcam_server.batch.sources.base import Source
+from gradcam_server.batch.sources.opening import open_source
 from gradcam_server.domain.requests import HeatmapForm, HeatmapFormat, ResizeMode
 from gradcam_server.errors import InvalidRequestError
 from gradcam_server.images.decode import decode_image
 from gradcam_server.images.geometry import fit
 from gradcam_server.images.render import render
 
-NAME = "gallery.html"
-_SIDE = 320  # of a picture, in pixels
+NAME = "_gallery.html"  # readers of Parquet folders ignore names that begin with "_"
+_SIDE = 320  # longest side of a picture, in pixels
 _MAX_PIXELS = 50_000_000
-# The sizes of the models' inputs differ; only their proportions matter to where a map lies.
+# Models differ in input size, but only its proportions affect the position of a map.
 _INPUT = (224, 224)
 _SHOWN_ERRORS = 20
 _READ_ROWS = 256
@@ -48,13 +49,13 @@ Measure: TypeAlias = Callable[[RowValues], float | None]
 
 @dataclass(frozen=True)
 class Section:
-    """Images that have most of something.
+    """The images with the highest values of a measure.
 
     Attributes:
-        title: What.
-        explanation: What it may mean.
-        measure: How much of it an image has; None if it does not count.
-        unit: What its number is, for the caption.
+        title: The heading.
+        explanation: What high values may mean.
+        measure: The measure of a row; None leaves the image out.
+        unit: The name of the value, for the captions.
     """
 
     title: str
@@ -73,7 +74,7 @@ def _margin(row: RowValues) -> float | None:
 
 
 def _spread(row: RowValues) -> float | None:
-    """The entropy of the map as a distribution, over that of an even one: 0 to 1."""
+    """The entropy of the map as a distribution, over that of a uniform one: 0 to 1."""
     values = unpack(row).ravel().astype(np.float64)
     if row["degenerate"] or values.size < 2 or not values.sum() > 0:
         return None
@@ -82,7 +83,7 @@ def _spread(row: RowValues) -> float | None:
 
 
 def _flatness(row: RowValues) -> float | None:
-    """The mean over the greatest value, 0 to 1; a map of zeros is the flattest of all."""
+    """The mean over the maximum, 0 to 1; a map of zeros is the flattest and gets 2."""
     values = unpack(row)
     if row["degenerate"] or not values.max(initial=0) > 0:
         return 2.0
@@ -92,7 +93,7 @@ def _flatness(row: RowValues) -> float | None:
 SECTIONS = (
     Section(
         "Least confident",
-        "No class is probable: the image may be none of those that the model knows.",
+        "No class is probable: the model may not know what the image shows.",
         lambda row: -_top(row),
         "probability",
     ),
@@ -104,7 +105,7 @@ SECTIONS = (
     ),
     Section(
         "Flattest maps",
-        "The map is about the same everywhere, or zero: it says little of where the model looked.",
+        "The map is about the same everywhere, or zero: it hardly says where the model looked.",
         _flatness,
         "mean over maximum",
     ),
@@ -116,7 +117,7 @@ SECTIONS = (
     ),
     Section(
         "Most confident",
-        "One class has nearly all of the probability: what the model takes for clear cases.",
+        "One class has nearly all of the probability: clear cases, for the model.",
         _top,
         "probability",
     ),
@@ -130,12 +131,12 @@ def write_gallery(
 
     Args:
         folder: The output folder of a job, finished or not.
-        output: The file; None is ``gallery.html`` in the folder.
-        count: Images of each section.
-        where: Where the inputs are now, if not where the manifest says.
+        output: The file to write; None is ``_gallery.html`` in the folder.
+        count: Images in each section.
+        where: The inputs' location, if it is no longer that of the manifest.
 
     Returns:
-        The file.
+        The path of the page.
 
     Raises:
         OutputError: There are no shards, or the file cannot be written.
@@ -144,8 +145,7 @@ def write_gallery(
     chosen, totals, errors = _choose(folder, count)
     pictures = _Pictures(folder, about, where)
     page = _page(folder, about, chosen, totals, errors, pictures)
-    # A name that a reader of the folder's Parquet files passes over.
-    path = output or folder / f"_{NAME}"
+    path = output or folder / NAME
     write_atomically(path, page.encode("utf-8", "backslashreplace"))
     return path
 
@@ -177,7 +177,7 @@ def _choose(
         for section, heap in zip(SECTIONS, heaps, strict=True):
             value = section.measure(row)
             if value is not None:
-                # Of equals the first ones; an index is there once, so rows are never compared.
+                # Equal values: the first image wins. Indices are unique: rows are never compared.
                 entry = value, -row["index"], row
                 (heapq.heappush if len(heap) < count else heapq.heappushpop)(heap, entry)
     chosen = [[(value, row) for value, _, row in sorted(heap, reverse=True)] for heap in heaps]
@@ -185,7 +185,7 @@ def _choose(
 
 
 class _Pictures:
-    """Overlays: those of the job, or drawn anew from the inputs and the kept maps."""
+    """Pictures of images: the job's overlays, or new ones from the inputs and the stored maps."""
 
     def __init__(self, folder: Path, about: RowValues, where: str | None) -> None:
         self._folder = folder
@@ -197,27 +197,27 @@ class _Pictures:
                 where or inputs["where"], column=inputs.get("column"), outside=folder
             )
         except BatchError:
-            return  # they have gone since; the maps are still there
+            return  # the inputs are gone; the maps remain
         if len(source) >= inputs["count"]:
             self._source = source
 
     def of(self, row: RowValues) -> bytes:
-        """Returns a JPEG: the overlay, or the map alone where the image cannot be read."""
+        """Returns a JPEG: the overlay, or only the map if the image cannot be read."""
         overlay = None
         if row["overlay"] and (self._folder / row["overlay"]).is_file():
             data = np.fromfile(self._folder / row["overlay"], np.uint8)
             overlay = cv2.imdecode(data, cv2.IMREAD_COLOR)
         if overlay is None:
-            overlay = self._drawn(row)
+            overlay = self._draw(row)
         if overlay is None:
-            overlay = _alone(unpack(row))
+            overlay = _map_only(unpack(row))
         scale = _SIDE / max(overlay.shape[:2])
         if scale < 1:
             size = max(1, round(overlay.shape[1] * scale)), max(1, round(overlay.shape[0] * scale))
             overlay = cv2.resize(overlay, size, interpolation=cv2.INTER_AREA)
         return bytes(cv2.imencode(".jpg", overlay)[1])
 
-    def _drawn(self, row: RowValues) -> NDArray[np.uint8] | None:
+    def _draw(self, row: RowValues) -> NDArray[np.uint8] | None:
         if self._source is None:
             return None
         index = row["index"]
@@ -235,7 +235,7 @@ class _Pictures:
         return np.asarray(cv2.imdecode(np.frombuffer(overlay.data, np.uint8), cv2.IMREAD_COLOR))
 
 
-def _alone(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _map_only(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     grey = np.rint(255 * values / max(float(values.max(initial=0)), 1e-37)).astype(np.uint8)
     side = _SIDE // 2
     large = cv2.resize(grey, (side, side), interpolation=cv2.INTER_NEAREST)
@@ -264,14 +264,14 @@ def _page(
 ) -> str:
     images, failed = totals
     configuration = about["configuration"]
-    model = configuration.get("model") or configuration.get("server_model") or "the servers' first"
+    model = configuration.get("model") or configuration.get("server_model") or "the default"
     facts = (
         f"{images:,} images of {about['inputs']['where']}, {failed:,} of them failed; model "
-        f"{model}, {configuration['method']}"
+        f"{model}, method {configuration['method']}"
     )
     parts = [
         "<!doctype html><html lang=en><head><meta charset=utf-8>",
-        # Even if something were to slip through, nothing would run or be loaded.
+        # Should any text escape the escaping, still nothing would run or be loaded.
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
         f"<title>{_text(folder.name)}</title><style>{_STYLE}</style></head><body>",

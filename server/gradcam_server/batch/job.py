@@ -1,4 +1,4 @@
-"""A job: inputs -> parts -> rows -> shards, whoever explains the images."""
+"""Runs a job: inputs -> parts -> rows -> shards, with any stage."""
 
 import time
 from collections.abc import Mapping
@@ -8,13 +8,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
 
-from gradcam_server.batch.ask import Ask
 from gradcam_server.batch.errors import InputError, StageError, TooManyErrorsError
-from gradcam_server.batch.inputs import Source
+from gradcam_server.batch.explain_options import ExplainOptions
 from gradcam_server.batch.manifest import Manifest
 from gradcam_server.batch.plan import Part, Share, cut, merge
 from gradcam_server.batch.schema import ERROR, Row
 from gradcam_server.batch.shards import Folder
+from gradcam_server.batch.sources.base import Source
 from gradcam_server.batch.stage import OpenStage
 
 _NOTE_INTERVAL_S = 10.0
@@ -23,26 +23,26 @@ _SHOWN_ERRORS = 3
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done.
+    """A job to run.
 
     Attributes:
         source: The inputs.
-        where: Where they are, as it was given.
+        where: Their location, as the user gave it.
         output: The folder of shards.
-        ask: What is asked of each image.
-        model: What decides the answers beside that: the model, and where its weights come from.
-        limit: How many inputs to take, from the first; None is all.
-        share: Which part of the job this process does.
+        options: How each image is explained.
+        model: What else decides the answers: the model, and the origin of its weights.
+        limit: The number of inputs to take, from the first; None is all.
+        share: The part of the job that this process does.
         shard_size: Rows of a shard.
-        errors_max: How many images of the share may fail; None is all of them.
-        engine: Who explains them, for the manifest.
-        column: The column of Parquet inputs, as it was given.
+        errors_max: How many images of the share may fail; None is no limit.
+        engine: The name of the engine, for the manifest.
+        column: The column of Parquet inputs, as the user gave it.
     """
 
     source: Source
     where: str
     output: Path
-    ask: Ask = field(default_factory=Ask)
+    options: ExplainOptions = field(default_factory=ExplainOptions)
     model: Mapping[str, Any] = field(default_factory=dict)
     limit: int | None = None
     share: Share = field(default_factory=Share)
@@ -53,12 +53,12 @@ class Job:
 
     @property
     def input_count(self) -> int:
-        """How many inputs the whole job has."""
+        """The number of inputs of the whole job."""
         return len(self.source) if self.limit is None else min(len(self.source), self.limit)
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """What the manifest says of the inputs."""
+        """The manifest's description of the inputs."""
         return {
             "where": self.where,
             "kind": self.source.kind,
@@ -70,9 +70,9 @@ class Job:
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """What decides the rows and how they are cut."""
+        """All that decides the rows and their division into shards."""
         return {
-            **self.ask.as_dict(),
+            **self.options.as_dict(),
             **self.model,
             "limit": self.limit,
             "shard_size": self.shard_size,
@@ -80,26 +80,26 @@ class Job:
 
 
 class Reporter(Protocol):
-    """Told how far a job is."""
+    """Receives the progress of a job."""
 
     def begin(self, total: int, finished: int, errors: int) -> None:
-        """It begins; so many images of its share are finished already."""
+        """The job begins; ``finished`` of the ``total`` images of its share are done already."""
         ...
 
     def advance(self, row: Row) -> None:
-        """An image is done, but its shard may not be there yet."""
+        """An image is done; its shard may not be written yet."""
         ...
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did.
+    """The outcome of a run.
 
     Attributes:
         images: Images of this share.
         done: How many of them this run explained.
-        errors: How many of the share failed.
-        seconds: Time the run took.
+        errors: How many images of the share failed.
+        seconds: Duration of the run.
         parts: Shards of this share.
     """
 
@@ -111,15 +111,15 @@ class Summary:
 
 
 def run(job: Job, open_stage: OpenStage, report: Reporter) -> Summary:
-    """Does what is not done yet.
+    """Explains the images that have no shard yet.
 
     Args:
         job: The job.
-        open_stage: Opens what explains images, if there is anything to do.
-        report: Told how far it is.
+        open_stage: Opens what explains images; called only if there is work to do.
+        report: Receives the progress.
 
     Raises:
-        BatchError: It cannot go on; the same command can.
+        BatchError: The job cannot go on. Finished shards stay.
     """
     started = perf_counter()
     parts = cut(job.input_count, job.shard_size)
@@ -143,7 +143,7 @@ def run(job: Job, open_stage: OpenStage, report: Reporter) -> Summary:
 
 
 class _Run:
-    """One run of a job, and what the manifest says of it."""
+    """One run of a job, and its entry in the manifest."""
 
     def __init__(
         self, job: Job, folder: Folder, manifest: Manifest, started: float, errors: int
@@ -167,7 +167,7 @@ class _Run:
                             for _ in range(len(part)):
                                 row = next(rows, None)
                                 if row is None:
-                                    raise StageError(f"{part.name}: there are rows missing")
+                                    raise StageError(f"{part.name}: rows are missing")
                                 self._count(row)
                                 shard.add(row)
                                 report.advance(row)
@@ -191,12 +191,12 @@ class _Run:
         self._errors += 1
         if len(self._examples) < _SHOWN_ERRORS:
             self._examples.append(f"{row.path}: {row.error}")
-        most = self._job.errors_max
-        if most is not None and self._errors_before + self._errors > most:
+        errors_max = self._job.errors_max
+        if errors_max is not None and self._errors_before + self._errors > errors_max:
             raise TooManyErrorsError(
-                f"more than {most} images failed (--errors-max): {'; '.join(self._examples)}. "
-                "The shards that are finished stay; the same command with a higher --errors-max "
-                "goes on"
+                f"more than {errors_max} images failed (--errors-max): "
+                f"{'; '.join(self._examples)}. Finished shards stay; the same command with a "
+                "higher --errors-max goes on"
             )
 
     def _note(self, outcome: str) -> None:
@@ -222,6 +222,6 @@ class _Run:
                 "parts": parts,
             },
         )
-        # Many shards take a while to count: no more than a twentieth of the time.
+        # Counting many shards is slow: it may take at most a twentieth of the time.
         took_s = time.monotonic() - began
         self._note_after = time.monotonic() + max(_NOTE_INTERVAL_S, 20 * took_s)

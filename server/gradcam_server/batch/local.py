@@ -1,8 +1,8 @@
-"""Explains images in this process, by the pipeline that the server has.
+"""Explains images in this process, by the server's pipeline.
 
     read and decode (threads) -> batch -> compiled graph (the device's thread) -> row
 
-All of these go on at once, on an event loop of their own thread, while the caller writes.
+All steps run at once, on the event loop of a thread, while the caller writes rows.
 """
 
 import asyncio
@@ -13,12 +13,11 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from gradcam_server.batch.ask import Ask
-from gradcam_server.batch.inputs import Item, Source
-from gradcam_server.batch.schema import Row, describe, error_row, row_of
+from gradcam_server.batch.explain_options import ExplainOptions
+from gradcam_server.batch.schema import IMAGE_FIELDS, Row, describe, error_row, row_of
+from gradcam_server.batch.sources.base import Item, Source
 from gradcam_server.batch.stage import Ranges
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.requests import (
@@ -34,18 +33,16 @@ from gradcam_server.domain.requests import (
 from gradcam_server.engine.backend import Backend, LocalBackend
 from gradcam_server.errors import ExplanationServerError, InvalidRequestError
 from gradcam_server.pipeline.explainer import Explainer
-from gradcam_server.pipeline.pipeline import load
+from gradcam_server.pipeline.loading import load
 from gradcam_server.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from gradcam_server.engine.engine import Engine
 
-# What a request may be refused for because of the image in it.
-_IMAGE_FIELDS = ("encoded_image", "raw_image", "raw_image.data")
-# While one batch is on the device, the next is there and the one after it is decoded.
+# One batch is on the device, the next one waits for it, and a third is being decoded.
 _BATCHES_IN_FLIGHT = 3
 _READERS = max(4, os.cpu_count() or 1)
-# They go from thread to thread together: for each by itself that would cost as much as decoding.
+# Images move between threads in chunks: one at a time, that costs as much as decoding.
 _CHUNK = 8
 
 _T = TypeVar("_T")
@@ -53,12 +50,12 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Loaded:
-    """An image that was read, and what is known of it.
+    """An image that was read.
 
     Attributes:
-        item: What it is.
+        item: The image's entry in the source.
         image: An encoded file, or pixels of the model's input size.
-        size: (height, width) of the original, if the image is no longer that.
+        size: (height, width) of the original image, if ``image`` holds pixels.
     """
 
     item: Item
@@ -71,16 +68,18 @@ class LocalStage:
 
     Args:
         config: The settings; those of the network are ignored.
-        ask: What is asked of each image.
-        backend: Makes what computes, in place of the models of ``config``.
+        options: How each image is explained.
+        backend: The backend to use; None makes one of the models of ``config``.
 
     Raises:
         StartupError: The model or its weights cannot be had.
         ExplanationServerError: The model has no such class or layer.
     """
 
-    def __init__(self, config: ServeConfig, ask: Ask, backend: Backend | None = None) -> None:
-        self._config, self._ask, self._request = config, ask, _request(ask)
+    def __init__(
+        self, config: ServeConfig, options: ExplainOptions, backend: Backend | None = None
+    ) -> None:
+        self._config, self._options, self._request = config, options, _request(options)
         self._in_flight = max(_BATCHES_IN_FLIGHT * max(config.batch_sizes), 2 * _CHUNK * _READERS)
         self._under_way: set[asyncio.Task[Any]] = set()
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="reader")
@@ -104,17 +103,12 @@ class LocalStage:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Stops the engine and all threads; what is under way is given up."""
-        self._wait(self._give_up())
+        """Stops the engine and all threads; images in progress are cancelled."""
+        self._wait(self._cancel())
         self._wait(self._explainer.close())
         self._stop()
 
@@ -128,7 +122,7 @@ class LocalStage:
         return self.explain(item for start, stop in ranges for item in source.read(start, stop))
 
     def explain(self, items: Iterable[Item | Loaded | Row]) -> Iterator[Row]:
-        """Yields the row of each image, in their order; rows are passed through."""
+        """Yields the row of each image, in the given order; given rows are passed through."""
         pending: deque[Future[list[Row]]] = deque()
         items = iter(items)
         try:
@@ -150,14 +144,14 @@ class LocalStage:
         loaded = await self._loop.run_in_executor(self._readers, self._load, chunk)
         return await asyncio.gather(*map(self._row, loaded))
 
-    async def _give_up(self) -> None:
+    async def _cancel(self) -> None:
         for task in self._under_way:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
 
     def _load(self, chunk: list[Item | Loaded | Row]) -> list[Loaded | Row]:
         return [
-            load_item(item, self._config, self._ask, self._input_size)
+            load_item(item, self._config, self._options, self._input_size)
             if isinstance(item, Item)
             else item
             for item in chunk
@@ -169,16 +163,16 @@ class LocalStage:
         item = loaded.item
         request = self._request(loaded.image)
         try:
-            explained = await self._explainer.explain(request, wait_for_place=True)
+            explained = await self._explainer.explain(request, wait_for_slot=True)
         except InvalidRequestError as error:
-            if error.field not in _IMAGE_FIELDS:
+            if error.field not in IMAGE_FIELDS:
                 raise
             return error_row(item, str(error))
         except (ExplanationServerError, MemoryError):
             raise
-        except Exception as error:  # noqa: BLE001 - it failed alone: the others go on
+        except Exception as error:  # noqa: BLE001 - only this image fails
             return error_row(item, f"it cannot be computed ({type(error).__name__}: {error})")
-        row = row_of(item, explained, self._ask)
+        row = row_of(item, explained, self._options)
         if loaded.size is not None:
             row.height, row.width = loaded.size
         return row
@@ -194,45 +188,43 @@ class LocalStage:
 
 
 def load_item(
-    item: Item, config: ServeConfig, ask: Ask, input_size: tuple[int, int]
+    item: Item, config: ServeConfig, options: ExplainOptions, input_size: tuple[int, int]
 ) -> Loaded | Row:
-    """Reads an image; decodes and fits it, too, unless all of its pixels are needed later.
+    """Reads an image; also decodes and resizes it, unless an overlay needs all of its pixels.
 
     Args:
         item: The image.
         config: The settings.
-        ask: What is asked of it.
+        options: How it is explained.
         input_size: (height, width) of the model's input.
 
     Returns:
-        The image, or the row that says why it cannot be read or decoded.
+        The image, or an error row if it cannot be read or decoded.
     """
     try:
         data = item.load()
-        if ask.overlays:
+        if options.overlays:
             return Loaded(item, data)
-        _, fitted, placement = load(
-            data, config, input_size, ResizeMode(ask.resize), is_whole_needed=False
-        )
+        image = load(data, config, input_size, ResizeMode(options.resize), is_whole_needed=False)
     except (OSError, ValueError, InvalidRequestError) as error:
         return error_row(item, describe(error))
-    size = placement.vertical.image_size, placement.horizontal.image_size
-    return Loaded(item, RawImage(fitted.tobytes(), *input_size), size)
+    size = image.placement.vertical.image_size, image.placement.horizontal.image_size
+    return Loaded(item, RawImage(image.fitted.tobytes(), *input_size), size)
 
 
-def _request(ask: Ask) -> Callable[[bytes | RawImage], ExplainRequest]:
-    """Returns what makes the request for an image."""
+def _request(options: ExplainOptions) -> Callable[[bytes | RawImage], ExplainRequest]:
+    """Returns a function that makes the request for an image."""
     raw = HeatmapForm(HeatmapFormat.RAW_FLOAT32)
-    overlay = [HeatmapForm(HeatmapFormat.OVERLAY_JPEG)] if ask.overlays else []
+    overlay = [HeatmapForm(HeatmapFormat.OVERLAY_JPEG)] if options.overlays else []
     common = ExplainRequest(
         image=b"",
-        targets=TopK(1) if ask.target is None else (Target(ask.target),),
-        layers=(ask.layer,) if ask.layer else (),
-        method=Method(ask.method),
-        # What is fitted already must not be cropped again.
-        resize_mode=ResizeMode(ask.resize) if ask.overlays else ResizeMode.STRETCH,
+        targets=TopK(1) if options.target is None else (Target(options.target),),
+        layers=(options.layer,) if options.layer else (),
+        method=Method(options.method),
+        # Without overlays, images are resized before: they must not be cropped again.
+        resize_mode=ResizeMode(options.resize) if options.overlays else ResizeMode.STRETCH,
         forms=(raw, *overlay),
-        prediction_count=ask.top_k,
+        prediction_count=options.top_k,
     )
     return lambda image: replace(common, image=image)
 
@@ -252,7 +244,7 @@ async def _explainer(config: ServeConfig, backend: Backend) -> Explainer:
 
 
 def _check(backend: Backend, request: ExplainRequest) -> None:
-    """Raises what every image would fail with."""
+    """Raises the errors with which every image would fail."""
     model = backend.catalog.models[0]
     model.resolve_layers(request.layers)
     if isinstance(request.targets, tuple):

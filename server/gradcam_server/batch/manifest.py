@@ -1,7 +1,7 @@
-"""What the output folder says of itself: which job it holds, how far it is, and what it took.
+"""The manifest of an output folder: which job it holds, its progress, and the time of each run.
 
-The shards say what is finished, not the manifest: it is for people, and keeps a second job from
-mixing its rows with the first one's.
+It is for people, and keeps the rows of a second job out of the folder. The shards, not the
+manifest, say what is finished.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ _PACKAGES = (
 
 
 def fingerprint(values: Mapping[str, Any]) -> str:
-    """Returns a hash of what JSON can hold."""
+    """Returns a hash of JSON values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -38,14 +38,14 @@ def read(folder: Path) -> dict[str, Any]:
     """Reads a manifest.
 
     Raises:
-        OutputError: There is none, or it is broken.
+        OutputError: There is none, it is broken, or another version wrote it.
     """
     path = folder / NAME
     try:
         manifest = json.loads(path.read_bytes())
     except OSError as error:
         raise OutputError(
-            f"{folder}: it is no output folder of gradcam batch: {path.name} cannot be read "
+            f"{folder}: it is not an output folder of gradcam batch: {path.name} cannot be read "
             f"({error.strerror})"
         ) from error
     except ValueError as error:
@@ -56,12 +56,12 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 class Manifest:
-    """The manifest of a folder, which several processes may keep.
+    """The manifest of a folder; several processes may write it.
 
     Args:
         folder: The output folder.
-        inputs: What is read: count, fingerprint, and where it is.
-        configuration: What decides the rows. A folder holds one.
+        inputs: The inputs: their count, fingerprint and location.
+        configuration: All that decides the rows. A folder has one configuration.
 
     Raises:
         OutputError: The folder holds another job.
@@ -87,8 +87,8 @@ class Manifest:
                 self._join(read(folder.path), new)
             elif folder.has_shards():
                 raise OutputError(
-                    f"{folder.path}: it holds Parquet files, but no {NAME}, so it is no folder of "
-                    "this job; name another one"
+                    f"{folder.path}: it holds Parquet files, but no {NAME}, so they are not "
+                    "of this job; name another folder"
                 )
             else:
                 self._write(new)
@@ -98,28 +98,28 @@ class Manifest:
         if difference is None:
             return
         with self._folder.if_unused() as unused:
-            # A first attempt with a wrong option leaves nothing to be mixed up with.
+            # Without shards there is nothing to mix up: the first attempt had a wrong option.
             if not unused:
                 raise OutputError(f"{self._folder.path}: {difference}")
             self._write(new)
 
     def begin(self, engine: Mapping[str, Any]) -> None:
-        """Notes that a run begins."""
+        """Records that a run begins, with its engine and the versions of packages."""
         started = datetime.now(UTC)
         self._run = started.isoformat(timespec="microseconds")
         note = {**engine, "outcome": "unfinished", "versions": _versions()}
         self._change(note, {})
 
     def note(self, run: Mapping[str, Any], counts: Mapping[str, int]) -> None:
-        """Notes how far the run is, and the counts of the whole folder."""
+        """Records the progress of the run, and the counts of the whole folder."""
         self._change(run, counts)
 
-    def _change(self, run: Mapping[str, Any], counts: Mapping[str, int]) -> None:
+    def _change(self, changes: Mapping[str, Any], counts: Mapping[str, int]) -> None:
         with self._folder.manifest_lock():
             manifest = read(self._folder.path)
             runs = manifest["runs"]
-            runs[self._run] = {**runs.get(self._run, {}), **run}
-            manifest["seconds"] = round(sum(one.get("seconds", 0) for one in runs.values()), 3)
+            runs[self._run] = {**runs.get(self._run, {}), **changes}
+            manifest["seconds"] = round(sum(run.get("seconds", 0) for run in runs.values()), 3)
             if counts:
                 manifest["counts"] = dict(counts)
             self._write(manifest)
@@ -129,7 +129,7 @@ class Manifest:
 
 
 def _difference(there: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """Returns what differs, of the job that is there and the one that was asked for."""
+    """Says how a new job differs from the one in the folder; None if they are the same."""
     old_inputs, inputs = there["inputs"], new["inputs"]
     if old_inputs["fingerprint"] != inputs["fingerprint"]:
         return (
@@ -146,7 +146,7 @@ def _difference(there: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
         return None
     return (
         f"it holds a job that was configured differently: {'; '.join(changed)}. Name another "
-        "folder, or give the options of the first time"
+        "folder, or give the options of the first run"
     )
 
 

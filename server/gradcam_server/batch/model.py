@@ -1,29 +1,30 @@
-"""Which model a job's answers come from: the same one only if its files are."""
+"""Identifies the model of a job, by its options and the content of its files."""
 
 import hashlib
 from pathlib import Path
 from typing import Any
 
+from gradcam_server.config.models import model_specs
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.model_spec import ModelSpec
 from gradcam_server.domain.preprocessing import Preprocessing
 from gradcam_server.exports.manifest import is_export
 
-# What a job tries; it uses those that pay.
-LADDER = (1, 4, 16)
+# Sizes to compile; those above the fastest per image are not used.
+BATCH_SIZES = (1, 4, 16)
 _CHUNK_BYTES = 1 << 20
 
 
 def identity(config: ServeConfig) -> dict[str, Any]:
-    """Returns what decides a model's answers: names, options, and what is in its files.
+    """Returns all that decides a model's answers: names, options, and hashes of its files.
 
-    What only decides how soon they come (the compiler, batch sizes, devices) is not there: a job
-    may go on with others.
+    Settings that affect only the speed (compiler, batch sizes, devices) are left out: a job may be
+    resumed with others.
 
     Raises:
         StartupError: An option is wrong.
     """
-    (spec,) = config.model_specs()
+    (spec,) = model_specs(config)
     names = {
         "model": spec.id,
         "source": spec.source,
@@ -46,14 +47,14 @@ def identity(config: ServeConfig) -> dict[str, Any]:
 
 
 def _preprocessing(spec: ModelSpec) -> str | None:
-    """Returns what decides the answers; a file's default is the same whether declared or not."""
+    """Returns the preprocessing in effect: a file's default is the same whether declared or not."""
     if spec.preprocessing is None and (spec.built_in or is_export(Path(spec.source))):
-        return None  # The model's own.
+        return None  # the model has its own
     return str(spec.preprocessing or Preprocessing.NONE)
 
 
 def _content(value: Any) -> Any:
-    """Returns a hash of a file or folder, or what is not the name of one as it is."""
+    """Returns a hash of the file or folder that ``value`` names; any other value as it is."""
     if not isinstance(value, str) or not Path(value).exists():
         return value
     root, digest = Path(value), hashlib.sha256()

@@ -1,4 +1,4 @@
-"""How a job is cut: the list of inputs into parts, and the parts into shares."""
+"""Cuts the list of inputs into parts, one shard each, and the parts into shares."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Part:
-    """A range of the inputs, which one shard holds.
+    """A range of the inputs, written to one shard.
 
     Attributes:
-        number: 0 is the first.
-        count: Of how many.
+        number: Its number, from 0.
+        count: The number of parts.
         start: Its first input.
         stop: The first input after it.
     """
@@ -22,7 +22,7 @@ class Part:
 
     @property
     def name(self) -> str:
-        """The name of its shard, without suffix; names sort as the parts do."""
+        """The name of its shard, without suffix; the names sort in the order of the parts."""
         digits = max(5, len(str(self.count)))
         return f"part-{self.number:0{digits}d}-of-{self.count:0{digits}d}"
 
@@ -32,7 +32,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Share:
-    """Which of the processes that share a job this is: ``number`` of ``count``, from 0."""
+    """The share of a job that one process does: ``number``, from 0, of ``count`` shares."""
 
     number: int = 0
     count: int = 1
@@ -55,7 +55,7 @@ def cut(input_count: int, shard_size: int) -> list[Part]:
 
 
 def merge(parts: Sequence[Part]) -> list[tuple[int, int]]:
-    """Returns the ranges of inputs that parts cover, adjacent ones as one."""
+    """Returns the ranges of inputs that parts cover; adjacent parts form one range."""
     ranges: list[tuple[int, int]] = []
     for part in parts:
         if ranges and ranges[-1][1] == part.start:

@@ -1,10 +1,10 @@
-"""Explains images on a Ray cluster: Ray Data moves them, and the engines are a pool of its actors.
+"""Explains images on a Ray cluster: Ray Data moves the images, and a pool of actors holds engines.
 
     ranges -> read and decode (tasks on CPUs) -> engines (actors) -> rows, in order, to the caller
 
-Between the two go images of the model's input size, 150 KB at 224 x 224; with overlays the files
-themselves, because those are drawn on the whole image. Ray Data schedules, bounds what is under
-way, starts actors again that die and gives their tasks to others; nothing here does.
+Tasks send images of the model's input size to engines, 150 KB each at 224 x 224; for overlays,
+which are drawn on the whole image, they send the files. Ray Data schedules, bounds the number of
+images in progress, restarts dead actors and reassigns their tasks.
 """
 
 import logging
@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
@@ -22,11 +21,11 @@ import ray
 import ray.data
 from ray.exceptions import RayError
 
-from gradcam_server.batch.ask import Ask
 from gradcam_server.batch.errors import StageError
-from gradcam_server.batch.inputs import Item, Source
+from gradcam_server.batch.explain_options import ExplainOptions
 from gradcam_server.batch.local import Loaded, LocalStage, load_item
 from gradcam_server.batch.schema import Row, error_row, from_columns, to_batch
+from gradcam_server.batch.sources.base import Item, Source
 from gradcam_server.batch.stage import Ranges
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.requests import RawImage
@@ -34,20 +33,20 @@ from gradcam_server.errors import ExplanationServerError
 
 logger = logging.getLogger(__name__)
 
-# Read and decoded by one task; of small jobs so many that each CPU has some.
+# Images of one task; fewer in small jobs, so that each CPU has several tasks.
 _TASK_IMAGES = 256
 _TASKS_PER_CPU = 8
 _TASK_BYTES = 256 * 1024 * 1024
-_BATCH_IMAGES = 64  # of one call of an engine
-# One is computed while the next is taken out of its message.
+_BATCH_IMAGES = 64  # images in one call of an engine
+# One call computes while the next is deserialized.
 _CALLS_AT_ONCE = 2
 _CPUS_PER_ACTOR = 8
-_MOST_BLOCKS = 2000
-# What Ray reserves for an engine is little, whatever it computes with: when a node is lost, its
-# engines find room on the others, and leave the CPUs to the tasks that read for them. It is not
-# none, which Ray would also place on nodes that offer no CPU, as heads of clusters often do.
+_MAX_BLOCKS = 2000
+# Ray reserves little for an engine, whatever the engine uses: so the engines of a lost node find
+# room on other nodes, and the CPUs are left to the reading tasks. The reservation is not 0, because
+# Ray would place such engines on nodes that offer no CPU, as heads of clusters often do.
 _ENGINE_CPUS = 0.01
-_LOOK_AT_GPUS_S = 10.0
+_GPU_CHECK_INTERVAL_S = 10.0
 
 _IMAGES = pa.schema(
     [
@@ -56,7 +55,7 @@ _IMAGES = pa.schema(
         ("path", pa.string()),
         ("error", pa.string()),
         ("data", pa.large_binary()),
-        ("height", pa.int32()),  # of the original, where the data are pixels
+        ("height", pa.int32()),  # of the original image, if the data are pixels
         ("width", pa.int32()),
     ]
 )
@@ -67,18 +66,23 @@ class RayStage:
 
     Args:
         config: The settings of each engine.
-        ask: What is asked of each image.
-        address: The cluster's; None starts one on this machine, unless Ray runs already.
-        actors: Engines; None is one for each GPU, or for each 8 CPUs.
+        options: How each image is explained.
+        address: The cluster's address; None starts a cluster on this machine, unless this process
+            uses Ray already.
+        actors: The number of engines; None is one for each GPU, or for each 8 CPUs.
 
     Raises:
         StageError: There is no such cluster, or the model cannot be loaded on it.
     """
 
     def __init__(
-        self, config: ServeConfig, ask: Ask, address: str | None = None, actors: int | None = None
+        self,
+        config: ServeConfig,
+        options: ExplainOptions,
+        address: str | None = None,
+        actors: int | None = None,
     ) -> None:
-        self._ask, self._folder = ask, str(Path.cwd())
+        self._options, self._folder = options, str(Path.cwd())
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
             _start(address)
@@ -93,7 +97,7 @@ class RayStage:
                 config = replace(config, compute_threads=threads)
             self._config = config
             with _errors_of_ray():
-                looking = _look_at_model.remote(config, ask, self._folder)
+                looking = _check_model.remote(config, options, self._folder)
                 self._input_size = ray.get(looking)
         except BaseException:
             self.close()
@@ -102,16 +106,11 @@ class RayStage:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Leaves the cluster, and stops it if it was started for this."""
+        """Leaves the cluster, and stops it if this stage started it."""
         if self._owns_ray:
             ray.shutdown()
 
@@ -128,23 +127,23 @@ class RayStage:
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
         images = ray.data.from_items(
-            chunks, override_num_blocks=min(len(chunks), _MOST_BLOCKS)
+            chunks, override_num_blocks=min(len(chunks), _MAX_BLOCKS)
         ).map_batches(
             _read,
             fn_args=(
-                *(ray.put(source), self._config, self._ask, self._input_size),
+                *(ray.put(source), self._config, self._options, self._input_size),
                 self._folder,
             ),
             batch_size=1,
             batch_format="pyarrow",
-            # Engines ask for none: tasks that are alike Ray would run within the engines.
+            # Engines reserve no memory: Ray would run tasks of equal resources within them.
             memory=_TASK_BYTES,
         )
-        # Actors that die are started again, and their tasks go to others, as often as it takes:
-        # Ray Data's default (max_restarts and max_task_retries are -1).
+        # Ray Data restarts dead actors and retries their tasks without limit: max_restarts and
+        # max_task_retries are -1 by default.
         rows = images.map_batches(
-            _Engine,
-            fn_constructor_args=(self._config, self._ask, self._folder),
+            EngineActor,
+            fn_constructor_args=(self._config, self._options, self._folder),
             batch_size=min(_BATCH_IMAGES, size),
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
@@ -156,17 +155,17 @@ class RayStage:
             num_cpus=_ENGINE_CPUS,
             num_gpus=self._gpus,
         )
-        with _errors_of_ray(), _told_of_lost_gpus(self._gpus * self._actors):
+        with _errors_of_ray(), gpu_warnings(self._gpus * self._actors):
             for table in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
                 yield from from_columns(table)
 
 
 def _start(address: str | None) -> None:
-    # What it would tell is progress, which the caller shows, or comes as an error, too.
+    # Ray logs progress, which the caller shows, and errors, which are also raised.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     if address is None and not os.environ.get("RAY_ADDRESS"):
-        address = "local"  # not whichever cluster was last started on this machine
+        address = "local"  # else Ray joins the last cluster that was started on this machine
     try:
         ray.init(
             address,
@@ -183,7 +182,7 @@ def _start(address: str | None) -> None:
 
 @contextmanager
 def _errors_of_ray() -> Iterator[None]:
-    """Turns errors of tasks and actors into ours."""
+    """Turns errors of tasks and actors into ``StageError``."""
     try:
         yield
     except RayError as error:
@@ -194,15 +193,15 @@ def _errors_of_ray() -> Iterator[None]:
 
 
 @contextmanager
-def _told_of_lost_gpus(needed: float, interval_s: float = _LOOK_AT_GPUS_S) -> Iterator[None]:
-    """Until this is left, says when the cluster has fewer GPUs than the engines need.
+def gpu_warnings(needed: float, interval_s: float = _GPU_CHECK_INTERVAL_S) -> Iterator[None]:
+    """Logs, within the context, when the cluster has fewer GPUs than the engines need.
 
-    Ray Data gives the images that an engine had in work to no other: they wait until the engine
-    finds a free GPU, at the latest one of an engine that has nothing left to do.
+    Ray Data does not reassign the images that a lost engine was computing: they wait until that
+    engine gets a free GPU, at the latest that of an engine with no work left.
 
     Args:
         needed: GPUs of all engines.
-        interval_s: How often to look, in seconds.
+        interval_s: Seconds between two checks.
     """
     left = threading.Event()
 
@@ -216,9 +215,9 @@ def _told_of_lost_gpus(needed: float, interval_s: float = _LOOK_AT_GPUS_S) -> It
             is_short = not is_short
             if is_short:
                 logger.warning(
-                    "The engines need %g GPUs, and the cluster has %g left: images that lost "
-                    "engines had in work wait for a free GPU, and their shards with them. A job "
-                    "that is stopped and started again does not wait.",
+                    "The engines need %g GPUs, and the cluster has %g left: the images of lost "
+                    "engines wait for a free GPU, and their shards with them. A job that is "
+                    "stopped and started again does not wait.",
                     *(needed, gpus),
                 )
             else:
@@ -233,40 +232,40 @@ def _told_of_lost_gpus(needed: float, interval_s: float = _LOOK_AT_GPUS_S) -> It
         looking.join()
 
 
-# Its process ends with it: it would keep a model in memory.
+# The process ends after one call: it would keep a model in memory.
 @ray.remote(max_calls=1)
-def _look_at_model(config: ServeConfig, ask: Ask, folder: str) -> tuple[int, int]:
-    """Returns the model's input size, after having looked for the layer and the class."""
-    _go_to(folder)
-    # It computes nothing, and has no GPU.
-    with LocalStage(replace(config, batch_sizes=(1,), device=()), ask) as stage:
+def _check_model(config: ServeConfig, options: ExplainOptions, folder: str) -> tuple[int, int]:
+    """Returns the model's input size; raises if it lacks the layer or the class."""
+    _enter(folder)
+    # This task computes nothing, and has no GPU.
+    with LocalStage(replace(config, batch_sizes=(1,), device=()), options) as stage:
         return stage.input_size
 
 
-def _go_to(folder: str) -> None:
-    """Gives relative paths the meaning that they have where the job was started."""
+def _enter(folder: str) -> None:
+    """Makes relative paths relative to the folder where the job was started, if it exists here."""
     if Path(folder).is_dir():
         os.chdir(folder)
 
 
 def _read(
     chunks: pa.Table,
-    kept: "ray.ObjectRef[Source]",
+    source_ref: "ray.ObjectRef[Source]",
     config: ServeConfig,
-    ask: Ask,
+    options: ExplainOptions,
     input_size: tuple[int, int],
     folder: str,
 ) -> Iterator[pa.Table]:
-    """Reads and decodes ranges of a source, which the cluster keeps once."""
+    """Reads and decodes ranges of a source, of which the cluster stores one copy."""
     import cv2
 
-    _go_to(folder)
-    source: Source = ray.get(kept)
+    _enter(folder)
+    source: Source = ray.get(source_ref)
     cv2.setNumThreads(1)  # a task has one CPU
     pending: list[dict[str, Any]] = []
     for chunk in chunks.to_pylist():
         for item in source.read(chunk["start"], chunk["stop"]):
-            pending.append(_decode(item, config, ask, input_size))
+            pending.append(_decode(item, config, options, input_size))
             if len(pending) == _BATCH_IMAGES:
                 yield pa.Table.from_pylist(pending, _IMAGES)
                 pending.clear()
@@ -275,10 +274,10 @@ def _read(
 
 
 def _decode(
-    item: Item, config: ServeConfig, ask: Ask, input_size: tuple[int, int]
+    item: Item, config: ServeConfig, options: ExplainOptions, input_size: tuple[int, int]
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"index": item.index, "id": item.id, "path": item.path}
-    loaded = load_item(item, config, ask, input_size)
+    loaded = load_item(item, config, options, input_size)
     if isinstance(loaded, Row):
         return {**row, "error": loaded.error}
     if isinstance(loaded.image, bytes):
@@ -288,19 +287,19 @@ def _decode(
     return {**row, "data": loaded.image.data, "height": height, "width": width}
 
 
-class _Engine:
-    """An actor that holds an engine."""
+class EngineActor:
+    """An actor with an engine."""
 
-    def __init__(self, config: ServeConfig, ask: Ask, folder: str) -> None:
-        _go_to(folder)
-        # For NumPy and the like; the engine's own threads are set by the configuration.
+    def __init__(self, config: ServeConfig, options: ExplainOptions, folder: str) -> None:
+        _enter(folder)
+        # For NumPy and other libraries; the configuration sets the engine's threads.
         os.environ["OMP_NUM_THREADS"] = str(config.compute_threads or 1)
-        self._stage, self._ask = LocalStage(config, ask), ask
+        self._stage, self._options = LocalStage(config, options), options
 
     def __call__(self, images: pa.Table) -> pa.Table:
         """Explains images; returns their rows."""
         rows = list(self._stage.explain(self._loaded(image) for image in images.to_pylist()))
-        return pa.Table.from_batches([to_batch(rows, overlays=self._ask.overlays)])
+        return pa.Table.from_batches([to_batch(rows, overlays=self._options.overlays)])
 
     def _loaded(self, image: dict[str, Any]) -> Loaded | Row:
         data: bytes = image["data"]

@@ -1,4 +1,4 @@
-"""One row for each image, and the columns of the shards."""
+"""The rows, one for each image, and the columns of the shards."""
 
 import math
 from collections.abc import Sequence
@@ -9,10 +9,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gradcam_server.batch.ask import Ask
-from gradcam_server.batch.inputs import Item
+from gradcam_server.batch.explain_options import ExplainOptions
+from gradcam_server.batch.sources.base import Item
 
 OK, ERROR = "ok", "error"
+# Fields of a request whose errors concern the image, not the options.
+IMAGE_FIELDS = ("encoded_image", "raw_image", "raw_image.data")
 
 SCHEMA = pa.schema(
     [
@@ -44,44 +46,44 @@ SCHEMA = pa.schema(
         ("overlay", pa.string()),
     ]
 )
-# The greatest values that float16 keeps to its 11 bits, small ones beside them included.
-_FLOAT16_TOP = (2.0**-3, 2.0**15)
+# A map whose maximum is in this range keeps 11 bits in float16, its smaller values included.
+_FLOAT16_MAXIMA = (2.0**-3, 2.0**15)
 
 
 @dataclass(slots=True)
 class Row:
-    """What became of one image. Everything after ``error`` is None if it failed.
+    """The result for one image. Everything after ``error`` is None if it failed.
 
     Attributes:
-        index: Its place in the list of inputs.
+        index: Its position in the list of inputs, from 0.
         id: Its name.
-        path: Where it is.
+        path: Its location.
         status: ``OK`` or ``ERROR``.
         error: Why it failed.
-        width: Of the image after EXIF orientation, in pixels.
-        height: Likewise.
+        width: Width of the image after EXIF orientation, in pixels.
+        height: Its height, likewise.
         class_index: The classes of highest probability, best first.
         class_name: Their names.
         probability: Their probabilities.
-        target: The class that was explained.
+        target: The index of the explained class.
         target_name: Its name.
-        score: Its logit.
+        score: The logit of that class.
         heatmap: The map at the layer's resolution, row-major: ``array * heatmap_scale`` is the
             method's map after its ReLU.
         heatmap_dtype: "float16" (little-endian) or "uint8".
         heatmap_height: Rows of the map.
         heatmap_width: Columns of the map.
         heatmap_scale: What to multiply the values by. For float16 it is 1, or a power of two
-            where the values would not fit otherwise; for uint8 the greatest value over 255.
-        raw_min: Least value of the map before the ReLU.
-        raw_max: Greatest value of the same.
-        degenerate: Whether nothing speaks for the class: the map is zero.
-        layer: The layer that was explained.
+            if the values do not fit; for uint8 it is the maximum over 255.
+        raw_min: Minimum of the map before the ReLU.
+        raw_max: Maximum of the map before the ReLU.
+        degenerate: Whether the map is zero: no evidence for the class at this layer.
+        layer: The explained layer.
         method: The method.
         model: The model that answered.
         model_version: Its version; empty if it has none.
         overlay: The overlay's file, relative to the output folder.
-        overlay_jpeg: The file's content; no column of the shards.
+        overlay_jpeg: The overlay's file content; not a column of the shards.
     """
 
     index: int
@@ -114,7 +116,7 @@ class Row:
 
 
 class Heatmap(Protocol):
-    """One form of a heat map, of the server or of the client."""
+    """A heat map in one form, of the server or of the client."""
 
     @property
     def height(self) -> int: ...
@@ -141,19 +143,19 @@ class Explained(Protocol):
     def explanations(self) -> Sequence[Any]: ...
 
 
-def row_of(item: Item, explained: Explained, ask: Ask) -> Row:
+def row_of(item: Item, explained: Explained, options: ExplainOptions) -> Row:
     """Makes the row of an image that was explained.
 
     Args:
         item: The image.
-        explained: Its predictions, and one explanation: the raw map, and the overlay if there
-            is to be one.
-        ask: What was asked.
+        explained: Its predictions, and one explanation: the raw map, and the overlay if
+            ``options`` asks for overlays.
+        options: How it was explained.
     """
-    one = explained.explanations[0]
-    raw: Heatmap = one.heatmaps[0]
+    explanation = explained.explanations[0]
+    raw: Heatmap = explanation.heatmaps[0]
     values = np.frombuffer(raw.data, "<f4")
-    heatmap, scale = pack(values, ask.heatmap)
+    heatmap, scale = pack(values, options.heatmap)
     return Row(
         index=item.index,
         id=item.id,
@@ -161,25 +163,25 @@ def row_of(item: Item, explained: Explained, ask: Ask) -> Row:
         status=OK,
         width=explained.image_width,
         height=explained.image_height,
-        class_index=[each.index for each in explained.predictions],
-        class_name=[each.name for each in explained.predictions],
-        probability=[each.probability for each in explained.predictions],
-        target=one.index,
-        target_name=one.name,
-        score=one.score,
+        class_index=[prediction.index for prediction in explained.predictions],
+        class_name=[prediction.name for prediction in explained.predictions],
+        probability=[prediction.probability for prediction in explained.predictions],
+        target=explanation.index,
+        target_name=explanation.name,
+        score=explanation.score,
         heatmap=heatmap,
-        heatmap_dtype=ask.heatmap,
+        heatmap_dtype=options.heatmap,
         heatmap_height=raw.height,
         heatmap_width=raw.width,
         heatmap_scale=scale,
-        raw_min=one.raw_min,
-        raw_max=one.raw_max,
-        degenerate=one.degenerate,
-        layer=one.layer,
-        method=str(one.method),
+        raw_min=explanation.raw_min,
+        raw_max=explanation.raw_max,
+        degenerate=explanation.degenerate,
+        layer=explanation.layer,
+        method=str(explanation.method),
         model=explained.model,
         model_version=explained.model_version,
-        overlay_jpeg=one.heatmaps[1].data if ask.overlays else None,
+        overlay_jpeg=explanation.heatmaps[1].data if options.overlays else None,
     )
 
 
@@ -189,12 +191,12 @@ def error_row(item: Item, error: str) -> Row:
 
 
 def describe(error: Exception) -> str:
-    """Returns what a row says of an error in reading: without the path, which the row has."""
+    """Returns the text of a reading error for a row: without the path, which the row has."""
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
 def pack(values: NDArray[np.float32], kind: str) -> tuple[bytes, float]:
-    """Returns a map's bytes, and what to multiply their values by.
+    """Returns a map's bytes, and the scale to multiply their values by.
 
     Args:
         values: float32, not negative.
@@ -204,22 +206,22 @@ def pack(values: NDArray[np.float32], kind: str) -> tuple[bytes, float]:
     if kind == "uint8":
         scale = float(np.float32(top / 255)) or 1.0
         return np.rint(values / np.float32(scale)).clip(0, 255).astype(np.uint8).tobytes(), scale
-    least, most = _FLOAT16_TOP
-    scale = 1.0 if top == 0 or least <= top <= most else 2.0 ** math.floor(math.log2(top))
+    lowest, highest = _FLOAT16_MAXIMA
+    scale = 1.0 if top == 0 or lowest <= top <= highest else 2.0 ** math.floor(math.log2(top))
     return (values / np.float32(scale)).astype("<f2").tobytes(), scale
 
 
 def unpack(row: Any) -> NDArray[np.float32]:
-    """Returns the map of a row, by its columns: float32 (heatmap_height, heatmap_width)."""
+    """Returns the map of a row (its values by column): float32 (heatmap_height, heatmap_width)."""
     kind = "<f2" if row["heatmap_dtype"] == "float16" else np.uint8
     values = np.frombuffer(row["heatmap"], kind).astype(np.float32)
-    # In pandas, whole numbers are floats where other rows have none.
+    # In pandas, integer columns with nulls become floats.
     shape = int(row["heatmap_height"]), int(row["heatmap_width"])
     return np.asarray(values.reshape(shape) * np.float32(row["heatmap_scale"]))
 
 
 def to_batch(rows: Sequence[Row], *, overlays: bool = False) -> pa.RecordBatch:
-    """Returns rows as columns.
+    """Returns rows as Arrow columns.
 
     Args:
         rows: The rows.
@@ -234,7 +236,7 @@ def to_batch(rows: Sequence[Row], *, overlays: bool = False) -> pa.RecordBatch:
 
 
 def from_columns(batch: Any) -> list[Row]:
-    """Returns the rows of ``to_batch``'s columns."""
+    """Returns the rows of the columns that ``to_batch`` made."""
     names = {field.name for field in fields(Row)}
     return [
         Row(**{name: value for name, value in values.items() if name in names})

@@ -1,9 +1,9 @@
-"""The output folder: shards that appear whole or not at all, and one writer for each.
+"""The output folder: shards appear whole or not at all, and each has one writer.
 
-A shard is written under a temporary name in the same folder, synced and renamed. So whatever
-has a shard's name is finished, after kill -9 and after a power cut. A writer holds a lock on its
-parts (POSIX byte ranges of one file, a byte for each part; they end with the process), so two
-jobs never write the same ones.
+A shard is written under a temporary name in the same folder, synced and renamed. So a file with a
+shard's name is finished, even after kill -9 or a power cut. A writer locks its parts (POSIX byte
+ranges of one file, a byte for each part; the locks end with the process), so two jobs never write
+the same part.
 """
 
 import errno
@@ -21,7 +21,7 @@ from gradcam_server.batch.errors import OutputError
 from gradcam_server.batch.plan import Part
 from gradcam_server.batch.schema import ERROR, SCHEMA, Row, to_batch
 
-# Readers of Parquet folders pass over names that begin with "_" or ".".
+# Readers of Parquet folders ignore names that begin with "_" or ".".
 OVERLAYS = "_overlays"
 _LOCK = ".lock"
 _TEMPORARY = ".tmp"
@@ -36,10 +36,10 @@ class Folder:
     """An output folder.
 
     Args:
-        path: Where it is; made if it is not there.
+        path: Its path; it is created if it does not exist.
 
     Raises:
-        OutputError: It cannot be made or written.
+        OutputError: It cannot be created or written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,11 +49,11 @@ class Folder:
             self._lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     def close(self) -> None:
-        """Gives up all locks."""
+        """Releases all locks."""
         os.close(self._lock)
 
     def lock_parts(self, start: int, stop: int) -> None:
-        """Takes the parts of a range, until ``close``.
+        """Locks the parts from ``start`` up to ``stop``, until ``close``.
 
         Raises:
             OutputError: Another process is writing some of them.
@@ -69,7 +69,7 @@ class Folder:
 
     @contextmanager
     def if_unused(self) -> Iterator[bool]:
-        """Says whether nobody writes any part, nor has written one; then nobody begins to."""
+        """Gives whether no part was ever begun; if so, no process can begin one meanwhile."""
         if self.has_shards():
             yield False
             return
@@ -97,10 +97,10 @@ class Folder:
         return self.path / f"{part.name}.parquet"
 
     def errors_of(self, part: Part, job: str) -> int | None:
-        """Returns how many rows of a finished shard are errors; None if it is not there.
+        """Returns the number of error rows in a part's shard; None if it is not finished.
 
         Raises:
-            OutputError: A file of its name is not this job's.
+            OutputError: A file of that name is broken, or another job wrote it.
         """
         path = self.shard(part)
         try:
@@ -120,11 +120,11 @@ class Folder:
         return int(notes[_ERRORS])
 
     def has_shards(self) -> bool:
-        """Returns whether there are Parquet files in it, whosesoever."""
+        """Returns whether the folder holds any Parquet files, of this job or not."""
         return next(self.path.glob("*.parquet"), None) is not None
 
     def remove_leftovers(self, parts: Sequence[Part]) -> None:
-        """Removes what writers that were killed left of these parts, which are locked."""
+        """Removes temporary files of killed writers for these parts, which must be locked."""
         for part in parts:
             with writing(self.path), suppress(FileNotFoundError):
                 self._temporary(part).unlink()
@@ -134,11 +134,11 @@ class Folder:
 
     @contextmanager
     def writer(self, part: Part, job: str) -> Iterator["ShardWriter"]:
-        """Opens a shard for writing. It appears at the end, if nothing is raised.
+        """Opens a shard for writing. It appears when the context ends without an error.
 
         Args:
-            part: The part, which is locked.
-            job: The job's fingerprint, kept in the shard.
+            part: The part, which must be locked.
+            job: The job's fingerprint, stored in the shard.
 
         Raises:
             OutputError: The disk is full, or the folder cannot be written.
@@ -175,7 +175,7 @@ class ShardWriter:
         """Adds the next row.
 
         Raises:
-            ValueError: It is not the next one.
+            ValueError: Its index is not the next of the part.
         """
         if row.index != self._part.start + self._count or self._count == len(self._part):
             raise ValueError(f"row {row.index} is not the next one of {self._part}")
@@ -189,7 +189,7 @@ class ShardWriter:
             self._flush()
 
     def finish(self) -> None:
-        """Writes what is left, and all of it to the disk.
+        """Writes the remaining rows, and syncs the file to the disk.
 
         Raises:
             ValueError: Rows are missing.
@@ -217,7 +217,7 @@ class ShardWriter:
             self._rows.clear()
 
     def _write_overlay(self, index: int, jpeg: bytes) -> str:
-        # They have fixed names and belong to a shard that comes later: written twice, if at all.
+        # Overlays have fixed names and precede their shard: a second run overwrites them.
         if self._overlays is None:
             self._overlays = self._folder / OVERLAYS / self._part.name
             self._overlays.mkdir(parents=True, exist_ok=True)
@@ -227,7 +227,7 @@ class ShardWriter:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces a file's content: a reader sees the old or the new one.
+    """Replaces a file's content: a reader sees the old content or the new.
 
     Raises:
         OutputError: The disk is full, or the folder cannot be written.
@@ -248,7 +248,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Makes a rename in a folder last."""
+    """Makes renames in a folder durable."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)
@@ -258,7 +258,7 @@ def sync_folder(path: Path) -> None:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turns errors of writing into ones that say what to do.
+    """Turns errors of writing into errors that say what to do.
 
     Raises:
         OutputError: The disk is full, or the folder cannot be written.
@@ -269,8 +269,8 @@ def writing(folder: Path) -> Iterator[None]:
         number: Any = error.errno
         if number in _FULL:
             raise OutputError(
-                f"{folder}: no room to write ({os.strerror(number)}). What is finished is there, "
-                "and no shard is half written: make room, and the same command goes on"
+                f"{folder}: no room to write ({os.strerror(number)}). Finished shards stay, and no "
+                "shard is half written: make room, and the same command goes on"
             ) from error
         if number in _READ_ONLY or isinstance(error, FileExistsError | NotADirectoryError):
             raise OutputError(

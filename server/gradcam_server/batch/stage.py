@@ -1,11 +1,11 @@
-"""What explains the images of a job: the one part in which its engines differ."""
+"""The protocol of what explains the images of a job: engines differ in nothing else."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeAlias
 
-from gradcam_server.batch.inputs import Source
 from gradcam_server.batch.schema import Row
+from gradcam_server.batch.sources.base import Source
 
 Ranges: TypeAlias = Sequence[tuple[int, int]]
 """Ranges of a source: (first input, first input after it), ascending."""
@@ -17,11 +17,11 @@ class Stage(Protocol):
     def rows(self, source: Source, ranges: Ranges) -> Iterator[Row]:
         """Yields one row for each image of the ranges, in their order.
 
-        It works ahead of what is taken, but only so far: rows and images in memory are bounded.
-        An image that cannot be read, decoded or computed is a row that says so.
+        A stage works ahead of the rows that are taken, by a bounded number of images. An image
+        that cannot be read, decoded or computed gives a row with the error.
 
         Raises:
-            BatchError: The images cannot be explained as asked, or nobody does it any more.
+            BatchError: An option is wrong for all images, or no engine is left.
         """
         ...
 

@@ -1,16 +1,16 @@
-"""An engine for whom only images in a second count: no batch larger than pays."""
+"""An engine tuned for throughput: it uses no batch size above the fastest per image."""
 
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.graph_io import GraphKey
 from gradcam_server.engine.engine import Engine, FirstUse
 from gradcam_server.graphs.executable import CompiledGraph
 
-# A larger batch must serve that many times the images in a second to be worth its memory.
-_WORTH = 1.02
+# By how much a larger batch must raise the throughput to be worth its memory.
+_MIN_SPEEDUP = 1.02
 
 
 class ThroughputEngine(Engine):
-    """Compiles all batch sizes, and uses those up to the one that serves most images."""
+    """Compiles all batch sizes, and uses those up to the one of highest throughput."""
 
     def __init__(self, config: ServeConfig) -> None:
         super().__init__(config, FirstUse.FASTEST)
@@ -21,9 +21,9 @@ class ThroughputEngine(Engine):
 
 
 def best_size(graph: CompiledGraph) -> int:
-    """Returns the batch size that serves most images in a second, by the times as measured."""
+    """Returns the batch size of the highest throughput, by the measured times."""
     best, best_rate = 0, 0.0
     for size, cost_s in sorted(graph.cost_s.items()):
-        if size / cost_s > best_rate * _WORTH:
+        if size / cost_s > best_rate * _MIN_SPEEDUP:
             best, best_rate = size, size / cost_s
     return best

@@ -1,4 +1,4 @@
-"""The bare graph: what the server computes, without a server around it."""
+"""The bare graph: the server's computation without a server around it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _CALIBRATION_S = 2.0
 
 @dataclass(frozen=True)
 class Calibration:
-    """What batches of the bare graph cost.
+    """The cost of the bare graph's batches.
 
     Attributes:
         cpu_s: CPU seconds of one batch in all threads, by compiled batch size.
-        seconds: Wall seconds of one batch, by compiled batch size.
-        fastest: The batch size with the most images in a second.
-        compiler: What runs the graph.
+        seconds: Wall-clock seconds of one batch, by compiled batch size.
+        fastest: The batch size of the highest throughput.
+        compiler: The compiler that runs the graph.
         input_size: (height, width) of the model's input.
     """
 
@@ -37,7 +37,7 @@ class Calibration:
 
 
 class BareGraph:
-    """Runs the default graph of a server's first model; for a ``Worker``.
+    """Runs the default graph of a server's first model; made in a ``Worker``.
 
     Args:
         config: The server's settings.
@@ -71,7 +71,7 @@ class BareGraph:
         return Calibration(used, seconds, fastest, compiler, self._model.input_size)
 
     def images_per_s(self, size: int, seconds: float) -> float:
-        """Runs full batches one after the other for some time."""
+        """Runs full batches one after the other for ``seconds``; returns the throughput."""
         images, _, _, wall_s = self._run(size, seconds)
         return images / wall_s
 

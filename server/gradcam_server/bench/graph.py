@@ -1,7 +1,7 @@
-"""The graph suite: ways from images to logits and Grad-CAM maps, one beside the other.
+"""The graph suite: compares implementations that compute logits and Grad-CAM maps of images.
 
-Each candidate is in a process of its own. At each batch size all are prepared, checked against
-the reference and then timed in turns; one whose answer is wrong is reported and not timed.
+Each candidate has a process of its own. At each batch size all candidates are prepared, checked
+against the reference and timed in turns; a candidate with a wrong answer is reported, not timed.
 """
 
 import gc
@@ -18,15 +18,14 @@ from gradcam_server.bench.payload import photograph
 from gradcam_server.bench.statistics import Spread
 from gradcam_server.bench.worker import Worker, WorkerError, peak_bytes
 
-_EXACT_LOGITS = 1e-3
-_EXACT_MAPS = 1e-2
-_CLOSE_CORRELATION = 0.9
-_CLOSE_CLASSES = 0.8
+# For candidates that compute in float32, and for those with reduced precision.
+_MAX_LOGITS_ERROR, _MAX_MAP_ERROR = 1e-3, 1e-2
+_MIN_CORRELATION, _MIN_SAME_CLASS = 0.9, 0.8
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a candidate finds in a batch.
+    """A candidate's answer for a batch.
 
     Attributes:
         logits: float32, shape (B, classes).
@@ -39,30 +38,30 @@ class Answer:
 
 
 Run = Callable[[NDArray[np.uint8]], Answer]
-"""From uint8 RGB of the model's input size, shape (B, H, W, 3)."""
+"""Answers a batch of uint8 RGB images of the model's input size, shape (B, H, W, 3)."""
 
 
 class Subject(Protocol):
-    """A way to the answer, in its process."""
+    """An implementation, in its own process."""
 
     def build(self, batch_size: int) -> Run:
-        """Compiles, or what else it needs, for one batch size."""
+        """Prepares (compiles) for one batch size."""
         ...
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A subject to be made.
+    """A subject to measure.
 
     Attributes:
         name: Its name.
-        make: Makes it in its own process; a function or class of a module.
-        arguments: Its arguments.
+        make: Makes the subject in its own process; a function or class of a module.
+        arguments: Arguments of ``make``.
         device: ``cpu`` or ``gpu``.
-        exact: Whether it computes in float32, and must agree to rounding; else it must agree
+        exact: Whether it computes in float32, and must agree to rounding; otherwise it must agree
             as a quantised model does.
-        most: The largest batch size that is worth its time.
-        environment: Variables of its process.
+        max_batch_size: The largest batch size to measure.
+        environment: Environment variables of its process.
     """
 
     name: str
@@ -70,21 +69,21 @@ class Candidate:
     arguments: tuple[Any, ...] = ()
     device: str = "cpu"
     exact: bool = True
-    most: int = 64
+    max_batch_size: int = 64
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Check:
-    """How far an answer is from the reference.
+    """The difference of an answer from the reference.
 
     Attributes:
-        logits_error: Greatest difference, over the greatest logit.
-        map_error: Greatest difference of the maps of images with the same class, over the
-            greatest value of the image's map.
-        map_correlation: Least correlation of their maps.
-        same_class: Share of the images with the same best class.
-        passed: Whether it may be timed.
+        logits_error: Maximum difference, over the maximum logit.
+        map_error: Maximum difference of the maps of images with the same class, over the
+            maximum of the image's map.
+        map_correlation: Minimum correlation of these maps.
+        same_class: Share of the images with the same best class, 0 to 1.
+        passed: Whether the differences are small enough to time the candidate.
     """
 
     logits_error: float
@@ -101,7 +100,7 @@ def check(answer: Answer, reference: Answer, *, exact: bool) -> Check:
         ValueError: The shapes differ.
     """
     for name in ("logits", "maps"):
-        shapes = [getattr(one, name).shape for one in (answer, reference)]
+        shapes = [getattr(arrays, name).shape for arrays in (answer, reference)]
         if shapes[0] != shapes[1]:
             raise ValueError(f"{name} of shape {shapes[0]}, not {shapes[1]}")
     scale = float(np.abs(reference.logits).max())
@@ -109,9 +108,9 @@ def check(answer: Answer, reference: Answer, *, exact: bool) -> Check:
     best, true = answer.logits.argmax(axis=1), reference.logits.argmax(axis=1)
     rows = np.arange(len(best))
     same = best == true
-    # Of two classes that are equal to rounding, either is right.
+    # If two classes are equal to rounding, either may be the best.
     gap = (reference.logits[rows, true] - reference.logits[rows, best]) / scale
-    tied = gap <= 2 * _EXACT_LOGITS
+    tied = gap <= 2 * _MAX_LOGITS_ERROR
     map_error = correlation = 0.0
     if same.any():
         ours, theirs = answer.maps[same], reference.maps[same]
@@ -121,19 +120,21 @@ def check(answer: Answer, reference: Answer, *, exact: bool) -> Check:
         correlation = min(float(np.corrcoef(a.ravel(), b.ravel())[0, 1]) for a, b in pairs)
     share = float(same.mean())
     passed = (
-        logits_error <= _EXACT_LOGITS and map_error <= _EXACT_MAPS and bool((same | tied).all())
+        logits_error <= _MAX_LOGITS_ERROR
+        and map_error <= _MAX_MAP_ERROR
+        and bool((same | tied).all())
         if exact
-        else correlation >= _CLOSE_CORRELATION and share >= _CLOSE_CLASSES
+        else correlation >= _MIN_CORRELATION and share >= _MIN_SAME_CLASS
     )
     return Check(logits_error, map_error, correlation, share, passed)
 
 
 class Timed:
-    """A subject in its own process; for a ``Worker``.
+    """Times a subject in its own process; made in a ``Worker``.
 
     Args:
         make: Makes the subject.
-        arguments: Its arguments.
+        arguments: Arguments of ``make``.
         input_size: (height, width) of the images.
     """
 
@@ -144,9 +145,9 @@ class Timed:
         self._input_size = input_size
 
     def prepare(self, batch_size: int) -> tuple[float, Answer]:
-        """Compiles for a batch size; returns the seconds it took with the first run, and it."""
+        """Compiles for a batch size and runs once; returns the seconds of both, and the answer."""
         self._run = None
-        gc.collect()  # the last batch size goes before the next one comes
+        gc.collect()  # frees the last batch size before the next is prepared
         self._images = pictures(batch_size, self._input_size)
         started = time.perf_counter()
         run = self._run = self._subject.build(batch_size)
@@ -154,7 +155,7 @@ class Timed:
         return time.perf_counter() - started, answer
 
     def seconds(self, repeats: int) -> float:
-        """Returns the median time of a batch, after one that does not count."""
+        """Returns the median seconds of a batch, after one batch to warm up."""
         assert self._run
         times = []
         for _ in range(repeats + 1):
@@ -164,13 +165,13 @@ class Timed:
         return float(np.median(times[1:]))
 
     def peak_bytes(self) -> int:
-        """Returns the most memory that the process ever had."""
+        """Returns the peak memory of the process."""
         return peak_bytes()
 
     def device_bytes(self) -> int | None:
-        """Returns the most memory of the accelerator, if the subject can tell."""
-        tell = getattr(self._subject, "device_bytes", None)
-        return None if tell is None else int(tell())
+        """Returns the peak memory of the accelerator; None if the subject does not say."""
+        device_bytes = getattr(self._subject, "device_bytes", None)
+        return None if device_bytes is None else int(device_bytes())
 
 
 def pictures(count: int, input_size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -183,7 +184,7 @@ def pictures(count: int, input_size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 class _Entry:
-    """A candidate, its process and what was found."""
+    """A candidate, its process and its failure."""
 
     def __init__(self, candidate: Candidate, input_size: tuple[int, int]) -> None:
         self.candidate = candidate
@@ -215,13 +216,13 @@ def measure(
     """Checks and times all candidates.
 
     Args:
-        candidates: The candidates; the first of a device is what ratios refer to.
-        reference: What says which answers are right. It is not timed.
-        batch_sizes: In ascending order.
+        candidates: The candidates; ratios are over the first candidate of the same device.
+        reference: The candidate whose answers are right. It is not timed.
+        batch_sizes: The batch sizes.
         input_size: (height, width) of the images.
-        rounds: How often each candidate has its turn.
-        repeats: Batches of one turn; their median is its value.
-        on_step: Told what comes.
+        rounds: Number of measurements of each candidate.
+        repeats: Batches in one measurement, which is their median.
+        on_step: Called with a description before each step.
 
     Returns:
         One row for each candidate and batch size.
@@ -258,7 +259,7 @@ def _at(
     rows, timed = {}, {}
     for entry in entries:
         candidate = entry.candidate
-        if size > candidate.most and not entry.failure:
+        if size > candidate.max_batch_size and not entry.failure:
             continue
         row: dict[str, Any] = {
             "subject": candidate.name,
@@ -278,13 +279,13 @@ def _at(
             except (WorkerError, ValueError) as error:
                 entry.fail(WorkerError(str(error)))
         row["failure"] = entry.failure
-    turns = {name: _turn(entry, repeats) for name, entry in timed.items()}
+    timers = {name: _timer(entry, repeats) for name, entry in timed.items()}
     found_s = interleave(
-        turns, rounds, size, lambda name: on_step(f"timing {name}, batch size {size}")
+        timers, rounds, size, lambda name: on_step(f"timing {name}, batch size {size}")
     )
     for name, seconds in found_s.items():
         row, entry = rows[name], timed[name]
-        base = next(one for one in found_s if rows[one]["device"] == row["device"])
+        base = next(other for other in found_s if rows[other]["device"] == row["device"])
         row["ms_per_image"] = asdict(Spread.of(np.array(seconds) / size * 1e3))
         row["ratio"] = asdict(Spread.of_ratios(seconds, found_s[base]))
         row["base"] = base
@@ -295,9 +296,9 @@ def _at(
     return list(rows.values())
 
 
-def _turn(entry: _Entry, repeats: int) -> Callable[[], float]:
-    def turn() -> float:
+def _timer(entry: _Entry, repeats: int) -> Callable[[], float]:
+    def seconds() -> float:
         assert entry.worker
         return float(entry.worker.call("seconds", repeats))
 
-    return turn
+    return seconds

@@ -1,4 +1,4 @@
-"""One run of the graph suite: candidates, floors, prices and notes for ``graph.measure``."""
+"""Runs the graph suite: adds candidates, rooflines, prices and notes to ``graph.measure``."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -7,8 +7,8 @@ from typing import Any
 from rich.progress import Progress
 
 from gradcam_server.bench import graph, results
-from gradcam_server.bench.own import own_subjects, reference_subject, tutorial_subjects
-from gradcam_server.bench.roofline import Floor, Speed, Work, fastest, floor_ms
+from gradcam_server.bench.roofline import Roofline, Speed, Work, fastest, roofline_ms
+from gradcam_server.bench.subjects import reference_subject, server_subjects, tutorial_subjects
 from gradcam_server.bench.worker import Worker
 from gradcam_server.domain.model_spec import ModelSpec
 from gradcam_server.domain.options import Compiler
@@ -32,21 +32,21 @@ def run(
     more: MorePeers = lambda _: (),
     skipped: Sequence[str] = (),
 ) -> results.Results:
-    """Measures our graphs and the tutorials' ways, and others beside them.
+    """Measures the server's graphs, the tutorials' implementations, and others beside them.
 
     Args:
-        bar: Shows how far it is.
+        bar: Shows the progress.
         model: A built-in model.
-        weights: imagenet or random.
-        compilers: Ours.
+        weights: ``imagenet`` or ``random``.
+        compilers: Compilers of the server's graph.
         devices: ``cpu`` and ``gpu``.
         batch_sizes: Batch sizes.
-        rounds: Turns of each candidate.
+        rounds: Number of measurements of each candidate.
         prices: Price of an hour of each device's machine.
         trial: Whether the figures are not meant to be quoted.
-        tutorials: Whether the tutorials' ways are timed.
-        more: More candidates.
-        skipped: What could not take part, in sentences.
+        tutorials: Whether to measure the tutorials' implementations.
+        more: Returns more candidates for a device.
+        skipped: Sentences about candidates that could not take part.
 
     Raises:
         WorkerError: The reference failed, or there is no such device.
@@ -54,7 +54,7 @@ def run(
     machine = results.Machine.here()
     spec = ModelSpec(model, model, weights=weights)
     candidates: list[graph.Candidate] = []
-    floors: dict[str, Any] = {}
+    rooflines: dict[str, Any] = {}
     task = bar.add_task("", total=None)
 
     def on_step(name: str) -> None:
@@ -62,11 +62,11 @@ def run(
         bar.advance(task)
 
     for device in devices:
-        on_step(f"measuring the floor of the {device}")
-        with _floor(spec, device) as worker:
+        on_step(f"measuring the roofline of the {device}")
+        with _roofline(spec, device) as worker:
             work, input_size = worker.call("describe")
-            floors[device] = worker.call("speed")
-        candidates += own_subjects(spec, [Compiler(name) for name in compilers], device)
+            rooflines[device] = worker.call("speed")
+        candidates += server_subjects(spec, [Compiler(name) for name in compilers], device)
         candidates += more(device)
         candidates += tutorial_subjects(spec, device) if tutorials else ()
     rows = graph.measure(
@@ -78,13 +78,12 @@ def run(
         on_step=on_step,
     )
     for device in devices:
-        on_step(f"measuring the floor of the {device} again")
-        with _floor(spec, device) as worker:
-            floors[device] = fastest(floors[device], worker.call("speed"))
-    outrun = _outrun(rows, work, floors)
+        on_step(f"measuring the roofline of the {device} again")
+        with _roofline(spec, device) as worker:
+            rooflines[device] = fastest(rooflines[device], worker.call("speed"))
+    outrun = _outrun(rows, work, rooflines)
     for row in rows:
-        least = floor_ms(work, floors[row["device"]], row["batch_size"])
-        row["floor_ms"] = least
+        row["roofline_ms"] = roofline_ms(work, rooflines[row["device"]], row["batch_size"])
         price = (prices or {}).get(row["device"])
         if price is not None and "ms_per_image" in row:
             row["cost_per_million"] = price / 3600 * row["ms_per_image"]["median"] * 1e3
@@ -94,33 +93,35 @@ def run(
         "batch_sizes": list(batch_sizes),
         "rounds": rounds,
         "work": asdict(work),
-        "speed": {device: asdict(speed) for device, speed in floors.items()},
+        "speed": {device: asdict(speed) for device, speed in rooflines.items()},
         "price_per_hour": dict(prices or {}),
     }
     notes = [*_notes(rows), *outrun, *skipped]
     return results.finish("graph", settings, rows, machine=machine, notes=notes, trial=trial)
 
 
-def _floor(spec: ModelSpec, device: str) -> Worker:
+def _roofline(spec: ModelSpec, device: str) -> Worker:
     hidden = {"CUDA_VISIBLE_DEVICES": "-1"} if device == "cpu" else {}
-    return Worker(Floor, spec, device, environment=hidden)
+    return Worker(Roofline, spec, device, environment=hidden)
 
 
-def _outrun(rows: Sequence[Mapping[str, Any]], work: Work, floors: dict[str, Speed]) -> list[str]:
-    """Raises the speed of a device to that of the fastest float32 subject, and says so.
+def _outrun(
+    rows: Sequence[Mapping[str, Any]], work: Work, rooflines: dict[str, Speed]
+) -> list[str]:
+    """Raises a device's speed to that of the fastest float32 subject; returns a note about it.
 
-    Others may have had the cores while the matrix product was measured.
+    Other processes may have used the cores while the matrix product was measured.
     """
     notes = []
     for row in rows:
         if not row["exact"] or "ms_per_image" not in row:
             continue
         reached = Speed(work.flop / row["ms_per_image"]["low"] * 1e3, 0.0)
-        if reached.flop_per_s > floors[row["device"]].flop_per_s:
-            floors[row["device"]] = fastest(floors[row["device"]], reached)
+        if reached.flop_per_s > rooflines[row["device"]].flop_per_s:
+            rooflines[row["device"]] = fastest(rooflines[row["device"]], reached)
             notes.append(
-                f"{row['subject']} outran the matrix product that the floor of the "
-                f"{row['device']} came from; now the floor is what it reached."
+                f"{row['subject']} was faster than the matrix product behind the roofline of the "
+                f"{row['device']}; its speed is the roofline now."
             )
     return notes[-1:]
 
@@ -135,7 +136,7 @@ def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             found = row["check"]
             notes.append(
                 f"{where}: its answer is wrong, so it was not timed: logits differ by "
-                f"{found['logits_error']:.1e}, maps by {found['map_error']:.1e}, least correlation "
-                f"{found['map_correlation']:.3f}, same class {found['same_class']:.0%}"
+                f"{found['logits_error']:.1e}, maps by {found['map_error']:.1e}, minimum "
+                f"correlation {found['map_correlation']:.3f}, same class {found['same_class']:.0%}"
             )
     return notes

@@ -1,4 +1,4 @@
-"""Subjects take turns, so that the machine's moods meet them all alike."""
+"""Measures subjects in turns, so that noise of the machine affects all alike."""
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -8,13 +8,13 @@ T = TypeVar("T")
 
 
 def turns(names: Iterable[str], rounds: int, seed: int = 0) -> Iterator[tuple[int, str]]:
-    """Yields (round, name): each name once in each round, every round in another order.
+    """Yields (round, name): each name once in each round, in a random order.
 
-    With one order for all rounds the same subject would always come after the same other one,
-    and pay for the caches that this one leaves and the heat that it makes.
+    In a fixed order a subject would always follow the same other subject, and always suffer from
+    the caches and the heat that it leaves.
     """
     shuffled = list(names)
-    chance = random.Random(seed)  # noqa: S311 - an order
+    chance = random.Random(seed)  # noqa: S311 - not for security
     for number in range(rounds):
         chance.shuffle(shuffled)
         for name in shuffled:
@@ -30,13 +30,13 @@ def interleave(
     """Measures each subject once in each round.
 
     Args:
-        subjects: By name, what measures one of them.
-        rounds: How often.
-        seed: Of the order.
-        on_turn: Told whose turn it is.
+        subjects: Functions that measure one subject each, by name.
+        rounds: The number of rounds.
+        seed: Seed of the random order.
+        on_turn: Called with the name before each measurement.
 
     Returns:
-        By name the measurements, in the order of the rounds: the nth ones are neighbours.
+        The measurements by name, in the order of the rounds: the nth values are of one round.
     """
     found: dict[str, list[T]] = {name: [] for name in subjects}
     for _, name in turns(subjects, rounds, seed):

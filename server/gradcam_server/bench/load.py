@@ -1,9 +1,9 @@
-"""The load: closed and open loops, made by processes of their own.
+"""Generates load in processes of their own: closed and open loops.
 
-A closed loop has so many users, each of whom asks again when answered: a slow server is asked
-less. An open loop asks at random times that do not depend on the server, as the world does; its
-latency counts from the time at which a request was meant to be sent, so that neither a server
-nor a generator that falls behind hides the wait ("coordinated omission").
+In a closed loop a number of users each send the next request when the last is answered: a slow
+server gets fewer requests. In an open loop requests are due at random times that do not depend on
+the server, as from real users; latency counts from the due time, so that a server or generator that
+falls behind does not hide the wait ("coordinated omission").
 """
 
 import asyncio
@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Protocol, Self
 
 import grpc
@@ -21,21 +20,21 @@ from numpy.typing import NDArray
 
 from gradcam_server.bench.worker import Worker, WorkerError, cpu_s
 
-# Above this share of one core a generator's own queueing shows in what it measures.
-_BUSY = 0.8
-# Above this share of the typical latency its lateness does.
-_LATE = 0.1
+# A generator that uses more than this share of a core distorts the latencies that it measures.
+_MAX_CPU_SHARE = 0.8
+# A generator that is late by more than this share of the median latency distorts them, too.
+_MAX_LATENESS = 0.1
 _DRAIN_S = 30.0
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a server says about one answer.
+class ServerStats:
+    """The server's statistics of one answer.
 
     Attributes:
         stages_us: Microseconds of each stage, by name.
         batch_size: Images in the batch.
-        padded_batch_size: The compiled size that ran.
+        padded_batch_size: The compiled batch size that ran.
     """
 
     stages_us: dict[str, int]
@@ -43,15 +42,15 @@ class Told:
     padded_batch_size: int
 
 
-class Asker(Protocol):
-    """Asks a server the same thing again and again."""
+class LoadClient(Protocol):
+    """Sends the same request to a server again and again."""
 
     async def open(self) -> None:
         """Connects."""
         ...
 
-    async def ask(self) -> Told | None:
-        """Asks, and checks the answer; any exception is a failure."""
+    async def explain(self) -> ServerStats | None:
+        """Sends the request and checks the answer; any exception counts as a failure."""
         ...
 
     async def close(self) -> None:
@@ -59,17 +58,17 @@ class Asker(Protocol):
         ...
 
 
-MakeAsker = Callable[[], Asker]
-"""Must be picklable: it is called in the generator's process."""
+MakeLoadClient = Callable[[], LoadClient]
+"""Makes a load client in the generator's process; must be picklable."""
 
 
 @dataclass(frozen=True)
 class Closed:
-    """So many users, each of whom asks again when answered.
+    """A closed loop: each user sends the next request when the last is answered.
 
     Attributes:
-        concurrency: The users.
-        seconds: How long.
+        concurrency: The number of users.
+        seconds: The duration.
     """
 
     concurrency: int
@@ -83,12 +82,12 @@ class Closed:
 
 @dataclass(frozen=True)
 class Open:
-    """Requests at random times (a Poisson process), whatever becomes of the others.
+    """An open loop: requests at random times (a Poisson process), independent of the answers.
 
     Attributes:
-        rate: Requests in a second.
-        seconds: How long.
-        seed: Of the times.
+        rate: Requests per second.
+        seconds: The duration.
+        seed: Seed of the times.
     """
 
     rate: float
@@ -100,7 +99,7 @@ class Open:
         return Open(self.rate / count, self.seconds, self.seed * count + number)
 
     def times(self) -> Iterator[float]:
-        """Yields when requests are meant to be sent, in seconds from the start."""
+        """Yields the due times of the requests, in seconds from the start."""
         chance = random.Random(self.seed)  # noqa: S311 - arrival times
         due = 0.0
         while (due := due + chance.expovariate(self.rate)) < self.seconds:
@@ -112,24 +111,24 @@ Load = Closed | Open
 
 @dataclass
 class Records:
-    """What generators saw of one load. The first part of it, ``settle_s``, is left out.
+    """Measurements of one load. All but ``all_answered`` leave out its beginning, ``settle_s``.
 
     Attributes:
-        seconds: How long was counted.
-        asked: Requests that were meant to be sent in that time.
-        answered: Answers that came in that time: over ``seconds`` this is the throughput.
-        all_answered: Answers from the very beginning until the last one.
-        latencies_s: Of the requests of that time that were answered at last, from the intended
-            time to the answer, float64, shape (requests,).
-        lags_s: How much later than intended they were sent, float64.
-        failures: Number of failed requests of that time, by their code.
-        stages_us: Sums over the answers, by stage.
-        batches: How many answers came from batches of (size, padded size).
-        cpu_shares: CPU time over wall time of each generator; 1 is one core.
+        seconds: The measured time.
+        requests: Requests due in the measured time.
+        answered: Answers received in the measured time; over ``seconds`` this is the throughput.
+        all_answered: Answers received from the start of the load to its end.
+        latencies_s: Seconds from due time to answer, of the requests that were answered, float64,
+            shape (requests,).
+        lags_s: Seconds from due time to sending, float64.
+        failures: Number of failed requests, by gRPC code or exception.
+        stages_us: Microseconds by stage, summed over the answers.
+        batches: Number of answers by their batch's (size, padded size).
+        cpu_shares: CPU time over wall-clock time of each generator; 1 is one core.
     """
 
     seconds: float = 0.0
-    asked: int = 0
+    requests: int = 0
     answered: int = 0
     all_answered: int = 0
     latencies_s: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
@@ -141,35 +140,35 @@ class Records:
 
     @property
     def images_per_s(self) -> float:
-        """Answers in a second."""
+        """Answers per second."""
         return self.answered / self.seconds
 
     @property
     def bottleneck(self) -> str:
-        """Why the generator, not the server, may have set the figures; empty if it did not."""
-        if max(self.cpu_shares, default=0) > _BUSY:
+        """Why the generator may have limited the measurement; empty if it did not."""
+        if max(self.cpu_shares, default=0) > _MAX_CPU_SHARE:
             return f"the generator used {max(self.cpu_shares):.0%} of its core"
         if self.lags_s.size and self.latencies_s.size:
             late = float(np.quantile(self.lags_s, 0.99))
-            if late > _LATE * float(np.median(self.latencies_s)):
+            if late > _MAX_LATENESS * float(np.median(self.latencies_s)):
                 return f"1 % of the requests were sent {late * 1e3:.1f} ms late or more"
         return ""
 
 
 def merge(parts: Sequence[Records]) -> Records:
-    """Adds the records of several generators, which ran side by side."""
+    """Adds the records of generators that ran at the same time."""
     return _joined(parts, max((part.seconds for part in parts), default=0.0))
 
 
 def concatenate(parts: Sequence[Records]) -> Records:
-    """Joins the records of several rounds, which ran one after the other."""
+    """Adds the records of rounds that ran one after the other."""
     return _joined(parts, sum(part.seconds for part in parts))
 
 
 def _joined(parts: Sequence[Records], seconds: float) -> Records:
     joined = Records(seconds)
     for part in parts:
-        joined.asked += part.asked
+        joined.requests += part.requests
         joined.answered += part.answered
         joined.all_answered += part.all_answered
         joined.failures += part.failures
@@ -182,25 +181,25 @@ def _joined(parts: Sequence[Records], seconds: float) -> Records:
 
 
 class Generators:
-    """Processes that make load, each on an event loop of its own.
+    """Processes that generate load, each on its own event loop.
 
     Args:
-        count: How many. One makes a few thousand small requests in a second.
+        count: Their number. One process sends a few thousand small requests per second.
     """
 
     def __init__(self, count: int = 1) -> None:
         self._workers = [Worker(_Generator) for _ in range(count)]
 
-    def run(self, make: MakeAsker, load: Load, settle_s: float = 0.0) -> Records:
-        """Makes a load, and waits for its last answer.
+    def run(self, make: MakeLoadClient, load: Load, settle_s: float = 0.0) -> Records:
+        """Generates a load, and waits for its last answer.
 
         Args:
-            make: Makes what asks, in each process.
+            make: Makes the client in each process.
             load: The load of all processes together.
-            settle_s: How much of the beginning is not counted, in seconds.
+            settle_s: Seconds at the beginning that are not measured.
 
         Raises:
-            WorkerError: The server could not be asked at all.
+            WorkerError: The server does not answer at all.
         """
         count = len(self._workers)
         shares = [load.share(number, count) for number in range(count)]
@@ -224,17 +223,12 @@ class Generators:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
 def _receive(workers: Sequence[Worker]) -> list[Records]:
-    """Takes what each has to say, before the first error is raised: none is left for later."""
+    """Receives the result of every worker before it raises the first error."""
     found: list[Records] = []
     errors = []
     for worker in workers:
@@ -252,72 +246,72 @@ class _Generator:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._asker: Asker | None = None
+        self._client: LoadClient | None = None
 
-    def connect(self, make: MakeAsker) -> None:
+    def connect(self, make: MakeLoadClient) -> None:
         self._loop.run_until_complete(self._connect(make))
 
     def run(self, load: Load, settle_s: float) -> Records:
         return self._loop.run_until_complete(self._run(load, settle_s))
 
-    async def _connect(self, make: MakeAsker) -> None:
-        self._asker = make()
-        await self._asker.open()
-        await self._asker.ask()  # the connection is up, and the server does answer
+    async def _connect(self, make: MakeLoadClient) -> None:
+        self._client = make()
+        await self._client.open()
+        await self._client.explain()  # establishes the connection before the load
 
     async def _run(self, load: Load, settle_s: float) -> Records:
-        assert self._asker
+        assert self._client
         started, used = time.perf_counter(), cpu_s()
-        book = _Book(self._asker, started + settle_s, started + load.seconds)
+        recorder = _Recorder(self._client, started + settle_s, started + load.seconds)
         try:
             if isinstance(load, Closed):
-                await asyncio.gather(*(book.keep_asking() for _ in range(load.concurrency)))
+                await asyncio.gather(*(recorder.repeat() for _ in range(load.concurrency)))
             else:
-                await book.ask_at([started + due for due in load.times()])
-            book.records.cpu_shares.append((cpu_s() - used) / (time.perf_counter() - started))
-            return book.closed()
+                await recorder.send_at([started + due for due in load.times()])
+            recorder.records.cpu_shares.append((cpu_s() - used) / (time.perf_counter() - started))
+            return recorder.finish()
         finally:
-            await self._asker.close()
+            await self._client.close()
 
 
-class _Book:
-    """Asks, and writes down what is due from ``begin`` until ``end``."""
+class _Recorder:
+    """Sends requests, and records those that are due from ``begin`` until ``end``."""
 
-    def __init__(self, asker: Asker, begin: float, end: float) -> None:
-        self._asker, self._begin, self._end = asker, begin, end
+    def __init__(self, client: LoadClient, begin: float, end: float) -> None:
+        self._client, self._begin, self._end = client, begin, end
         self._latencies: list[float] = []
         self._lags: list[float] = []
         self.records = Records(end - begin)
 
-    def closed(self) -> Records:
+    def finish(self) -> Records:
         self.records.latencies_s = np.array(self._latencies, float)
         self.records.lags_s = np.array(self._lags, float)
         return self.records
 
-    async def keep_asking(self) -> None:
+    async def repeat(self) -> None:
         while (now := time.perf_counter()) < self._end:
-            if not await self._ask(now):
-                await asyncio.sleep(0.01)  # a server that refuses at once is not flooded
+            if not await self._send(now):
+                await asyncio.sleep(0.01)  # do not flood a server that refuses at once
 
-    async def ask_at(self, times: Sequence[float]) -> None:
+    async def send_at(self, times: Sequence[float]) -> None:
         tasks = []
         for due in times:
             if (wait := due - time.perf_counter()) > 0:
                 await asyncio.sleep(wait)
-            tasks.append(asyncio.create_task(self._ask(due)))
+            tasks.append(asyncio.create_task(self._send(due)))
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=_DRAIN_S)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    async def _ask(self, due: float) -> bool:
+    async def _send(self, due: float) -> bool:
         counts = due >= self._begin
-        self.records.asked += counts
+        self.records.requests += counts
         if counts:
             self._lags.append(time.perf_counter() - due)
         try:
-            told = await self._asker.ask()
+            stats = await self._client.explain()
         except (Exception, asyncio.CancelledError) as error:
             if counts:
                 self.records.failures[_name(error)] += 1
@@ -329,9 +323,9 @@ class _Book:
         self.records.answered += self._begin <= done < self._end
         if counts:
             self._latencies.append(done - due)
-            if told:
-                self.records.stages_us.update(told.stages_us)
-                self.records.batches[told.batch_size, told.padded_batch_size] += 1
+            if stats:
+                self.records.stages_us.update(stats.stages_us)
+                self.records.batches[stats.batch_size, stats.padded_batch_size] += 1
         return True
 
 

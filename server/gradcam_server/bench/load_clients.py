@@ -1,6 +1,6 @@
-"""What asks a gradcam server: unary calls, or one stream.
+"""Load clients of a gradcam server: unary calls, or one stream.
 
-Requests are serialised once and sent as bytes, so that the generator costs little.
+Requests are serialised once and sent as bytes, so that the generator uses little CPU time.
 """
 
 import asyncio
@@ -12,24 +12,24 @@ import grpc
 
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_client import Client
-from gradcam_server.bench.load import Asker, Told
+from gradcam_server.bench.load import LoadClient, ServerStats
 
 _SERVICE = "/gradcam.v1.ExplanationService"
 _OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    # Else channels of one process to one server share a connection.
+    # Without it, channels of one process to one server share a connection.
     ("grpc.use_local_subchannel_pool", 1),
 )
 _STAGES = ("decode_us", "queue_us", "compute_us", "render_us")
 
 
 class WrongAnswerError(Exception):
-    """The server answered, but not what was asked."""
+    """The server's answer is not a complete explanation."""
 
 
 class Connection(Protocol):
-    """How to reach a server: TLS and token. Pickled into the process that asks."""
+    """Connects to a server, with TLS and token. Pickled into the generator's process."""
 
     def client(self, server: str) -> Client:
         """Makes a client of the server at HOST:PORT."""
@@ -49,7 +49,7 @@ class Connection(Protocol):
 
 @dataclass(frozen=True)
 class Unary:
-    """Makes askers by ``ExplainImage``.
+    """Makes clients that call ``ExplainImage``.
 
     Attributes:
         address: HOST:PORT.
@@ -63,60 +63,60 @@ class Unary:
     connection: Connection
     timeout_s: float = 30.0
 
-    def __call__(self) -> Asker:
-        """Makes one."""
-        return _UnaryAsker(self)
+    def __call__(self) -> LoadClient:
+        """Makes a client."""
+        return _UnaryClient(self)
 
 
 @dataclass(frozen=True)
 class Stream(Unary):
-    """Makes askers by one ``StreamExplainImages`` call, whose answers come in any order."""
+    """Makes clients with one ``StreamExplainImages`` call, whose answers come in any order."""
 
-    def __call__(self) -> Asker:
-        """Makes one."""
-        return _StreamAsker(self)
+    def __call__(self) -> LoadClient:
+        """Makes a client."""
+        return _StreamClient(self)
 
 
-class _UnaryAsker:
-    def __init__(self, how: Unary) -> None:
-        self._how = how
+class _UnaryClient:
+    def __init__(self, settings: Unary) -> None:
+        self._settings = settings
 
     async def open(self) -> None:
-        self._channel = self._how.connection.aio_channel(self._how.address, _OPTIONS)
+        self._channel = self._settings.connection.aio_channel(self._settings.address, _OPTIONS)
         self._call: Any = self._channel.unary_unary(f"{_SERVICE}/ExplainImage")
-        self._metadata = self._how.connection.metadata
+        self._metadata = self._settings.connection.metadata
 
-    async def ask(self) -> Told:
+    async def explain(self) -> ServerStats:
         answer = await self._call(
-            self._how.request, timeout=self._how.timeout_s, metadata=self._metadata
+            self._settings.request, timeout=self._settings.timeout_s, metadata=self._metadata
         )
-        return told(pb.ExplainImageResponse.FromString(answer))
+        return server_stats(pb.ExplainImageResponse.FromString(answer))
 
     async def close(self) -> None:
         await self._channel.close()
 
 
-class _StreamAsker:
-    def __init__(self, how: Stream) -> None:
-        self._how = how
-        self._request = pb.ExplainImageRequest.FromString(how.request)
-        self._waiting: dict[str, asyncio.Future[Told]] = {}
+class _StreamClient:
+    def __init__(self, settings: Stream) -> None:
+        self._settings = settings
+        self._request = pb.ExplainImageRequest.FromString(settings.request)
+        self._waiting: dict[str, asyncio.Future[ServerStats]] = {}
         self._count = 0
 
     async def open(self) -> None:
-        self._channel = self._how.connection.aio_channel(self._how.address, _OPTIONS)
+        self._channel = self._settings.connection.aio_channel(self._settings.address, _OPTIONS)
         method: Any = self._channel.stream_stream(f"{_SERVICE}/StreamExplainImages")
-        self._stream = method(metadata=self._how.connection.metadata)
-        self._writing = asyncio.Lock()  # gRPC takes one message after the other
+        self._stream = method(metadata=self._settings.connection.metadata)
+        self._writing = asyncio.Lock()  # gRPC allows one write at a time
         self._reader = asyncio.create_task(self._read())
 
-    async def ask(self) -> Told:
+    async def explain(self) -> ServerStats:
         self._count += 1
         key = str(self._count)
         answer = self._waiting[key] = asyncio.get_running_loop().create_future()
         message = pb.StreamExplainImagesRequest(correlation_id=key, request=self._request)
         try:
-            async with asyncio.timeout(self._how.timeout_s):
+            async with asyncio.timeout(self._settings.timeout_s):
                 async with self._writing:
                     await self._stream.write(message.SerializeToString())
                 return await answer
@@ -139,21 +139,23 @@ class _StreamAsker:
                 if answer.HasField("error"):
                     waiting.set_exception(WrongAnswerError(answer.error.message))
                 else:
-                    waiting.set_result(told(answer.response))
+                    waiting.set_result(server_stats(answer.response))
         except grpc.RpcError as error:
             for waiting in self._waiting.values():
                 if not waiting.done():
                     waiting.set_exception(error)
 
 
-def told(answer: pb.ExplainImageResponse) -> Told:
-    """Returns what an answer says about itself.
+def server_stats(answer: pb.ExplainImageResponse) -> ServerStats:
+    """Returns the statistics in an answer.
 
     Raises:
         WrongAnswerError: There is no prediction or no heat map in it.
     """
-    if not answer.predictions or not all(one.heatmaps for one in answer.explanations):
+    if not answer.predictions or not all(
+        explanation.heatmaps for explanation in answer.explanations
+    ):
         raise WrongAnswerError("an answer without a prediction or a heat map")
     stats = answer.stats
     stages = {name: getattr(stats, name) for name in _STAGES}
-    return Told(stages, stats.batch_size, stats.padded_batch_size)
+    return ServerStats(stages, stats.batch_size, stats.padded_batch_size)

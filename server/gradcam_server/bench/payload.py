@@ -1,4 +1,4 @@
-"""The image that is sent: a file of the user's, or one made here."""
+"""The image and the request to send: the user's file, or a generated image."""
 
 import io
 from pathlib import Path
@@ -9,13 +9,13 @@ from PIL import Image
 
 from gradcam_client import build_request
 
-# About what a thumbnail of a photograph has; encoded about 30 kB, as one has.
+# The size of a thumbnail of a photograph; encoded it has about 30 kB, as a thumbnail has.
 _SIZE = (300, 450)
 _QUALITY = 90
 
 
 def photograph(seed: int = 0, size: tuple[int, int] = _SIZE) -> NDArray[np.uint8]:
-    """Makes a picture with as much detail as photographs have: noise of all scales.
+    """Makes an image with as much detail as photographs have: noise of all scales.
 
     Returns:
         uint8 RGB, shape (H, W, 3).
@@ -32,7 +32,7 @@ def photograph(seed: int = 0, size: tuple[int, int] = _SIZE) -> NDArray[np.uint8
 
 
 def jpeg(path: Path | None) -> bytes:
-    """Returns the bytes of an image file, or of a JPEG made here.
+    """Returns the bytes of an image file, or of a generated JPEG.
 
     Raises:
         OSError: The file cannot be read.
@@ -45,11 +45,11 @@ def jpeg(path: Path | None) -> bytes:
 
 
 def request(payload: str, path: Path | None, input_size: tuple[int, int], model: str = "") -> bytes:
-    """Writes the request that is sent again and again: Grad-CAM of the top class.
+    """Makes the request to send: Grad-CAM of the best class.
 
     Args:
-        payload: ``jpeg``, the file; or ``raw``, uint8 RGB of the model's input size.
-        path: The image file; None makes one.
+        payload: ``jpeg``: the file; ``raw``: uint8 RGB of the model's input size.
+        path: The image file; None generates an image.
         input_size: (height, width) of the model's input.
         model: The model's name; empty is the server's first.
 

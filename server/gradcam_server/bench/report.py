@@ -1,4 +1,4 @@
-"""Results to a page: tables between two markers, and plots beside it."""
+"""Writes results into a page: tables between two markers, and plots beside the page."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,12 +16,12 @@ def write(page: Path, files: Sequence[Path]) -> list[Path]:
     """Writes the tables of results into a page, and their plots beside it.
 
     Args:
-        page: A Markdown file. What stands between the markers is replaced; without markers
-            it goes to the end. A file that is not there is made.
+        page: A Markdown file; it is created if it does not exist. The text between the markers is
+            replaced; without markers, the tables go to the end.
         files: Files of results, in the order of their sections.
 
     Returns:
-        The files that were written, the page first.
+        The written files, the page first.
 
     Raises:
         OSError: A file cannot be read or written.
@@ -45,7 +45,7 @@ def write(page: Path, files: Sequence[Path]) -> list[Path]:
 
 
 def section(results: Results) -> str:
-    """Returns a section of Markdown: what was measured, the tables, and how."""
+    """Returns a section of Markdown: title, circumstances, tables and notes."""
     tables = {"graph": _graph_tables, "serving": _serving_tables}[results.suite]
     title = f"## {results.suite.capitalize()}: {results.settings['model']}\n\n"
     trial = "**Trial figures, not to be quoted.** " * results.trial
@@ -54,13 +54,13 @@ def section(results: Results) -> str:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a table of Markdown."""
+    """Returns a Markdown table."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + "\n"
 
 
 def draw(results: Results, path: Path) -> bool:
-    """Draws throughput over batch size, or latency over load.
+    """Draws throughput over batch size (graph), or latency over load (serving).
 
     Returns:
         Whether there was anything to draw.
@@ -90,7 +90,7 @@ def draw(results: Results, path: Path) -> bool:
     axes.grid(alpha=0.3)
     axes.legend(fontsize="x-small")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context({"svg.hashsalt": "gradcam"}):  # the same plot is the same file
+    with mpl.rc_context({"svg.hashsalt": "gradcam"}):  # the same results give the same file
         figure.savefig(path, metadata={"Date": None})
     return True
 
@@ -119,18 +119,18 @@ def _graph_table(device: str, rows: Sequence[_Row]) -> str:
     cells: dict[str, dict[int, str]] = {}
     for row in rows:
         cells.setdefault(row["subject"], {})[row["batch_size"]] = _ms_per_image(row)
-    by_size = {row["batch_size"]: row["floor_ms"] for row in rows}
+    by_size = {row["batch_size"]: row["roofline_ms"] for row in rows}
     lines = [
         [name, *(of_size.get(size, "") for size in sizes), *_last(rows, name)]
         for name, of_size in cells.items()
     ]
-    floors = [f"{max(by_size[size].values()):.1f} ({_bound(by_size[size])})" for size in sizes]
-    lines.append(["*floor in float32*", *floors, "", "", ""])
+    rooflines = [f"{max(by_size[size].values()):.1f} ({_bound(by_size[size])})" for size in sizes]
+    lines.append(["*roofline in float32*", *rooflines, "", "", ""])
     headings = [
         f"milliseconds per image on the {device.upper()}: median (quartiles) at batch size",
         *map(str, sizes),
         "peak memory, MiB",
-        "largest error of logits, maps",
+        "maximum error of logits, maps",
         "cost of a million images",
     ]
     return table(headings, lines)
@@ -151,8 +151,8 @@ def _last(rows: Sequence[_Row], name: str) -> list[str]:
     checks = [row["check"] for row in mine if "check" in row]
     costs = [row["cost_per_million"] for row in timed if "cost_per_million" in row]
     error = (
-        f"{max(one['logits_error'] for one in checks):.0e}, "
-        f"{max(one['map_error'] for one in checks):.0e}"
+        f"{max(check['logits_error'] for check in checks):.0e}, "
+        f"{max(check['map_error'] for check in checks):.0e}"
         if checks
         else ""
     )
@@ -160,8 +160,8 @@ def _last(rows: Sequence[_Row], name: str) -> list[str]:
     return [memory, error, f"{min(costs):.2f}" if costs else ""]
 
 
-def _bound(floor: Mapping[str, float]) -> str:
-    return max(floor, key=lambda name: floor[name])
+def _bound(roofline: Mapping[str, float]) -> str:
+    return max(roofline, key=lambda name: roofline[name])
 
 
 def _serving_tables(results: Results) -> str:
@@ -186,7 +186,7 @@ def _serving_tables(results: Results) -> str:
             for row in servers
         ],
     )
-    for loop, heading in (("closed", "users"), ("open", "asked/s")):
+    for loop, heading in (("closed", "users"), ("open", "requests/s")):
         text += _load_table(heading, [row for row in loads if row["loop"] == loop])
     return text
 
@@ -197,7 +197,7 @@ def _load_table(heading: str, rows: Sequence[_Row]) -> str:
     headings = [
         *("server", "payload", "call", heading, "images/s", "efficiency"),
         *("p50, ms", "p90", "p99", "p99.9", "failed", "batch"),
-        *("CPU of the server, ms", "of its front end", "outside the graph"),
+        *("CPU of the server, ms", "CPU of its front end", "CPU outside the graph"),
     ]
     lines = []
     for row in rows:
@@ -206,7 +206,7 @@ def _load_table(heading: str, rows: Sequence[_Row]) -> str:
         lines.append(
             [
                 *(row["server"], row["payload"], row["call"]),
-                str(row["users"] or round(row["asked_per_s"], 1)),
+                str(row["users"] or round(row["requests_per_s"], 1)),
                 _spread(row["images_per_s"]),
                 _number(row["efficiency"] and row["efficiency"]["median"], 2),
                 *latency,
@@ -244,6 +244,6 @@ def _serving_curves(rows: Sequence[_Row]) -> dict[str, list[tuple[float, float]]
             continue
         for name in ("p50", "p99"):
             if row["latency_ms"][name] is not None:
-                point = (row["asked_per_s"], row["latency_ms"][name])
+                point = (row["requests_per_s"], row["latency_ms"][name])
                 curves.setdefault(f"{row['server']} {name}", []).append(point)
     return curves

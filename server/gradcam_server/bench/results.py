@@ -1,4 +1,4 @@
-"""What was found, where, when and how: the schema of every JSON file of results."""
+"""The schema of the JSON files of results: rows, machine, versions, date and command."""
 
 import datetime
 import json
@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2
 _PACKAGES = (
     *("gradcam-server", "tensorflow", "tensorflow-cpu", "keras", "openvino", "nncf", "jax"),
     *("torch", "onnxruntime", "onnxruntime-gpu", "grpcio", "numpy", "opencv-python-headless"),
@@ -25,21 +25,20 @@ _ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:[^/\s=,]+/)+")
 
 
 class ResultsError(ValueError):
-    """A file that is no results of ours."""
+    """A file does not hold results of gradcam bench."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a benchmark ran on.
+    """The machine of a benchmark.
 
     Attributes:
-        processor: Its name.
-        cores: How many this process may use.
-        memory_gib: Of the machine.
-        gpus: Names of NVIDIA GPUs.
+        processor: Name of the processor.
+        cores: Number of cores that this process may use.
+        memory_gib: Memory of the machine in GiB.
+        gpus: Names of the NVIDIA GPUs.
         system: Operating system and kernel.
-        load_before: Processes that wanted the cores in the minute before: above 0.5 others
-            worked beside.
+        load_before: Load average of the minute before: above 0.5, other processes were active.
     """
 
     processor: str
@@ -51,7 +50,7 @@ class Machine:
 
     @classmethod
     def here(cls) -> "Machine":
-        """Looks at this machine."""
+        """Describes this machine."""
         pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return cls(
             processor=_processor(),
@@ -68,17 +67,17 @@ class Results:
     """One run of one suite.
 
     Attributes:
-        suite: graph, serving, or what else wrote it.
-        settings: What the run was asked for.
-        rows: The findings, each a flat or nested JSON object.
-        notes: What a reader must know to judge them, in sentences.
+        suite: The suite: graph, serving, or the name of another benchmark.
+        settings: Settings of the run.
+        rows: The measurements, each a flat or nested JSON object.
+        notes: Sentences that a reader needs to judge the measurements.
         trial: Whether the figures are not meant to be quoted.
-        command: What was typed.
+        command: The command line.
         date: When it ended, ISO 8601 in UTC.
         python: Python's version.
-        versions: Of the packages that take part, as far as they are installed.
-        machine: Where it ran.
-        schema: Version of this layout.
+        versions: Versions of the packages that matter, as far as they are installed.
+        machine: The machine.
+        schema: Version of this schema.
     """
 
     suite: str
@@ -131,14 +130,14 @@ def finish(
     notes: Sequence[str] = (),
     trial: bool = False,
 ) -> Results:
-    """Adds the circumstances to findings.
+    """Adds date, command and versions to the measurements of a run.
 
     Args:
         suite: The suite's name.
-        settings: What the run was asked for.
-        rows: What it found.
-        machine: As it was before the run.
-        notes: What a reader must know.
+        settings: Settings of the run.
+        rows: The measurements.
+        machine: The machine, described before the run.
+        notes: Sentences that a reader needs to judge them.
         trial: Whether the figures are not meant to be quoted.
     """
     return Results(
@@ -158,7 +157,7 @@ def finish(
 def _command() -> str:
     program = Path(sys.argv[0])
     name = program.name if program.suffix != ".py" else f"python benchmarks/{program.name}"
-    # Results are shared; where files lay on one machine is of no use to others.
+    # Results are shared: folders of one machine are of no use to others.
     arguments = [_ABSOLUTE.sub("", argument) for argument in sys.argv[1:]]
     return shlex.join([*name.split(), *arguments])
 

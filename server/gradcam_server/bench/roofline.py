@@ -1,7 +1,7 @@
-"""What the arithmetic and the bytes of a model take at the least, on this machine.
+"""The roofline: the lower bound of a model's time, by its arithmetic and by its memory traffic.
 
-Both speeds are measured: that of a large matrix product, the most that any library reaches, and
-that of an addition to a large array.
+Both speeds are measured on this machine: that of a large matrix product, the highest that any
+library reaches, and that of an addition to a large array.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
-from gradcam_server.bench.own import keras_model
+from gradcam_server.bench.subjects import keras_model
 from gradcam_server.domain.model_spec import ModelSpec
 from gradcam_server.errors import StartupError
 
@@ -23,13 +23,14 @@ _RUNS = 6
 
 @dataclass(frozen=True)
 class Work:
-    """What one image costs in float32.
+    """The work of a model in float32.
 
     Attributes:
-        flop: Of convolutions and dense layers, a multiplication and an addition being two.
-        weight_bytes: Read once for each batch.
-        activation_bytes: Of each image: what convolutions and dense layers read and write, if
-            everything between them is fused into them.
+        flop: Floating-point operations of convolutions and dense layers for an image, a
+            multiplication and an addition being two.
+        weight_bytes: Bytes of the weights, read once for each batch.
+        activation_bytes: Bytes that convolutions and dense layers read and write for an image, if
+            all operations between them are fused into them.
     """
 
     flop: float
@@ -39,26 +40,26 @@ class Work:
 
 @dataclass(frozen=True)
 class Speed:
-    """What the machine can do in float32.
+    """The speed of a device in float32.
 
     Attributes:
-        flop_per_s: In a large matrix product.
-        bytes_per_s: Read and written by an addition.
+        flop_per_s: Operations per second of a large matrix product.
+        bytes_per_s: Bytes per second that an addition reads and writes.
     """
 
     flop_per_s: float
     bytes_per_s: float
 
 
-def fastest(*found: Speed) -> Speed:
-    """Returns the best of several measurements, each of which others may have disturbed."""
-    return Speed(max(one.flop_per_s for one in found), max(one.bytes_per_s for one in found))
+def fastest(*speeds: Speed) -> Speed:
+    """Returns the highest of several measurements, which other processes may have disturbed."""
+    return Speed(*(max(speed) for speed in zip(*map(astuple, speeds), strict=True)))
 
 
-def floor_ms(work: Work, speed: Speed, batch_size: int) -> dict[str, float]:
-    """Returns the least milliseconds of an image, by arithmetic and by bytes.
+def roofline_ms(work: Work, speed: Speed, batch_size: int) -> dict[str, float]:
+    """Returns the minimum milliseconds of an image, by arithmetic and by bytes.
 
-    Whichever is greater is the floor: the two overlap at best.
+    The greater of the two is the roofline: at best they overlap.
     """
     moved = work.weight_bytes / batch_size + work.activation_bytes
     return {
@@ -67,15 +68,15 @@ def floor_ms(work: Work, speed: Speed, batch_size: int) -> dict[str, float]:
     }
 
 
-class Floor:
-    """Counts a model's work and measures the device's speed; for a ``Worker``.
+class Roofline:
+    """Counts a model's work and measures the device's speed; made in a ``Worker``.
 
     Args:
         spec: A built-in model.
         device: ``cpu`` or ``gpu``.
 
     Raises:
-        StartupError: TensorFlow sees no GPU, and would take the CPU for one.
+        StartupError: TensorFlow sees no GPU, and would use the CPU instead.
     """
 
     def __init__(self, spec: ModelSpec, device: str) -> None:
@@ -92,16 +93,16 @@ class Floor:
         return height, width
 
     def describe(self) -> tuple[Work, tuple[int, int]]:
-        """Returns the work of one image and the (height, width) of images."""
+        """Returns the model's work and the (height, width) of images."""
         return count_work(self._model), self.input_size
 
     def speed(self) -> Speed:
-        """Measures; the best of several runs."""
+        """Measures the device; returns the best of several runs."""
         import tensorflow as tf
 
         matrix = tf.random.normal((_SIDE, _SIDE))
         array = tf.ones(_ARRAY_BYTES // 4)
-        total = tf.Variable(array)  # in place: new pages would be measured else
+        total = tf.Variable(array)  # added to in place: else page faults would be measured
         return Speed(
             2 * _SIDE**3 / _best(lambda: tf.matmul(matrix, matrix)[0, 0].numpy()),
             3 * _ARRAY_BYTES / _best(lambda: total.assign_add(array)[0].numpy()),

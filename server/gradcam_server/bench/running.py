@@ -1,4 +1,4 @@
-"""A server as a user starts it: its address, when it was ready, what it costs."""
+"""Servers as child processes, as users start them: start, stop, CPU time and memory."""
 
 import os
 import re
@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import psutil
@@ -24,16 +23,17 @@ _ENGINE = "gradcam_server.engine.ipc.main"
 
 
 class StartError(RuntimeError):
-    """A server did not come up; the end of its log is in the text."""
+    """A server did not become ready; the text holds the end of its log."""
 
 
 class RunningServer:
     """A server in a process of its own, with its children.
 
     Args:
-        command: What starts it.
-        is_ready: Asked, with what it wrote so far, until it gives the address of the server.
-        environment: Variables to add.
+        command: The command that starts it.
+        is_ready: Called repeatedly with the log so far; returns the server's address when it is
+            ready, else None.
+        environment: Environment variables to add.
 
     Raises:
         StartError: It ended, or was not ready in time.
@@ -45,7 +45,7 @@ class RunningServer:
         is_ready: Callable[[str], str | None],
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        # A file, because a pipe that nobody reads would block the server.
+        # A file: an unread pipe would block the server.
         self._log = tempfile.NamedTemporaryFile(prefix="gradcam-bench-", suffix=".log")  # noqa: SIM115
         started = time.perf_counter()
         self._process = subprocess.Popen(  # noqa: S603
@@ -70,11 +70,11 @@ class RunningServer:
 
     @property
     def text(self) -> str:
-        """What it wrote."""
+        """Its log so far."""
         return Path(self._log.name).read_text("utf-8", "replace")
 
     def close(self) -> None:
-        """Asks it to end, with its children, and sees to it that they do."""
+        """Terminates the server and its children; kills those that do not end."""
         tree = family(self.pid)
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
@@ -91,12 +91,7 @@ class RunningServer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _wait(self, is_ready: Callable[[str], str | None], deadline: float) -> str:
@@ -107,7 +102,7 @@ class RunningServer:
             if address is not None:
                 return address
             time.sleep(_POLL_S)
-        raise StartError(f"the server did not come up; its log ends:\n{self.text[-2000:]}")
+        raise StartError(f"the server did not start; its log ends:\n{self.text[-2000:]}")
 
 
 def gradcam_serve(options: Sequence[str]) -> RunningServer:
@@ -133,7 +128,7 @@ def _ready(log: str) -> str | None:
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """Returns a process and all below it; none if it is gone."""
+    """Returns a process and its descendants; empty if it is gone."""
     try:
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
@@ -142,7 +137,7 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def cpu_by_part(pid: int) -> dict[str, float]:
-    """Returns the CPU seconds that a server has used: of its engines, and of all else."""
+    """Returns the CPU seconds of a server: of its engines, and of all other processes."""
     found = {"front_end": 0.0, "engine": 0.0}
     for process in family(pid):
         try:
@@ -156,7 +151,7 @@ def cpu_by_part(pid: int) -> dict[str, float]:
 
 @contextmanager
 def stopped(pids: Iterable[int]) -> Iterator[None]:
-    """Has servers and their children do nothing for a while."""
+    """Suspends servers and their children within the context."""
     families = [process for pid in pids for process in family(pid)]
     try:
         for process in families:
@@ -170,7 +165,7 @@ def stopped(pids: Iterable[int]) -> Iterator[None]:
 
 
 def memory_mib(pid: int) -> float:
-    """Returns the memory of a server that is not shared with other processes."""
+    """Returns the unshared memory of a server and its children in MiB."""
     total = 0
     for process in family(pid):
         try:

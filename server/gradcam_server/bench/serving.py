@@ -1,7 +1,7 @@
 """The serving suite: servers under closed and open load, beside the bare graph.
 
-Phases of all servers and loads and of the bare graph take turns. In each round the bare graph
-is measured, and the efficiency of a phase is its throughput over that of its own round.
+The phases of all servers and loads take turns with the bare graph. The efficiency of a phase is its
+throughput over that of the bare graph in the same round.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from gradcam_server.bench.load import (
     Closed,
     Generators,
     Load,
-    MakeAsker,
+    MakeLoadClient,
     Open,
     Records,
     concatenate,
@@ -27,7 +27,7 @@ from gradcam_server.bench.statistics import Spread, latency_ms
 from gradcam_server.bench.worker import WorkerError
 
 BARE = "bare graph"
-# A server that uses more while nobody asks it is stopped while others have their turn.
+# A server that uses more cores when idle is suspended in the turns of the others.
 RESTLESS_CORES = 0.02
 
 
@@ -37,28 +37,28 @@ class Subject:
 
     Attributes:
         name: Its name.
-        askers: What asks it, by (payload, call).
+        clients: Makers of its load clients, by (payload, call).
         pid: Its first process, if it is on this machine.
-        ready_s: From its start until it was ready, if we started it.
+        ready_s: Seconds from its start until it was ready, if the benchmark started it.
     """
 
     name: str
-    askers: Mapping[tuple[str, str], MakeAsker]
+    clients: Mapping[tuple[str, str], MakeLoadClient]
     pid: int | None = None
     ready_s: float | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which loads are made.
+    """The loads to generate.
 
     Attributes:
-        concurrency: Users of the closed loops, over every payload and call.
-        rates: Requests in a second of the open loops, over the first payload and call only.
-        seconds: How long a phase is.
-        settle_s: How much of its beginning is not counted.
-        rounds: How often each phase is run.
-        seed: Of orders and arrival times.
+        concurrency: Numbers of users of the closed loops, for every payload and call.
+        rates: Requests per second of the open loops, for the first payload and call only.
+        seconds: Duration of a phase.
+        settle_s: Seconds at its beginning that are not measured.
+        rounds: How often each phase runs.
+        seed: Seed of orders and arrival times.
     """
 
     concurrency: tuple[int, ...]
@@ -77,7 +77,7 @@ class _Phase:
     payload: str
     call: str
     load: Load
-    make: MakeAsker
+    make: MakeLoadClient
     records: list[Records] = field(default_factory=list)
     cpu: list[dict[str, float]] = field(default_factory=list)
 
@@ -91,13 +91,15 @@ class _Phase:
         return f"{self.subject.name}: {self.payload}, {self.call}, {shape}"
 
     def run(self, generators: Generators, settle_s: float) -> None:
-        if isinstance(self.load, Open):  # other times in every round
+        if isinstance(self.load, Open):  # new times in every round
             self.load = Open(self.load.rate, self.load.seconds, self.load.seed + 1)
         before = self._cpu()
         try:
             record = generators.run(self.make, self.load, settle_s)
-        except WorkerError:  # it is gone; what others did is not lost
-            record = Records(self.load.seconds - settle_s, asked=1, failures=Counter(unreachable=1))
+        except WorkerError:  # the server is gone; the other measurements are kept
+            record = Records(
+                self.load.seconds - settle_s, requests=1, failures=Counter(unreachable=1)
+            )
         after = self._cpu()
         self.cpu.append({part: after[part] - before[part] for part in before})
         self.records.append(record)
@@ -117,13 +119,13 @@ def measure(
     """Runs all phases, interleaved.
 
     Args:
-        subjects: The servers. All are up during the whole run; who never rests is stopped in the
-            turns of the others.
+        subjects: The servers. All run during the whole run; a server that uses cores when idle is
+            suspended in the turns of the others.
         plan: The loads.
-        generators: What makes them.
-        bare: Measures the bare graph, in images in a second.
-        calibration: What its batches cost.
-        on_turn: Told which phase comes.
+        generators: The load generators.
+        bare: Measures the bare graph; returns images per second.
+        calibration: The cost of the bare graph's batches.
+        on_turn: Called with the name before each phase.
 
     Returns:
         One row for each phase, and one for the bare graph.
@@ -160,14 +162,14 @@ def measure(
 
 
 def count_turns(subjects: Sequence[Subject], plan: Plan, with_bare: bool) -> int:
-    """Returns how often ``measure`` calls ``on_turn``."""
+    """Returns the number of calls of ``on_turn`` by ``measure``."""
     return (len(list(_phases(subjects, plan))) + with_bare) * plan.rounds
 
 
 def _phases(subjects: Sequence[Subject], plan: Plan) -> list[_Phase]:
     found = []
     for subject in subjects:
-        for number, ((payload, call), make) in enumerate(subject.askers.items()):
+        for number, ((payload, call), make) in enumerate(subject.clients.items()):
             rates = plan.rates if number == 0 else ()
             loads: itertools.chain[Load] = itertools.chain(
                 (Closed(users, plan.seconds) for users in plan.concurrency),
@@ -189,7 +191,7 @@ def _runner(
 
 
 def _beside(restless: Iterable[int], run: Callable[[], float]) -> Callable[[], float]:
-    """Stops servers that use cores while nobody asks them, which are not theirs to use."""
+    """Suspends ``restless`` servers while ``run`` runs, so that they use none of its cores."""
 
     def alone() -> float:
         with stopped(restless):
@@ -199,7 +201,7 @@ def _beside(restless: Iterable[int], run: Callable[[], float]) -> Callable[[], f
 
 
 def _idle_cores(subject: Subject, seconds: float = 1.0) -> float | None:
-    """What a server burns while nobody asks it, in cores."""
+    """Returns the CPU time per second of an idle server, in cores."""
     if not subject.pid:
         return None
     before = sum(cpu_by_part(subject.pid).values())
@@ -221,11 +223,11 @@ def _row(
         "call": phase.call,
         "loop": "closed" if closed else "open",
         "users": phase.load.concurrency if isinstance(phase.load, Closed) else None,
-        "asked_per_s": phase.load.rate if isinstance(phase.load, Open) else None,
+        "requests_per_s": phase.load.rate if isinstance(phase.load, Open) else None,
         "images_per_s": asdict(Spread.of(rates)),
         "efficiency": asdict(Spread.of_ratios(rates, bases)) if bases else None,
         "latency_ms": latency_ms(records.latencies_s),
-        "requests": records.asked,
+        "requests": records.requests,
         "failures": dict(records.failures),
         "stages_ms": {
             name.removesuffix("_us"): total / answers / 1e3
@@ -248,11 +250,11 @@ def _row(
 def _cpu(
     phase: _Phase, records: Records, calibration: Calibration | None
 ) -> dict[str, float | None]:
-    """CPU milliseconds of the server for each request, and how many of them no batch needed."""
-    requests = records.all_answered  # the whole of a phase was metered
+    """Returns the server's CPU milliseconds per request, and those outside of batches."""
+    requests = records.all_answered  # the CPU time is that of the whole phase
     if not requests or not phase.subject.pid:
         return {"server_ms": None, "front_end_ms": None, "outside_graph_ms": None}
-    spent = {part: sum(one[part] for one in phase.cpu) for part in phase.cpu[0]}
+    spent = {part: sum(used[part] for used in phase.cpu) for part in phase.cpu[0]}
     total = sum(spent.values()) / requests * 1e3
     outside = None
     if calibration and records.batches:

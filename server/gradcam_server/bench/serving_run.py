@@ -1,4 +1,4 @@
-"""One run of the serving suite: askers, rates and notes for ``serving.measure``."""
+"""Runs the serving suite: adds clients, rates and notes to ``serving.measure``."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from gradcam_server.bench import results, serving
 from gradcam_server.bench.bare import BareGraph, Calibration
-from gradcam_server.bench.load import Closed, Generators, MakeAsker
+from gradcam_server.bench.load import Closed, Generators, MakeLoadClient
 from gradcam_server.bench.load_clients import Connection, Stream, Unary
 from gradcam_server.bench.payload import request
 from gradcam_server.bench.worker import Worker
@@ -25,15 +25,15 @@ _CALLS = {"unary": Unary, "stream": Stream}
 
 
 @dataclass(frozen=True)
-class Ours:
+class GradcamServer:
     """A gradcam server to measure.
 
     Attributes:
         address: HOST:PORT.
         connection: TLS and token.
         pid: Its first process, if it is on this machine.
-        ready_s: From its start until SERVING, if we started it.
-        config: Its settings, if we started it: then the bare graph is measured beside it.
+        ready_s: Seconds from its start until SERVING, if the benchmark started it.
+        config: Its settings, if the benchmark started it: the bare graph is measured beside it.
     """
 
     address: str
@@ -45,24 +45,24 @@ class Ours:
     def subject(
         self, payloads: Sequence[str], calls: Sequence[str], image: Path | None, model: str
     ) -> serving.Subject:
-        """Returns the server and what asks it.
+        """Returns the subject: the server with its load clients.
 
         Raises:
-            GradCamError: It does not answer.
+            GradCamError: The server does not answer.
             OSError: The image cannot be read.
         """
         with self.connection.client(self.address) as client:
             info = client.get_model(model)
         size = info.input_height, info.input_width
-        askers: dict[tuple[str, str], MakeAsker] = {}
+        clients: dict[tuple[str, str], MakeLoadClient] = {}
         for payload, call in itertools.product(payloads, calls):
             message = request(payload, image, size, model)
-            askers[payload, call] = _CALLS[call](self.address, message, self.connection)
-        return serving.Subject(NAME, askers, self.pid, self.ready_s)
+            clients[payload, call] = _CALLS[call](self.address, message, self.connection)
+        return serving.Subject(NAME, clients, self.pid, self.ready_s)
 
 
 def run(
-    ours: Ours,
+    server: GradcamServer,
     bar: Progress,
     *,
     model: str = "",
@@ -79,24 +79,24 @@ def run(
     others: Sequence[serving.Subject] = (),
     skipped: Sequence[str] = (),
 ) -> results.Results:
-    """Measures a server, and others beside it.
+    """Measures a gradcam server, and other servers beside it.
 
     Args:
-        ours: The server.
-        bar: Shows how far it is.
-        model: Model to ask for; empty is the first.
-        image: What is sent; None makes a picture.
+        server: The gradcam server.
+        bar: Shows the progress.
+        model: The model's name in requests; empty is the server's first.
+        image: The image to send; None generates an image.
         payloads: ``jpeg`` and ``raw``.
         calls: ``unary`` and ``stream``.
-        users: Of the closed loops.
-        load: Rates of the open loops, over the bare graph's.
-        rates: Rates of the open loops in requests in a second, instead.
-        seconds: Of each phase.
-        rounds: How often each phase is run.
-        generators: Processes that ask.
+        users: Numbers of users of the closed loops.
+        load: Rates of the open loops, as shares of the bare graph's throughput.
+        rates: Rates of the open loops in requests per second; they replace ``load``.
+        seconds: Duration of each phase.
+        rounds: How often each phase runs.
+        generators: Number of processes that generate load.
         trial: Whether the figures are not meant to be quoted.
         others: Other servers, measured in the same run.
-        skipped: What could not take part, in sentences.
+        skipped: Sentences about servers that could not take part.
 
     Raises:
         GradCamError: The server does not answer.
@@ -105,18 +105,18 @@ def run(
     machine = results.Machine.here()
     settle_s = min(seconds / 5, 1.0)
     with ExitStack() as stack:
-        subject = ours.subject(payloads, calls, image, model)
-        making = stack.enter_context(Generators(generators))
+        subject = server.subject(payloads, calls, image, model)
+        processes = stack.enter_context(Generators(generators))
         bare: Callable[[], float] | None = None
         calibration = None
-        if ours.config:
+        if server.config:
             bar.console.print("Compiling and calibrating the bare graph")
-            worker = stack.enter_context(Worker(BareGraph, ours.config))
+            worker = stack.enter_context(Worker(BareGraph, server.config))
             calibration = worker.call("calibrate")
             bare = partial(worker.call, "images_per_s", calibration.fastest, seconds)
         if rates is None:
-            most = bare() if bare else _saturation(making, subject, max(users), seconds)
-            rates = tuple(round(share * most, 2) for share in load)
+            capacity = bare() if bare else _saturation(processes, subject, max(users), seconds)
+            rates = tuple(round(share * capacity, 2) for share in load)
         plan = serving.Plan(users, rates, seconds, settle_s, rounds)
         subjects = [subject, *others]
         count = serving.count_turns(subjects, plan, bare is not None)
@@ -126,16 +126,16 @@ def run(
             bar.update(task, description=name)
             bar.advance(task)
 
-        rows = serving.measure(subjects, plan, making, bare, calibration, on_turn)
+        rows = serving.measure(subjects, plan, processes, bare, calibration, on_turn)
     settings = {
-        "model": ours.config.model[0] if ours.config else model,
+        "model": server.config.model[0] if server.config else model,
         "users": users,
         "rates": rates,
         "seconds": seconds,
         "settle_s": settle_s,
         "rounds": rounds,
         "generators": generators,
-        "image": image.name if image else "made",
+        "image": image.name if image else "generated",
     }
     notes = [*_notes(rows, calibration), *skipped]
     return results.finish("serving", settings, rows, machine=machine, notes=notes, trial=trial)
@@ -144,7 +144,7 @@ def run(
 def _saturation(
     generators: Generators, subject: serving.Subject, users: int, seconds: float
 ) -> float:
-    make = next(iter(subject.askers.values()))
+    make = next(iter(subject.clients.values()))
     return generators.run(make, Closed(users, seconds), seconds / 5).images_per_s
 
 
@@ -156,12 +156,11 @@ def _notes(rows: Sequence[dict[str, Any]], calibration: Calibration | None) -> l
     if restless := {name: cores for name, cores in idle.items() if cores > serving.RESTLESS_CORES}:
         used = ", ".join(f"{name} {cores:.2f}" for name, cores in restless.items())
         notes.append(
-            f"Servers that use cores while nobody asks them ({used}) were stopped in the turns of "
-            "the others."
+            f"Servers that use cores when idle ({used}) were suspended in the turns of the others."
         )
     for row in rows:
         if row["kind"] == "load" and row["generator"]["bottleneck"]:
-            shape = f"{row['users']} users" if row["users"] else f"{row['asked_per_s']}/s"
+            shape = f"{row['users']} users" if row["users"] else f"{row['requests_per_s']}/s"
             where = f"{row['server']}, {row['payload']}, {row['call']}, {shape}"
             notes.append(f"{where}: {row['generator']['bottleneck']}, which the latencies include.")
     return notes

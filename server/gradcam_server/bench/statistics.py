@@ -1,4 +1,4 @@
-"""Samples to numbers: medians, spreads, and percentiles that the sample can bear."""
+"""Statistics of samples: medians, quartiles, and percentiles with enough samples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,19 +7,19 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
-# A percentile needs so many samples beyond it; with fewer it is the luck of the run.
-_BEYOND = 10
+# A percentile needs at least that many samples above it to be more than chance.
+_MIN_BEYOND = 10
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A few repeated measurements of one quantity, in its unit.
+    """A summary of repeated measurements of one quantity, in its unit.
 
     Attributes:
         median: The median.
         low: The lower quartile.
         high: The upper quartile.
-        count: How many there were.
+        count: The number of measurements.
     """
 
     median: float
@@ -32,7 +32,7 @@ class Spread:
         """Summarises at least one value.
 
         Raises:
-            ValueError: There are none.
+            ValueError: There are no values.
         """
         found = np.asarray(values, float)
         if not found.size:
@@ -42,30 +42,30 @@ class Spread:
 
     @classmethod
     def of_ratios(cls, values: Sequence[float], bases: Sequence[float]) -> "Spread":
-        """Summarises the ratios of pairs, each of one round: what slows both cancels.
+        """Summarises the ratios of pairs of one round each: noise that affects both cancels.
 
         Raises:
-            ValueError: There are none, or not as many of the one as of the other.
+            ValueError: There are none, or the numbers of values and bases differ.
         """
         pairs = zip(values, bases, strict=True)
         return cls.of([value / base for value, base in pairs])
 
 
 def latency_ms(seconds: ArrayLike) -> dict[str, float | None]:
-    """Returns percentiles, the mean and the greatest of latencies.
+    """Returns percentiles, the mean and the maximum of latencies.
 
     Args:
         seconds: The latencies in seconds.
 
     Returns:
-        Milliseconds by name. A percentile beyond which there are fewer than ten samples is
-        None: the run was too short to tell it.
+        Milliseconds by name. A percentile with fewer than ten samples above it is None: the run
+        was too short for it.
     """
     found = np.asarray(seconds, float) * 1e3
     if not found.size:
         return dict.fromkeys((*QUANTILES, "mean", "max"))
     percentiles = {
-        name: float(np.quantile(found, q)) if found.size * (1 - q) >= _BEYOND - 1e-9 else None
+        name: float(np.quantile(found, q)) if found.size * (1 - q) >= _MIN_BEYOND - 1e-9 else None
         for name, q in QUANTILES.items()
     }
     return {**percentiles, "mean": float(found.mean()), "max": float(found.max())}

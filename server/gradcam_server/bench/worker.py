@@ -1,4 +1,4 @@
-"""A subject in a process of its own: its memory, threads and environment are its own."""
+"""An object in a process of its own, with its own memory, threads and environment."""
 
 import multiprocessing
 import os
@@ -8,21 +8,20 @@ import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 
 class WorkerError(RuntimeError):
-    """What went wrong in the other process; its traceback is the text."""
+    """An error in the other process; the text is its traceback."""
 
 
 class Worker:
     """Makes an object in another process, and calls its methods.
 
     Args:
-        make: Makes the object there; a function of a module.
-        *arguments: Its arguments; they are pickled.
-        environment: Variables of the other process, set before anything is imported there.
+        make: Makes the object there; a function or class of a module.
+        *arguments: Arguments of ``make``; they are pickled.
+        environment: Environment variables to set there before any import.
 
     Raises:
         WorkerError: ``make`` raised.
@@ -42,7 +41,7 @@ class Worker:
         self._process.start()
         theirs.close()
         try:
-            # Not among the arguments: to unpickle it imports its module.
+            # Sent after the start: unpickling ``make`` imports its module, with the variables set.
             self._pipe.send((make, arguments))
             self.receive()
         except BaseException:
@@ -55,7 +54,7 @@ class Worker:
         return self._process.pid or 0
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Calls a method there, and waits for what it returns.
+        """Calls a method there, and returns its result.
 
         Raises:
             WorkerError: It raised, or the process died.
@@ -64,11 +63,11 @@ class Worker:
         return self.receive()
 
     def send(self, method: str, *arguments: Any) -> None:
-        """Calls a method there; ``receive`` waits for it."""
+        """Calls a method there; ``receive`` returns its result."""
         self._pipe.send((method, arguments))
 
     def receive(self) -> Any:
-        """Waits for what the method that was sent returns.
+        """Waits for the result of the method that was sent.
 
         Raises:
             WorkerError: It raised, or the process died.
@@ -92,12 +91,7 @@ class Worker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -107,13 +101,13 @@ def cpu_s() -> float:
 
 
 def anonymous_bytes() -> int:
-    """Returns the memory of this process without its files."""
+    """Returns the anonymous memory of this process, without mapped files, in bytes."""
     fields = Path("/proc/self/status").read_text("ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in fields if line.startswith("RssAnon"))
 
 
 def peak_bytes() -> int:
-    """Returns the most memory that this process ever had, files included."""
+    """Returns the peak memory of this process, mapped files included, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -122,7 +116,7 @@ def _serve(pipe: Connection, environment: dict[str, str]) -> None:
     try:
         make, arguments = pipe.recv()
         made = make(*arguments)
-    except BaseException:  # noqa: BLE001 - it is told
+    except BaseException:  # noqa: BLE001 - sent to the caller
         pipe.send((True, traceback.format_exc()))
         return
     pipe.send((False, None))
@@ -130,9 +124,9 @@ def _serve(pipe: Connection, environment: dict[str, str]) -> None:
         try:
             method, given = pipe.recv()
         except (EOFError, KeyboardInterrupt):
-            return  # whoever asked is gone
+            return  # the other end is closed
         try:
             answer = (False, getattr(made, method)(*given))
-        except BaseException:  # noqa: BLE001 - it is told
+        except BaseException:  # noqa: BLE001 - sent to the caller
             answer = (True, traceback.format_exc())
         pipe.send(answer)

@@ -1,4 +1,15 @@
-"""The ``gradcam`` command. Importing it imports neither TensorFlow nor OpenCV."""
+"""The ``gradcam`` command. Importing it imports neither TensorFlow nor OpenCV.
+
+batch, bench, compare, evaluate, explain, export,
+gallery, health, layers, reload, serve, token       one module for each command
+explain_output, evaluation, evaluation_report       parts of explain and evaluate
+connection       options to connect to a server: TLS and token
+model_access     options to choose a model: on a server, or in this process
+local            explains in this process, with the interface of the client
+common           errors for people, classes, probabilities
+pictures         image files, masks, and matplotlib figures
+progress         progress bars, and progress lines for logs
+"""
 
 import os
 from difflib import get_close_matches
@@ -25,7 +36,7 @@ _COMMANDS = (
 
 
 class _Commands(click.Group):
-    """Imports a command, and gRPC with it, when it is asked for."""
+    """Imports a command, and gRPC with it, only when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(_COMMANDS)
@@ -38,7 +49,7 @@ class _Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         if cmd_name != "serve":
-            # gRPC reads it when it is imported. Its log repeats what errors say, in many lines.
+            # gRPC reads this variable at its import; its log repeats the text of errors.
             os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         return getattr(import_module(f"{__name__}.{cmd_name}"), cmd_name)
 
@@ -59,19 +70,19 @@ class _Commands(click.Group):
 )
 @click.version_option(__version__, prog_name="gradcam")
 def main() -> None:
-    """Predict what is in an image, and see where the model looked.
+    """Predict what is in an image, and show where the model looked.
 
     \b
     gradcam serve                            start a server
     gradcam explain cat.jpg -o out.jpg       explain in this process
     gradcam explain *.jpg --server HOST:PORT explain on a server
-    gradcam layers                           find the layer to explain
+    gradcam layers                           list the layers to explain
     gradcam compare cat.jpg -o picture.png   methods or layers side by side
     gradcam evaluate *.jpg                   measure which method is faithful
     gradcam export -o FOLDER                 compile once, serve without TensorFlow
-    gradcam batch photos/ out/               explain many, into Parquet files
-    gradcam gallery out/                     the strangest of them, on a page
-    gradcam bench serving                    measure this machine, or a server
+    gradcam batch photos/ out/               explain many images, into Parquet files
+    gradcam gallery out/                     a page of the most unusual of them
+    gradcam bench serving                    measure a server under load
     """  # noqa: D301 - click reads the character \b
-    # TensorFlow reads it when it is imported: errors only, unless the user asks for more.
+    # TensorFlow reads this variable at its import: errors only, unless the user sets it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gradcam_server.cli.common import errors_for_people
 from gradcam_server.cli.connection import Connection, connection_options
+from gradcam_server.cli.progress import open_bar
 from gradcam_server.cli.serve import read_arguments
 
 if TYPE_CHECKING:
@@ -46,10 +45,10 @@ INTEGERS, REALS = _Numbers(int), _Numbers(float)
 
 @click.group()
 def bench() -> None:
-    """Measure graphs and servers: interleaved, checked, with medians and spreads.
+    """Measure graphs and servers, in turns, with checked answers, medians and quartiles.
 
-    Results are JSON files, with the machine, the versions, the date and the command; report
-    turns them into tables and plots. pip install 'gradcam-server[bench]' brings what it needs.
+    Results are JSON files with the machine, the versions, the date and the command; report
+    turns them into tables and plots. It needs pip install 'gradcam-server[bench]'.
     """
 
 
@@ -58,42 +57,55 @@ def bench() -> None:
 @click.option(
     "--server",
     metavar="HOST:PORT",
-    help="Measure this server. Else one is started with the options after --.",
+    help="Measure this server.  [default: start one with the options after --]",
 )
-@click.option("--model", default="", help="Model to ask for; empty is the server's first.")
-@click.option("--pid", type=int, help="The server's process, for its CPU time, if it is local.")
+@click.option(
+    "--model", default="", show_default=False, help="The model.  [default: the server's first]"
+)
+@click.option("--pid", type=int, help="Process id of a local --server, to measure its CPU time.")
 @click.option(
     "--image",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The image file that is sent; else one is made.",
+    help="Image file to send.  [default: a generated image]",
 )
 @click.option(
     *("--payload", "payloads"),
     multiple=True,
     type=click.Choice(["jpeg", "raw"]),
     default=("jpeg", "raw"),
-    help="What is sent: an image file, or pixels of the model's input size. Repeat for both.",
+    help="Send an image file, or pixels of the model's input size. Repeat for both.",
 )
 @click.option(
     *("--call", "calls"),
     multiple=True,
     type=click.Choice(["unary", "stream"]),
     default=("unary", "stream"),
-    help="How it is sent. Repeat for both.",
+    help="Send by unary calls or on a stream. Repeat for both.",
 )
-@click.option("--users", type=INTEGERS, default="1,2,4,8,16,32", help="Of the closed loops.")
+@click.option(
+    "--users",
+    type=INTEGERS,
+    default="1,2,4,8,16,32",
+    help="Closed loops: numbers of users, who send the next request when the last is answered.",
+)
 @click.option(
     "--load",
     type=REALS,
     default="0.25,0.5,0.7,0.8,0.9,1.0",
-    help="Of the open loops: their rate over what the bare graph does, or over the throughput of "
-    "most users where there is no bare graph.",
+    help="Open loops (requests at random times): rates as shares of the bare graph's throughput, "
+    "or with --server of the throughput with the most --users.",
 )
-@click.option("--rates", type=REALS, help="Requests in a second of the open loops, instead.")
-@click.option("--seconds", type=click.FloatRange(min=0.1), default=10.0, help="Of each phase.")
-@click.option("--rounds", type=click.IntRange(min=1), default=3)
-@click.option("--generators", type=click.IntRange(min=1), default=1, help="Processes that ask.")
-@click.option("--trial", is_flag=True, help="Say in the results that they are not to be quoted.")
+@click.option(
+    "--rates", type=REALS, help="Open loops: rates in requests per second, instead of --load."
+)
+@click.option(
+    "--seconds", type=click.FloatRange(min=0.1), default=10.0, help="Duration of each phase."
+)
+@click.option("--rounds", type=click.IntRange(min=1), default=3, help="Measurements of each phase.")
+@click.option(
+    "--generators", type=click.IntRange(min=1), default=1, help="Processes that send requests."
+)
+@click.option("--trial", is_flag=True, help="Mark the results as not to be quoted.")
 @click.option("-o", "--output", type=Path, default=Path("serving.json"))
 @connection_options()
 def serving(
@@ -111,20 +123,22 @@ def serving(
     gradcam bench serving --server gradcam.example.org:50051 --tls
     """  # noqa: D301 - click reads the character \b
     if server and options:
-        raise click.UsageError("options of serve have no use with --server")
+        raise click.UsageError("options after -- start a server; leave them out with --server")
     with _bench_errors():
         from gradcam_server.bench.running import gradcam_serve
-        from gradcam_server.bench.serving_run import Ours, run
+        from gradcam_server.bench.serving_run import GradcamServer, run
 
         with ExitStack() as stack:
             if server:
-                ours = Ours(server, connection, pid, None)
+                subject = GradcamServer(server, connection, pid)
             else:
                 config = read_arguments(options)
                 running = stack.enter_context(gradcam_serve(options))
-                ours = Ours(running.address, connection, running.pid, running.ready_s, config)
-            with progress() as bar:
-                results = run(ours, bar, **arguments)
+                subject = GradcamServer(
+                    running.address, connection, running.pid, running.ready_s, config
+                )
+            with open_bar() as bar:
+                results = run(subject, bar, **arguments)
     save(results, output)
 
 
@@ -134,32 +148,38 @@ def serving(
 @click.option(
     *("--compiler", "compilers"),
     multiple=True,
-    help="Of ours. Repeat for several.  [default: all]",
+    help="Compiler of the server's graph. Repeat for several.  [default: all]",
 )
 @click.option(
     *("--device", "devices"),
     multiple=True,
     type=click.Choice(["cpu", "gpu"]),
     default=("cpu",),
-    help="Repeat for both.",
+    help="Device to measure. Repeat for both.",
 )
-@click.option("--batch-sizes", type=INTEGERS, default="1,2,4,8,16,32,64")
-@click.option("--rounds", type=click.IntRange(min=1), default=10)
+@click.option("--batch-sizes", type=INTEGERS, default="1,2,4,8,16,32,64", help="To measure.")
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=10, help="Measurements of each candidate."
+)
 @click.option(
     *("--price-per-hour", "prices"),
     multiple=True,
     metavar="DEVICE=PRICE",
     callback=lambda _ctx, _param, given: _prices(given),
-    help="What an hour of a machine costs, for the cost of a million images.",
+    help="Price of an hour of the machine, to compute the cost of a million images.",
 )
-@click.option("--tutorials/--no-tutorials", default=True, help="Time the tutorials' ways, too.")
-@click.option("--trial", is_flag=True, help="Say in the results that they are not to be quoted.")
+@click.option(
+    "--tutorials/--no-tutorials",
+    default=True,
+    help="Measure the implementations of tutorials, too.",
+)
+@click.option("--trial", is_flag=True, help="Mark the results as not to be quoted.")
 @click.option("-o", "--output", type=Path, default=Path("graph.json"))
 def graph(output: Path, compilers: tuple[str, ...], **arguments: Any) -> None:
-    """Measure the compiled graph against other ways to the same answer.
+    """Compare the compiled graph with other implementations of the same computation.
 
-    Every answer is checked against Keras' own layers under an eager tape; one that is wrong is
-    reported and not timed.
+    Every answer is checked against Keras' own layers under an eager tape; a candidate with a wrong
+    answer is reported, not timed.
 
     \b
     gradcam bench graph --model resnet50 --batch-sizes 1,8
@@ -170,9 +190,9 @@ def graph(output: Path, compilers: tuple[str, ...], **arguments: Any) -> None:
         from gradcam_server.bench.graph_run import run
         from gradcam_server.domain.options import Compiler
 
-        ours = compilers or tuple(one for one in Compiler if one is not Compiler.AUTO)
-        with progress() as bar:
-            results = run(bar, compilers=ours, **arguments)
+        compilers = compilers or tuple(name for name in Compiler if name is not Compiler.AUTO)
+        with open_bar() as bar:
+            results = run(bar, compilers=compilers, **arguments)
     save(results, output)
 
 
@@ -182,7 +202,7 @@ def graph(output: Path, compilers: tuple[str, ...], **arguments: Any) -> None:
     *("-o", "--output"),
     type=Path,
     default=Path("benchmarks.md"),
-    help="The page. Only what is between its markers is replaced.",
+    help="The page. Only the text between its markers is replaced.",
 )
 def report(files: tuple[Path, ...], output: Path) -> None:
     """Turn results into tables and plots.
@@ -205,22 +225,14 @@ def report(files: tuple[Path, ...], output: Path) -> None:
 
 def _prices(given: tuple[str, ...]) -> dict[str, float]:
     try:
-        pairs = (one.split("=") for one in given)
+        pairs = (pair.split("=") for pair in given)
         return {device: float(price) for device, price in pairs}
     except ValueError as error:
         raise click.BadParameter("give DEVICE=PRICE, as in cpu=0.10") from error
 
 
-@contextmanager
-def progress() -> Iterator[Progress]:
-    """Shows a bar on stderr, where there is a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        yield bar
-
-
 def save(results: "Results", output: Path) -> None:
-    """Writes results and says so, with the notes."""
+    """Writes results, and prints their notes and path."""
     try:
         results.save(output)
     except OSError as error:
@@ -243,5 +255,5 @@ def _bench_errors() -> Iterator[None]:
         raise click.ClickException(
             f"this needs {error.name}: pip install 'gradcam-server[bench]'"
         ) from error
-    except WorkerError as error:  # the end of its traceback says what it was
+    except WorkerError as error:  # the last line of its traceback is the message
         raise click.ClickException(str(error).strip().splitlines()[-1]) from error

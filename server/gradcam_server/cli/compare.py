@@ -12,24 +12,22 @@ from numpy.typing import NDArray
 from gradcam_client import Explanation, ImageExplanation, OverlayPng
 from gradcam_client.image_files import shown
 from gradcam_client.requests import COLORMAPS, METHODS
-from gradcam_server.cli.common import errors_for_people
-from gradcam_server.cli.pictures import decode_png, load_image, new_figure
-from gradcam_server.cli.session import (
+from gradcam_server.cli.common import (
     ALL_CLASSES,
     ONE_PASS_METHODS,
-    Place,
     class_of,
-    place_options,
+    errors_for_people,
     probabilities_of,
-    progress_bar,
-    say_compiled,
 )
+from gradcam_server.cli.model_access import ModelAccess, model_access_options, say_compiled
+from gradcam_server.cli.pictures import decode_png, load_image, new_figure
+from gradcam_server.cli.progress import progress_bar
 
-# Sharp in a cell of the picture.
+# Enough pixels for a sharp cell of the picture.
 _MAX_SIDE = 800
 _DPI = 200
 
-# Inches.
+# All sizes are in inches.
 _CELL_AREA, _SMALL_CELL_AREA = 4.6, 3.2
 _FEW_COLUMNS = 4
 _GAP = 0.12
@@ -37,7 +35,7 @@ _CAPTION_HEIGHT = 0.42
 _HEADING_HEIGHT = 0.32
 _TITLE_HEIGHT = 0.45
 _MARGIN = 0.2
-# The width of a character, of DejaVu Sans at one point; generous.
+# The width of a character of DejaVu Sans at one point, rounded up.
 _CHARACTER, _BOLD_CHARACTER = 0.0082, 0.0096
 _LABEL_CHARACTERS = 14
 _DARK, _LIGHT = "#202124", "#5f6368"
@@ -64,8 +62,8 @@ _DARK, _LIGHT = "#202124", "#5f6368"
     *("--method", "methods"),
     multiple=True,
     type=click.Choice(list(METHODS)),
-    help="A column for this method. Repeat for several.  [default: all of one pass; with several "
-    "layers gradcam]",
+    help="A column for this method. Repeat for several.  [default: all one-pass methods; with "
+    "several layers gradcam]",
 )
 @click.option(
     *("--layer", "layers"),
@@ -77,7 +75,7 @@ _DARK, _LIGHT = "#202124", "#5f6368"
     "--colormap", type=click.Choice(list(COLORMAPS)), default="jet", help="Colours of the overlays."
 )
 @click.option("--alpha", type=click.FloatRange(0, 1), default=0.45, help="Weight of the colours.")
-@place_options
+@model_access_options
 def compare(
     image: Path,
     output: Path,
@@ -89,20 +87,20 @@ def compare(
     alpha: float,
     **where: Any,
 ) -> None:
-    """Draw one picture of an image's classes by methods, or by layers.
+    """Draw one picture that compares methods, or layers, for classes of an image.
 
     \b
     gradcam compare cat.jpg -o methods.png
     gradcam compare cat.jpg -o layers.png --layer conv3_block4_out --layer conv5_block3_out
 
-    Rows are classes; columns are methods at one layer, or layers with one method. Under each
-    overlay are the score that is explained and the raw range of the map before its ReLU.
+    Rows are classes; columns are methods at one layer, or layers with one method. The caption of
+    each overlay holds the explained score and the range of the map before its ReLU.
     """  # noqa: D301 - click reads the character \b
     if classes and top_k:
         raise click.UsageError("--class and --top-k exclude each other")
     layers, methods = tuple(dict.fromkeys(layers)), tuple(dict.fromkeys(methods))
     if len(layers) > 1 and len(methods) > 1:
-        raise click.UsageError("several --method or several --layer, not both")
+        raise click.UsageError("give several --method or several --layer, not both")
     if not methods:
         methods = ("gradcam",) if len(layers) > 1 else ONE_PASS_METHODS
     if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".pdf", ".svg"):
@@ -110,8 +108,8 @@ def compare(
     columns = [(method, layer) for method in methods for layer in layers or ("",)]
     targets = [class_of(name) for name in classes]
     row_count = len(targets) or top_k or 3
-    place = Place(**where)
-    new_figure(1, 1)  # without matplotlib it fails now, not after the work
+    access = ModelAccess(**where)
+    new_figure(1, 1)  # fails now if matplotlib is missing
     try:
         pixels = load_image(image, _MAX_SIDE)
     except (OSError, ValueError) as error:
@@ -119,13 +117,13 @@ def compare(
     answers = []
     with (
         errors_for_people(),
-        place.open(1, row_count) as client,
+        access.open(1, row_count) as client,
         progress_bar(len(columns), hidden=False, description="Comparing") as bar,
     ):
         for method, layer in columns:
             (outcome,) = client.explain_stream(
                 [pixels],
-                model=place.requested_model,
+                model=access.requested_model,
                 classes=targets,
                 top_k=None if targets else row_count,
                 method=method,
@@ -134,7 +132,7 @@ def compare(
                 prediction_count=ALL_CLASSES,
             )
             answers.append(outcome.unwrap())
-            say_compiled(place, answers[-1])
+            say_compiled(access, answers[-1])
             bar.advance()
     output.parent.mkdir(parents=True, exist_ok=True)
     _draw(pixels, image.name, answers, by_layer=len(layers) > 1).savefig(output, dpi=_DPI)
@@ -148,11 +146,11 @@ def _draw(
     *,
     by_layer: bool,
 ) -> Any:
-    """Lays the picture out in inches: the original, labels of the rows, a grid of overlays."""
+    """Draws the picture: the original, labels of the rows, and a grid of overlays."""
     first = answers[0]
     rows, columns = len(first.explanations), len(answers)
     labels = [
-        textwrap.fill(one.name or str(one.index), _LABEL_CHARACTERS) for one in first.explanations
+        textwrap.fill(row.name or str(row.index), _LABEL_CHARACTERS) for row in first.explanations
     ]
     aspect = pixels.shape[1] / pixels.shape[0]
     area = _CELL_AREA if columns <= _FEW_COLUMNS else _SMALL_CELL_AREA
@@ -176,8 +174,8 @@ def _draw(
         axes.imshow(shown, interpolation="lanczos", interpolation_stage="rgba")
         axes.set_axis_off()
 
-    one = first.explanations[0]
-    title = f"{first.model} by {one.method}" if by_layer else f"{first.model} at {one.layer}"
+    best = first.explanations[0]
+    title = f"{first.model} by {best.method}" if by_layer else f"{first.model} at {best.layer}"
     size = min(15, (width - 2 * _MARGIN) / (len(title) * _BOLD_CHARACTER))
     write(_MARGIN, _MARGIN, title, fontsize=size, fontweight="bold", va="top")
     heading_y = grid_top - 0.09
@@ -206,21 +204,21 @@ def _draw(
     return figure
 
 
-def _caption(explanation: Explanation, most: int) -> str:
-    """Says what cannot be seen, in two lines where one of ``most`` characters is too short."""
+def _caption(explanation: Explanation, max_characters: int) -> str:
+    """Returns score and range; in two lines if one line exceeds ``max_characters``."""
     minus = str.maketrans("-", "\N{MINUS SIGN}")
     score = f"score {explanation.score:z.2f}".translate(minus)
     span = f"raw {explanation.raw_min:.2g} to {explanation.raw_max:.2g}".translate(minus)
     if explanation.degenerate:
-        return f"{score}, {span}\nall zero: nothing speaks for it"
-    separator = ", " if len(score) + len(span) + 2 <= most else "\n"
+        return f"{score}, {span}\nall zero: no evidence for this class"
+    separator = ", " if len(score) + len(span) + 2 <= max_characters else "\n"
     return f"{score}{separator}{span}"
 
 
 def _heading(text: str, width: float) -> dict[str, Any]:
-    """Writes a heading smaller, then cuts it in its middle, before it touches its neighbour."""
+    """Returns a heading of at most ``width`` inches: made smaller, then cut in the middle."""
     size = max(8, min(11, width / (len(text) * _BOLD_CHARACTER)))
-    most = int(width / (size * _BOLD_CHARACTER))
-    half = (most - 1) // 2
-    text = text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
+    max_characters = int(width / (size * _BOLD_CHARACTER))
+    half = (max_characters - 1) // 2
+    text = text if len(text) <= max_characters else f"{text[:half]}…{text[-half:]}"
     return {"text": text, "fontsize": size, "fontweight": "bold", "ha": "center", "va": "bottom"}

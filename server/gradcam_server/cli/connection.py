@@ -1,4 +1,4 @@
-"""How commands reach a running server: TLS and tokens, by the same options for all of them."""
+"""Connects commands to a server: TLS and tokens, by the same options for all commands."""
 
 import functools
 import os
@@ -25,10 +25,12 @@ from gradcam_client.transport import (
 )
 from gradcam_server.config.settings import flag, variable
 
-OF_THE_SERVER = "belongs to the server: give it to gradcam serve, and leave it out with --server"
+BELONGS_TO_SERVER = (
+    "belongs to the server: give it to gradcam serve, and leave it out with --server"
+)
 TOKEN_VARIABLE = variable("token")
 
-# What gRPC and servers say, and what it means to who types commands.
+# Errors of gRPC and of servers, as regular expressions, and what to do about them.
 _REMEDIES = (
     (
         "CERTIFICATE_VERIFY_FAILED",
@@ -36,8 +38,7 @@ _REMEDIES = (
     ),
     (
         "Hostname Verification Check failed",
-        "the server's certificate is not for this address; --tls-server-name says for which name "
-        "it is",
+        "the server's certificate is not for this address; --tls-server-name gives the name in it",
     ),
     ("WRONG_VERSION_NUMBER", "the server speaks plain text, not TLS"),
     (
@@ -46,13 +47,13 @@ _REMEDIES = (
     ),
     (
         "failed to connect.*(Socket closed|Connection reset|Broken pipe)",
-        "the server hung up; it may want TLS (--tls, --tls-ca) or a client's certificate "
-        "(--tls-cert, --tls-key)",
+        "the server closed the connection; it may need TLS (--tls, --tls-ca) or a client's "
+        "certificate (--tls-cert, --tls-key)",
     ),
-    ("there is no token", "the server wants a token; --token-file names the file that holds it"),
+    ("there is no token", "the server needs a token; --token-file names the file with it"),
 )
 
-# What the client's library calls the files.
+# The flags of the files, by their names in the client library.
 _FLAGS = {"root": "--tls-ca", "certificate": "--tls-cert", "key": "--tls-key"}
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -60,14 +61,14 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Connection:
-    """Where trust in a server comes from, and who asks it. Nothing is read before it is used.
+    """TLS and token of connections to servers. Files are read when a client or channel is made.
 
     Attributes:
-        tls: Whether to encrypt; the other settings of TLS imply it.
-        tls_ca: PEM file of the authorities to trust; None is those that gRPC brings.
+        tls: Whether to use TLS; the other settings of TLS imply it.
+        tls_ca: PEM file of the authorities to trust; None is gRPC's own list.
         tls_cert: PEM file of this client's certificate, for mutual TLS.
-        tls_key: PEM file of its key.
-        tls_server_name: The name to look for in the server's certificate; None is the address.
+        tls_key: PEM file of the certificate's private key.
+        tls_server_name: The name in the server's certificate; None is the address.
         token_file: File whose first line is a token; None is the variable GRADCAM_TOKEN.
     """
 
@@ -83,11 +84,11 @@ class Connection:
 
         Args:
             server: The server or servers.
-            retry: When to try again.
+            retry: The retry policy.
 
         Raises:
-            click.ClickException: A file is of no use, the token would be sent in plain text,
-                or ``server`` names none.
+            click.ClickException: A file is not usable, the token would be sent in plain text, or
+                ``server`` is not an address.
         """
         credentials = self._credentials(server)
         options = self._channel_options
@@ -100,10 +101,10 @@ class Connection:
         )
 
     def channel(self, address: str) -> grpc.Channel:
-        """Makes a channel to one server, for other services than the client's.
+        """Makes a channel to one server, for services that the client does not have.
 
         Raises:
-            click.ClickException: As of ``client``.
+            click.ClickException: As for ``client``.
         """
         channel: grpc.Channel = open_channel(
             grpc, address, self._credentials(address), self._channel_options
@@ -114,7 +115,7 @@ class Connection:
         """Makes a channel to one server for the running event loop.
 
         Raises:
-            click.ClickException: As of ``client``.
+            click.ClickException: As for ``client``.
         """
         options = (*self._channel_options, *options)
         channel: grpc.aio.Channel = open_channel(
@@ -124,10 +125,10 @@ class Connection:
 
     @property
     def metadata(self) -> Metadata:
-        """What a call over such a channel must carry.
+        """The metadata for calls on such a channel: the token, if there is one.
 
         Raises:
-            click.ClickException: The token's file is of no use.
+            click.ClickException: The token's file is not usable.
         """
         return () if self._token is None else (("authorization", bearer(self._token)),)
 
@@ -161,7 +162,7 @@ class Connection:
             ) from error
         return credentials
 
-    # Once: a pipe can be read only once.
+    # Cached: a pipe can be read only once.
     @cached_property
     def _token(self) -> str | None:
         if self.token_file is None:
@@ -175,7 +176,7 @@ class Connection:
             except OSError as error:
                 raise click.ClickException(f"{where}: {error.strerror}") from error
             except UnicodeDecodeError as error:
-                raise click.ClickException(f"{where}: it is no text") from error
+                raise click.ClickException(f"{where}: it is not text") from error
         token = text.strip().partition("\n")[0].strip()
         if token.startswith("["):
             raise click.ClickException(
@@ -189,15 +190,15 @@ class Connection:
 
 
 def refuse_given(ctx: click.Context, names: Iterable[str], why: str) -> None:
-    """Refuses options that would be passed over. Variables may be set for other commands, too.
+    """Refuses options that would have no effect; their variables may be set for other commands.
 
     Args:
-        ctx: The command's.
-        names: Of the options' parameters.
-        why: What follows the flag in the error.
+        ctx: The command's context.
+        names: The parameters of the options.
+        why: The text after the flag in the error.
 
     Raises:
-        click.UsageError: One is on the command line.
+        click.UsageError: An option is on the command line.
     """
     for name in names:
         if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
@@ -205,22 +206,22 @@ def refuse_given(ctx: click.Context, names: Iterable[str], why: str) -> None:
 
 
 def check_server_options(server: str | None, model: str, of_the_model: Iterable[str]) -> None:
-    """Refuses options that have no effect with --server, or without it, in a command.
+    """Refuses options of a command that have no effect with --server, or without it.
 
     Args:
-        server: The server, if one is asked.
+        server: The server, if one is given.
         model: The model's name.
-        of_the_model: The parameters that say how a model is loaded in this process.
+        of_the_model: The parameters of options that load a model in this process.
 
     Raises:
-        click.UsageError: One is on the command line.
+        click.UsageError: Such an option is on the command line.
     """
     ctx = click.get_current_context()
     if not server:
         of_the_connection = (field.name for field in fields(Connection))
-        refuse_given(ctx, of_the_connection, "says how a server is asked; name it with --server")
+        refuse_given(ctx, of_the_connection, "needs --server: it says how to connect to one")
         return
-    refuse_given(ctx, of_the_model, OF_THE_SERVER)
+    refuse_given(ctx, of_the_model, BELONGS_TO_SERVER)
     if "=" in model:
         raise click.UsageError(
             "--model NAME=PATH loads a file in this process; with --server give the name of one "
@@ -230,18 +231,18 @@ def check_server_options(server: str | None, model: str, of_the_model: Iterable[
 
 
 def readable(text: str) -> str:
-    """Returns an error's text, with the option before it that may help."""
-    for sign, remedy in _REMEDIES:
-        if re.search(sign, text):
+    """Returns an error's text, after the remedy if there is one in ``_REMEDIES``."""
+    for pattern, remedy in _REMEDIES:
+        if re.search(pattern, text):
             return f"{remedy} ({text})"
     return text
 
 
 def connection_options(*, tls_variables: bool = True) -> Callable[[_F], _F]:
-    """Makes a decorator that adds the options of a ``Connection``, the argument ``connection``.
+    """Makes a decorator that adds the options of a ``Connection``, given as ``connection``.
 
     Args:
-        tls_variables: Whether variables set TLS, too.
+        tls_variables: Whether environment variables set the options of TLS, too.
     """
 
     def decorate(command: _F) -> _F:
@@ -265,7 +266,7 @@ def connection_options(*, tls_variables: bool = True) -> Callable[[_F], _F]:
 def _unless_token_is_given(
     ctx: click.Context, param: click.Parameter, value: Path | None
 ) -> Path | None:
-    """Prefers GRADCAM_TOKEN, which is set for a call, to a variable that is set for them all."""
+    """Prefers GRADCAM_TOKEN to the variable of --token-file."""
     source = ctx.get_parameter_source(param.name or "")
     if source is ParameterSource.ENVIRONMENT and _token_variable():
         return None
@@ -279,7 +280,7 @@ def _token_variable() -> str:
 _OPTIONS: dict[str, dict[str, Any]] = {
     "tls": {
         "is_flag": True,
-        "help": "Ask over TLS, trusting the authorities that gRPC brings along.",
+        "help": "Connect by TLS, and trust gRPC's own list of authorities.",
     },
     "tls_ca": {
         "type": Path,
@@ -294,7 +295,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "tls_key": {
         "type": Path,
         "metavar": "FILE",
-        "help": "PEM file of its private key, not encrypted.",
+        "help": "PEM file of the certificate's private key, not encrypted.",
     },
     "tls_server_name": {
         "metavar": "NAME",
@@ -304,7 +305,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "type": Path,
         "metavar": "FILE",
         "callback": _unless_token_is_given,
-        "help": "File whose first line is the token to send; it takes TLS, unless the server is "
-        f"on this machine. Else the variable {TOKEN_VARIABLE} may hold a token.",
+        "help": "File whose first line is the token to send; it needs TLS, unless the server is "
+        f"on this machine. The variable {TOKEN_VARIABLE} may hold a token instead.",
     },
 }

@@ -1,23 +1,19 @@
 """``gradcam explain``."""
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
 from gradcam_client import (
     HeatmapForm,
-    ImageExplanation,
     OverlayJpeg,
     OverlayPng,
     Raw,
     SmoothGrad,
 )
-from gradcam_client.image_files import shown
 from gradcam_client.requests import (
     COLORMAPS,
     LAYER_FUSIONS,
@@ -27,16 +23,16 @@ from gradcam_client.requests import (
     SCORE_TYPES,
     Target,
 )
-from gradcam_server.cli.common import errors_for_people
-from gradcam_server.cli.connection import readable
-from gradcam_server.cli.session import (
-    Place,
-    class_of,
-    error_as_json,
-    place_options,
-    progress_bar,
-    say_compiled,
+from gradcam_server.cli.common import class_of, errors_for_people
+from gradcam_server.cli.explain_output import (
+    Outputs,
+    print_result,
+    report_failure,
+    result_as_json,
+    save_arrays,
 )
+from gradcam_server.cli.model_access import ModelAccess, model_access_options, say_compiled
+from gradcam_server.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from gradcam_server.cli.local import LocalClient
@@ -64,7 +60,7 @@ _OVERLAYS = {".jpg": OverlayJpeg, ".jpeg": OverlayJpeg, ".png": OverlayPng}
 @click.option(
     "--against",
     metavar="CLASS",
-    help="Explain why the class rather than this one.",
+    help="Explain the difference of each --class from this class.",
 )
 @click.option(
     *("--layer", "layers"),
@@ -84,7 +80,7 @@ _OVERLAYS = {".jpg": OverlayJpeg, ".jpeg": OverlayJpeg, ".png": OverlayPng}
     *("--score", "score_type"),
     type=click.Choice(list(SCORE_TYPES)),
     default="logit",
-    help="What is explained of a class.",
+    help="Explain the class's logit, or its probability (as the Keras tutorial does).",
 )
 @click.option(
     *("--passes", "pass_count"),
@@ -100,7 +96,7 @@ _OVERLAYS = {".jpg": OverlayJpeg, ".jpeg": OverlayJpeg, ".png": OverlayPng}
     "--resize",
     type=click.Choice(list(RESIZE_MODES)),
     default="stretch",
-    help="How the image is brought to the model's input size.",
+    help="How the image is resized to the model's input size.",
 )
 @click.option(
     "--colormap", type=click.Choice(list(COLORMAPS)), default="jet", help="Colours of the overlay."
@@ -111,15 +107,15 @@ _OVERLAYS = {".jpg": OverlayJpeg, ".jpeg": OverlayJpeg, ".png": OverlayPng}
     default=0.4,
     help="Weight of the colours over the image.",
 )
-@click.option("--predictions", type=click.IntRange(min=0), default=5, help="How many to print.")
+@click.option("--predictions", type=click.IntRange(min=0), default=5, help="Number to print.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image.")
 @click.option(
     "--npz",
     type=Path,
-    help="Keep the numbers: classes, raw heatmaps and logits. A file; with several images, "
-    "a folder.",
+    help="Write classes, raw heat maps and logits to this file; with several images, to files in "
+    "this folder.",
 )
-@place_options
+@model_access_options
 def explain(
     images: Sequence[Path],
     classes: Sequence[str],
@@ -137,7 +133,7 @@ def explain(
     smooth_samples: int | None,
     **options: Any,
 ) -> None:
-    """Predict what is in images, and see where the model looked.
+    """Predict what is in images, and show where the model looked.
 
     \b
     gradcam explain cat.jpg -o out.jpg
@@ -145,11 +141,11 @@ def explain(
     gradcam explain cat.jpg --class tabby --against "tiger cat" --method layercam
     gradcam explain photos/*.jpg --server localhost:50051 -o overlays/ --json
 
-    An image that fails is reported, the others go on, and the exit status is 1.
+    If an image fails, its error is printed, the others are explained, and the exit status is 1.
     """  # noqa: D301 - click reads the character \b
     if classes and top_k:
         raise click.UsageError("--class and --top-k exclude each other")
-    place = Place.take(options)
+    access = ModelAccess.take(options)
     if against and not classes:
         raise click.UsageError("--against needs a --class to compare")
     if npz and len(layers) > 1 and fusion == "none":
@@ -169,14 +165,14 @@ def explain(
     failed = False
     with (
         errors_for_people(),
-        place.open(len(images) + many_passes, len(targets) or top_k or 1) as client,
+        access.open(len(images) + many_passes, len(targets) or top_k or 1) as client,
         progress_bar(None if counts_passes else len(images), hidden=as_json) as progress,
     ):
-        if not place.server:
+        if not access.server:
             _show_likely_answers(images[0], client, options["resize"])
         outcomes = client.explain_stream(
             images,
-            model=place.requested_model,
+            model=access.requested_model,
             classes=targets,
             top_k=top_k,
             layer=layers,
@@ -194,191 +190,27 @@ def explain(
                 progress.advance()
             if outcome.result is None:
                 failed = True
-                _report_failure(path, outcome.error, as_json)
+                report_failure(path, outcome.error, as_json)
                 continue
-            say_compiled(place, outcome.result)
+            say_compiled(access, outcome.result)
             written = overlays.write(path, outcome.result) if output else []
             if npz:
-                _save_numbers(numbers.path_for(path), outcome.result)
+                save_arrays(numbers.path_for(path), outcome.result)
             if as_json:
-                click.echo(json.dumps(_as_json(path, outcome.result)))
+                click.echo(json.dumps(result_as_json(path, outcome.result)))
             else:
-                _print(path, outcome.result, written)
+                print_result(path, outcome.result, written)
     raise SystemExit(1 if failed else 0)
 
 
-class Outputs:
-    """Where the results of each image go: a file, or a folder for several images.
-
-    Args:
-        destination: The file or folder, None for nowhere.
-        count: Number of images.
-        suffixes: What a file's name may end in.
-        suffix: What names in a folder end in.
-        option: The option, for errors.
-
-    Raises:
-        click.UsageError: A file for several images, or one with another suffix.
-    """
-
-    def __init__(
-        self,
-        destination: Path | None,
-        count: int,
-        suffixes: tuple[str, ...],
-        suffix: str,
-        option: str,
-    ) -> None:
-        self._destination, self.suffix = destination, suffix
-        self._taken: set[Path] = set()
-        if destination is None:
-            return
-        is_file = destination.suffix.lower() in suffixes and not destination.is_dir()
-        self._is_folder = not is_file
-        if is_file and count > 1:
-            raise click.UsageError(
-                f"{option} {destination} is one file for {count} images; name a folder"
-            )
-        if is_file:
-            self.suffix = destination.suffix.lower()
-            destination.parent.mkdir(parents=True, exist_ok=True)
-        elif destination.suffix and not destination.is_dir():
-            raise click.UsageError(
-                f"{option} {destination}: a file must end in {', '.join(suffixes)}"
-            )
-        else:
-            destination.mkdir(parents=True, exist_ok=True)
-
-    def path_for(self, image: Path, mark: str = "") -> Path:
-        """Returns the path for an image's result, never the same twice."""
-        assert self._destination is not None
-        if self._is_folder:
-            base = self._destination / (image.stem + mark)
-        else:
-            base = self._destination.with_name(self._destination.stem + mark)
-        path, number = base.with_name(base.name + self.suffix), 2
-        while path in self._taken:
-            path, number = base.with_name(f"{base.name}-{number}{self.suffix}"), number + 1
-        self._taken.add(path)
-        return path
-
-    def write(self, image: Path, result: ImageExplanation) -> list[Path]:
-        """Writes the overlay of each explanation; several are told apart by their class."""
-        paths = []
-        several = len(result.explanations) > 1
-        several_layers = len({one.layer for one in result.explanations}) > 1
-        for explanation in result.explanations:
-            mark = f"-{explanation.index}-{_plain(explanation.name)}" if several else ""
-            if several_layers:
-                mark += f"-{_plain(explanation.layer)}"
-            path = self.path_for(image, mark)
-            path.write_bytes(explanation.overlay)
-            paths.append(path)
-        return paths
-
-
-def _plain(name: str) -> str:
-    return "".join(letter if letter.isalnum() else "_" for letter in name)
-
-
-def _as_json(path: Path, result: ImageExplanation) -> dict[str, Any]:
-    stats = result.stats
-    return {
-        "path": str(path),
-        "model": result.model,
-        "preprocessing": result.preprocessing,
-        "preprocessing_declared": result.preprocessing_declared,
-        "predictions": [
-            {"index": one.index, "name": one.name, "probability": one.probability}
-            for one in result.predictions
-        ],
-        "explanations": [
-            {
-                "index": one.index,
-                "name": one.name,
-                "score": one.score,
-                "layer": one.layer,
-                "method": one.method,
-                "raw_min": one.raw_min,
-                "raw_max": one.raw_max,
-                "degenerate": one.degenerate,
-                "score_type": one.score_type,
-                "saturated": one.saturated,
-                "against": one.against,
-            }
-            for one in result.explanations
-        ],
-        "stats": {
-            "decode_us": stats.decode_us,
-            "queue_us": stats.queue_us,
-            "compile_us": stats.compile_us,
-            "compute_us": stats.compute_us,
-            "render_us": stats.render_us,
-            "batch_size": stats.batch_size,
-            "padded_batch_size": stats.padded_batch_size,
-            "pass_count": stats.pass_count,
-        },
-    }
-
-
-def _save_numbers(path: Path, result: ImageExplanation) -> None:
-    assert result.logits is not None  # they were asked for
-    np.savez_compressed(
-        path,
-        classes=np.array([one.index for one in result.explanations], np.int32),
-        heatmaps=np.stack([one.heatmap for one in result.explanations]),
-        logits=result.logits,
-    )
-
-
-def _print(path: Path, result: ImageExplanation, written: Sequence[Path]) -> None:
-    size = f"{result.image_width} x {result.image_height}"
-    click.echo(f"{path} ({size}), {result.model}{_preprocessing(result)}")
-    for prediction in result.predictions:
-        click.echo(f"  {prediction.probability:7.2%}  {prediction.index:>4}  {prediction.name}")
-    for explanation in result.explanations:
-        notes = " (degenerate: nothing here speaks for it)" if explanation.degenerate else ""
-        if explanation.saturated:
-            notes += " (saturated: its gradient is lost in rounding; explain the logit)"
-        rather = f" rather than {explanation.against_name}" if explanation.against_name else ""
-        click.echo(
-            f"  explained {explanation.index} {explanation.name}{rather}, {explanation.score_type} "
-            f"{explanation.score:.3f}, by {explanation.method} at {explanation.layer}{notes}"
-        )
-    for file in written:
-        click.echo(f"  wrote {file}")
-    stats = result.stats
-    passes = f", {stats.pass_count} passes" if stats.pass_count > 1 else ""
-    compiling = f"compile {stats.compile_us / 1e3:.1f} ms, " if stats.compile_us else ""
-    click.echo(
-        f"  time: decode {stats.decode_us / 1e3:.1f} ms, queue {stats.queue_us / 1e3:.1f} ms, "
-        f"{compiling}compute {stats.compute_us / 1e3:.1f} ms, "
-        f"render {stats.render_us / 1e3:.1f} ms (batch of {stats.batch_size}{passes})"
-    )
-
-
-def _preprocessing(result: ImageExplanation) -> str:
-    """Says how the pixels were scaled; nothing if an older server does not say."""
-    if not result.preprocessing:
-        return ""
-    origin = "" if result.preprocessing_declared else " (by default)"
-    return f", preprocessing {result.preprocessing}{origin}"
-
-
 def _show_likely_answers(path: Path, client: "LocalClient", resize: str) -> None:
-    """Shows on stderr what each likely preprocessing answers, if it is in doubt which is right."""
+    """Shows on stderr the best class by each likely preprocessing, if none is declared."""
     answers = client.predict_by_likely_preprocessing(path, resize)
     if answers:
-        click.echo(f"What the model answers for {path} by each of them:", err=True)
-    for one in answers:
+        click.echo(f"The model's answers for {path} by each preprocessing:", err=True)
+    for answer in answers:
         click.echo(
-            f"  --preprocessing {one.preprocessing:5}  {one.probability:7.2%}  {one.index:>4}  "
-            f"{one.name}",
+            f"  --preprocessing {answer.preprocessing:5}  {answer.probability:7.2%}  "
+            f"{answer.index:>4}  {answer.name}",
             err=True,
         )
-
-
-def _report_failure(path: Path, error: Exception | None, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps({"path": str(path), "error": error_as_json(error)}))
-    click.echo(f"Error: {shown(path)}: {readable(str(error))}", file=sys.stderr)

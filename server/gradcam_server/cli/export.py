@@ -6,10 +6,11 @@ from typing import Any
 import click
 
 from gradcam_server.cli.common import errors_for_people
-from gradcam_server.config.settings import ServeConfig, from_options, setting_options
+from gradcam_server.config.click_options import from_options, setting_options
+from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.options import Precision
 
-_LEAST_CORRELATION = 0.98
+_MIN_CORRELATION = 0.98
 _SETTINGS = (
     "model",
     "weights",
@@ -39,28 +40,28 @@ _SETTINGS = (
 @setting_options(*_SETTINGS)
 @click.option(
     "--precision",
-    type=click.Choice([one.value for one in Precision]),
+    type=click.Choice([precision.value for precision in Precision]),
     default=Precision.FLOAT32.value,
-    help="What the network is computed in; int8 needs pip install 'gradcam-server[int8]'.",
+    help="Precision of the network; int8 needs pip install 'gradcam-server[int8]'.",
 )
 @click.option(
     "--images",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder of images like those that will come: to calibrate int8, and to compare a reduced "
-    "precision with float32. The bundled photographs if it is not given.",
+    help="Folder of images like those to be served: to calibrate int8, and to compare a reduced "
+    "precision with float32.  [default: the bundled photographs]",
 )
 @click.option(
-    "--least-correlation",
+    *("--least-correlation", "min_correlation"),
     type=click.FloatRange(0, 1),
-    default=_LEAST_CORRELATION,
-    help="Of the maps with those of float32, in the mean; below it nothing is written.",
+    default=_MIN_CORRELATION,
+    help="Minimum mean correlation of the maps with those of float32; below it nothing is written.",
 )
-@click.option("--force", is_flag=True, help="Write it however the maps correlate.")
+@click.option("--force", is_flag=True, help="Write the folder whatever the correlation.")
 def export(
     output: Path,
     precision: str,
     images: Path | None,
-    least_correlation: float,
+    min_correlation: float,
     force: bool,
     **options: Any,
 ) -> None:
@@ -70,8 +71,8 @@ def export(
     gradcam export --model resnet50 -o resnet50-export
     gradcam serve --model resnet50=resnet50-export
 
-    The folder holds Grad-CAM at the default layer and what --warm names, for CPUs (OpenVINO);
-    and the same graph as a SavedModel with the signature "explain", for TensorFlow Serving.
+    The folder holds the graphs of Grad-CAM at the default layer and of each --warm, for CPUs
+    (OpenVINO); and the first as a SavedModel with the signature "explain", for TensorFlow Serving.
     """  # noqa: D301 - click reads the character \b
     with errors_for_people():
         config = from_options(options)
@@ -83,7 +84,7 @@ def export(
             output,
             Precision(precision),
             images,
-            0.0 if force else least_correlation,
+            0.0 if force else min_correlation,
         )
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     click.echo(f"Wrote {output}: {len(manifest.graphs)} graphs in {precision}, {size >> 20} MiB")
@@ -91,10 +92,10 @@ def export(
         click.echo(f"  {graph.key}")
     if agreement := manifest.agreement:
         click.echo(
-            f"Compared with float32 on {agreement.image_count} samples ({agreement.images}): best "
-            f"class the same for {agreement.top1_percent:g} %; maps correlate by "
-            f"{agreement.correlation_mean:.4f} in the mean, the worst by "
-            f"{agreement.correlation_worst:.4f}"
+            f"Compared with float32 on {agreement.image_count} samples ({agreement.images}): the "
+            f"best class is the same for {agreement.top1_percent:g} %; maps correlate by "
+            f"{agreement.correlation_mean:.4f} on average, and by "
+            f"{agreement.correlation_worst:.4f} in the worst case"
         )
     click.echo(f"Serve it: gradcam serve --model {manifest.name}={output}")
 
@@ -104,7 +105,7 @@ def _export(
     output: Path,
     precision: Precision,
     images: Path | None,
-    least_correlation: float,
+    min_correlation: float,
 ) -> Any:
     from gradcam_server.engine.engine import Engine
     from gradcam_server.engine.sources.model import ModelSource
@@ -134,5 +135,5 @@ def _export(
         output,
         precision,
         images,
-        least_correlation,
+        min_correlation,
     )

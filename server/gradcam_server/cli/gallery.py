@@ -16,17 +16,17 @@ from gradcam_server.cli.common import errors_for_people
     metavar="FILE",
     help="The page.  [default: _gallery.html in OUTPUT]",
 )
-@click.option("--count", type=click.IntRange(1, 500), default=12, help="Images of each kind.")
+@click.option("--count", type=click.IntRange(1, 500), default=12, help="Images in each section.")
 @click.option(
     "--inputs",
     metavar="INPUT",
-    help="Where the images are now, if not where they were for gradcam batch.",
+    help="The images' location, if it is no longer the INPUT of gradcam batch.",
 )
 def gallery(folder: Path, output: Path | None, count: int, inputs: str | None) -> None:
-    """Write a page of the strangest and the most confident images of gradcam batch.
+    """Write a page of the most unusual and the most confident images of gradcam batch.
 
-    The pictures are in the page: the overlays of --overlays, or ones drawn now from the images and
-    their maps.
+    The page embeds its pictures: the overlays of --overlays, or overlays drawn now from the images
+    and their maps.
     """
     with errors_for_people():
         needs_pyarrow()

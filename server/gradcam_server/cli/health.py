@@ -12,9 +12,9 @@ from gradcam_server.cli.connection import Connection, connection_options, readab
 @click.option("--timeout", "timeout_s", default=5.0, show_default=True, help="Seconds.")
 @connection_options()
 def health(server: str, service: str, timeout_s: float, connection: Connection) -> None:
-    """Ask a server whether it serves. Exit status 0 if so, 1 if not: for container checks.
+    """Ask a server whether it serves. The exit status is 0 if it does, else 1.
 
-    It needs no token, but with mutual TLS a certificate.
+    For health checks of containers. It needs no token, but with mutual TLS a certificate.
     """
     try:
         with connection.client(server) as client:

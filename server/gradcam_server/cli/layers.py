@@ -13,24 +13,24 @@ _HEADINGS = ("LAYER", "TYPE", "OUTPUT SHAPE", "")
 @click.option(
     "--model",
     default="",
-    help="Name of the model, or NAME=PATH of a file; resnet50, or the server's first, when "
-    "not given.",
+    help="Name of the model; without --server also NAME=PATH of a file.  [default: resnet50, or "
+    "the server's first model]",
 )
 @click.option(
     "--custom-objects",
     multiple=True,
     metavar="MODULE",
-    help="Python module that registers the own classes of a model from a file.",
+    help="Python module that registers custom classes of a model from a file.",
 )
-@click.option("--server", metavar="HOST:PORT", help="Ask this server instead.")
+@click.option("--server", metavar="HOST:PORT", help="List the layers of a model on this server.")
 @connection_options()
 def layers(
     model: str, custom_objects: tuple[str, ...], server: str | None, connection: Connection
 ) -> None:
-    """List a model's layers, and which of them can be explained.
+    """List a model's layers, and say which can be explained.
 
-    The default is the last one with a (batch, height, width, channels) output before
-    the global pooling.
+    The default is the last layer before the global pooling whose output has the shape (batch,
+    height, width, channels).
     """
     check_server_options(server, model, ["custom_objects"])
     with errors_for_people():

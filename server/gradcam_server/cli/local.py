@@ -1,11 +1,10 @@
-"""Explaining in this process: the requests and answers of a server, without one."""
+"""Explains in this process, with the requests and answers of the client library."""
 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import gradcam_client as client
@@ -22,7 +21,7 @@ from gradcam_server.engine.backend import LocalBackend
 from gradcam_server.engine.engine import Engine, FirstUse
 from gradcam_server.errors import InvalidRequestError
 from gradcam_server.pipeline.explainer import Explainer
-from gradcam_server.pipeline.pipeline import load
+from gradcam_server.pipeline.loading import load
 from gradcam_server.telemetry.metrics import Metrics
 from gradcam_server.transport.gradcam_v1.convert import to_model, to_request, to_response
 from gradcam_server.transport.status import to_status
@@ -32,7 +31,7 @@ _MAX_IN_FLIGHT = 16
 
 @dataclass(frozen=True)
 class LikelyAnswer:
-    """What a model answers by one preprocessing.
+    """A model's answer by one preprocessing.
 
     Attributes:
         preprocessing: A value of ``--preprocessing``.
@@ -48,13 +47,12 @@ class LikelyAnswer:
 
 
 class LocalClient:
-    """Has the ``explain_stream`` of ``gradcam_client.Client``; compiles what is asked for.
+    """Has the ``explain_stream`` of ``gradcam_client.Client``; compiles graphs at first use.
 
     Args:
         config: The settings; those of the network are ignored.
-        first_use: How graphs are compiled. A compiler that the settings name is the one that
-            is used, whatever this says.
-        on_slow_compile: As of ``Engine``.
+        first_use: How graphs are compiled, if the settings name no compiler.
+        on_slow_compile: As for ``Engine``.
 
     Raises:
         StartupError: The model or its weights cannot be had.
@@ -76,12 +74,7 @@ class LocalClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._runner.run(self._explainer.close())
         self._runner.close()
 
@@ -96,8 +89,8 @@ class LocalClient:
 
         Args:
             images: Paths, bytes or uint8 RGB arrays (H, W, 3).
-            on_progress: Told how far each image is, a few times in a second.
-            **options: As of ``gradcam_client.build_request``.
+            on_progress: Receives the progress of each image, a few times a second.
+            **options: As for ``gradcam_client.build_request``.
 
         Yields:
             An outcome or an error for each image.
@@ -112,27 +105,27 @@ class LocalClient:
             yield self._runner.run(_result(pending.popleft()))
 
     def predict_by_likely_preprocessing(self, image: Path, resize: str) -> list[LikelyAnswer]:
-        """Predicts an image with each preprocessing that is likely, if none is declared or seen.
+        """Predicts an image with each likely preprocessing, if none is declared or found.
 
         Args:
             image: The file.
-            resize: How it is brought to the model's input size: a key of ``RESIZE_MODES``.
+            resize: How it is resized to the model's input size: a key of ``RESIZE_MODES``.
 
         Returns:
-            One answer for each preprocessing; none if the model's preprocessing is not in doubt,
-            or the image cannot be read, which ``explain_stream`` reports.
+            An answer for each preprocessing; none if the model's preprocessing is declared or
+            found, or if the image cannot be read, which ``explain_stream`` reports.
         """
         served = self._source.served
         if served.preprocessing_declared:
             return []
         try:
-            _, fitted, _ = load(
+            fitted = load(
                 image.read_bytes(),
                 self._config,
                 served.input_size,
                 ResizeMode(resize),
                 is_whole_needed=False,
-            )
+            ).fitted
         except (OSError, InvalidRequestError):
             return []
         answers = self._source.answer_by_likely_preprocessing(fitted)
@@ -157,7 +150,7 @@ class LocalClient:
         reports = asyncio.ensure_future(_report(image, progress, on_progress))
         try:
             explained = await self._explainer.explain(
-                to_request(request), wait_for_place=True, progress=progress
+                to_request(request), wait_for_slot=True, progress=progress
             )
         except Exception as error:  # noqa: BLE001 - as the service does
             return Outcome(image, None, from_status(to_status(error)))
@@ -177,7 +170,7 @@ def describe_model(name: str, custom_objects: tuple[str, ...] = ()) -> ModelInfo
         model=(name or DEFAULT_MODEL,),
         weights=("none",),
         custom_objects=custom_objects,
-        max_targets=1,  # which every export has
+        max_targets=1,  # as every export has
     )
     engine = Engine(config)
 

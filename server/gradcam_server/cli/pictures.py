@@ -1,4 +1,4 @@
-"""Photographs and masks from files, and matplotlib: what only the ``plot`` extra brings."""
+"""Images and masks from files, and matplotlib figures: for these the ``plot`` extra is needed."""
 
 import io
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ _NEAREST, _BILINEAR = 0, 2  # Pillow's numbers: importing this module does not i
 
 @contextmanager
 def needs_plot_extra() -> Iterator[None]:
-    """Names the extra to install when matplotlib or Pillow is missing."""
+    """Raises an error that names the extra to install, if matplotlib or Pillow is missing."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -41,7 +41,7 @@ def load_image(path: Path, max_side: int) -> NDArray[np.uint8]:
         uint8 RGB, shape (H, W, 3).
 
     Raises:
-        OSError: There is no such file, or it is no image.
+        OSError: There is no such file, or it is not an image.
         ValueError: It is too large to be decoded safely, or ``path`` is a link or base64 text.
     """
     image = _open(path)
@@ -53,7 +53,7 @@ def load_image(path: Path, max_side: int) -> NDArray[np.uint8]:
 
 
 def load_mask(path: Path, image_path: Path, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Reads the mask of an image: what is not zero is the object; transparency is ignored.
+    """Reads the mask of an image: non-zero pixels are the object; transparency is ignored.
 
     Args:
         path: The mask, as large as its image.
@@ -64,7 +64,7 @@ def load_mask(path: Path, image_path: Path, shape: tuple[int, ...]) -> NDArray[n
         bool of that shape.
 
     Raises:
-        OSError: It is no image.
+        OSError: It is not an image.
         ValueError: It is not as large as its image.
     """
     mask, image_size = _open(path), _open(image_path).size
@@ -109,7 +109,7 @@ def _open(path: Path) -> "PillowImage.Image":
         raise OSError(f"the file is {kind}") from error
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from error
-    except SyntaxError as error:  # what Pillow raises for some broken PNGs
+    except SyntaxError as error:  # Pillow raises it for some broken PNGs
         raise OSError(str(error)) from error
 
 

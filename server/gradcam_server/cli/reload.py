@@ -12,14 +12,14 @@ from gradcam_server.cli.connection import Connection, connection_options, readab
 @click.command()
 @click.argument("address", metavar="HOST:PORT")
 @click.option("--timeout", "timeout_s", default=600.0, show_default=True, help="Seconds.")
-# An --admin-port speaks plain text: variables that are set for the other port would break it.
+# An --admin-port has no TLS: variables that are set for the other port would break the connection.
 @connection_options(tls_variables=False)
 def reload(address: str, timeout_s: float, connection: Connection) -> None:
-    """Let a server read its configuration, models and tokens again; HOST:PORT is its --admin-port.
+    """Make a server reload its configuration, models and tokens; HOST:PORT is its --admin-port.
 
-    It needs an admin's token if the server has tokens, and TLS only through a proxy.
-    Waits until the new models serve. Exit status 0 if they do; 1 if not, and then the old
-    ones go on.
+    It needs an admin's token if the server has tokens, and TLS only through a proxy. It waits until
+    the new models serve. The exit status is 0 if they do; otherwise it is 1, and the old models
+    continue to serve.
     """
     with connection.channel(address) as channel:
         try:
@@ -33,4 +33,4 @@ def reload(address: str, timeout_s: float, connection: Connection) -> None:
     for model in done.models:
         click.echo(":".join(filter(None, (model.name, model.version))))
     for setting in done.unchanged_settings:
-        click.echo(f"{setting} has changed but needs a restart", err=True)
+        click.echo(f"{setting} has changed, which takes effect after a restart", err=True)

@@ -7,8 +7,10 @@ from typing import Any
 import click
 
 from gradcam_server.cli.common import errors_for_people
+from gradcam_server.config.click_options import from_options, serve_options
 from gradcam_server.config.file import read_config_file
-from gradcam_server.config.settings import ENV_PREFIX, ServeConfig, from_options, serve_options
+from gradcam_server.config.models import model_specs
+from gradcam_server.config.settings import ENV_PREFIX, ServeConfig
 from gradcam_server.config.shares import share
 from gradcam_server.errors import StartupError
 
@@ -16,7 +18,7 @@ _ARGUMENTS = "gradcam_server.serve.arguments"
 
 
 class _Serve(click.Command):
-    """Keeps its arguments, to read them again for a reload."""
+    """Stores the command's arguments, which a reload parses again."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[_ARGUMENTS] = tuple(args)
@@ -37,25 +39,25 @@ def _use_file(ctx: click.Context, _: click.Parameter, path: Path | None) -> None
     expose_value=False,
     callback=_use_file,
     envvar=f"{ENV_PREFIX}CONFIG",
-    help="TOML file with settings: the flags' names with underscores, and [[models]].",
+    help="TOML file with settings, named like the flags but with underscores, and [[models]].",
 )
 @serve_options
 @click.option(
     "--check",
     is_flag=True,
-    help="Load and compile the models as for serving, say what was compiled, and exit.",
+    help="Load and compile the models as for serving, print the compiled graphs, and exit.",
 )
 @click.pass_context
 def serve(ctx: click.Context, /, check: bool, **options: Any) -> None:
     """Serve predictions and explanations over gRPC.
 
     Compiles every batch size of every model, then reports SERVING by grpc.health.v1.
-    SIGTERM or Ctrl-C finishes the requests in work and stops; a second one stops at once.
+    SIGTERM or Ctrl-C finishes the requests in progress and stops; a second one stops at once.
     SIGHUP reads the configuration and the models again, and replaces the old models when
-    the new ones are warm.
+    the new models are warm.
 
-    Each option can be set by a variable as well: --batch-sizes by GRADCAM_BATCH_SIZES; and
-    in the file of --config: batch_sizes. A flag wins over a variable, and that over the file.
+    Each option has an environment variable (GRADCAM_BATCH_SIZES for --batch-sizes) and a name in
+    the file of --config (batch_sizes). Flags override variables, and variables the file.
     """
     with errors_for_people():
         config = _config(options)
@@ -72,13 +74,13 @@ def serve(ctx: click.Context, /, check: bool, **options: Any) -> None:
 
 def _config(options: Mapping[str, Any]) -> ServeConfig:
     config = from_options(options)
-    config.model_specs()  # raises what is wrong before anything starts
+    model_specs(config)  # raises what is wrong before anything starts
     share(config)
     return config
 
 
 def read_arguments(arguments: Sequence[str]) -> ServeConfig:
-    """Returns the settings that ``gradcam serve`` has with these arguments.
+    """Returns the settings of ``gradcam serve`` with these arguments.
 
     Raises:
         StartupError: They are wrong.

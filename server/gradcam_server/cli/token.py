@@ -26,22 +26,22 @@ def _check_name(_: click.Context, __: click.Parameter, name: str) -> str:
 
 @click.command()
 @click.argument("name", callback=_check_name)
-@click.option("--admin", is_flag=True, help="It may also administer.")
+@click.option("--admin", is_flag=True, help="Also allow the admin service.")
 @click.option(
     "--max-requests-per-s",
     type=click.FloatRange(min=0, min_open=True),
-    help="Most requests per second in the long run. [default: any number]",
+    help="Maximum requests per second in the long run.  [default: no limit]",
 )
 @click.option(
     "--max-concurrent",
     type=click.IntRange(min=1),
-    help="Most requests at once. [default: any number]",
+    help="Maximum concurrent requests.  [default: no limit]",
 )
 @click.option(
     "--append",
     "file",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Token file to add it to; it is made if there is none. Then only the token is printed.",
+    help="Token file to add the entry to, created if needed; only the token is printed.",
 )
 def token(
     name: str,
@@ -52,7 +52,7 @@ def token(
 ) -> None:
     """Make a random token for NAME, and its entry for the file of serve's --token-file.
 
-    The file holds only a hash: the token is shown now, and never again.
+    The file holds only a hash: the token cannot be shown again.
     """
     secret = new_token()
     entry = Token(name, (hash_token(secret),), admin, max_requests_per_s, max_concurrent)
@@ -70,10 +70,10 @@ def _append(file: Path, entry: Token) -> None:
         if any(known.name == entry.name for known in read_tokens(file)):
             raise StartupError(
                 f"{file} has a token of the name {entry.name}; to replace it, make its sha256 a "
-                "list and add the new one"
+                "list and add the new hash"
             )
         old = file.read_text("utf-8").rstrip("\n") + "\n\n"
-    # A new file in its place: a server never reads half of it.
+    # The file is replaced, so that a server never reads half of it.
     fresh = file.with_name(f".{file.name}.new")
     fresh.write_text(old + to_toml(entry), "utf-8")
     if file.exists():

@@ -1,4 +1,4 @@
-"""Settings from a TOML file: the keys are those of ``ServeConfig``, and tables of models."""
+"""Settings from a TOML file: the keys of ``ServeConfig``, and tables of models."""
 
 import dataclasses
 import tomllib
@@ -35,7 +35,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         Values of settings, as their flags take them.
 
     Raises:
-        StartupError: It cannot be read, or has a key that is no setting.
+        StartupError: The file cannot be read, or has a key that is no setting.
     """
     try:
         values = tomllib.loads(path.read_text("utf-8"))
@@ -45,12 +45,12 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def to_settings(table: Mapping[str, Any], folder: Path, origin: str) -> dict[str, Any]:
-    """Reads the tables of models of a file, or of another table with its keys.
+    """Turns the keys of a file, or of a table with the same keys, into settings.
 
     Args:
         table: The keys and values.
-        folder: What relative paths are relative to.
-        origin: What errors name as the place of the table.
+        folder: The folder that paths are relative to.
+        origin: The name of the table in errors.
 
     Returns:
         Values of settings, as their flags take them.

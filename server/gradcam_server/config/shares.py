@@ -1,4 +1,4 @@
-"""What each of several front ends may have of a limit on all of them."""
+"""The part that each of several front ends has of a limit on all of them."""
 
 from dataclasses import replace
 
@@ -9,12 +9,12 @@ _DIVIDED = ("max_queue_length", "max_streams", "max_held_bytes")
 
 
 def share(config: ServeConfig) -> ServeConfig:
-    """Returns the settings of one front end: its part of limits on all, rounded down.
+    """Returns the settings of one front end: its part of each limit on all, rounded down.
 
-    ``Access`` divides those of tokens.
+    ``Access`` divides the limits of tokens.
 
     Raises:
-        StartupError: A limit is less than one for each.
+        StartupError: A limit is less than the number of front ends.
     """
     count = config.frontends
     if count == 1:

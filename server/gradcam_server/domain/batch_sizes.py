@@ -1,16 +1,16 @@
-"""The fixed batch sizes that are compiled, and which of them to run."""
+"""The batch sizes that are compiled, and the choice of one for a batch."""
 
 from collections.abc import Mapping, Sequence
 
-# The times are noisy, and fewer, larger batches cost less around them.
+# Times are noisy, and fewer, larger batches have less overhead.
 _TOLERANCE = 0.1
 
 
 def plan_batch(waiting: int, cost_s: Mapping[int, float]) -> tuple[int, int]:
-    """Chooses the compiled batch size to run: the next one down, full, or the next one up.
+    """Chooses the compiled batch size to run: the next smaller, full, or the next larger, padded.
 
-    Padding up is chosen if it serves about as many images in a second. Where padding is
-    dear (a CPU, whose time grows with the batch), 5 waiting images run as 4 and leave 1
+    The larger is chosen if it serves about as many images in a second. Where padding is
+    expensive (a CPU, whose time grows with the batch), 5 waiting images run as 4 and leave 1
     for the next batch; where it is cheap (a GPU) they run as 8.
 
     Args:
@@ -30,11 +30,11 @@ def plan_batch(waiting: int, cost_s: Mapping[int, float]) -> tuple[int, int]:
     return min(waiting, size), size
 
 
-def check_ladder(batch_sizes: Sequence[int]) -> tuple[int, ...]:
+def check_batch_sizes(batch_sizes: Sequence[int]) -> tuple[int, ...]:
     """Returns the batch sizes in ascending order, each once.
 
     Raises:
-        ValueError: There are none, or one is not positive.
+        ValueError: There are no batch sizes, or one is not positive.
     """
     if not batch_sizes or min(batch_sizes) < 1:
         raise ValueError(f"batch sizes must be positive and at least one: {list(batch_sizes)}")

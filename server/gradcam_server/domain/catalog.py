@@ -13,6 +13,7 @@ from gradcam_server.domain.labels import ClassLabels
 from gradcam_server.domain.layers import Extent, LayerInfo
 from gradcam_server.domain.model_spec import model_id
 from gradcam_server.domain.preprocessing import Preprocessing
+from gradcam_server.domain.registry import REGISTRY
 from gradcam_server.domain.requests import Method, ScoreType
 from gradcam_server.errors import InvalidRequestError, NotFoundError
 
@@ -175,8 +176,9 @@ def graph_keys(
     max_targets: int,
 ) -> list[GraphKey]:
     """Returns the graphs for few and for many targets, ascending."""
-    # After the default layer comes only the head, where each further target is nearly
-    # free; elsewhere it costs a backward pass, which one target should not pay.
-    cheap = layers == (model.default_layer,) and method is not Method.EIGEN_GRAD_CAM
-    counts = [max_targets] if cheap else sorted({1, max_targets})
+    # A further target costs a backward pass, which a request for one target should not pay. It is
+    # nearly free without a gradient, and after the default layer, where only the head comes.
+    row = REGISTRY[method]
+    is_cheap = layers == (model.default_layer,) and not row.decomposes
+    counts = [max_targets] if is_cheap or not row.needs_gradient else sorted({1, max_targets})
     return [GraphKey(model.id, layers, method, score_type, count) for count in counts]

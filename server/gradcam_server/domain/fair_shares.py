@@ -1,4 +1,4 @@
-"""Who goes next: fair shares of a resource among callers. No threads, clocks or event loops.
+"""Fair shares of a resource among callers: whose work goes next. Pure, without a clock.
 
 Usage is counted in seconds of the resource (a thread's, a device's). Of the callers whose work
 waits, the one with the least usage goes first (start-time fair queueing), so the share of a caller
@@ -26,27 +26,27 @@ class _Account:
 
 
 class Charge:
-    """The usage of work that runs. ``FairShares.begin`` makes one."""
+    """The usage of work that runs. ``FairShares.begin`` makes it."""
 
     def __init__(self, shares: "FairShares", caller: str, charged_s: float) -> None:
         self._shares, self._caller, self._charged_s = shares, caller, charged_s
 
     def raise_to(self, seconds: float) -> None:
-        """Charges work that already runs longer than expected for its seconds so far."""
+        """Charges work that already runs longer than expected the seconds so far."""
         if seconds > self._charged_s:
             self._shares._charge(self._caller, seconds - self._charged_s)
             self._charged_s = seconds
 
     def settle(self, seconds: float) -> None:
-        """Replaces what was charged by the measured seconds; the work has ended."""
+        """Replaces the charged seconds by the measured seconds; the work has ended."""
         self._shares._settle(self._caller, self._charged_s, seconds)
 
 
 class FairShares:
-    """The usage of every caller that has work, or had more than its share of late.
+    """The usage of each caller that has work, or recently had more than its share.
 
-    All callers start anew when none has work, so the memory is bounded by the callers of one busy
-    period.
+    All usage is forgotten when no caller has work, so the memory is bounded by the callers of one
+    busy period.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class FairShares:
             self._forget_idle()
 
     def begin(self, caller: str, expected_s: float) -> Charge:
-        """Charges work that waited and now runs with the seconds that it is expected to take."""
+        """Charges work that waited and now runs the seconds that it is expected to take."""
         self._charge(caller, expected_s)
         return Charge(self, caller, expected_s)
 
@@ -93,13 +93,13 @@ class FairShares:
         return account.settled_s + account.running_s
 
     def start_tags(self, waiting: Iterable[tuple[str, float]]) -> list[float]:
-        """Says which work goes first: that with the smallest tag.
+        """Orders waiting work: the smallest tag goes first.
 
         Args:
             waiting: The caller and the expected seconds of each piece of work, oldest first.
 
         Returns:
-            For each the usage that its caller will have when all its older work has run.
+            For each piece the usage of its caller once the caller's older work has run.
         """
         tags, reached = [], dict[str, float]()
         for caller, expected_s in waiting:
@@ -120,11 +120,11 @@ class FairShares:
         self.leave(caller)
 
     def _level_s(self) -> float:
-        # Without the work that runs: a newcomer goes before those that have some.
+        # Without the work that runs, so that a newcomer goes before callers whose work runs.
         return min((self._accounts[caller].settled_s for caller in self._active), default=0.0)
 
     def _forget_idle(self) -> None:
-        """Forgets callers without work whose usage would count for nothing if they came back."""
+        """Forgets callers without work whose usage is below the level: it would not count again."""
         if len(self._accounts) <= 2 * len(self._active) + 16:
             return
         level_s = self._level_s()

@@ -1,10 +1,10 @@
-"""What bytes of a request are held for: the values of a metric's label."""
+"""The uses of memory that requests hold: values of the label of gradcam_held_bytes."""
 
 from enum import StrEnum
 
 
 class HoldState(StrEnum):
-    """What bytes are held for."""
+    """A use of memory that a request holds."""
 
     RECEIVED = "received"
     DECODING = "decoding"
@@ -12,5 +12,5 @@ class HoldState(StrEnum):
     RENDERING = "rendering"
     SENDING = "sending"
 
-    # Enum's own runs in Python, and states are keys of what is counted for each image.
+    # The hash of Enum runs in Python, and states are keys of counts for each image.
     __hash__ = str.__hash__

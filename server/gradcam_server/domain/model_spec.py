@@ -1,4 +1,4 @@
-"""Which models exist, and what to load."""
+"""The built-in models, and the specification of a model to load."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +9,7 @@ from gradcam_server.errors import StartupError
 
 DEFAULT_MODEL = "resnet50"
 
-
 EMBEDDED = "efficientnet-lite0"
-
 
 BUILT_IN = (
     "resnet50",
@@ -34,22 +32,22 @@ def model_id(name: str, version: str) -> str:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What to load, and what the file itself does not say.
+    """A model to load, and the properties that its file does not state.
 
     Attributes:
         name: The name by which requests choose it.
         source: One of ``BUILT_IN``, or the path of a .keras or .h5 file or of a SavedModel.
-        weights: Of a built-in model: ``imagenet``, ``random``, ``none`` (the layers alone:
-            quick) or a file.
+        weights: The weights of a built-in model: ``imagenet``, ``random``, ``none`` (builds the
+            layers alone, quickly) or a file.
         seed: For random weights.
         preprocessing: How pixels become the network's input; None is the built-in model's own,
             and ``none`` for a file.
         labels: A file of class names (see ``label_file``), or ``imagenet``; None is ImageNet's
             for built-in models, and no names for a file.
-        input_size: (height, width), where a file leaves it open.
+        input_size: (height, width) in pixels, where a file leaves them open.
         custom_objects: Python modules that register the classes which a file needs.
         version: Distinguishes models of one name.
-        outputs: What a file's outputs are; None is found out.
+        outputs: The kind of a file's outputs; None finds out.
     """
 
     name: str
@@ -65,7 +63,7 @@ class ModelSpec:
 
     @property
     def id(self) -> str:
-        """Name and version in one."""
+        """NAME, or NAME:VERSION."""
         return model_id(self.name, self.version)
 
     @property
@@ -75,7 +73,7 @@ class ModelSpec:
 
 
 def check_source(spec: ModelSpec) -> None:
-    """Finds a mistyped model before anything slow begins.
+    """Refuses a mistyped model before anything slow begins.
 
     Raises:
         StartupError: The source is neither a built-in model nor a path.

@@ -1,10 +1,10 @@
-"""Named choices of the settings and of models."""
+"""Enums of the settings and of models."""
 
 from enum import StrEnum
 
 
 class Compiler(StrEnum):
-    """What runs the graph."""
+    """The compiler of the graph; ``AUTO`` is the fastest."""
 
     AUTO = "auto"
     XLA = "xla"
@@ -13,7 +13,7 @@ class Compiler(StrEnum):
 
 
 class Precision(StrEnum):
-    """What the network is computed in. The maps are computed in float32."""
+    """The type of numbers that the network is computed in. The maps are computed in float32."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -22,7 +22,7 @@ class Precision(StrEnum):
 
 
 class Outputs(StrEnum):
-    """What a model's outputs are."""
+    """The kind of numbers that a model puts out."""
 
     LOGITS = "logits"
     SOFTMAX = "softmax"

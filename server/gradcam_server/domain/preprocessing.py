@@ -1,4 +1,4 @@
-"""How pixels are scaled for a network: the names, and what follows from them without TensorFlow."""
+"""The names of preprocessings, and their properties that need no TensorFlow."""
 
 from enum import StrEnum
 
@@ -13,9 +13,8 @@ class Preprocessing(StrEnum):
     LITE = "lite"
 
 
-# What models from files were trained with, most often.
+# The preprocessings with which models from files were trained most often.
 LIKELY = (Preprocessing.NONE, Preprocessing.TF, Preprocessing.TORCH, Preprocessing.CAFFE)
-
 
 UNDECLARED = (
     "%s: no preprocessing is declared, and no layer of the model scales pixels, so it is given RGB "
@@ -26,8 +25,7 @@ UNDECLARED = (
     "from 0 to 1, need a Rescaling layer in the model."
 )
 
-
-# The RGB colour that becomes zero; where the network scales by itself, the usual mean.
+# The RGB colour that becomes zero; the ImageNet mean where the network scales pixels itself.
 ZERO_COLORS = {
     Preprocessing.NONE: (123.68, 116.779, 103.939),
     Preprocessing.CAFFE: (123.68, 116.779, 103.939),

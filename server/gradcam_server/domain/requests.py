@@ -23,11 +23,10 @@ class Method(StrEnum):
     LAYER_CAM = "layercam"
     ELEMENTWISE_GRAD_CAM = "elementwise-gradcam"
     EIGEN_GRAD_CAM = "eigengradcam"
+    FINER_CAM = "finercam"
+    EIGEN_CAM = "eigencam"
     SCORE_CAM = "scorecam"
     INTEGRATED_GRADIENTS = "integrated-gradients"
-
-
-MANY_PASS_METHODS = frozenset({Method.SCORE_CAM, Method.INTEGRATED_GRADIENTS})
 
 
 class ScoreType(StrEnum):

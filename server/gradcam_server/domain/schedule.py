@@ -1,4 +1,4 @@
-"""When an item must be computed, and the report of the batch that computed it."""
+"""When an item must be computed, and the report of its batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ Output = TypeVar("Output")
 
 
 class DispatchReason(StrEnum):
-    """Why a batch went to the device when it did."""
+    """Why a batch was dispatched to the device."""
 
-    FULL = "full"  # no more would have fitted
-    DELAY = "delay"  # its oldest item had waited long enough for more
-    IDLE = "idle"  # the device was free, and there is no delay
+    FULL = "full"  # it had the maximum size
+    DELAY = "delay"  # its oldest item had waited for max_queue_delay
+    IDLE = "idle"  # the device was free, and the delay is 0
 
 
 OnDispatch = Callable[[], None]
@@ -26,9 +26,9 @@ class Urgency:
 
     Attributes:
         priority: 1 goes first.
-        deadline: Time of ``perf_counter`` at which its answer is of no more use.
-        start_by: Time at which it has waited too long.
-        caller: Whose share of the devices' time it uses.
+        deadline: Time of ``perf_counter`` after which the answer is useless; None is never.
+        start_by: Time of ``perf_counter`` by which the item must leave the queue; None is never.
+        caller: The caller whose share of the devices' time it uses.
     """
 
     priority: int = 1
@@ -43,10 +43,10 @@ class BatchReport:
 
     Attributes:
         size: Items.
-        padded_size: The size that ran.
-        reason: Why it went when it did.
-        compute_us: Time it took, in microseconds.
-        device: Where it ran; 0 is the first, or all of the only one.
+        padded_size: The batch size that ran.
+        reason: Why it was dispatched.
+        compute_us: Time that it took, in microseconds.
+        device: The index of its device; 0 is the first, or all of the only device.
     """
 
     size: int

@@ -7,10 +7,10 @@ METHOD[:SCORE][@LAYER[+LAYER...]], such as ``layercam``, ``gradcam:probability``
 from dataclasses import dataclass
 
 from gradcam_server.domain.graph_io import GraphKey
-from gradcam_server.domain.requests import MANY_PASS_METHODS, Method, ScoreType
+from gradcam_server.domain.registry import MANY_PASS_METHODS, ONE_PASS_METHODS
+from gradcam_server.domain.requests import Method, ScoreType
 from gradcam_server.errors import StartupError
 
-_METHODS = [method for method in Method if method not in MANY_PASS_METHODS]
 _FORM = "METHOD[:SCORE][@LAYER+LAYER], as in gradcam:probability@LAYER"
 
 
@@ -40,11 +40,12 @@ def parse_warm(option: str) -> WarmGraph:
     if method in MANY_PASS_METHODS:
         raise StartupError(
             f"--warm {option}: {method} takes many passes, whose graphs are compiled at their "
-            f"first use; the method must be one of {', '.join(_METHODS)}"
+            f"first use; the method must be one of {', '.join(ONE_PASS_METHODS)}"
         )
-    if method not in _METHODS:
+    if method not in ONE_PASS_METHODS:
         raise StartupError(
-            f"--warm {option}: the method must be one of {', '.join(_METHODS)}; the form is {_FORM}"
+            f"--warm {option}: the method must be one of {', '.join(ONE_PASS_METHODS)}; "
+            f"the form is {_FORM}"
         )
     if colon and score not in set(ScoreType):
         raise StartupError(

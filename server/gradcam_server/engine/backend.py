@@ -1,4 +1,4 @@
-"""What computes: the pipeline's view of an engine, in this process or in another."""
+"""Computes images: the pipeline's view of an engine, in this process or in another."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gradcam_server.graphs.executable import CompiledGraph
 
 OnBatch = Callable[[str, BatchReport], None]
-"""Told the id of the model and the batch."""
+"""Called with the id of the model and the report of a batch that ran."""
 
 
 class Backend(Protocol):
@@ -41,10 +41,10 @@ class Backend(Protocol):
         on_dispatch: OnDispatch | None = None,
         urgency: Urgency = ...,
     ) -> Answer[GraphOutput]:
-        """Computes one image, batched with its like.
+        """Computes one image, in a batch with others for the same graph.
 
         Args:
-            key: What to compute; it is compiled at its first use.
+            key: The graph; it is compiled at its first use.
             item: The image and its targets.
             on_dispatch: Called when the image leaves the queue.
             urgency: When it must be computed.
@@ -52,22 +52,23 @@ class Backend(Protocol):
         Raises:
             InvalidRequestError: The graph cannot be, or may not be, compiled.
             DeadlineError: The answer would come too late.
+            QueueFullError: The image waited too long.
             EngineLostError: The engine died before it answered.
         """
         ...
 
     async def close(self) -> None:
-        """Stops computing."""
+        """Stops the engine."""
         ...
 
 
 class LocalBackend:
-    """Computes in this process. Must be made, used and closed on one event loop.
+    """An engine in this process. Must be made, used and closed on one event loop.
 
     Args:
         config: The settings.
-        engine: The models; a TensorFlow engine, closed with this.
-        on_batch: Told of every batch that ran.
+        engine: The models and graphs; closed with the backend.
+        on_batch: Called after every batch.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class LocalBackend:
 
     @property
     def running_s(self) -> float:
-        """How long the batch on the device has been running, in seconds; 0 if there is none."""
+        """How long the longest running batch has been running, in seconds; 0 if there is none."""
         return self._batcher.running_s
 
     @property
@@ -109,7 +110,7 @@ class LocalBackend:
         on_dispatch: OnDispatch | None = None,
         urgency: Urgency = Urgency(),  # noqa: B008 - it is frozen
     ) -> Answer[GraphOutput]:
-        """Computes one image, batched with its like."""
+        """Computes one image; see ``Backend``."""
         graph, compile_us = self._engine.ready(key), 0
         if graph is None:
             began = perf_counter()
@@ -119,7 +120,7 @@ class LocalBackend:
         return replace(answer, compile_us=compile_us) if compile_us else answer
 
     async def close(self) -> None:
-        """Stops after the batch that is running."""
+        """Stops after the batches that are running."""
         await self._batcher.close()
         self._engine.close()
 

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
+from gradcam_server.config.models import model_specs
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.catalog import Catalog, ServedModel, graph_keys
 from gradcam_server.domain.graph_io import GraphKey
-from gradcam_server.domain.options import Compiler
 from gradcam_server.domain.requests import Method, ScoreType
 from gradcam_server.domain.warm import parse_warm, warm_option
 from gradcam_server.engine.sources.base import GraphSource, open_source
@@ -23,16 +23,16 @@ from gradcam_server.graphs.threads import set_compute_threads
 logger = logging.getLogger(__name__)
 
 SLOW_S = 2.0
-"""A first compilation that takes longer is worth a word while it goes on, in seconds."""
+"""A first compilation that takes longer is reported while it goes on, in seconds."""
 
 
 class FirstUse(Enum):
     """How a graph is compiled at its first use."""
 
     SOONEST = auto()
-    """By the way that is ready soonest, and no other: for few images."""
+    """By the compiler that is ready soonest, and no other: for few images."""
     SOONEST_THEN_FASTEST = auto()
-    """The same, while the compiler of the settings prepares the graph that replaces it."""
+    """The same, and the compiler of the settings then replaces the graph."""
     FASTEST = auto()
     """By the compiler of the settings, for which the first request waits: for many images."""
 
@@ -57,16 +57,16 @@ class _Extra:
 
 
 class Engine:
-    """Loads and warms the configured models; has or makes the graph that a request needs.
+    """Loads and warms the configured models; finds or compiles the graph that a request needs.
 
     Args:
         config: The settings.
         first_use: How graphs are compiled that are not warm.
-        on_slow_compile: Told on the event loop of a first compilation that takes longer than
-            ``SLOW_S``, once, while it goes on.
+        on_slow_compile: Called once, on the event loop, while a first compilation goes on that
+            takes longer than ``SLOW_S``.
 
     Raises:
-        StartupError: A model or its weights cannot be had.
+        StartupError: A model or its weights cannot be loaded.
     """
 
     def __init__(
@@ -80,12 +80,12 @@ class Engine:
         self._counter = CompilationCounter()
         self._warm: dict[GraphKey, CompiledGraph] = {}
         self._extra: OrderedDict[GraphKey, _Extra] = OrderedDict()
-        # What a request waits for does not wait for what is prepared behind it.
+        # A graph that requests wait for does not wait for graphs that replace others.
         self._first_compiler = ThreadPoolExecutor(1, thread_name_prefix="first-compiler")
         self._compiler = ThreadPoolExecutor(1, thread_name_prefix="compiler")
         set_compute_threads(config.compute_threads, config.compute_streams)
         self._sources: dict[str, GraphSource] = {}
-        for spec in config.model_specs():
+        for spec in model_specs(config):
             self._sources[spec.id] = open_source(spec, config, self._counter)
         self._served = [source.served for source in self._sources.values()]
 
@@ -96,7 +96,7 @@ class Engine:
 
     @property
     def device_count(self) -> int:
-        """On how many devices the graphs run, as far as they are compiled."""
+        """On how many devices the graphs run, of those that are compiled."""
         of_sources = [source.device_count for source in self._sources.values()]
         return max([*of_sources, *(graph.device_count for graph in self._warm.values())])
 
@@ -119,11 +119,11 @@ class Engine:
         return self._warm
 
     def warm_up(self) -> None:
-        """Compiles every batch size of Grad-CAM at the default layers, and of what was named.
+        """Compiles every batch size of Grad-CAM at the default layers, and of the graphs of --warm.
 
         Raises:
-            StartupError: What was named to be warm cannot be, or a model cannot be compiled or
-                runs in training mode.
+            StartupError: A graph of --warm or a model cannot be compiled, or a model runs in
+                training mode.
         """
         for key in self.warm_keys():
             try:
@@ -131,15 +131,15 @@ class Engine:
             except InvalidRequestError as error:
                 raise StartupError(str(error)) from error
         compilers: dict[str, str] = {}
-        for key, graph in self._warm.items():  # the default layer's come first
+        for key, graph in self._warm.items():  # those of the default layer come first
             compilers.setdefault(key.model, graph.compiler)
         self._served = [replace(model, compiler=compilers[model.id]) for model in self._served]
 
     def warm_keys(self) -> list[GraphKey]:
-        """Returns what is compiled before serving; the default model's default graph first.
+        """Returns the graphs to compile before serving; the default model's default graph first.
 
         Raises:
-            StartupError: What was named to be warm cannot be.
+            StartupError: No model has the layers of a --warm.
         """
         return list(dict.fromkeys(self._warm_keys()))
 
@@ -153,13 +153,13 @@ class Engine:
         return self._extra[key].graph
 
     async def graph(self, key: GraphKey) -> CompiledGraph:
-        """Finds a compiled graph, and compiles it at its first use.
+        """Returns a compiled graph; compiles it at its first use.
 
-        Compiling takes seconds, on a thread of its own: other requests go on.
+        Compiling takes seconds, on a thread of its own: other requests are not delayed.
 
         Raises:
             InvalidRequestError: The classes do not depend on a layer, or the graph is not
-                compiled and this server compiles none at first use.
+                compiled and this server compiles no graphs at first use.
         """
         if (graph := self.ready(key)) is not None:
             return graph
@@ -178,7 +178,7 @@ class Engine:
             extra.first = asyncio.create_task(self._compile_off_loop(key, extra))
         first = self._extra[key].first
         assert first is not None
-        # One caller's cancellation must not stop what others wait for.
+        # A caller's cancellation must not stop a compilation that others wait for.
         return await asyncio.shield(first)
 
     def close(self) -> None:
@@ -191,7 +191,7 @@ class Engine:
     async def _compile_off_loop(self, key: GraphKey, extra: _Extra) -> CompiledGraph:
         loop = asyncio.get_running_loop()
         try:
-            with self._telling_if_slow(key):
+            with self._reporting_if_slow(key):
                 graph, is_fastest = await loop.run_in_executor(
                     self._first_compiler, self._compile_first, key
                 )
@@ -206,15 +206,15 @@ class Engine:
         return graph
 
     async def _improve(self, key: GraphKey, extra: _Extra) -> None:
-        """Replaces a graph for requests to come; batches that wait or run keep theirs."""
+        """Replaces a graph for later requests; items that wait or run keep the first."""
         loop = asyncio.get_running_loop()
         try:
             extra.graph = await loop.run_in_executor(self._compiler, self._compile, key)
-        except Exception as error:  # noqa: BLE001 - requests are answered without it
+        except Exception as error:  # noqa: BLE001 - the first graph still answers
             logger.warning("%s goes on as it was compiled first: %s", key, error)
 
     @contextmanager
-    def _telling_if_slow(self, key: GraphKey) -> Iterator[None]:
+    def _reporting_if_slow(self, key: GraphKey) -> Iterator[None]:
         if self._on_slow_compile is None:
             yield
             return
@@ -226,28 +226,24 @@ class Engine:
 
     def _compile_first(self, key: GraphKey) -> tuple[CompiledGraph, bool]:
         """Returns a graph, and whether ``_compile`` gives no faster one."""
-        source, sizes = self._sources[key.model], self._sizes(key)
-        is_soonest = (
-            self._config.compiler is Compiler.TENSORFLOW and len(sizes) == source.device_count == 1
-        )
-        if self._first_use is not FirstUse.FASTEST and not is_soonest:
-            graph = source.compile_soonest(key, sizes)
+        if self._first_use is not FirstUse.FASTEST:
+            graph = self._sources[key.model].compile_soonest(key, self._sizes(key))
             if graph is not None:
                 return graph, False
         return self._compile(key), True
 
     def _sizes(self, key: GraphKey) -> tuple[int, ...]:
-        # Perturbed images come in numbers: one size is enough, and sooner ready.
+        # Perturbed images come in numbers: one batch size is enough, and ready sooner.
         return self._config.batch_sizes[-1:] if key.perturbed else self._config.batch_sizes
 
     def _compile(self, key: GraphKey) -> CompiledGraph:
         return self._sources[key.model].compile(key, self._sizes(key))
 
     def _warm_keys(self) -> Iterator[GraphKey]:
-        most = self._config.max_targets
+        max_targets = self._config.max_targets
         for model in self._served:
             default = (model.default_layer,)
-            yield from graph_keys(model, default, Method.GRAD_CAM, ScoreType.LOGIT, most)
+            yield from graph_keys(model, default, Method.GRAD_CAM, ScoreType.LOGIT, max_targets)
         for option in self._config.warm:
             wanted = parse_warm(option)
             found: list[tuple[ServedModel, tuple[str, ...]]] = []
@@ -260,4 +256,4 @@ class Engine:
             if not found:
                 raise StartupError(f"--warm {option}: {'; '.join(failures)}")
             for model, paths in found:
-                yield from graph_keys(model, paths, wanted.method, wanted.score_type, most)
+                yield from graph_keys(model, paths, wanted.method, wanted.score_type, max_targets)

@@ -1,4 +1,4 @@
-"""How far the answers of a reduced precision are from those of float32."""
+"""Compares the answers of a reduced precision with those of float32."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,16 +13,16 @@ _PERCENTILES = (1, 5, 25, 50)
 def measure(
     reduced: Executable, exact: Executable, images: NDArray[np.uint8], targets: int, origin: str
 ) -> Agreement:
-    """Compares two graphs of one kind on images, each with its first layer's map.
+    """Compares two graphs that differ in precision: their logits, and the maps of the first layer.
 
-    The map is that of the best class in float32, in both, after its ReLU: what people see.
+    Both maps are of the class that is best in float32, after the ReLU, as users see them.
 
     Args:
         reduced: The graph in the reduced precision.
         exact: The graph in float32.
         images: uint8, shape (N, H, W, 3).
-        targets: Places for classes of the graphs.
-        origin: Where the images come from, for people.
+        targets: The number of targets of the graphs.
+        origin: The origin of the images, in words.
     """
     same, correlations, differences = [], [], []
     for image in images:
@@ -39,7 +39,7 @@ def measure(
         top1_percent=round(100 * float(np.mean(same)), 2),
         correlation_mean=round(float(np.mean(correlations)), 5),
         correlation_percentiles={
-            str(one): round(float(value), 5) for one, value in zip(_PERCENTILES, low, strict=True)
+            str(rank): round(float(value), 5) for rank, value in zip(_PERCENTILES, low, strict=True)
         },
         correlation_worst=round(min(correlations), 5),
         largest_logit_difference=round(max(differences), 4),
@@ -47,9 +47,9 @@ def measure(
     )
 
 
-def correlation(one: Array, other: Array) -> float:
-    """Returns Pearson's correlation of two maps after their ReLU; 0 if just one is empty."""
-    x, y = (np.maximum(np.asarray(each, np.float64), 0).ravel() for each in (one, other))
+def correlation(map_: Array, expected: Array) -> float:
+    """Returns Pearson's correlation of two maps after their ReLU; 0 if only one is empty."""
+    x, y = (np.maximum(np.asarray(values, np.float64), 0).ravel() for values in (map_, expected))
     if not (x.std() and y.std()):
         return float(x.std() == y.std())
     return float(np.corrcoef(x, y)[0, 1])

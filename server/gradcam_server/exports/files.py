@@ -1,4 +1,4 @@
-"""The files of an export: regular ones in its folder, of the size and hash that are stated."""
+"""The files of an export: regular files in its folder, of the size and hash in the manifest."""
 
 import hashlib
 import os
@@ -16,29 +16,31 @@ def read_file(folder: Path, name: str, max_bytes: int) -> bytes:
 
     Args:
         folder: The export.
-        name: The file's path in it, with slashes.
-        max_bytes: The most bytes that it may have.
+        name: The file's path in the folder, with slashes.
+        max_bytes: The maximal size of the file.
 
     Raises:
-        StartupError: It cannot be read, is no regular file of the folder, or is too large.
+        StartupError: The file cannot be read, is not a regular file of the folder, or is too large.
     """
     with _open(folder, name) as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
-        raise StartupError(f"{folder / name} has more than {max_bytes:,} bytes: it is no export's")
+        raise StartupError(
+            f"{folder / name} has more than {max_bytes:,} bytes: it is not of an export"
+        )
     return data
 
 
 def check_files(folder: Path, sha256: Mapping[str, str], sizes: Mapping[str, int]) -> None:
-    """Compares files with what is stated of them.
+    """Compares files with their sizes and hashes in the manifest.
 
     Args:
         folder: The export.
-        sha256: Of each file, by its path in the folder, in hexadecimal digits.
-        sizes: In bytes, as far as they are stated.
+        sha256: Hashes by path in the folder, in hexadecimal digits.
+        sizes: Sizes by path in the folder, in bytes; older exports state none.
 
     Raises:
-        StartupError: A file is missing, no regular file of the folder, or another one.
+        StartupError: A file is missing, not a regular file of the folder, or another file.
     """
     for name, expected in sha256.items():
         with _open(folder, name) as file:
@@ -63,10 +65,10 @@ def hash_file(path: Path) -> str:
 
 @contextmanager
 def _open(folder: Path, name: str) -> Iterator[BufferedReader]:
-    """Opens a regular file of a folder; links may lead to others of the same folder."""
+    """Opens a regular file of a folder; links may lead to files of the same folder."""
     parts = PurePosixPath(name)
     if parts.is_absolute() or ".." in parts.parts or not parts.name or "\0" in name:
-        raise StartupError(f"the export {folder} names {name!r}, which is no path in its folder")
+        raise StartupError(f"the export {folder} names {name!r}, which is not a path in its folder")
     try:
         root = folder.resolve(strict=True)
         path = (root / name).resolve(strict=True)
@@ -75,10 +77,12 @@ def _open(folder: Path, name: str) -> Iterator[BufferedReader]:
                 f"{folder / name} is a link out of the export: put the file itself there"
             )
         if not stat.S_ISREG(path.stat().st_mode):
-            raise StartupError(f"{folder / name} is no regular file: copy the whole folder again")
-        # Whatever takes its place meanwhile, a pipe is not waited for, nor a link followed.
+            raise StartupError(
+                f"{folder / name} is not a regular file: copy the whole folder again"
+            )
+        # Should a pipe or a link take its place meanwhile, it is neither waited for nor followed.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-    # Of a loop of links Python 3.11 makes a RuntimeError.
+    # Python 3.11 raises RuntimeError for a loop of links.
     except (OSError, RuntimeError) as error:
         raise StartupError(f"the export {folder} is not whole: {error}") from error
     with os.fdopen(descriptor, "rb") as file:

@@ -1,4 +1,4 @@
-"""The graphs of an export, read by OpenVINO: what they take and give is what the manifest says."""
+"""Reads the graphs of an export by OpenVINO, and checks their inputs and outputs."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,15 +18,15 @@ def read_graph(folder: Path, manifest: Manifest, graph: ExportedGraph) -> Any:
 
     Args:
         folder: The export.
-        manifest: Its manifest.
-        graph: A graph of it.
+        manifest: The manifest of the export.
+        graph: A graph of the manifest.
 
     Returns:
         An ``openvino.Model``.
 
     Raises:
-        StartupError: OpenVINO cannot read it, or its inputs and outputs are not as in the
-            manifest.
+        StartupError: OpenVINO cannot read the graph, or its inputs and outputs are not those of
+            the manifest.
     """
     file = folder / graph.file
     try:
@@ -64,7 +64,7 @@ def _faults(model: Any, manifest: Manifest, graph: ExportedGraph) -> Iterator[st
     for name, (find, sizes, pixel_type) in expected.items():
         port, shape = find(name), openvino.PartialShape(sizes)
         kind = openvino.Type(pixel_type)
-        # Batches of any size; else what is open in the graph may be as the manifest says.
+        # The batch size must be open; other open sizes are compatible with the manifest's.
         if not (
             port.partial_shape.compatible(shape)
             and port.partial_shape[0].is_dynamic

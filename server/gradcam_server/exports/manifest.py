@@ -1,4 +1,4 @@
-"""What an export holds: a JSON file beside its graphs, with the hashes of all files."""
+"""The manifest of an export: a JSON file beside its graphs, with the hashes of all files."""
 
 import dataclasses
 import json
@@ -32,13 +32,14 @@ class Agreement:
     """How the answers of a reduced precision agree with those of float32.
 
     Attributes:
-        image_count: Samples compared; none of them was used to calibrate.
+        image_count: The number of images, none of which was used to calibrate.
         top1_percent: Images whose best class is the same, in %.
-        correlation_mean: Pearson's, of the map of the best class with that in float32.
-        correlation_percentiles: By percentile (1, 5, 25, 50).
-        correlation_worst: The least of them.
+        correlation_mean: Mean of Pearson's correlation of the map of the best class with that in
+            float32.
+        correlation_percentiles: The correlations by percentile (1, 5, 25, 50).
+        correlation_worst: The smallest correlation.
         largest_logit_difference: In units of the logits.
-        images: Where the images came from, for people.
+        images: The origin of the images, in words.
     """
 
     image_count: int
@@ -55,10 +56,10 @@ class ExportedGraph:
     """A graph as OpenVINO IR.
 
     Attributes:
-        key: What it computes.
+        key: The layers, method, score and targets that it computes.
         file: Its XML file, in the folder.
-        outputs: Names of its outputs, in the order of ``compiled.Executable``.
-        cost_s: Seconds that a batch of each size took where it was exported.
+        outputs: Names of its outputs, in the order of ``executable.Executable``.
+        cost_s: Seconds that a batch of each size took on the machine of the export.
     """
 
     key: GraphKey
@@ -68,7 +69,7 @@ class ExportedGraph:
 
     @property
     def weights_file(self) -> str:
-        """The file of its weights, beside the XML."""
+        """The file of its weights, beside the XML file."""
         return f"{self.file.removesuffix(_XML)}.bin"
 
 
@@ -78,23 +79,23 @@ class Manifest:
 
     Attributes:
         name: The model's name when it was exported.
-        weights: Where its weights come from, for people.
-        random_weights: Whether they are random.
+        weights: The origin of the weights, in words.
+        random_weights: Whether the weights are random.
         input_size: (height, width) in pixels.
-        preprocessing: Part of the graph; kept for people.
-        layers: Of the network.
-        default_layer: The one that is explained by default.
+        preprocessing: The preprocessing, which is part of the graph; for information.
+        layers: The layers of the network.
+        default_layer: The layer that is explained by default.
         labels: The classes.
-        precision: What the network is computed in.
-        max_targets: Most classes of one request.
-        graphs: The compiled graphs.
-        agreement: With float32; None for float32.
-        versions: Of the packages that made it.
-        created: When, in UTC (ISO 8601).
-        sha256: Of each file, by its path in the folder.
-        preprocessing_declared: Whether it was declared when the model was exported, or known;
-            older exports do not say.
-        sizes: Of each file in bytes, by its path in the folder; older exports have none.
+        precision: The precision that the network is computed in.
+        max_targets: The maximal number of classes in a request.
+        graphs: The graphs.
+        agreement: The agreement with float32; None for float32.
+        versions: Versions of the packages that made the export.
+        created: The time of the export, in UTC (ISO 8601).
+        sha256: Hashes by path in the folder, in hexadecimal digits.
+        preprocessing_declared: Whether the preprocessing was declared when the model was exported,
+            or the model was built in; older exports do not say.
+        sizes: Sizes by path in the folder, in bytes; older exports have none.
     """
 
     name: str
@@ -116,7 +117,7 @@ class Manifest:
     sizes: dict[str, int] | None = None
 
     def to_json(self) -> str:
-        """Writes it."""
+        """Returns the manifest as JSON."""
         document = {
             "format": FORMAT,
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
@@ -129,7 +130,7 @@ class Manifest:
 
 
 def is_export(folder: Path) -> bool:
-    """Returns whether a path is the folder of an export, be its manifest what it may."""
+    """Returns whether a path is the folder of an export, even one with a broken manifest."""
     return os.path.lexists(folder / MANIFEST)
 
 
@@ -137,8 +138,8 @@ def read_manifest(folder: Path) -> Manifest:
     """Reads a manifest, and compares all files with it.
 
     Raises:
-        StartupError: It cannot be read, is of another format, is not what an export can hold,
-            or a file is not the one that was exported.
+        StartupError: The manifest cannot be read, has another format, or contradicts itself, or a
+            file is not the one that was exported.
     """
     try:
         document = parse(read_file(folder, MANIFEST, _MAX_BYTES))
@@ -165,7 +166,7 @@ def _read(document: Any) -> Manifest:
 
 
 def _layer_row(layer: LayerInfo) -> list[Any]:
-    """Returns a layer's values; the extent only if it has one, as in manifests before extents."""
+    """Returns a layer's values, without an extent if it has none, as in older manifests."""
     extent = [] if layer.extent is None else [dataclasses.astuple(layer.extent)]
     return [layer.name, layer.type, layer.output_shape, layer.explainable, *extent]
 
@@ -179,13 +180,13 @@ def _read_layer(row: Any, where: str) -> LayerInfo:
     has_extent = isinstance(row, list) and len(row) == len(get_args(_LAYER_WITH_EXTENT))
     values = convert(_LAYER_WITH_EXTENT if has_extent else _LAYER, row, where, {})
     name, kind, shape, explainable, *extent = values
-    return LayerInfo(name, kind, shape, explainable, *(Extent(*one) for one in extent))
+    return LayerInfo(name, kind, shape, explainable, *(Extent(*values) for values in extent))
 
 
 def _read_labels(rows: Any, where: str) -> ClassLabels:
     labels = convert(tuple[tuple[str, ...], ...], rows, where, {})
     if not all(labels):
-        raise JsonError(f"each of {where} must be a name, and others that it has")
+        raise JsonError(f"each of {where} must be a name, and then its aliases")
     return ClassLabels([ClassLabel(name, tuple(aliases)) for name, *aliases in labels])
 
 
@@ -193,7 +194,7 @@ _READERS: Readers = {LayerInfo: _read_layer, ClassLabels: _read_labels}
 
 
 def _faults(manifest: Manifest) -> Iterator[str]:
-    """Yields what no export can hold, beyond values of a false type."""
+    """Yields contradictions in a manifest whose values have the right types."""
     for name, number in (
         ("input_size", min(manifest.input_size)),
         ("max_targets", manifest.max_targets),
@@ -231,7 +232,7 @@ def _graph_faults(graph: ExportedGraph, manifest: Manifest, explainable: set[str
         yield "key.layers must be explainable layers"
     if not graph.cost_s or min(graph.cost_s) < 1:
         yield "cost_s must have positive batch sizes"
-    elif not all(math.isfinite(one) and one > 0 for one in graph.cost_s.values()):
+    elif not all(math.isfinite(cost) and cost > 0 for cost in graph.cost_s.values()):
         yield "cost_s must be positive seconds"
     if not graph.file.endswith(_XML):
         yield f"file must end in {_XML}"

@@ -1,4 +1,4 @@
-"""int8: post-training quantisation by NNCF, of the graph that explains."""
+"""Quantises a graph to int8 after training, by NNCF."""
 
 import logging
 import os
@@ -18,14 +18,14 @@ def quantize(model: Any, images: NDArray[np.uint8], targets: int) -> Any:
     """Returns a model whose convolutions run on 8-bit integers; gradients and maps stay in float32.
 
     Args:
-        model: An ``openvino.Model`` that explains.
-        images: To choose the ranges with: uint8, shape (N, H, W, 3).
-        targets: Places for classes.
+        model: An ``openvino.Model`` of an explanation graph.
+        images: Images that choose the ranges of the integers: uint8, shape (N, H, W, 3).
+        targets: The number of targets of the graph.
 
     Raises:
         StartupError: NNCF is not installed.
     """
-    os.environ.setdefault("NNCF_CI", "1")  # or its use would be reported
+    os.environ.setdefault("NNCF_CI", "1")  # Else NNCF reports its use.
     try:
         import nncf
     except ImportError as error:

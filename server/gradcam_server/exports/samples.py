@@ -1,4 +1,4 @@
-"""Images to calibrate and to compare with: the user's, or crops of the bundled photographs."""
+"""Images to calibrate and compare with: the user's, or crops of the bundled photographs."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from gradcam_server.images.geometry import fit
 
 BUNDLED = Path(__file__).parents[1] / "data" / "images"
 
-_LEAST_FILES = 60  # fewer are cropped
+_MIN_FILES = 60  # Fewer images are cropped.
 _CALIBRATION, _COMPARISON = 128, 64
 _MAX_PIXELS = 100_000_000
-_LEAST_SIDE = 0.4  # of a crop, as a share of the image's
+_MIN_SIDE = 0.4  # Of a crop, as a share of the image's side.
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Samples:
     """uint8 RGB images of the model's input size, shape (N, H, W, 3).
 
     Attributes:
-        calibration: To choose the ranges of integers with.
-        comparison: Others, to compare the answers with.
-        origin: Where they come from, for people.
+        calibration: Images that choose the ranges of the integers.
+        comparison: Other images, to compare the answers.
+        origin: The origin of the images, in words.
     """
 
     calibration: NDArray[np.uint8]
@@ -38,29 +38,29 @@ class Samples:
 
 
 def load_samples(folder: Path | None, input_size: tuple[int, int]) -> Samples:
-    """Reads the images of a folder; two of three calibrate, and the third is compared.
+    """Reads the images of a folder: two of three calibrate, the third is compared.
 
-    Of fewer than 60 all do both: cropped and mirrored at random (seeded), to 128 samples that
-    calibrate and 64 others.
+    Fewer than 60 images are cropped and mirrored at random (seeded), to 128 crops that calibrate
+    and 64 that are compared.
 
     Args:
-        folder: The user's images, also in its folders; None for the bundled photographs.
-        input_size: (height, width) of the model's input.
+        folder: The user's images, also in subfolders; None for the bundled photographs.
+        input_size: (height, width) of the model's input in pixels.
 
     Raises:
-        StartupError: There are none, or one cannot be read.
+        StartupError: There are no images, or one cannot be read.
     """
     images = list(_read(folder or BUNDLED))
     if not images:
         raise StartupError(f"there are no images in {folder}: JPEG, PNG, WebP or BMP are needed")
     origin = f"{len(images)} {'images of the user' if folder else 'bundled photographs'}"
-    if len(images) < _LEAST_FILES:
+    if len(images) < _MIN_FILES:
         random = np.random.default_rng(0)
         calibration = _crops(images, _CALIBRATION, random)
         comparison = _crops(images, _COMPARISON, random)
         origin += ", cropped and mirrored"
     else:
-        calibration = [one for index, one in enumerate(images) if index % 3 < 2]
+        calibration = [image for index, image in enumerate(images) if index % 3 < 2]
         comparison = images[2::3]
     return Samples(_fitted(calibration, input_size), _fitted(comparison, input_size), origin)
 
@@ -80,7 +80,7 @@ def _crops(
     crops = []
     for number in range(count):
         image = images[number % len(images)]
-        share = random.uniform(_LEAST_SIDE, 1, 2)
+        share = random.uniform(_MIN_SIDE, 1, 2)
         height, width = (max(1, round(side)) for side in share * image.shape[:2])
         top = random.integers(0, image.shape[0] - height + 1)
         left = random.integers(0, image.shape[1] - width + 1)

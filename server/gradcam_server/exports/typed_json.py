@@ -1,4 +1,4 @@
-"""JSON as dataclasses: each value has the type that its field declares, and no key is unknown."""
+"""Reads JSON as dataclasses: values have the types of their fields, and no key is unknown."""
 
 import dataclasses
 import json
@@ -9,23 +9,23 @@ from types import NoneType, UnionType
 from typing import Any, TypeAlias, get_args, get_origin, get_type_hints
 
 Readers: TypeAlias = Mapping[type, Callable[[Any, str], Any]]
-"""By type, what makes one of a JSON value and of the place that errors name."""
+"""Functions by type that read a JSON value, given its path for errors."""
 
 
 class JsonError(ValueError):
-    """A text is not the JSON that is expected; the message says where and why."""
+    """A text is not the expected JSON; the message says where and why."""
 
 
 def parse(text: bytes) -> Any:
     """Parses JSON.
 
     Raises:
-        JsonError: It is no JSON, or nested too deeply.
+        JsonError: The text is not JSON, or nested too deeply.
     """
     try:
         return json.loads(text)
     except ValueError as error:
-        raise JsonError(f"it is no JSON: {error}") from error
+        raise JsonError(f"it is not JSON: {error}") from error
     except RecursionError as error:
         raise JsonError("it is nested too deeply") from error
 
@@ -36,8 +36,8 @@ def convert(kind: Any, value: Any, where: str, readers: Readers) -> Any:
     Args:
         kind: A dataclass, an enum, str, int, float, bool, or a tuple, dict or optional of those.
         value: The value.
-        where: What errors name as its place.
-        readers: How types are read that have a form of their own.
+        where: The path of the value, for errors.
+        readers: Functions for types that have a JSON form of their own.
 
     Returns:
         An instance of ``kind``.
@@ -52,22 +52,22 @@ def convert(kind: Any, value: Any, where: str, readers: Readers) -> Any:
         case origin if origin is UnionType:
             if value is None:
                 return None
-            (kind,) = (one for one in arguments if one is not NoneType)
+            (kind,) = (argument for argument in arguments if argument is not NoneType)
             return convert(kind, value, where, readers)
         case origin if origin is tuple:
             return _tuple(arguments, value, where, readers)
         case origin if origin is dict:
             of_keys, of_values = arguments
             return {
-                _key(of_keys, key, where): convert(of_values, one, f"{where}.{key}", readers)
-                for key, one in _typed(dict, value, where).items()
+                _key(of_keys, key, where): convert(of_values, entry, f"{where}.{key}", readers)
+                for key, entry in _typed(dict, value, where).items()
             }
     if dataclasses.is_dataclass(kind):
         return _dataclass(kind, _typed(dict, value, where), where, readers)
     if issubclass(kind, Enum):
-        if not isinstance(value, str) or value not in [one.value for one in kind]:
-            choices = ", ".join(one.value for one in kind)
-            raise JsonError(f"{where} must be one of {choices}")
+        choices = [member.value for member in kind]
+        if not isinstance(value, str) or value not in choices:
+            raise JsonError(f"{where} must be one of {', '.join(choices)}")
         return kind(value)
     if kind is float and type(value) is int:
         value = _float(value, where)
@@ -83,23 +83,23 @@ def _tuple(kinds: tuple[Any, ...], value: Any, where: str, readers: Readers) -> 
     else:
         raise JsonError(f"{where} must have {len(kinds)} values, not {len(values)}")
     return tuple(
-        convert(kind, one, f"{where}[{number}]", readers)
-        for number, (kind, one) in enumerate(zip(each, values, strict=True))
+        convert(kind, entry, f"{where}[{number}]", readers)
+        for number, (kind, entry) in enumerate(zip(each, values, strict=True))
     )
 
 
 def _dataclass(kind: Any, values: dict[str, Any], where: str, readers: Readers) -> Any:
     fields, hints = dataclasses.fields(kind), get_type_hints(kind)
-    required = {one.name for one in fields if one.default is dataclasses.MISSING}
+    required = {field.name for field in fields if field.default is dataclasses.MISSING}
     prefix = f"{where}." if where else ""
     if missing := sorted(required - values.keys()):
         raise JsonError(f"{prefix}{missing[0]} is missing")
     if unknown := sorted(values.keys() - hints.keys()):
-        raise JsonError(f"{prefix}{unknown[0]} is no key of this format")
+        raise JsonError(f"{prefix}{unknown[0]} is not a key of this format")
     return kind(
         **{
-            name: convert(hints[name], one, f"{prefix}{name}", readers)
-            for name, one in values.items()
+            name: convert(hints[name], value, f"{prefix}{name}", readers)
+            for name, value in values.items()
         }
     )
 
@@ -130,7 +130,7 @@ _NAMES = {
 
 
 def _typed(kind: type, value: Any, where: str) -> Any:
-    # Not isinstance: true is no number.
+    # Not isinstance: true is not a number.
     if type(value) is not kind:
         raise JsonError(f"{where or 'the document'} must be {_NAMES[kind]}")
     return value

@@ -14,7 +14,7 @@ import tensorflow as tf
 from gradcam_server import __version__
 from gradcam_server.domain.catalog import ServedModel
 from gradcam_server.domain.graph_io import GraphKey
-from gradcam_server.domain.options import Compiler, Precision
+from gradcam_server.domain.options import Precision
 from gradcam_server.errors import CompilerError, DisconnectedLayerError, StartupError, quote
 from gradcam_server.exports.agreement import measure
 from gradcam_server.exports.files import hash_file
@@ -24,6 +24,7 @@ from gradcam_server.exports.samples import load_samples
 from gradcam_server.graphs.compilers import openvino as converter
 from gradcam_server.graphs.compilers import openvino_runtime
 from gradcam_server.graphs.compilers.autotune import check, compile_graph, time_executable
+from gradcam_server.graphs.compilers.base import REFERENCE
 from gradcam_server.graphs.compilers.openvino_runtime import INPUTS, openvino
 from gradcam_server.graphs.executable import CompilationCounter
 from gradcam_server.graphs.explanation import ExplanationGraph
@@ -45,26 +46,25 @@ def write(
     folder: Path,
     precision: Precision = Precision.FLOAT32,
     samples: Path | None = None,
-    least_correlation: float = 0.0,
+    min_correlation: float = 0.0,
 ) -> Manifest:
     """Exports a model.
 
     Args:
         loaded: The model.
-        served: The same as requests see it.
+        served: The model as requests see it.
         keys: The graphs; the first is compared with float32.
-        batch_sizes: Whose times to measure.
-        folder: Appears when all is written; must not exist.
-        precision: What to compute the network in.
-        samples: Folder of images to calibrate and compare with; None for the bundled ones.
-        least_correlation: The mean correlation of the maps with those of float32 below which
-            nothing is written.
+        batch_sizes: The batch sizes to time.
+        folder: The folder, which must not exist; it appears when all is written.
+        precision: The precision of the network.
+        samples: Folder of images to calibrate and compare with; None for the bundled photographs.
+        min_correlation: The minimal mean correlation of the maps with those of float32.
 
     Returns:
         The manifest.
 
     Raises:
-        StartupError: A graph cannot be exported, or its answers are too far from float32's.
+        StartupError: A graph cannot be exported, or its maps correlate too little with float32's.
     """
     if folder.exists():
         raise StartupError(f"{folder} exists already: remove it, or choose another folder")
@@ -72,7 +72,7 @@ def write(
     try:
         temporary.mkdir(parents=True)
         writer = _Writer(loaded, served, temporary, precision, samples)
-        manifest = writer.write(keys, batch_sizes, least_correlation)
+        manifest = writer.write(keys, batch_sizes, min_correlation)
         temporary.rename(folder)
     except OSError as error:
         raise StartupError(f"cannot write the export {folder}: {error}") from error
@@ -98,11 +98,11 @@ class _Writer:
         self._agreement: Agreement | None = None
 
     def write(
-        self, keys: Sequence[GraphKey], batch_sizes: Sequence[int], least_correlation: float
+        self, keys: Sequence[GraphKey], batch_sizes: Sequence[int], min_correlation: float
     ) -> Manifest:
         self._check_model(keys[0])
         graphs = [
-            self._write_graph(number, key, batch_sizes, least_correlation)
+            self._write_graph(number, key, batch_sizes, min_correlation)
             for number, key in enumerate(keys)
         ]
         self._write_saved_model(keys[0])
@@ -135,18 +135,18 @@ class _Writer:
         return manifest
 
     def _check_model(self, key: GraphKey) -> None:
-        """Has TensorFlow compute an image alone, again, and among others."""
+        """Refuses a model that runs in training mode, or that TensorFlow cannot compile."""
         loaded = self._loaded
         graph = ExplanationGraph(loaded, key, CompilationCounter())
         try:
-            compiled = compile_graph(graph, _CHECKED_SIZES, Compiler.TENSORFLOW)
+            compiled = compile_graph(graph, _CHECKED_SIZES, REFERENCE)
         except (CompilerError, DisconnectedLayerError) as error:
             raise StartupError(f"{key} cannot be exported: {error}") from error
         if reason := find_training_mode(loaded, compiled):
             raise StartupError(reason)
 
     def _write_graph(
-        self, number: int, key: GraphKey, batch_sizes: Sequence[int], least_correlation: float
+        self, number: int, key: GraphKey, batch_sizes: Sequence[int], min_correlation: float
     ) -> ExportedGraph:
         graph = ExplanationGraph(self._loaded, key, CompilationCounter())
         names = converter.output_names(graph)
@@ -169,7 +169,7 @@ class _Writer:
                 key.max_targets,
                 self._samples.origin,
             )
-            _refuse(self._agreement, least_correlation)
+            _refuse(self._agreement, min_correlation)
         file = f"graph_{number}.xml"
         openvino.save_model(model, self._folder / file, compress_to_fp16=False)
         cost_s = {size: time_executable(graph, executable, size) for size in batch_sizes}
@@ -192,20 +192,20 @@ class _Writer:
         ]
         module = tf.Module()
         module.explain = tf.function(explain, input_signature=signature, autograph=False)
-        # What it uses, which a SavedModel must own.
+        # A SavedModel must own the variables that its functions use.
         module.weights = list(module.explain.get_concrete_function().graph.variables)
         tf.saved_model.save(
             module, str(self._folder / SAVED_MODEL), signatures={SIGNATURE: module.explain}
         )
 
 
-def _refuse(agreement: Agreement, least_correlation: float) -> None:
-    if agreement.correlation_mean < least_correlation:
+def _refuse(agreement: Agreement, min_correlation: float) -> None:
+    if agreement.correlation_mean < min_correlation:
         raise StartupError(
             f"the maps correlate by {agreement.correlation_mean:.4f} with those of float32 (the "
             f"worst by {agreement.correlation_worst:.4f}, best class the same for "
-            f"{agreement.top1_percent:g} %), and at least {least_correlation:g} is wanted: "
-            "calibrate on images like those that will come (--images), lower "
+            f"{agreement.top1_percent:g} %), and at least {min_correlation:g} is wanted: "
+            "calibrate on images like those of your requests (--images), lower "
             "--least-correlation, or use --force"
         )
 

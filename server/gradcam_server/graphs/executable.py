@@ -1,8 +1,8 @@
-"""A compiled graph: what a batch of images runs through. Free of TensorFlow."""
+"""A compiled graph, which predicts and explains batches of images. Free of TensorFlow."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,51 +11,53 @@ from gradcam_server.domain.batch_sizes import plan_batch
 from gradcam_server.domain.graph_io import NO_CLASS, GraphItem, GraphKey, GraphOutput, by_rank
 from gradcam_server.domain.options import Compiler
 
+T = TypeVar("T")
+
 Array = NDArray[Any]
 Executable = Callable[[Array, Array, Array], Sequence[Array]]
-"""Runs one batch size: images (B, H, W, 3), classes and what to contrast them with (B, targets).
+"""Runs a batch: images (B, H, W, 3), classes and the classes to contrast them with (B, targets).
 
 Returns logits, probabilities, the classes and their scores, and the maps of each layer: new
 arrays, which the next run leaves alone.
 """
 
-Places = Sequence[Executable]
-"""Where the same batch can run: the first has the whole device. The others, if there are any, are
-its streams: they run side by side, each on a part of its threads.
+Executables = Sequence[Executable]
+"""The executables of a batch size on a device: the first has the whole device. The others, if any,
+are its streams: they run side by side, each on a part of its threads.
 """
 
 
 class CompilationCounter:
-    """Counts graphs that were traced or read; after the warm-up it must stand still."""
+    """Counts graphs that were traced or read; after the warm-up the count must stay the same."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._count = 0
 
     def increment(self) -> None:
-        """Counts one."""
+        """Counts one graph."""
         with self._lock:
             self._count += 1
 
     @property
     def count(self) -> int:
-        """So far. Each has one input signature, so compiles once."""
+        """The graphs so far. Each has one input signature, so compiles once."""
         return self._count
 
 
 class CompiledGraph:
     """Predicts, and explains up to ``key.max_targets`` classes of each image.
 
-    Compiled for a fixed ladder of batch sizes; a batch is padded to one of them. Each
-    image's answer is the same alone, batched and padded, to float32 rounding.
+    Compiled for fixed batch sizes; a batch is padded to one of them. Each image's answer is the
+    same alone, batched and padded, to float32 rounding.
 
     Args:
-        key: What it computes.
+        key: The layers, method, score and targets that it computes.
         input_size: (height, width) of the images in pixels.
-        compiler: What runs it: one for all batch sizes.
-        ladder: What runs each batch size, ascending; all have equally many places.
+        compiler: The compiler of all batch sizes.
+        executables: Executables by batch size, ascending; all sizes have equally many.
         cost_s: Seconds that a batch of each size takes on the whole device, as measured.
-        others: The ladders of other devices.
+        other_devices: The executables of further devices.
     """
 
     def __init__(
@@ -63,17 +65,17 @@ class CompiledGraph:
         key: GraphKey,
         input_size: tuple[int, int],
         compiler: Compiler,
-        ladder: Mapping[int, Places],
+        executables: Mapping[int, Executables],
         cost_s: Mapping[int, float],
-        others: Sequence[Mapping[int, Places]] = (),
+        other_devices: Sequence[Mapping[int, Executables]] = (),
     ) -> None:
         self.key, self.compiler = key, compiler
         self._image_shape = (input_size[0], input_size[1], 3)
-        self._ladder, self._cost_s, self._others = ladder, cost_s, others
-        count = 1 if others else len(next(iter(ladder.values())))
-        self._places = [
-            {size: places[number] for size, places in one.items()}
-            for one in (ladder, *others)
+        self._executables, self._cost_s, self._other_devices = executables, cost_s, other_devices
+        count = 1 if other_devices else len(next(iter(executables.values())))
+        self._by_device = [
+            {size: of_size[number] for size, of_size in of_device.items()}
+            for of_device in (executables, *other_devices)
             for number in range(count)
         ]
 
@@ -89,35 +91,42 @@ class CompiledGraph:
 
     @property
     def device_count(self) -> int:
-        """On how many devices it can run, the first of all; its streams count as such."""
-        return len(self._places)
+        """The number of devices; streams count as devices after the one that they divide."""
+        return len(self._by_device)
 
     @property
     def has_streams(self) -> bool:
         """Whether the devices after the first are its streams."""
-        return not self._others and len(self._places) > 1
+        return not self._other_devices and len(self._by_device) > 1
 
     @property
     def background(self) -> bool:
-        """Whether its batches must leave the device to others."""
+        """Whether its batches give way to those of other graphs."""
         return self.key.perturbed
 
-    def beside(self, others: Sequence["CompiledGraph"]) -> "CompiledGraph":
-        """Returns the graph that runs on the devices of this one and of others like it."""
-        ladders = [graph._ladder for graph in others]
-        return CompiledGraph(
-            self.key, self._image_shape[:2], self.compiler, self._ladder, self._cost_s, ladders
-        )
+    def with_devices_of(self, copies: Sequence["CompiledGraph"]) -> "CompiledGraph":
+        """Returns the graph that runs on its own device and on those of its copies."""
+        return self._with(self._executables, self._cost_s, [copy._executables for copy in copies])
 
     def up_to(self, batch_size: int) -> "CompiledGraph":
-        """Returns the same graph without its batch sizes beyond one that it has."""
+        """Returns the same graph without batch sizes greater than one of its own."""
 
-        def kept(ladder: Mapping[int, Any]) -> dict[int, Any]:
-            return {size: each for size, each in ladder.items() if size <= batch_size}
+        def kept(by_size: Mapping[int, T]) -> dict[int, T]:
+            return {size: value for size, value in by_size.items() if size <= batch_size}
 
-        others = [kept(ladder) for ladder in self._others]
-        size, cost_s = self._image_shape[:2], kept(self._cost_s)
-        return CompiledGraph(self.key, size, self.compiler, kept(self._ladder), cost_s, others)
+        other_devices = [kept(executables) for executables in self._other_devices]
+        return self._with(kept(self._executables), kept(self._cost_s), other_devices)
+
+    def _with(
+        self,
+        executables: Mapping[int, Executables],
+        cost_s: Mapping[int, float],
+        other_devices: Sequence[Mapping[int, Executables]],
+    ) -> "CompiledGraph":
+        input_size = self._image_shape[:2]
+        return CompiledGraph(
+            self.key, input_size, self.compiler, executables, cost_s, other_devices
+        )
 
     @property
     def cost_s(self) -> Mapping[int, float]:
@@ -126,11 +135,11 @@ class CompiledGraph:
 
     @property
     def min_s(self) -> float:
-        """Seconds that its quickest batch takes, as measured."""
+        """Seconds of the quickest batch, as measured."""
         return min(self._cost_s.values())
 
     def plan(self, waiting: int) -> tuple[int, int]:
-        """Chooses how many of ``waiting`` images to take, and the batch size to run."""
+        """Returns how many of ``waiting`` images to take, and the batch size to run."""
         return plan_batch(waiting, self._cost_s)
 
     def run(
@@ -141,10 +150,10 @@ class CompiledGraph:
         Args:
             items: At most ``padded_size`` images.
             padded_size: A compiled batch size.
-            device: Where; a device runs one batch at a time.
+            device: Number of the device, which runs one batch at a time.
 
         Returns:
-            One output for each item, in their order.
+            One output for each item, in the order of the items.
         """
         images = np.zeros((padded_size, *self._image_shape), self.key.pixel_type)
         classes = np.full((padded_size, self.key.max_targets), by_rank(0), np.int32)
@@ -153,7 +162,7 @@ class CompiledGraph:
             images[row] = item.image
             for slot, target in enumerate(item.targets):
                 classes[row, slot], against[row, slot] = target.index, target.against
-        logits, probabilities, chosen, scores, *maps = self._places[device][padded_size](
+        logits, probabilities, chosen, scores, *maps = self._by_device[device][padded_size](
             images, classes, against
         )
         return [

@@ -18,10 +18,11 @@ import tensorflow as tf
 from gradcam_server.domain.graph_io import NO_CLASS, PIXELS, GraphKey
 from gradcam_server.domain.options import Precision
 from gradcam_server.domain.preprocessing import takes_bgr
+from gradcam_server.domain.registry import REGISTRY
 from gradcam_server.domain.requests import ScoreType
 from gradcam_server.errors import DisconnectedLayerError
 from gradcam_server.graphs.executable import CompilationCounter
-from gradcam_server.methods.one_pass import METHODS
+from gradcam_server.methods.one_pass import CONTRASTS, METHODS
 from gradcam_server.models.loaded import LoadedModel
 from gradcam_server.models.network import PROBABILITIES
 from gradcam_server.models.preprocessing import preprocess
@@ -44,6 +45,7 @@ class ExplanationGraph:
 
     def __init__(self, model: LoadedModel, key: GraphKey, counter: CompilationCounter) -> None:
         self.model, self.key = model, key
+        self._row = REGISTRY[key.method]
         self._counter = counter
 
     def signature(self, batch_size: int | None) -> tuple[tf.TensorSpec, ...]:
@@ -103,20 +105,21 @@ class ExplanationGraph:
             DisconnectedLayerError: The scores don't depend on one of the layers.
         """
         predicted, activations, gradients = self._differentiate(images, classes, against, precision)
-        return *predicted, *activations, *(tf.stack(of_layer, axis=1) for of_layer in gradients)
+        stacked = [tf.stack(of_layer, axis=1) for of_layer in gradients if of_layer]
+        return *predicted, *activations, *stacked
 
     def maps(self, differentiated: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
         """Returns what ``explain`` does, from what ``differentiate`` returned; also eagerly."""
         predicted, count = differentiated[:_PREDICTED], len(self.key.layers)
         layers = differentiated[_PREDICTED:]
-        maps = (
-            self._maps(activation, tf.unstack(gradients, axis=1))
-            for activation, gradients in zip(layers[:count], layers[count:], strict=True)
-        )
+        gradients = [tf.unstack(of_layer, axis=1) for of_layer in layers[count:]] or [()] * count
+        maps = map(self._maps, layers[:count], gradients)
         return *predicted, *maps
 
     def _maps(self, activation: tf.Tensor, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
         method = METHODS[self.key.method]
+        if not self._row.needs_gradient:
+            return tf.stack([method(activation, None)] * self.key.max_targets, axis=1)
         return tf.stack([method(activation, gradient) for gradient in gradients], axis=1)
 
     def _differentiate(
@@ -124,8 +127,8 @@ class ExplanationGraph:
     ) -> tuple[tuple[tf.Tensor, ...], list[tf.Tensor], list[list[tf.Tensor]]]:
         """Returns the first four of ``explain``, activations, and their gradients by target.
 
-        Instead of activations these are the strongest channels, and there are no gradients, if
-        the key asks for channels.
+        There are no gradients if the method needs none. If the key asks for channels, there are
+        none either, and the strongest channels instead of activations.
         """
         self._counter.increment()  # runs while tracing, not in the graph
         network = self.model.network
@@ -140,36 +143,42 @@ class ExplanationGraph:
         probabilities = PROBABILITIES[network.output_activation](logits)
         values = logits if self.key.score_type is ScoreType.LOGIT else probabilities
         chosen, other = _choose(classes, logits), _choose(against, logits)
-        contrasted = tf.cast(against != NO_CLASS, tf.float32)
+        is_requested = tf.cast(against != NO_CLASS, tf.float32)
+        subtracted = CONTRASTS[self.key.method](logits, chosen, other, is_requested)
         scores = tf.gather(values, chosen, batch_dims=1)
-        scores -= contrasted * tf.gather(values, other, batch_dims=1)
+        for others, weights in subtracted:
+            scores -= weights * tf.gather(values, others, batch_dims=1)
         predicted = logits, probabilities, chosen, scores
         if self.key.channel_count:
             channels = [_strongest(one, self.key.channel_count) for one in activations]
             return predicted, channels, []
-        found: list[list[tf.Tensor]] = [[] for _ in activations]
         with tf.name_scope(TAIL):
-            if head:
-                # Columns of the kernel: a gradient by the scores would multiply all of it.
-                columns = tf.gather(head.kernel, chosen, axis=1)
-                subtracted = tf.cast(contrasted, columns.dtype)
-                columns -= subtracted * tf.gather(head.kernel, other, axis=1)
-                slopes = tf.cast(tf.transpose(columns, [1, 2, 0]), features.dtype)
-                differentiated = [(features, slope) for slope in tf.unstack(slopes, axis=1)]
-            else:
+            outputs: list[tuple[tf.Tensor, tf.Tensor | None]] = []
+            if self._row.needs_gradient and head:
+                slopes = tf.cast(_slopes(head.kernel, chosen, subtracted), features.dtype)
+                outputs = [(features, slope) for slope in tf.unstack(slopes, axis=1)]
+            elif self._row.needs_gradient:
                 # Not scores[:, slot]: OpenVINO has no gradient of a strided slice.
-                differentiated = [(score, None) for score in tf.unstack(scores, axis=1)]
-            for output, slope in differentiated:
-                # The images are independent, so the gradient of their sum is each one's own.
-                gradients = tf.gradients(output, activations, slope)
-                for layer, gradient, of_layer in zip(
-                    self.key.layers, gradients, found, strict=True
-                ):
-                    if gradient is None:
-                        raise DisconnectedLayerError(layer)
-                    of_layer.append(tf.cast(gradient, tf.float32))
+                outputs = [(score, None) for score in tf.unstack(scores, axis=1)]
+            gradients = self._gradients(outputs, activations)
             wide = [tf.cast(activation, tf.float32) for activation in activations]
-        return predicted, wide, found
+        return predicted, wide, gradients
+
+    def _gradients(
+        self,
+        outputs: Sequence[tuple[tf.Tensor, tf.Tensor | None]],
+        activations: Sequence[tf.Tensor],
+    ) -> list[list[tf.Tensor]]:
+        """Differentiates each target's output, times a slope, by each layer's activation."""
+        found: list[list[tf.Tensor]] = [[] for _ in activations]
+        for output, slope in outputs:
+            # The images are independent, so the gradient of their sum is each one's own.
+            gradients = tf.gradients(output, activations, slope)
+            for layer, gradient, of_layer in zip(self.key.layers, gradients, found, strict=True):
+                if gradient is None:
+                    raise DisconnectedLayerError(layer)
+                of_layer.append(tf.cast(gradient, tf.float32))
+        return found
 
     def run_network(
         self, pixels: tf.Tensor, layers: Sequence[str], precision: Precision
@@ -179,6 +188,17 @@ class ExplanationGraph:
         is_reversed = network.can_reverse and takes_bgr(how)
         inputs = preprocess(pixels, how, keep_order=is_reversed)
         return network.compute(inputs, layers, precision, is_reversed=is_reversed)
+
+
+def _slopes(
+    kernel: tf.Tensor, classes: tf.Tensor, subtracted: Sequence[tuple[tf.Tensor, tf.Tensor]]
+) -> tf.Tensor:
+    """Returns the gradients of the scores by the head's features, (B, targets, features)."""
+    # Columns of the kernel: a gradient by the scores would multiply all of it.
+    columns = tf.gather(kernel, classes, axis=1)
+    for others, weights in subtracted:
+        columns -= tf.cast(weights, columns.dtype) * tf.gather(kernel, others, axis=1)
+    return tf.transpose(columns, [1, 2, 0])
 
 
 def _strongest(activation: tf.Tensor, count: int) -> tf.Tensor:

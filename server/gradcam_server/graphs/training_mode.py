@@ -1,9 +1,9 @@
 """Refuses models that run in training mode.
 
 A model that was traced with ``training=True``, or has a layer that ignores ``training``, draws
-random numbers (dropout) or uses statistics of its batch (batch normalisation): it answers an image
-differently each time, or depending on the other images of the batch. So one image is computed
-alone, again, and among others, and the logits are compared.
+random numbers (dropout) or uses statistics of its batch (batch normalisation): its answer to an
+image changes each time, or with the other images of the batch. So one image is computed alone,
+again, and in a batch with other images, and the logits are compared.
 """
 
 import logging
@@ -26,13 +26,15 @@ from gradcam_server.models.network import Network
 
 logger = logging.getLogger(__name__)
 
-# Of the logits' root mean square. The same executable computes the same image in the same order:
-# only atomic additions on GPUs may round otherwise.
+# Maximal differences, as shares of the logits' root mean square; the second of each pair is for
+# reduced precisions.
+# The same executable computes the same image in the same order: only atomic additions on GPUs may
+# round otherwise.
 _MAX_AGAIN, _MAX_AGAIN_REDUCED = 1e-3, 2e-2
 # Other batch sizes have other kernels: these sum in another order, and on GPUs they may round
 # products to 10 bits (TF32), 1e-3 for each layer; bfloat16 to 7 bits, which deep networks amplify.
-_MAX_AMONG, _MAX_AMONG_REDUCED = 2e-2, 0.25
-# Logits this close to zero change no probability that anybody sees.
+_MAX_IN_BATCH, _MAX_IN_BATCH_REDUCED = 2e-2, 0.25
+# Logits this close to zero change no probability visibly.
 _MIN_LOGIT = 0.1
 
 _RANDOM = ("Random", "StatelessRandom", "StatelessTruncated", "TruncatedNormal", "Stateful")
@@ -45,16 +47,16 @@ _MAX_NAMES = 3
 def find_training_mode(
     model: LoadedModel, graph: CompiledGraph, precision: Precision = Precision.FLOAT32
 ) -> str | None:
-    """Computes one image alone, again, and among others.
+    """Computes one image alone, again, and in a batch with other images.
 
     Args:
-        model: The model, to name what is wrong in it.
-        graph: A graph of it. If 1 is its only batch size there are no others, and operations that
-            look like training are only warned of.
-        precision: What the graph computes the network in.
+        model: The model, whose layers the reason names.
+        graph: A graph of the model. If 1 is its only batch size there is no batch to compare with:
+            operations that look like training are logged, not refused.
+        precision: The precision of the graph's network.
 
     Returns:
-        Why the model must be refused, and what would be right; None if it answers alike.
+        Why the model must be refused, and the remedy; None if its answers are equal.
     """
     exact = precision is Precision.FLOAT32
     image, white, noise = _images(model.input_size)
@@ -65,23 +67,22 @@ def find_training_mode(
         return _refusal(model, "computed again", again)
     if largest > 1:
         others = [white, image, noise, white][:largest]
-        among = _difference(_logits(graph, others, largest, row=1), alone)
-        if among > (_MAX_AMONG if exact else _MAX_AMONG_REDUCED):
-            return _refusal(model, "computed in a batch with other images", among)
+        in_batch = _difference(_logits(graph, others, largest, row=1), alone)
+        if in_batch > (_MAX_IN_BATCH if exact else _MAX_IN_BATCH_REDUCED):
+            return _refusal(model, "computed in a batch with other images", in_batch)
     elif names := find_operations(model.network):
         logger.warning(
-            "%s may run in training mode at %s: among other images, which a batch size of 1 leaves "
-            "no place for, an image may get another answer. Export the model with training=False",
+            "%s may run in training mode at %s: in a batch with other images, which a batch size "
+            "of 1 rules out, an image may get another answer. Export the model with training=False",
             *(model.name, _listed(names)),
         )
     return None
 
 
 def find_operations(network: Network) -> list[str]:
-    """Returns what in a network works as in training, as "layer (type of operation)".
+    """Returns the operations of a network that work as in training: "layer (type of operation)".
 
-    These are the operations on which the logits depend and which draw random numbers or reduce
-    over the images of a batch.
+    The logits depend on them, and they draw random numbers or reduce over the images of a batch.
     """
     images = tf.TensorSpec((None, *network.input_size, 3), tf.float32)
     function = tf.function(lambda inputs: network.compute(inputs, [])[1], autograph=False)
@@ -99,7 +100,7 @@ def find_operations(network: Network) -> list[str]:
 
 
 def _images(input_size: tuple[int, int]) -> tuple[NDArray[np.uint8], ...]:
-    """Returns an image of noise, one that is all white, and other noise: uint8, (H, W, 3)."""
+    """Returns noise, a white image, and other noise: uint8, (H, W, 3)."""
     random = np.random.default_rng(0)
     shape = (*input_size, 3)
     image, noise = (random.integers(0, 256, shape, np.uint8) for _ in range(2))
@@ -111,8 +112,8 @@ def _logits(graph: CompiledGraph, images: Sequence[Array], size: int, row: int =
 
 
 def _difference(logits: Array, expected: Array) -> float:
-    """Returns the root mean square of a difference, as a share of that of the logits."""
-    x, y = (np.nan_to_num(np.asarray(one, np.float64)) for one in (logits, expected))
+    """Returns the root mean square of a difference, as a share of that of ``expected``."""
+    x, y = (np.nan_to_num(np.asarray(values, np.float64)) for values in (logits, expected))
     size = max(float(np.sqrt(np.mean(y**2))), _MIN_LOGIT)
     return float(np.sqrt(np.mean((x - y) ** 2))) / size
 
@@ -134,13 +135,13 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _before(nodes: dict[str, Any], name: str) -> set[str]:
-    """Returns the names of the nodes on which one depends, its own included."""
+    """Returns the names of the nodes on which a node depends, its own included."""
     found: set[str] = set()
     waiting = [name]
     while waiting:
-        if (one := waiting.pop()) not in found and one in nodes:
-            found.add(one)
-            waiting.extend(_inputs(nodes[one]))
+        if (current := waiting.pop()) not in found and current in nodes:
+            found.add(current)
+            waiting.extend(_inputs(nodes[current]))
     return found
 
 
@@ -158,12 +159,12 @@ def _is_of_training(node: Any, nodes: dict[str, Any]) -> bool:
 
 
 def _values(constant: Any) -> list[int]:
-    return [int(one) for one in np.ravel(tf.make_ndarray(constant.attr["value"].tensor))]
+    return [int(value) for value in np.ravel(tf.make_ndarray(constant.attr["value"].tensor))]
 
 
 def _layer(name: str, layers: Mapping[str, str]) -> str:
-    """Returns the layer that an operation is of, if its scope tells, else its path."""
+    """Returns the layer of an operation, if its scope names a layer, else its path."""
     parts = [part for part in name.split("/") if part not in _CALLS]
-    # TensorFlow numbers scopes that it has seen before.
+    # TensorFlow numbers repeated scopes.
     scopes = (parts[0], re.sub(r"_\d+$", "", parts[0]))
     return next((layers[scope] for scope in scopes if scope in layers), "/".join(parts))

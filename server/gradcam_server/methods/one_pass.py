@@ -11,7 +11,17 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from gradcam_server.domain.registry import ONE_PASS_METHODS, REGISTRY
 from gradcam_server.domain.requests import Method
+
+Contrast = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], list[tuple[tf.Tensor, tf.Tensor]]]
+"""Chooses what is subtracted from the score Y_c of each class c: weights times scores.
+
+Takes the logits, float32, shape (B, classes); the explained classes and those that the request
+contrasts them with, int32, shape (B, targets); and 1 where it does, else 0, float32, (B, targets).
+Returns pairs of classes and their weights, each (B, targets). Weights are constants: the gradient
+is that of Y_c less the weighted gradients.
+"""
 
 # A sum below this share of its terms' sizes is rounding error: float32 has 6e-8.
 _ROUNDING = 1e-6
@@ -119,14 +129,53 @@ def eigen_grad_cam(activation: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
     return tf.reshape(projected, [-1, height, width])
 
 
-METHODS: dict[Method, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
-    Method.GRAD_CAM: grad_cam,
-    Method.GRAD_CAM_PLUS_PLUS: grad_cam_plus_plus,
-    Method.HIRES_CAM: hires_cam,
-    Method.X_GRAD_CAM: x_grad_cam,
-    Method.LAYER_CAM: layer_cam,
-    Method.ELEMENTWISE_GRAD_CAM: elementwise_grad_cam,
-    Method.EIGEN_GRAD_CAM: eigen_grad_cam,
+def eigen_cam(activation: tf.Tensor, _gradient: object = None) -> tf.Tensor:
+    """Eigen-CAM: A, as (N, K) with centred columns, on its first right singular vector.
+
+    That is EigenGrad-CAM with g = 1, and so is the sign: hot is where the sum of A over the
+    channels is. The map is the same for all classes.
+
+    Muhammad and Yeasin, "Eigen-CAM: Class Activation Map using Principal Components", IJCNN
+    2020, arXiv:2008.00299, equation 2; centred as ``EigenCAM`` of pytorch-grad-cam, which leaves
+    the sign to LAPACK.
+    """
+    return eigen_grad_cam(activation, tf.ones([]))
+
+
+def requested_class(
+    _logits: tf.Tensor, _classes: tf.Tensor, against: tf.Tensor, is_requested: tf.Tensor
+) -> list[tuple[tf.Tensor, tf.Tensor]]:
+    """The score of a class alone, or less that of the class that the request contrasts it with."""
+    return [(against, is_requested)]
+
+
+def similar_classes(
+    logits: tf.Tensor, classes: tf.Tensor, against: tf.Tensor, is_requested: tf.Tensor
+) -> list[tuple[tf.Tensor, tf.Tensor]]:
+    """Finer-CAM: Y_c - gamma sum_d w_d Y_d over the 3 classes d whose logits are nearest to c's.
+
+    gamma = 0.6, and w is the softmax of the logits of these classes. A class that the request
+    contrasts c with is the only d: Y_c - gamma Y_d.
+
+    Zhang et al., "Finer-CAM: Spotting the Difference Reveals Finer Details for Visual
+    Explanation", CVPR 2025, arXiv:2501.11309, with gamma and the number of classes of their
+    aggregated maps. w as in ``FinerCAM`` of pytorch-grad-cam, which also differentiates w.
+    """
+    own = tf.gather(logits, classes, batch_dims=1)[..., None]
+    is_own = tf.one_hot(classes, logits.shape[1], on_value=True, off_value=False)
+    distance = tf.where(is_own, np.inf, tf.abs(logits[:, None] - own))
+    similar = tf.math.top_k(-distance, k=min(3, logits.shape[1] - 1)).indices
+    similar = tf.where(is_requested[..., None] > 0, against[..., None], similar)
+    weights = tf.nn.softmax(tf.gather(logits, similar, batch_dims=1))
+    weights = 0.6 * tf.stop_gradient(weights)
+    return list(zip(tf.unstack(similar, axis=-1), tf.unstack(weights, axis=-1), strict=True))
+
+
+METHODS: dict[Method, Callable[[tf.Tensor, tf.Tensor | None], tf.Tensor]] = {
+    method: globals()[REGISTRY[method].function] for method in ONE_PASS_METHODS
+}
+CONTRASTS: dict[Method, Contrast] = {
+    method: globals()[REGISTRY[method].contrast] for method in ONE_PASS_METHODS
 }
 
 

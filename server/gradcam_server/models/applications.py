@@ -1,6 +1,5 @@
 """Models of ``keras.applications`` with ImageNet's 1000 classes, without their softmax."""
 
-import logging
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -11,16 +10,8 @@ import keras
 from keras import applications
 from keras.src.utils.naming import reset_uids
 
-from gradcam_server.domain.labels import imagenet_labels
-from gradcam_server.domain.model_spec import ModelSpec
-from gradcam_server.domain.options import Outputs
 from gradcam_server.domain.preprocessing import Preprocessing
 from gradcam_server.errors import StartupError, quote
-from gradcam_server.models.keras_network import KerasNetwork
-from gradcam_server.models.label_file import read_labels
-from gradcam_server.models.loaded import LoadedModel
-
-logger = logging.getLogger(__name__)
 
 _SUFFIXES = (".weights.h5", ".h5", ".keras")
 _DOWNLOAD_STALL_S = 5.0
@@ -33,7 +24,7 @@ _WAYS_OUT = (
 
 
 class Application(NamedTuple):
-    """A function of ``keras.applications``, and how its model's pixels are scaled."""
+    """A function of ``keras.applications``, and the preprocessing of its model."""
 
     build: Callable[..., keras.Model]
     preprocessing: Preprocessing
@@ -52,36 +43,20 @@ APPLICATIONS = {
 }
 
 
-def load(spec: ModelSpec) -> LoadedModel:
+def build(name: str, weights: str, seed: int = 0) -> tuple[keras.Model, str]:
     """Builds a model and loads its weights.
 
-    Its weights may be ``imagenet`` (Keras' cache, else its download), ``random``, ``none`` or
-    a file: weights only, or a whole model of this kind with 1000 classes.
+    Args:
+        name: A key of ``APPLICATIONS``.
+        weights: ``imagenet`` (Keras' cache, else its download), ``random``, ``none`` or the path of
+            a file: weights only, or a whole model of this kind with 1000 classes.
+        seed: The seed of random weights.
+
+    Returns:
+        A model that gives logits, and the origin of its weights in words.
 
     Raises:
-        StartupError: The weights cannot be had or don't fit.
-    """
-    model, origin = build(spec.source, spec.weights, spec.seed)
-    if spec.weights == "random":
-        logger.warning(
-            "%s has random weights (seed %d): its answers mean nothing", spec.name, spec.seed
-        )
-    network = KerasNetwork(model, spec.input_size, Outputs.LOGITS)
-    return LoadedModel(
-        name=spec.name,
-        network=network,
-        preprocessing=spec.preprocessing or APPLICATIONS[spec.source].preprocessing,
-        labels=read_labels(spec.labels, network.class_count) or imagenet_labels(),
-        weights=origin,
-        random_weights=spec.weights in {"random", "none"},
-    )
-
-
-def build(name: str, weights: str, seed: int = 0) -> tuple[keras.Model, str]:
-    """Returns a model that gives logits, and in words where its weights come from.
-
-    Raises:
-        StartupError: The weights cannot be had or don't fit.
+        StartupError: The weights cannot be loaded or don't fit.
     """
     match weights:
         case "imagenet":
@@ -96,13 +71,13 @@ def build(name: str, weights: str, seed: int = 0) -> tuple[keras.Model, str]:
 
 
 def _bare(name: str, weights: str | None = None) -> keras.Model:
-    # Some layers are named by a count of all that the process built: "add_17".
+    # Keras names some layers by a count over the whole process: "add_17".
     reset_uids()
     return APPLICATIONS[name].build(weights=weights, classifier_activation=None)
 
 
 def _imagenet(name: str) -> keras.Model:
-    # Keras sets no timeout of its own: without a network it would hang for minutes.
+    # Keras sets no timeout: without a network the download would hang for minutes.
     previous = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_STALL_S)
     try:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
 
-# Below it a channel is as good as switched off, and dividing by it would lose what it had.
-_LEAST_SCALE = 1e-12
+# A smaller scale switches a channel off, and dividing by it would lose the channel's values.
+_MIN_SCALE = 1e-12
 
 _KERNELS = {
     keras.layers.Conv2D: "kernel",
@@ -29,11 +29,11 @@ _KERNELS = {
 class Fold:
     """A linear layer that scales by the normalisation after it.
 
-    **Both layers are changed**: together they give what they gave before, but the linear layer
-    alone, without its bias, gives s W a. ``shown`` recovers W a + b from that.
+    **Both layers are changed**: together they compute the same as before, but the linear layer
+    alone, without its bias, computes s W a. ``shown`` recovers W a + b from that.
 
     Args:
-        linear: A layer for which ``can_fold`` holds, with the normalisation behind it.
+        linear: A layer for which ``can_fold`` holds with the normalisation after it.
         normalization: The normalisation.
     """
 
@@ -48,7 +48,7 @@ class Fold:
         kernel.assign(_values(kernel) * by_channel)
         linear.use_bias = False
         if isinstance(linear, keras.layers.Dense):
-            linear.bias = None  # what it asks instead
+            linear.bias = None  # Dense checks this, not use_bias
         bias = self._scale * self._offset + shift
         self._bias = tf.Variable(
             bias, trainable=False, dtype=kernel.dtype, name=f"{linear.name}/folded_bias"
@@ -56,14 +56,14 @@ class Fold:
         _set_identity(normalization, bias)
 
     def normalized(self, linear_output: tf.Tensor) -> tf.Tensor:
-        """Returns what the normalisation gives, from s W a."""
+        """Returns the output of the normalisation, from s W a."""
         bias = tf.cast(self._bias, linear_output.dtype)
         if linear_output.shape.rank == 4:
-            return tf.nn.bias_add(linear_output, bias)  # which TensorFlow fuses
+            return tf.nn.bias_add(linear_output, bias)  # TensorFlow fuses this with a convolution
         return linear_output + bias
 
     def shown(self, linear_output: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns W a + b, from s W a; and from that what the normalisation gives."""
+        """Returns W a + b, from s W a; and the output of the normalisation of it."""
         wide = tf.cast(linear_output, self._bias.dtype)
         output = tf.cast(wide / self._scale + self._offset, linear_output.dtype)
         shift = self._bias - self._scale * self._offset
@@ -72,8 +72,8 @@ class Fold:
 
 
 def can_fold(linear: Any, normalization: Any) -> bool:
-    """Returns whether a layer and the one after it are a linear one and its normalisation."""
-    # A class of the user's may do anything else.
+    """Returns whether two successive layers are a linear layer and its normalisation."""
+    # Subclasses, which users write, may do anything else.
     if type(linear) not in _KERNELS or type(normalization) is not keras.layers.BatchNormalization:
         return False
     if linear.activation is not keras.activations.linear or normalization.axis not in {-1, 3}:
@@ -82,13 +82,13 @@ def can_fold(linear: Any, normalization: Any) -> bool:
     if kernel.dtype not in {"float32", "float64"} or getattr(linear, "quantization_mode", None):
         return False
     scale, _ = _affine(normalization)
-    return bool(np.all(np.isfinite(scale)) and np.min(np.abs(scale)) > _LEAST_SCALE)
+    return bool(np.all(np.isfinite(scale)) and np.min(np.abs(scale)) > _MIN_SCALE)
 
 
 def _affine(
     normalization: keras.layers.BatchNormalization,
 ) -> tuple[Floats, Floats]:
-    """Returns s and t, shape (channels,), of the type of its statistics."""
+    """Returns s and t, shape (channels,), in the dtype of the statistics."""
     variance = _values(normalization.moving_variance).astype(np.float64)
     scale = 1 / np.sqrt(variance + normalization.epsilon)
     if normalization.scale:
@@ -101,7 +101,7 @@ def _affine(
 
 
 def _set_identity(normalization: keras.layers.BatchNormalization, bias: Floats) -> None:
-    """Makes a normalisation add a bias and nothing else."""
+    """Makes a normalisation that only adds a bias."""
     normalization.moving_mean.assign(-bias)
     normalization.moving_variance.assign(np.full_like(bias, 1 - normalization.epsilon))
     if normalization.scale:

@@ -1,4 +1,4 @@
-"""A network of one output, as two classes: the negative and the positive one."""
+"""A network of one output, as two classes: the negative and the positive class."""
 
 from collections.abc import Sequence
 
@@ -10,15 +10,15 @@ from gradcam_server.models.network import LinearHead, Network, OutputActivation
 
 
 class TwoClasses:
-    """Has the logits -z and z, and so the probabilities 1 - p and p.
+    """A network with the logits -z and z, and so the probabilities 1 - p and p.
 
     Args:
-        network: Has one logit, z, of a sigmoid.
+        network: A network with one logit, z, of a sigmoid.
     """
 
     class_count = 2
     output_activation = OutputActivation.SIGMOID
-    head: LinearHead | None = None  # Its kernel has one column, and here are two classes.
+    head: LinearHead | None = None  # The kernel has one column, for two classes.
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -30,12 +30,12 @@ class TwoClasses:
 
     @property
     def layers(self) -> tuple[LayerInfo, ...]:
-        """The layers in their order."""
+        """The layers in order."""
         return self._network.layers
 
     @property
     def can_reverse(self) -> bool:
-        """Whether ``compute`` can take channels in the other order."""
+        """Whether ``compute`` can take channels in reverse order."""
         return self._network.can_reverse
 
     def compute(

@@ -88,7 +88,7 @@ def default_checkpoint() -> Path:
         The path of a PyTorch state dict.
 
     Raises:
-        FileNotFoundError: The package is not installed, or is not the one we know.
+        FileNotFoundError: The package is not installed, or lacks the file.
     """
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is not None and spec.origin is not None:
@@ -188,7 +188,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-# Keras' axes by PyTorch's: (H, W, in, out) by (out, in, H, W), and so on.
+# The PyTorch axis of each Keras axis: (H, W, in, out) in (out, in, H, W), and so on.
 _KERNEL_AXES = {
     layers.Conv2D: (2, 3, 1, 0),
     layers.DepthwiseConv2D: (2, 3, 0, 1),
@@ -214,7 +214,7 @@ def _targets(model: keras.Model) -> Iterator[tuple[str, tuple[Any, tuple[int, ..
 
 
 def _modules() -> dict[str, str]:
-    """The PyTorch module of each Keras layer that has weights, and of some that are absent."""
+    """Returns PyTorch modules by Keras layer: all with weights, and some that are absent."""
     modules = {
         "stem_conv": "_conv_stem",
         "stem_bn": "_bn0",

@@ -1,9 +1,9 @@
-"""How a model ends: where its logits are, and what makes probabilities of them.
+"""The end of a model: where its logits are, and which activation makes probabilities of them.
 
-Many models apply softmax or sigmoid last; the logits are what that is applied to. Others end in
+Many models apply softmax or sigmoid last; their logits are the inputs of that. Others end in
 logits, and some in probabilities that no single function makes, such as the mean of several
-softmaxes. The three are told apart by values: by what a function does to random numbers, and by
-what the model answers to a few images. Names of layers and functions say too little.
+softmaxes. The three are told apart by values: by the outputs of a function for random numbers, and
+by the model's answers to a few images. Names of layers and functions say too little.
 """
 
 import logging
@@ -20,23 +20,23 @@ from gradcam_server.models.network import PROBABILITIES, OutputActivation
 
 logger = logging.getLogger(__name__)
 
-# Sums and shares may be those of a model that computes in 16 bits.
+# Probabilities and their sums may come from a model that computes in 16 bits.
 _SUM_TOLERANCE = 1e-3
 _TOLERANCE = 1e-4
 _TOLERANCE_16_BITS = 5e-3
-# Below it a probability counts as zero: its logarithm and the slope of that stay finite.
+# A smaller probability counts as zero: its logarithm and the derivative stay finite.
 _MIN_PROBABILITY = 1e-30
 _SETTING = "--outputs logits, softmax, sigmoid or probabilities"
 
 
 @dataclass(frozen=True)
 class Ending:
-    """What makes logits of a network's outputs, and probabilities of the logits.
+    """How logits follow from a network's outputs, and probabilities from the logits.
 
     Attributes:
-        activation: What makes probabilities of the logits.
+        activation: Makes probabilities of the logits.
         holds_probabilities: Whether the outputs are probabilities. Their logits are then
-            log(p), if they are of classes that exclude each other, or else log(p / (1 - p)).
+            log(p), if the classes exclude each other, or else log(p / (1 - p)).
     """
 
     activation: OutputActivation
@@ -65,15 +65,15 @@ def _log(probabilities: tf.Tensor) -> tf.Tensor:
 def activation_of(
     function: Callable[[tf.Tensor], tf.Tensor], shape: tuple[int, ...], dtype: str
 ) -> OutputActivation | None:
-    """Finds out whether a function is softmax or sigmoid, or the logarithm of one.
+    """Finds out whether a function is softmax or sigmoid, or the logarithm of one of them.
 
     Args:
         function: Takes and returns (B, ...).
-        shape: Of what it takes, without the batch; a softmax must be over all of it.
-        dtype: Of what it takes.
+        shape: Shape of its input without the batch; a softmax must be over all of it.
+        dtype: Type of its input.
 
     Returns:
-        None if it is neither.
+        The activation, or None.
     """
     sample = tf.constant(np.random.default_rng(0).normal(0, 3, (4, *shape)), dtype)
     result = _try(function, sample)
@@ -82,7 +82,7 @@ def activation_of(
     logits = tf.cast(tf.reshape(sample, (4, -1)), tf.float32)
     for activation in (OutputActivation.SOFTMAX, OutputActivation.SIGMOID):
         expected = PROBABILITIES[activation](logits).numpy()
-        if any(_equal(result, one, dtype) for one in (expected, np.log(expected))):
+        if any(_equal(result, values, dtype) for values in (expected, np.log(expected))):
             return activation
     return None
 
@@ -90,12 +90,12 @@ def activation_of(
 def keeps_values(
     function: Callable[[tf.Tensor], tf.Tensor], shape: tuple[int, ...], dtype: str
 ) -> bool:
-    """Finds out whether a function returns the numbers that it is given, in their order.
+    """Finds out whether a function returns the numbers of its input, in their order.
 
     Args:
         function: Takes and returns (B, ...).
-        shape: Of what it takes, without the batch.
-        dtype: Of what it takes.
+        shape: Shape of its input without the batch.
+        dtype: Type of its input.
     """
     sample = tf.constant(np.random.default_rng(0).normal(0, 3, (4, *shape)), dtype)
     result = _try(function, sample)
@@ -109,7 +109,7 @@ def _try(
     try:
         result = function(sample)
         return np.asarray(tf.cast(tf.reshape(result, (len(sample), -1)), tf.float32))
-    except Exception:  # It is the model's author's, and may want other numbers.
+    except Exception:  # The function is the model author's, and may expect other numbers.
         logger.debug("%s cannot be tried alone", function, exc_info=True)
         return None
 
@@ -125,19 +125,19 @@ def run_on_probes(
     size: tuple[int, int],
     batch_size: int = 1,
 ) -> list[NDArray[np.float32]]:
-    """Runs a network on a few made images.
+    """Runs a network on a few synthetic images.
 
     Args:
-        model: Its name, for errors.
-        run: Takes float32 (B, H, W, 3).
-        size: (height, width).
-        batch_size: Of each run; an image is repeated.
+        model: The model's name, for errors.
+        run: Takes float32 (B, H, W, 3), returns tensors (B, ...).
+        size: (height, width) in pixels.
+        batch_size: The batch size of each run, of one image repeated.
 
     Returns:
-        What it returned, each as (images, numbers).
+        The tensors, each as float32 (images, numbers).
 
     Raises:
-        StartupError: It cannot be run.
+        StartupError: The network cannot be run.
     """
     # Traced, so that intermediate results are not kept.
     traced = tf.function(
@@ -159,8 +159,8 @@ def _probes(size: tuple[int, int]) -> NDArray[np.float32]:
     """Makes images: black, noise, a colour gradient and a red half.
 
     Returns:
-        float32 (images, H, W, 3), from 0 to 255, and all but black again from 0 to 1: networks
-        differ in the range that they take.
+        float32 (images, H, W, 3): black, the others from 0 to 1, and the others from 0 to 255,
+        since networks differ in the range that they take.
     """
     shape = (*size, 3)
     row, column = np.mgrid[0 : size[0], 0 : size[1]] / max(size)
@@ -177,13 +177,13 @@ def makes(
     outputs: NDArray[np.float32],
     dtype: str,
 ) -> bool:
-    """Returns whether an activation makes a model's own outputs of numbers taken for its logits.
+    """Returns whether an activation makes a model's outputs of its presumed logits.
 
     Args:
-        activation: What was found at the model's end.
-        logits: What it seems to be applied to, (images, classes).
-        outputs: What the model answers: probabilities or their logarithms, (images, classes).
-        dtype: What the model answers in.
+        activation: The activation at the model's end.
+        logits: The presumed logits, (images, classes).
+        outputs: The model's outputs: probabilities or their logarithms, (images, classes).
+        dtype: Type of the outputs.
     """
     probabilities = PROBABILITIES[activation](logits).numpy()
     if outputs.max() <= 0:
@@ -192,10 +192,10 @@ def makes(
 
 
 def check_declared(model: str, activation: OutputActivation, declared: Outputs | None) -> None:
-    """Checks a declaration against the activation that a model is found to apply itself.
+    """Checks a declaration against the activation that was found at a model's end.
 
     Raises:
-        StartupError: They contradict each other.
+        StartupError: The two contradict each other.
     """
     if declared not in {None, Outputs.PROBABILITIES, Outputs(activation.value)}:
         raise StartupError(
@@ -207,16 +207,16 @@ def check_declared(model: str, activation: OutputActivation, declared: Outputs |
 def judge(
     model: str, outputs: NDArray[np.float32], *, is_linear: bool, declared: Outputs | None
 ) -> Ending:
-    """Tells what outputs are that no known activation has made.
+    """Classifies the outputs of a model that ends in no known activation.
 
     Args:
-        model: Its name, for the log.
+        model: The model's name, for the log.
         outputs: Its answers to a few images, (images, classes).
-        is_linear: Whether a dense or convolutional layer without activation makes them.
-        declared: What the model's owner says that they are; checked as far as it can be.
+        is_linear: Whether a dense or convolutional layer without activation makes the outputs.
+        declared: The kind of outputs that the model's owner declares; checked as far as possible.
 
     Raises:
-        StartupError: They cannot be what was declared.
+        StartupError: The outputs cannot be of the declared kind.
     """
     if declared is not None:
         return _declared(model, outputs, declared)
@@ -233,7 +233,7 @@ def judge(
             *(model, activation, _SETTING),
         )
         return Ending(activation)
-    if _are_shares(outputs):
+    if _are_in_unit_interval(outputs):
         logger.warning(
             "%s: it cannot be told whether its outputs (%s) are probabilities or logits. They "
             "are taken for probabilities that need not sum to 1; to be sure, say %s",
@@ -249,13 +249,13 @@ def judge(
 
 
 def usual_activation(class_count: int) -> OutputActivation:
-    """Returns what makes probabilities of logits; one can only be of a yes or a no."""
+    """Returns the activation of logits: a sigmoid for one logit, which is of a yes or a no."""
     return OutputActivation.SIGMOID if class_count == 1 else OutputActivation.SOFTMAX
 
 
 def _declared(model: str, outputs: NDArray[np.float32], declared: Outputs) -> Ending:
     if declared is Outputs.PROBABILITIES:
-        if not _are_shares(outputs):
+        if not _are_in_unit_interval(outputs):
             raise StartupError(
                 f"--outputs probabilities: the outputs of {model} are no probabilities: they are "
                 f"from {outputs.min():.4g} to {outputs.max():.4g} on {len(outputs)} made images"
@@ -278,11 +278,11 @@ def _declared(model: str, outputs: NDArray[np.float32], declared: Outputs) -> En
 
 
 def _are_distributions(outputs: NDArray[np.float32]) -> bool:
-    if outputs.shape[1] == 1 or not _are_shares(outputs):
+    if outputs.shape[1] == 1 or not _are_in_unit_interval(outputs):
         return False
     sums = outputs.sum(axis=1, dtype=np.float64)
     return bool(np.allclose(sums, 1, rtol=0, atol=_SUM_TOLERANCE))
 
 
-def _are_shares(outputs: NDArray[np.float32]) -> bool:
+def _are_in_unit_interval(outputs: NDArray[np.float32]) -> bool:
     return bool((outputs >= -_TOLERANCE).all() and (outputs <= 1 + _TOLERANCE).all())

@@ -1,7 +1,7 @@
-"""Which part of the model's input the map of each layer covers.
+"""Finds the part of the model's input that the map of each layer covers: its extent.
 
-Models crop, pad and resize images themselves. In front of the first convolution every tensor is
-probed with images that show positions (``positions.py``). Behind it, convolutions and pooling keep
+Models crop, pad and resize images themselves. Before the first convolution every tensor is
+probed with images that show positions (``positions.py``). After it, convolutions and pooling keep
 the extent: their maps are stretched over it. There only the layers that are known to move
 positions are probed, each alone.
 """
@@ -25,7 +25,7 @@ from gradcam_server.models.positions import (
 
 logger = logging.getLogger(__name__)
 
-# Pixels; what values are rounded to on their way makes no difference.
+# In pixels: differences that rounding of the values makes.
 _ROUNDING = 0.1
 
 IMAGE = ""
@@ -38,13 +38,13 @@ class Step:
 
     Attributes:
         key: Its name.
-        inputs: Keys of the steps whose values it is given.
+        inputs: Keys of the steps whose outputs it takes.
         shape: Shape of its first output.
         dtype: Type of its first output.
-        window: (height, width) of the window, for convolutions and pooling; (1, 1) for other layers
-            that mix values by their weights; None for all others.
-        moves: Whether its type is one that crops, pads, resizes or moves positions.
-        is_hidden: Whether it may hold several layers that cannot be seen.
+        window: (height, width) of the window of convolutions and pooling; (1, 1) for other layers
+            that mix values by their weights; None for the rest.
+        moves: Whether layers of its type crop, pad, resize or move positions.
+        is_hidden: Whether it may contain layers that cannot be seen.
     """
 
     key: str
@@ -57,10 +57,10 @@ class Step:
 
 
 Run = Callable[[str, NDArray[np.float32], Sequence[Step]], Mapping[str, NDArray[np.floating]]]
-"""Computes steps, in their order, from values of one key; returns their first outputs by key."""
+"""Computes steps, in order, from values of one key; returns their first outputs by key."""
 
 Differentiate = Callable[[Step], NDArray[np.floating]]
-"""Gives the size of a step's gradient by each position of its one input, shape (h, w)."""
+"""Returns the size of a step's gradient by each position of its one input, shape (h, w)."""
 
 
 def find_extents(
@@ -71,37 +71,37 @@ def find_extents(
     run: Run,
     differentiate: Differentiate | None = None,
 ) -> dict[str, Extent]:
-    """Finds the extents of all steps, and warns of those that cannot be found.
+    """Finds the extents of all steps, and warns of steps whose extents cannot be found.
 
     Args:
         model: The model's name, for the warning.
-        steps: All steps on the way from the image to the logits.
+        steps: All steps from the image to the logits, in the order of computation.
         shape: (height, width, channels) of the model's input.
-        dtype: Its type.
+        dtype: Type of the model's input.
         run: Computes steps.
-        differentiate: Gives gradients; needed if a step is hidden.
+        differentiate: Computes gradients; needed if a step is hidden.
 
     Returns:
-        By key; without those that cover the whole input, and those of which nothing is known.
+        Extents by key, without those of the whole input and unknown ones.
     """
     walk = _Walk(steps, shape, dtype, run, differentiate)
     walk.run()
     if walk.problems:
         logger.warning(
             "%s moves pixels in a way that cannot be followed: heat maps of these layers, and of "
-            "those behind them, may lie in the wrong place: %s. Crop, resize and flip images "
+            "layers after them, may lie in the wrong place: %s. Crop, resize and flip images "
             "before they are sent, or serve the model without these layers",
             *(model, "; ".join(walk.problems)),
         )
-    return {key: one for key, one in walk.extents.items() if one and one != walk.whole}
+    return {key: found for key, found in walk.extents.items() if found and found != walk.whole}
 
 
 class _Walk:
     """One walk through a model.
 
     Attributes:
-        extents: By key; None if it is not known. Steps without positions have none.
-        problems: What could not be followed, for people.
+        extents: Extents by key, None if unknown. Steps without positions have no entry.
+        problems: The steps that cannot be followed, in words.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class _Walk:
             for key in step.inputs:
                 self._users[key].append(step)
         self._front = {IMAGE}
-        # Before a chain of steps that move: what it began with.
+        # By the key of a step that moves: the step before the chain of such steps.
         self._origins: dict[str, Step] = {}
 
     def run(self) -> None:
@@ -133,7 +133,7 @@ class _Walk:
             if step.window is None and all(key in self._front for key in step.inputs):
                 self._front.add(step.key)
                 front.append(step)
-        is_needed = any(_is_map(one) and not self._is_padding_of_windows(one) for one in front)
+        is_needed = any(_is_map(step) and not self._is_padding_of_windows(step) for step in front)
         values = self._compute(IMAGE, front) if is_needed else {}
         for step in self._steps:
             self._visit(step, values.get(step.key))
@@ -150,7 +150,7 @@ class _Walk:
         tolerance = max(
             1.0, *(_spacing(first, self._by_key[key]) for key in step.inputs if key in self.extents)
         )
-        if any(one and _distance(one, first) > tolerance for one in given):
+        if any(extent and _distance(extent, first) > tolerance for extent in given):
             self._give_up(step, "joins maps that cover different parts of the image")
             return
         if step.is_hidden and step.inputs[0] in self._front:
@@ -160,7 +160,7 @@ class _Walk:
         elif step.key in self._front:
             self._place(step, first, values)
         elif step.moves and any(key in self._front for key in step.inputs):
-            self._give_up(step, "moves pixels by what the image shows")
+            self._give_up(step, "moves pixels by values computed from the image")
         elif step.moves and len(step.inputs) == 1 and self._changes_size(step):
             self._place(step, first, None)
         else:
@@ -172,7 +172,7 @@ class _Walk:
         Args:
             step: The step.
             given: The extent of its inputs.
-            values: What it computes from the images that show positions; None if not known.
+            values: Its output for the images that show positions; None if unknown.
         """
         source = next(self._by_key[key] for key in step.inputs if key in self.extents)
         try:
@@ -190,9 +190,9 @@ class _Walk:
         self.extents[step.key] = given if _distance(placed, given) < _ROUNDING else placed
 
     def _without_shift(self, step: Step, source: Step, placed: Extent) -> Extent:
-        """Returns the extent before a chain of pads and crops that only shifts by a position.
+        """Returns the extent before a chain of pads and crops, if it shifts by one position only.
 
-        That is how NASNet reduces a map; the next layers join it with one that is not shifted.
+        NASNet reduces maps by such chains, and joins their outputs with maps that are not shifted.
         """
         origin = self._origins.get(source.key, source)
         self._origins[step.key] = origin
@@ -226,14 +226,14 @@ class _Walk:
     def _reached(self, step: Step, given: Extent) -> Extent:
         """Returns the part of its input on which a hidden step depends.
 
-        What lies inside is a crop; padding inside cannot be seen.
+        A smaller part is a crop; padding within the step cannot be seen.
         """
         source = self._by_key[step.inputs[0]]
         if not self._differentiate or len(step.inputs) != 1 or not _is_map(source):
             return given
         try:
             gradient = self._differentiate(step)
-        except Exception as error:  # noqa: BLE001 - any code of the model's may run
+        except Exception as error:  # noqa: BLE001 - runs any code of the model
             logger.debug("%s has no gradient: %r", step.key, error)
             return given
         rows, columns = (np.flatnonzero(gradient.any(axis=axis)) for axis in (1, 0))
@@ -279,8 +279,8 @@ class _Walk:
         images = position_images((height, width, channels), dtypes)
         try:
             return self._run(source, images, steps)
-        except Exception as error:  # noqa: BLE001 - any code of the model's may run
-            logger.debug("Positions behind %s cannot be probed: %r", source or "the image", error)
+        except Exception as error:  # noqa: BLE001 - runs any code of the model
+            logger.debug("Positions after %s cannot be probed: %r", source or "the image", error)
             return {}
 
     def _give_up(self, step: Step, reason: str) -> None:
@@ -306,7 +306,7 @@ def _spacing(extent: Extent, step: Step) -> float:
 
 
 def _distance(one: Extent, other: Extent) -> float:
-    """Returns how far the edges of two extents are apart at most, in pixels."""
+    """Returns the largest distance between the edges of two extents, in pixels."""
     return max(abs(a - b) for a, b in zip(_edges(one), _edges(other), strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Models that people bring: .keras and .h5 files, and SavedModels."""
+"""Models from files: .keras and .h5 files, and SavedModels."""
 
 import json
 import logging
@@ -25,26 +25,28 @@ from gradcam_server.models.saved_model_network import SavedModelNetwork
 logger = logging.getLogger(__name__)
 
 _SUFFIXES = (".keras", ".h5", ".hdf5")
-# TensorFlow's own functions, which files may name as activations and Keras does not know.
+# TensorFlow's functions that files may name as activations and Keras does not know.
 _TENSORFLOW_FUNCTIONS = (
     *(tf.nn.softmax, tf.nn.log_softmax, tf.nn.sigmoid, tf.math.log_sigmoid, tf.nn.tanh),
     *(tf.nn.relu, tf.nn.relu6, tf.nn.crelu, tf.nn.leaky_relu, tf.nn.elu, tf.nn.selu),
     *(tf.nn.gelu, tf.nn.silu, tf.nn.swish, tf.nn.softplus, tf.nn.softsign),
 )
 _CUSTOM = (
-    "It needs a class or function of its author's: decorate that with "
+    "It needs a class or function of its author: decorate that with "
     "@keras.saving.register_keras_serializable() in a Python module, put the module's folder "
     "into PYTHONPATH, and give --custom-objects MODULE."
 )
 _LAMBDA = (
-    "It holds a Lambda layer, whose Python code a file must not bring along. Replace it by a "
+    "It contains a Lambda layer, whose Python code a file must not bring along. Replace it by a "
     "layer class with @keras.saving.register_keras_serializable() (see --custom-objects) or by "
     "keras.ops, or export the model with model.export(FOLDER) and serve that."
 )
-_TFSM = "It holds a TFSMLayer, which only calls a SavedModel: serve the SavedModel's folder itself."
+_TFSM = (
+    "It contains a TFSMLayer, which only calls a SavedModel: serve the SavedModel's folder itself."
+)
 _UNSAFE = (
-    "It holds what could run Python code of its author's, and a file must not bring that along. "
-    "Export the model with model.export(FOLDER), and serve the folder."
+    "It contains objects that could run Python code of its author, and a file must not bring code "
+    "along. Export the model with model.export(FOLDER), and serve the folder."
 )
 _KERAS_2 = (
     "It was written by Keras {}, and Keras 3 reads such files only in part. Load it with that "
@@ -57,13 +59,13 @@ def load(spec: ModelSpec) -> LoadedModel:
     """Loads a model from a file or folder.
 
     Raises:
-        StartupError: It cannot be read or explained, or its labels do not fit.
+        StartupError: The model cannot be read or explained, or its labels do not fit.
     """
     path = Path(spec.source)
     if spec.weights not in {"imagenet", "none"}:
         raise StartupError(
             f"{path} has its own weights; --weights is for built-in models, and "
-            "--weights MODEL=FILE for one of several"
+            "--weights MODEL=FILE for one of several models"
         )
     if not path.exists():
         raise StartupError(f"the model {path} does not exist")
@@ -105,7 +107,7 @@ def _network(
         )
     if not _holds_model(path):
         raise StartupError(
-            f"cannot load {path}: it is damaged, or holds weights without a model; "
+            f"cannot load {path}: it is damaged, or contains weights without a model; "
             "write it with model.save"
         )
     try:
@@ -137,7 +139,7 @@ def _holds_model(path: Path) -> bool:
 
 
 def _keras_version(path: Path) -> str:
-    """Returns the version that wrote a file; empty if it does not say."""
+    """Returns the version of Keras that wrote a file; empty if the file does not say."""
     if path.suffix == ".keras":
         try:
             with zipfile.ZipFile(path) as file:
@@ -156,7 +158,7 @@ def _advice(error: str, version: str) -> str:
         return _TFSM
     if "safe_mode" in error:
         return _UNSAFE
-    # Of errors within errors the last one is the cause; before it stands the configuration.
+    # The last of nested errors is the cause; the configuration of the layer stands before it.
     cause = error.rpartition("Exception encountered:")[2]
     if version.startswith(("1.", "2.")):
         return f"{_KERAS_2.format(version)} Keras says: {quote(cause)}"

@@ -1,4 +1,4 @@
-"""The operations of a TensorFlow graph, as steps that can be probed for positions."""
+"""Extents of the operations of a TensorFlow graph; see ``extents.py``."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -44,7 +44,7 @@ _MOVING = {
 _OF_SHAPES = {"Rank", "Shape", "ShapeN", "Size"}
 
 Compute = Callable[[str, tf.Tensor, Sequence[str]], Sequence[tf.Tensor]]
-"""Computes the first outputs of operations from the values of one, by their names."""
+"""Computes the first outputs of operations from values of one operation, all by name."""
 
 
 def find_graph_extents(
@@ -55,26 +55,26 @@ def find_graph_extents(
     dtype: str,
     compute: Compute,
 ) -> dict[str, Extent]:
-    """Finds which part of the input each operation's map covers; see ``find_extents``.
+    """Finds the part of the input that each operation's map covers; see ``find_extents``.
 
     Args:
         model: The model's name, for warnings.
-        images: The operations that give the image itself.
-        operations: The names of all others on the way from the image to the logits, in the order
+        images: The operations whose output is the image itself.
+        operations: The names of all other operations from the image to the logits, in the order
             of computation.
         shape: (height, width, channels) of the input.
-        dtype: Its type.
+        dtype: Type of the input.
         compute: Computes operations; ``IMAGE`` is the image's name.
 
     Returns:
-        By the name of the operation; without those that cover the whole input.
+        Extents by the name of the operation, without those of the whole input.
     """
     keys = dict.fromkeys(images, IMAGE)
     steps = []
     for operation, name in operations.items():
-        # What depends on a shape alone is not computed from the image's values.
-        given = [] if operation.type in _OF_SHAPES else [one.op for one in operation.inputs]
-        inputs = tuple(dict.fromkeys(keys[one] for one in given if one in keys))
+        # Operations on shapes do not depend on the image's values.
+        given = [] if operation.type in _OF_SHAPES else [tensor.op for tensor in operation.inputs]
+        inputs = tuple(dict.fromkeys(keys[source] for source in given if source in keys))
         if inputs and operation.outputs:
             keys[operation] = name
             steps.append(_step(operation, name, inputs))
@@ -104,7 +104,7 @@ def _step(operation: tf.Operation, name: str, inputs: tuple[str, ...]) -> Step:
 
 
 def _window(operation: tf.Operation) -> tuple[int, int] | None:
-    """Returns the (height, width) that an operation mixes, (1, 1) for unknown ones."""
+    """Returns the (height, width) that an operation mixes; (1, 1) if unknown; None for none."""
     if operation.type in _CONVOLUTIONS:
         height, width = (int(size or 1) for size in operation.inputs[1].shape[:2])
         _, by_row, by_column, _ = operation.get_attr("dilations")
@@ -118,7 +118,7 @@ def _window(operation: tf.Operation) -> tuple[int, int] | None:
 def cut_out(
     graph: tf.compat.v1.GraphDef, names: Sequence[str], source: str
 ) -> tf.compat.v1.GraphDef:
-    """Returns the part of a graph that computes operations from another one, which is left out."""
+    """Returns the part of a graph that computes operations from ``source``, which it leaves out."""
     nodes = {node.name: node for node in graph.node}
     needed: set[str] = set()
     waiting = list(names)

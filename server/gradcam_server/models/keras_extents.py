@@ -1,7 +1,6 @@
-"""The calls of a Keras model, as steps that can be probed for positions."""
+"""Extents of the layers of a Keras model; see ``extents.py``."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from gradcam_server.domain.layers import Extent
 from gradcam_server.models.extents import IMAGE, Step, find_extents
+from gradcam_server.models.keras_calls import Call
 
 _CONVOLUTIONS = (BaseConv, BaseConvTranspose, BaseDepthwiseConv, BaseSeparableConv)
 _MIXING_OPERATIONS = {
@@ -27,7 +27,7 @@ _MIXING_OPERATIONS = {
     "MaxPool",
     "SeparableConv",
 }
-# Their weights act on each position alone.
+# Layers whose weights act on each position alone.
 _POINTWISE_LAYERS = (
     keras.layers.BatchNormalization,
     keras.layers.LayerNormalization,
@@ -57,49 +57,20 @@ _MOVING_OPERATIONS = {
 }
 
 
-class Call(Protocol):
-    """A call of a layer or operation on symbols."""
-
-    @property
-    def name(self) -> str:
-        """Its path; no other call has it."""
-        ...
-
-    @property
-    def operation(self) -> Any:
-        """The layer."""
-        ...
-
-    @property
-    def arguments(self) -> Any:
-        """(args, kwargs) with symbols for tensors."""
-        ...
-
-    @property
-    def inputs(self) -> list[keras.KerasTensor]:
-        """The symbols among the arguments."""
-        ...
-
-    @property
-    def outputs(self) -> tuple[keras.KerasTensor, ...]:
-        """Symbols."""
-        ...
-
-
 def find_keras_extents(
     model: str, calls: Sequence[Call], image: keras.KerasTensor
 ) -> dict[str, Extent]:
-    """Finds which part of the input each layer's map covers; see ``find_extents``.
+    """Finds the part of the input that each layer's map covers; see ``find_extents``.
 
     Args:
         model: The model's name, for warnings.
-        calls: All calls from the image to the logits, in their order.
+        calls: All calls from the image to the logits, in order.
         image: The symbol of the input, shape (None, height, width, channels).
 
     Returns:
-        By the name of the call; without those that cover the whole input.
+        Extents by the name of the call, without those of the whole input.
     """
-    makers = {id(image): IMAGE, **{id(one): call.name for call in calls for one in call.outputs}}
+    makers = {id(image): IMAGE, **{id(made): call.name for call in calls for made in call.outputs}}
     steps = [_step(call, makers) for call in calls]
     by_name = {call.name: call for call in calls}
     symbols = {IMAGE: image, **{call.name: call.outputs[0] for call in calls}}
@@ -110,12 +81,7 @@ def find_keras_extents(
         values = {id(symbols[source]): tf.cast(images, symbols[source].dtype)}
         for step in wanted:
             call = by_name[step.key]
-            args, kwargs = keras.tree.map_structure(
-                lambda leaf: values[id(leaf)] if isinstance(leaf, keras.KerasTensor) else leaf,
-                call.arguments,
-            )
-            outputs = keras.tree.flatten(call.operation(*args, **kwargs))
-            values.update(zip(map(id, call.outputs), outputs, strict=True))
+            values.update(zip(map(id, call.outputs), call.run(values), strict=True))
         return {step.key: np.asarray(values[id(symbols[step.key])]) for step in wanted}
 
     def differentiate(step: Step) -> NDArray[np.floating]:
@@ -123,12 +89,9 @@ def find_keras_extents(
         (symbol,) = call.inputs
         noise = np.random.default_rng(0).uniform(size=(1, *symbol.shape[1:]))
         images = tf.cast(noise, symbol.dtype)
-        args, kwargs = keras.tree.map_structure(
-            lambda leaf: images if leaf is symbol else leaf, call.arguments
-        )
         with tf.GradientTape() as tape:
             tape.watch(images)
-            output = keras.tree.flatten(call.operation(*args, **kwargs))[0]
+            output = call.run_on(images)
             score = tf.reduce_sum(output * output)
         return np.abs(np.asarray(tape.gradient(score, images), float)[0]).sum(axis=-1)
 
@@ -143,7 +106,7 @@ def _step(call: Call, makers: Mapping[int, str]) -> Step:
     window = _window(call)
     return Step(
         key=call.name,
-        inputs=tuple(dict.fromkeys(makers[id(one)] for one in call.inputs)),
+        inputs=tuple(dict.fromkeys(makers[id(symbol)] for symbol in call.inputs)),
         shape=tuple(call.outputs[0].shape),
         dtype=call.outputs[0].dtype,
         window=window,
@@ -158,7 +121,7 @@ def _step(call: Call, makers: Mapping[int, str]) -> Step:
 
 
 def _window(call: Call) -> tuple[int, int] | None:
-    """Returns the (height, width) that a call mixes, (1, 1) if it is not known; None for none."""
+    """Returns the (height, width) that a call mixes; (1, 1) if unknown; None for none."""
     operation = call.operation
     if isinstance(operation, _CONVOLUTIONS):
         kernel, dilation = operation.kernel_size, operation.dilation_rate
@@ -182,6 +145,6 @@ def _window(call: Call) -> tuple[int, int] | None:
 
 
 def _pair(sizes: Sequence[int]) -> tuple[int, int]:
-    """Returns the first two sizes; 1 for what a window of fewer axes lacks."""
+    """Returns the first two sizes; 1 for a size that a window of fewer axes lacks."""
     height, width = (*sizes, 1, 1)[:2]
     return int(height), int(width)

@@ -1,17 +1,16 @@
 """Keras models, nested to any depth, as one flat list of layer calls.
 
-A model that people bring is rarely one graph: transfer learning wraps a trained model in
-another. Keras can return the output of a nested layer only from the nested model's own graph,
-which the outer one does not use. So the nesting is undone once, at the start: all layers are
-called on symbols of the served input size, nested models replaced by their layers, and the calls
-are written down. ``compute`` repeats them on tensors, and can return any of them.
+Models from files are rarely one graph: transfer learning wraps a trained model in another.
+Keras can return the output of a nested layer only from the nested model's own graph, which the
+outer model does not use. So the nesting is undone once, at the start: all layers are called on
+symbols of the served input size, nested models replaced by their layers, and the calls are
+recorded. ``compute`` repeats the calls on tensors, and can return the outputs of any.
 """
 
-import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,20 +26,23 @@ from gradcam_server.errors import StartupError, quote
 from gradcam_server.models.batch_norm import Fold, can_fold
 from gradcam_server.models.ending import (
     Ending,
-    activation_of,
     check_declared,
     judge,
-    keeps_values,
     makes,
     run_on_probes,
     usual_activation,
 )
+from gradcam_server.models.keras_calls import (
+    LAYERS_WITH_ACTIVATION,
+    Call,
+    is_linear,
+    keeps_all_values,
+    last_activation,
+)
 from gradcam_server.models.keras_extents import find_keras_extents
-from gradcam_server.models.network import LinearHead, OutputActivation
+from gradcam_server.models.network import DEFAULT_INPUT_SIZE, LinearHead
 from gradcam_server.models.pixel_scaling import do_layers_scale
 from gradcam_server.models.precision import computing_in
-
-DEFAULT_INPUT_SIZE = (224, 224)
 
 _NO_GRAPH = (
     "it is a subclassed model, whose layers cannot be seen from outside; "
@@ -48,45 +50,22 @@ _NO_GRAPH = (
 )
 
 
-@dataclass(frozen=True)
-class _Call:
-    """A call of a layer, or of another Keras operation, on symbols.
-
-    Attributes:
-        name: Path of the layer; "#2" and so on for its second and further calls.
-        position: Sorts the calls as ``model.layers`` does.
-        operation: The layer.
-        arguments: (args, kwargs) with symbols for tensors.
-        outputs: Symbols.
-    """
-
-    name: str
-    position: tuple[int, ...]
-    operation: Any
-    arguments: Any
-    outputs: tuple[keras.KerasTensor, ...]
-
-    @property
-    def inputs(self) -> list[keras.KerasTensor]:
-        return [leaf for leaf in keras.tree.flatten(self.arguments) if _is_symbol(leaf)]
-
-
 class KerasNetwork:
     """A functional or Sequential model, nested to any depth.
 
     Nested layers have paths, such as "resnet50/conv5_block3_out". A layer that is called
-    several times has one entry for each call: "conv", "conv#2", "conv#3". All run in inference
-    mode, whatever was said when the model was built.
+    several times has one entry for each call: "conv", "conv#2", "conv#3". All layers run in
+    inference mode, also those that were called with ``training=True``.
 
-    A softmax or sigmoid at the end is taken off, so that the network gives logits. Where there is
-    none, the model's answers to a few images tell whether they are logits (see ``judge``). Batch
+    A softmax or sigmoid at the end is removed, so that the network gives logits. A model without
+    one is run on a few images to tell whether its outputs are logits (see ``judge``). Batch
     normalisations are folded into the layers before them (see ``Fold``), which changes the model.
 
     Args:
-        model: The model; for its exclusive use.
-        input_size: (height, width), if the model leaves it open; 224 x 224 by default.
-        outputs: What the model's outputs are, where they do not tell.
-        name: What the log calls the model; its own name by default.
+        model: The model, which is changed: it must have no other user.
+        input_size: (height, width) in pixels, if the model leaves them open; 224 x 224 by default.
+        outputs: The kind of the model's outputs, where they do not tell.
+        name: The model's name in the log; its own name by default.
 
     Raises:
         StartupError: The model cannot be explained; the text says why.
@@ -101,7 +80,7 @@ class KerasNetwork:
     ) -> None:
         if not _has_graph(model):
             raise StartupError(f"{model.name} cannot be explained: {_NO_GRAPH}")
-        self._calls: list[_Call] = []
+        self._calls: list[Call] = []
         self._used: Counter[str] = Counter()
         try:
             shape, dtype = _input_of(model, input_size)
@@ -139,19 +118,14 @@ class KerasNetwork:
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Runs the network in inference mode; see ``Network.compute``."""
         values = {id(self._input): tf.cast(inputs, self._input.dtype)}
-
-        def value(leaf: Any) -> Any:
-            return values[id(leaf)] if _is_symbol(leaf) else leaf
-
         done: set[str] = set()
         with computing_in(precision, [call.operation for call in self._calls]):
             for call in self._calls:
                 if call.name in done:
                     continue
-                args, kwargs = keras.tree.map_structure(value, call.arguments)
-                is_turned = is_reversed and call is self._first_convolution
-                with _turned(call.operation) if is_turned else nullcontext():
-                    outputs = keras.tree.flatten(call.operation(*args, **kwargs))
+                reverses = is_reversed and call is self._first_convolution
+                with _reversed_kernel(call.operation) if reverses else nullcontext():
+                    outputs = call.run(values)
                 if found := self._folds.get(call.name):
                     normalization, fold = found
                     done.add(normalization.name)
@@ -170,14 +144,14 @@ class KerasNetwork:
     def _flatten(
         self, model: keras.Model, inputs: Any, path: str, position: tuple[int, ...]
     ) -> Any:
-        """Calls the layers of a model on symbols, and writes the calls down."""
+        """Calls the layers of a model on symbols, and records the calls."""
         if isinstance(model, keras.Sequential):
             (output,) = self._cast(model, inputs)
             for index, layer in enumerate(model.layers):
                 output = self._call(layer, path, (*position, index), output)
             return output
         indices = {id(operation): index for index, operation in enumerate(model.operations)}
-        # Keras' own walk through the graph; there is no public one.
+        # Keras has no public function that walks through the graph.
         return model._run_through_graph(
             self._cast(model, inputs),
             operation_fn=lambda operation: partial(
@@ -186,7 +160,7 @@ class KerasNetwork:
         )
 
     def _cast(self, model: keras.Model, inputs: Any) -> list[keras.KerasTensor]:
-        """Gives inputs the types that the model's own input layers declare."""
+        """Casts inputs to the types that the model's own input layers declare."""
         return [
             given
             if given.dtype == wanted.dtype
@@ -210,13 +184,13 @@ class KerasNetwork:
             kwargs["training"] = False
         outputs = operation(*args, **kwargs)
         symbols = tuple(keras.tree.flatten(outputs))
-        self._calls.append(_Call(name, (*position, number), operation, (args, kwargs), symbols))
+        self._calls.append(Call(name, (*position, number), operation, (args, kwargs), symbols))
         return outputs
 
     def _check(self, model: keras.Model, output: Any) -> None:
         outputs = keras.tree.flatten(output)
         if len(outputs) != 1 or len(outputs[0].shape) != 2 or outputs[0].shape[1] is None:
-            shapes = ", ".join(str(one.shape) for one in outputs)
+            shapes = ", ".join(str(symbol.shape) for symbol in outputs)
             raise StartupError(
                 f"{model.name} cannot be explained: its output must be (batch, classes), "
                 f"and is {shapes}"
@@ -231,21 +205,21 @@ class KerasNetwork:
     def _find_logits(
         self, name: str, output: Any, declared: Outputs | None
     ) -> tuple[keras.KerasTensor, Ending]:
-        """Finds what the last softmax or sigmoid is applied to; the output if there is none."""
+        """Finds the input of the last softmax or sigmoid; the output if there is none."""
         (output,) = keras.tree.flatten(output)
         makers = {id(made): call for call in self._calls for made in call.outputs}
         symbol = output
-        behind: list[_Call] = []
-        while (last := makers.get(id(symbol))) and _keeps_values(last):
+        behind: list[Call] = []
+        while (last := makers.get(id(symbol))) and keeps_all_values(last):
             behind.insert(0, last)
             (symbol,) = last.inputs
-        is_linear = _is_linear(last, makers)
-        if is_linear and declared is Outputs.LOGITS:  # Nothing to find out.
+        ends_linear = is_linear(last, makers)
+        if ends_linear and declared is Outputs.LOGITS:  # Nothing to find out.
             return output, Ending(usual_activation(output.shape[1]))
-        activation = _activation(last) if last else None
+        activation = last_activation(last) if last else None
         if not last or not activation:
             (answers,) = self._run_on_probes(name, [output])
-            return output, judge(name, answers, is_linear=is_linear, declared=declared)
+            return output, judge(name, answers, is_linear=ends_linear, declared=declared)
         logits = self._repeat(behind, self._without_activation(last))
         answers, before = self._run_on_probes(name, [output, logits])
         if not makes(activation, before, answers, output.dtype):
@@ -253,9 +227,9 @@ class KerasNetwork:
         check_declared(name, activation, declared)
         return logits, Ending(activation)
 
-    def _without_activation(self, call: _Call) -> keras.KerasTensor:
-        """Returns what a call applies its activation to."""
-        if not isinstance(call.operation, _LAYERS_WITH_ACTIVATION):
+    def _without_activation(self, call: Call) -> keras.KerasTensor:
+        """Returns the values to which a call applies its activation."""
+        if not isinstance(call.operation, LAYERS_WITH_ACTIVATION):
             return call.inputs[0]
         # A second layer with the same weights, so that the first stays as it is. Not copy.copy:
         # Keras makes that save and load the layer.
@@ -264,10 +238,10 @@ class KerasNetwork:
         layer.activation = keras.activations.linear
         return self._repeat([replace(call, operation=layer)], call.inputs[0])
 
-    def _repeat(self, calls: Sequence[_Call], symbol: keras.KerasTensor) -> keras.KerasTensor:
-        """Makes calls of one tensor again, on another."""
+    def _repeat(self, calls: Sequence[Call], symbol: keras.KerasTensor) -> keras.KerasTensor:
+        """Repeats calls of one tensor, on another."""
         for call in calls:
-            args, kwargs = _with_input(call, symbol)
+            args, kwargs = call.arguments_of({id(call.inputs[0]): symbol})
             symbol = call.operation(*args, **kwargs)
             self._calls.append(replace(call, arguments=(args, kwargs), outputs=(symbol,)))
         return symbol
@@ -278,11 +252,7 @@ class KerasNetwork:
         def run(images: tf.Tensor) -> list[tf.Tensor]:
             values = {id(self._input): tf.cast(images, self._input.dtype)}
             for call in self._calls:
-                args, kwargs = keras.tree.map_structure(
-                    lambda leaf: values[id(leaf)] if _is_symbol(leaf) else leaf, call.arguments
-                )
-                made = keras.tree.flatten(call.operation(*args, **kwargs))
-                values.update(zip(map(id, call.outputs), made, strict=True))
+                values.update(zip(map(id, call.outputs), call.run(values), strict=True))
             return [values[id(symbol)] for symbol in symbols]
 
         return run_on_probes(model, run, self.input_size)
@@ -321,27 +291,23 @@ class KerasNetwork:
 
 
 def _has_graph(model: keras.Model) -> bool:
-    """Returns whether a model is nothing but the graph of its layers."""
+    """Returns whether a model is only a graph of layers."""
     return any(
         isinstance(model, kind) and type(model).call is kind.call
         for kind in (keras.Sequential, Functional)
     )
 
 
-def _is_symbol(leaf: Any) -> bool:
-    return isinstance(leaf, keras.KerasTensor)
-
-
 def _input_of(
     model: keras.Model, input_size: tuple[int, int] | None
 ) -> tuple[tuple[int | None, int, int, int], str]:
-    """Returns the shape of the one input, with its open sizes filled in, and its type."""
+    """Returns the shape of the one input, with open sizes filled in, and its type."""
     if isinstance(model, keras.Sequential) and not model.built:
         model.build((None, *(input_size or DEFAULT_INPUT_SIZE), 3))
     if len(model.inputs) != 1:
         raise StartupError(
             f"{model.name} cannot be explained: it has {len(model.inputs)} inputs; "
-            "one image must be the only one"
+            "an image must be the only input"
         )
     shape = tuple(model.inputs[0].shape)
     if len(shape) != 4 or shape[3] not in {3, None}:
@@ -358,22 +324,22 @@ def _input_of(
     return (None, height, width, 3), model.inputs[0].dtype
 
 
-def _needed(calls: Sequence[_Call], symbol: keras.KerasTensor) -> Iterator[_Call]:
-    """Yields the calls on which a symbol depends, in their order."""
+def _needed(calls: Sequence[Call], symbol: keras.KerasTensor) -> Iterator[Call]:
+    """Yields the calls on which a symbol depends, in order."""
     needed = {id(symbol)}
     kept = []
     for call in reversed(calls):
         if any(id(output) in needed for output in call.outputs):
-            needed.update(id(one) for one in call.inputs)
+            needed.update(map(id, call.inputs))
             kept.append(call)
     yield from reversed(kept)
 
 
 def _fold(
-    calls: Sequence[_Call], logits: keras.KerasTensor
-) -> Iterator[tuple[str, tuple[_Call, Fold]]]:
+    calls: Sequence[Call], logits: keras.KerasTensor
+) -> Iterator[tuple[str, tuple[Call, Fold]]]:
     """Folds normalisations; yields names of linear layers, each with its normalisation."""
-    users: dict[int, list[_Call]] = defaultdict(list)
+    users: dict[int, list[Call]] = defaultdict(list)
     for call in calls:
         for symbol in call.inputs:
             users[id(symbol)].append(call)
@@ -387,11 +353,11 @@ def _fold(
                     yield linear.name, (after, Fold(linear.operation, after.operation))
 
 
-def _find_first_convolution(calls: Sequence[_Call], image: keras.KerasTensor) -> _Call | None:
-    """Returns the call that sees the image first, but for padding, if it is a convolution."""
+def _find_first_convolution(calls: Sequence[Call], image: keras.KerasTensor) -> Call | None:
+    """Returns the first call on the image, but for padding, if it is a convolution."""
     symbol = image
     while True:
-        match [call for call in calls if any(one is symbol for one in call.inputs)]:
+        match [call for call in calls if any(given is symbol for given in call.inputs)]:
             case [call] if type(call.operation) is keras.layers.ZeroPadding2D:
                 (symbol,) = call.outputs
             case [call] if type(call.operation) is keras.layers.Conv2D:
@@ -403,80 +369,7 @@ def _find_first_convolution(calls: Sequence[_Call], image: keras.KerasTensor) ->
 
 
 @contextmanager
-def _turned(layer: keras.layers.Conv2D) -> Iterator[None]:
-    """Has a layer see its kernel's input channels in the other order."""
+def _reversed_kernel(layer: keras.layers.Conv2D) -> Iterator[None]:
+    """A context in which the input channels of a layer's kernel are reversed."""
     with keras.StatelessScope([(layer.kernel, tf.reverse(layer.kernel, axis=[2]))]):
         yield
-
-
-_LAYERS_WITH_ACTIVATION = (
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Dense,
-    keras.layers.DepthwiseConv2D,
-    keras.layers.EinsumDense,
-    keras.layers.SeparableConv2D,
-)
-
-
-# By the names of Keras' layers and operations; the second need a number as the other factor.
-_LINEAR_COMBINATIONS = {"Add", "Average", "Concatenate", "Rescaling", "Subtract"}
-_LINEAR_SCALINGS = {"Divide", "Multiply", "TrueDivide"}
-
-
-def _is_linear(call: _Call | None, makers: Mapping[int, _Call]) -> bool:
-    """Returns whether layers that could have an activation, and have none, make a call's output.
-
-    Args:
-        call: The call.
-        makers: Calls by the identities of the symbols that they make.
-    """
-    if call is None:
-        return False
-    if isinstance(call.operation, _LAYERS_WITH_ACTIVATION):
-        return call.operation.activation is keras.activations.linear
-    kind = type(call.operation).__name__
-    if kind not in _LINEAR_COMBINATIONS and (kind not in _LINEAR_SCALINGS or len(call.inputs) > 1):
-        return False
-    return all(_is_linear(makers.get(id(symbol)), makers) for symbol in call.inputs)
-
-
-def _with_input(call: _Call, given: Any) -> Any:
-    """Returns the arguments of a call of one tensor, with another in its place."""
-    return keras.tree.map_structure(
-        lambda leaf: given if _is_symbol(leaf) else leaf, call.arguments
-    )
-
-
-def _maps_one_tensor(call: _Call) -> bool:
-    return len(call.inputs) == 1 == len(call.outputs) and all(
-        "float" in one.dtype and None not in one.shape[1:] for one in (*call.inputs, *call.outputs)
-    )
-
-
-def _keeps_values(call: _Call) -> bool:
-    """Returns whether a call returns the values of its one input, in their order."""
-    if not _maps_one_tensor(call):
-        return False
-    (given,), (made,) = call.inputs, call.outputs
-    if math.prod(given.shape[1:]) != math.prod(made.shape[1:]):
-        return False
-    return keeps_values(partial(_call_on, call), given.shape[1:], made.dtype)
-
-
-def _activation(call: _Call) -> OutputActivation | None:
-    """Returns what a call applies last, if that turns logits into probabilities."""
-    if not _maps_one_tensor(call):
-        return None
-    (given,), (made,) = call.inputs, call.outputs
-    if isinstance(call.operation, _LAYERS_WITH_ACTIVATION):
-        return activation_of(call.operation.activation, made.shape[1:], made.dtype)
-    if given.shape != made.shape:
-        return None
-    return activation_of(partial(_call_on, call), given.shape[1:], made.dtype)
-
-
-def _call_on(call: _Call, given: tf.Tensor) -> tf.Tensor:
-    args, kwargs = _with_input(call, given)
-    return call.operation(*args, **kwargs)

@@ -13,10 +13,10 @@ def read_labels(path: Path | None, *class_counts: int) -> ClassLabels | None:
     Args:
         path: A text file with a name on each line, or a .json file with a list of names.
             An empty line, "" or null is a class without a name, which goes by its index;
-            empty lines at the end that would be classes too many are none. ``imagenet``
-            is ImageNet's 1000. None gives None.
-        *class_counts: How many there may be, in ascending order: as many as the model has, or
-            for a model with one output, 1 (the positive class) or 2 (the negative class first).
+            empty lines at the end beyond the number of classes are ignored. ``imagenet``
+            names ImageNet's 1000 classes. None gives None.
+        *class_counts: The possible numbers of names, ascending: the number of the model's classes,
+            or for a model with one output, 1 (the positive class) or 2 (the negative class first).
 
     Raises:
         StartupError: The file cannot be read, or has another number of names.
@@ -30,7 +30,7 @@ def read_labels(path: Path | None, *class_counts: int) -> ClassLabels | None:
     if len(labels) not in class_counts:
         known = f"{class_counts[0]}"
         if len(class_counts) > 1:
-            known = "one output: name the positive class, or the negative and the positive one"
+            known = "one output: name the positive class, or the negative and the positive class"
         raise StartupError(
             f"--labels {path}: it names {len(labels)} classes, and the model has {known}"
         )
@@ -59,7 +59,7 @@ def _names_from_json(path: Path, text: str) -> list[str]:
     try:
         names = json.loads(text)
     except ValueError as error:
-        raise StartupError(f"--labels {path}: it is no JSON ({error})") from error
+        raise StartupError(f"--labels {path}: it is not JSON ({error})") from error
     if not isinstance(names, list) or not all(isinstance(name, str | None) for name in names):
         raise StartupError(f"--labels {path}: it must be a JSON list of names")
     return [(name or "").strip() for name in names]

@@ -1,4 +1,4 @@
-"""What a model answers by each likely preprocessing: to see which one it was trained with."""
+"""Answers by each likely preprocessing, which show the one that a model was trained with."""
 
 import numpy as np
 import tensorflow as tf
@@ -13,7 +13,7 @@ from gradcam_server.models.preprocessing import preprocess
 def answer_by_likely_preprocessing(
     loaded: LoadedModel, image: NDArray[np.uint8]
 ) -> dict[Preprocessing, NDArray[np.float32]]:
-    """Runs the network once, on an image that is scaled in each likely way.
+    """Runs the network once, on an image scaled by each likely preprocessing.
 
     Args:
         loaded: The model; its own preprocessing is not used.

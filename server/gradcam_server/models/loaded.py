@@ -1,4 +1,4 @@
-"""A model in memory, ready to be compiled."""
+"""The loaded model, ready to be compiled."""
 
 from dataclasses import dataclass
 
@@ -9,19 +9,19 @@ from gradcam_server.models.network import Network
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network and what surrounds it.
+    """A network, its preprocessing and its labels.
 
     Attributes:
         name: The name by which requests choose it.
         network: From preprocessed float32 (B, H, W, 3) to logits (B, classes).
         preprocessing: How pixels become the network's input.
         labels: The classes.
-        weights: Where the weights come from, for people.
+        weights: The origin of the weights, in words.
         random_weights: Whether they are random.
-        device: Where the weights are, by TensorFlow's name; None is its default.
-        preprocessing_declared: Whether the preprocessing was declared, or is known of a built-in
-            model; else it is the default of models from files.
-        scales_pixels: Whether the network scales pixels itself, as far as it can be seen.
+        device: TensorFlow's name of the device of the weights; None for its default.
+        preprocessing_declared: Whether the preprocessing was declared, or the model is built in;
+            else the preprocessing is the default of models from files.
+        scales_pixels: Whether the network scales pixels itself, as far as can be seen.
     """
 
     name: str

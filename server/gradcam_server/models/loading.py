@@ -1,4 +1,4 @@
-"""Loads a model: the only way in. TensorFlow is imported when the first model is loaded."""
+"""Loads a model of any source. TensorFlow is imported when the first model is loaded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gradcam_server.domain.model_spec import EMBEDDED, ModelSpec, check_source
+from gradcam_server.domain.model_spec import ModelSpec, check_source
 from gradcam_server.errors import StartupError
 
 if TYPE_CHECKING:
@@ -17,22 +17,18 @@ def load(spec: ModelSpec) -> LoadedModel:
     """Loads a model.
 
     Raises:
-        StartupError: No such model, or it or its weights cannot be had or explained; the
-            text names the ways out.
+        StartupError: There is no such model, or it or its weights cannot be loaded or explained;
+            the text names the ways out.
     """
     if spec.built_in and spec.outputs:
         raise StartupError(
-            f"--outputs {spec.outputs}: {spec.source} is built in and knows its outputs; the "
-            "option is for models from files"
+            f"--outputs {spec.outputs}: {spec.source} is built in, so its outputs are known; "
+            "the option is for models from files"
         )
-    if spec.source == EMBEDDED:
-        from gradcam_server.models import embedded
-
-        return embedded.load(spec)
     if spec.built_in:
-        from gradcam_server.models import applications
+        from gradcam_server.models import built_in
 
-        return applications.load(spec)
+        return built_in.load(spec)
     check_source(spec)
     from gradcam_server.models import from_file
 

@@ -1,4 +1,4 @@
-"""What the compiled graph needs of a model, whatever it was made of."""
+"""The protocol of networks: what the compiled graph needs of a model of any source."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +10,16 @@ import tensorflow as tf
 from gradcam_server.domain.layers import LayerInfo
 from gradcam_server.domain.options import Precision
 
+DEFAULT_INPUT_SIZE = (224, 224)
+"""(height, width) in pixels, where neither a model nor ``--input-size`` fixes them."""
+
 
 class OutputActivation(StrEnum):
-    """What turns the logits into probabilities."""
+    """The function that makes probabilities of logits."""
 
     SOFTMAX = "softmax"
     SIGMOID = "sigmoid"
-    EXPONENTIAL = "exponential"  # The logits are logarithms of the model's own probabilities.
+    EXPONENTIAL = "exponential"  # The logits are logarithms of the model's probabilities.
 
 
 PROBABILITIES = {
@@ -34,7 +37,7 @@ class LinearHead:
     of multiplying a one-hot vector with all of it.
 
     Attributes:
-        features: Name of what the layer is given, (B, K), as ``Network.compute`` takes it.
+        features: Name of the layer whose output, (B, K), is its input; ``compute`` takes it.
         kernel: Variable, (K, classes).
     """
 
@@ -57,22 +60,22 @@ class Network(Protocol):
 
     @property
     def output_activation(self) -> OutputActivation:
-        """What the model applies to its logits, or is meant to."""
+        """The function from logits to probabilities, whether or not the model applies it."""
         ...
 
     @property
     def layers(self) -> tuple[LayerInfo, ...]:
-        """The layers in their order; nested ones by path, such as "resnet50/conv1_conv"."""
+        """The layers in order; nested layers have paths, such as "resnet50/conv1_conv"."""
         ...
 
     @property
     def head(self) -> LinearHead | None:
-        """What makes the logits, if that is a dense layer that can be seen."""
+        """The dense layer that makes the logits, if there is one and it can be seen."""
         ...
 
     @property
     def can_reverse(self) -> bool:
-        """Whether ``compute`` can take channels in the other order."""
+        """Whether ``compute`` can take channels in reverse order."""
         ...
 
     def compute(
@@ -87,16 +90,16 @@ class Network(Protocol):
 
         Args:
             inputs: float32 (B, H, W, 3), preprocessed.
-            layers: Names of layers to see.
-            precision: What to compute in; float32 if not said.
-            is_reversed: The channels of ``inputs`` are in the other order: RGB for a network
-                that takes BGR. Nothing is moved; the first convolution's weights are turned.
+            layers: Names of the layers whose outputs to return.
+            precision: The precision; float32 by default.
+            is_reversed: Whether the channels of ``inputs`` are in reverse order: RGB for a network
+                that takes BGR. The first convolution's weights are reversed, not the channels.
 
         Returns:
-            The outputs of these layers, in their order, and the logits (B, classes).
+            The outputs of these layers, in the order of ``layers``, and the logits (B, classes).
             ``tf.gradients`` of the logits by the outputs is defined.
 
         Raises:
-            CompilerError: It cannot be computed in this precision.
+            CompilerError: The network cannot be computed in this precision.
         """
         ...

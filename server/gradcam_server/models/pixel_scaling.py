@@ -1,43 +1,25 @@
-"""Whether a network scales its pixels itself, as far as its layers or operations tell.
+"""Finds out whether a network scales its pixels itself, as far as layers or operations tell.
 
-The way from the image to the first layers with weights is followed. What is found there either
-leaves the values as they are (padding, resizing, the order of channels) or counts as scaling: an
-unknown layer may be one that scales.
+The layers between the image and the first layers with weights either keep the values (padding,
+resizing, the order of channels) or count as scaling, since an unknown layer may scale.
 """
 
 from collections.abc import Iterable, Sequence
 from enum import Enum, auto
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
 
-
-class Call(Protocol):
-    """A call of a layer or of another Keras operation."""
-
-    @property
-    def operation(self) -> Any:
-        """The layer."""
-        ...
-
-    @property
-    def inputs(self) -> list[keras.KerasTensor]:
-        """Symbols."""
-        ...
-
-    @property
-    def outputs(self) -> tuple[keras.KerasTensor, ...]:
-        """Symbols."""
-        ...
+from gradcam_server.models.keras_calls import Call
 
 
 class _Effect(Enum):
-    KEEPS = auto()  # the scale of the pixels
-    WEIGHS = auto()  # from here on there are features, not pixels
-    SCALES = auto()
+    KEEPS = auto()  # keeps the scale of the pixels
+    WEIGHS = auto()  # makes features of pixels
+    SCALES = auto()  # scales the pixels
 
 
 _WEIGHTED_LAYERS = (
@@ -60,7 +42,7 @@ _KEEPING_OPERATIONS = {
     *("Cast", "Concatenate", "Copy", "ExpandDims", "Flip", "GetItem", "Identity", "Pad"),
     *("Repeat", "Reshape", "Resize", "Split", "Squeeze", "Stack", "Take", "Transpose"),
 }
-# Augmentation, which does nothing in inference.
+# The prefix of layers for augmentation, which do nothing in inference.
 _RANDOM = "Random"
 
 _WEIGHTED_GRAPH_OPERATIONS = {
@@ -76,7 +58,7 @@ _KEEPING_GRAPH_OPERATIONS = {
     *("SpaceToBatchND", "Split", "SplitV", "Squeeze", "StopGradient", "StridedSlice", "Tile"),
     *("Transpose", "Unpack"),
 }
-# These tell of the image's shape, not of its values.
+# Operations on the image's shape, not on its values.
 _SHAPE_GRAPH_OPERATIONS = {"Rank", "Shape", "ShapeN", "Size"}
 
 
@@ -84,9 +66,9 @@ def do_layers_scale(calls: Iterable[Call], image: keras.KerasTensor) -> bool:
     """Returns whether a Keras model scales pixels.
 
     Args:
-        calls: Of its layers, in the order in which they are computed.
-        image: The input. Integers can only be pixels as they are, so their network counts as one
-            that scales them.
+        calls: The calls of its layers, in the order of computation.
+        image: The input. Integers can only be unscaled pixels, so a network that takes integers
+            counts as scaling.
     """
     if "int" in image.dtype:
         return True
@@ -124,7 +106,7 @@ def do_operations_scale(image: tf.Tensor, between: set[tf.Operation]) -> bool:
 
     Args:
         image: The input.
-        between: The operations on the way from it to the logits.
+        between: The operations from the input to the logits.
     """
     reached: set[tf.Operation] = set()
     waiting: list[tf.Operation] = list(_users(image.op, between))

@@ -1,9 +1,9 @@
-"""Where the positions of a tensor come from in the image that it was computed from.
+"""Finds the part of the image from which the positions of a tensor come.
 
-Four images show it: a grey one, a lighter one, and two whose lightness grows from the first to
+Four images show it: a grey image, a lighter image, and two whose lightness grows from the first to
 the second with the row and with the column. Between the image and the first convolution values
-are only scaled and moved, so how far a value has grown tells its row and column. That holds for any
-crop, padding or resize, whatever layer or operation makes it.
+are only scaled and moved, so the growth of a value tells its row and column. That holds for any
+crop, padding or resize, by any layer or operation.
 """
 
 from collections.abc import Collection
@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from gradcam_server.domain.layers import Extent
 
 _GREY = 64
-# Small, so that curves such as a gamma correction are straight; whole numbers need more.
+# Small, so that curves such as a gamma correction are straight; integers need a larger step.
 _STEP = 1.0
 _COARSE_STEP = 64.0
 _FINE_TYPES = {"float32", "float64"}
-# A value that grows less than this part of what others do is mixed with a margin.
+# A value that grows by less than this part of the maximal growth is mixed with a margin.
 _WHOLE = 0.99
 
 
 class UnknownPositionsError(Exception):
-    """The values do not depend on the lightness: nothing can be said."""
+    """The values do not depend on the lightness, so their positions are unknown."""
 
 
 class MovedPositionsError(Exception):
@@ -35,7 +35,7 @@ def position_images(shape: tuple[int, int, int], dtypes: Collection[str]) -> NDA
 
     Args:
         shape: (height, width, channels).
-        dtypes: Types to which they will be cast on their way.
+        dtypes: Types to which the images will be cast on their way.
 
     Returns:
         float32, shape (4, height, width, channels).
@@ -45,7 +45,7 @@ def position_images(shape: tuple[int, int, int], dtypes: Collection[str]) -> NDA
     columns = np.broadcast_to(_centres(width) / width, (height, width))
     growth = np.stack([np.zeros((height, width)), np.ones((height, width)), rows, columns])
     images = _GREY + (_STEP if _FINE_TYPES.issuperset(dtypes) else _COARSE_STEP) * growth
-    if any("int" in one for one in dtypes):
+    if any("int" in dtype for dtype in dtypes):
         images = np.rint(images)
     return np.repeat(images[..., None], channels, axis=3).astype(np.float32)
 
@@ -54,7 +54,7 @@ def locate(values: NDArray[np.floating], size: tuple[int, int]) -> Extent:
     """Finds the rectangle of the image that a tensor covers.
 
     Args:
-        values: What was computed from ``position_images``, shape (4, h, w, channels).
+        values: The tensor for ``position_images``, shape (4, h, w, channels).
         size: (height, width) of the image.
 
     Returns:
@@ -62,7 +62,7 @@ def locate(values: NDArray[np.floating], size: tuple[int, int]) -> Extent:
 
     Raises:
         UnknownPositionsError: The values do not tell.
-        MovedPositionsError: It is no rectangle.
+        MovedPositionsError: The part is not a rectangle.
     """
     values = values.astype(np.float64)
     if len(values) != 4 or not np.isfinite(values).all():  # 4: the batch was not rearranged.
@@ -71,10 +71,10 @@ def locate(values: NDArray[np.floating], size: tuple[int, int]) -> Extent:
     growth = light - grey
     channel = int(np.abs(growth).sum(axis=(0, 1)).argmax())
     growth = growth[..., channel]
-    most = np.abs(growth).max(initial=0)
-    seen = np.abs(growth) > _WHOLE * most
-    # What is not shifted by lightness but scaled by it shows no positions.
-    if not most > 1e-3 * np.abs(rows - grey)[..., channel].max(initial=0):
+    max_growth = np.abs(growth).max(initial=0)
+    seen = np.abs(growth) > _WHOLE * max_growth
+    # Values that lightness scales, not shifts, show no positions.
+    if not max_growth > 1e-3 * np.abs(rows - grey)[..., channel].max(initial=0):
         raise UnknownPositionsError
     safe = np.where(seen, growth, 1)
     row = np.where(seen, (rows - grey)[..., channel] / safe * size[0], np.nan)
@@ -88,9 +88,9 @@ def _locate_axis(coordinates: NDArray[np.float64], size: int) -> tuple[float, fl
     """Returns where an axis begins and how long it is, in pixels of the image.
 
     Args:
-        coordinates: Of each position on the axis, along the image's axis, shape (n, others); NaN
-            where there is a margin.
-        size: Length of the image's axis.
+        coordinates: Coordinates along the image's axis of each position, shape (n, others); NaN
+            in a margin.
+        size: Length of the image's axis in pixels.
     """
     count = len(coordinates)
     known = np.flatnonzero(~np.isnan(coordinates).all(axis=1))
@@ -104,7 +104,7 @@ def _locate_axis(coordinates: NDArray[np.float64], size: int) -> tuple[float, fl
     slopes = (centre[second] - centre[first]) / (positions[second] - positions[first])
     slope = float(np.median(slopes))
     start = float(np.median(centre - slope * positions))
-    # Of types with few digits the coordinates have steps, too.
+    # In types with few digits the coordinates have steps, too.
     gap = float(np.quantile(np.diff(np.unique(centre)), 0.9)) if slope else 0.0
     tolerance = max(1.0, abs(slope), gap)
     on_line = np.abs(centre - start - slope * positions) <= tolerance
@@ -115,7 +115,7 @@ def _locate_axis(coordinates: NDArray[np.float64], size: int) -> tuple[float, fl
     on_line = np.abs(centre - expected) <= tolerance
     inside = (expected > 0) & (expected < size)
     shown = centre[on_line]
-    is_new = [np.abs(shown - one).min(initial=size) > tolerance for one in centre[~on_line]]
+    is_new = [np.abs(shown - value).min(initial=size) > tolerance for value in centre[~on_line]]
     if (
         slope <= 0
         or (inside & ~on_line).any()
@@ -124,7 +124,7 @@ def _locate_axis(coordinates: NDArray[np.float64], size: int) -> tuple[float, fl
     ):
         raise MovedPositionsError
     length = slope * count
-    # Half a position is less than a map can show.
+    # A map cannot show half a position.
     if max(abs(start), abs(start + length - size)) <= 0.75 * tolerance:
         return 0.0, float(size)
     return round(start, 2), round(length, 2)

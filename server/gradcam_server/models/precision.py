@@ -1,4 +1,4 @@
-"""Mixed precision: layers that compute in fewer bits, with float32 weights."""
+"""Mixed precision: layers compute in 16 bits, with float32 weights."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,20 +14,20 @@ _POLICIES = {
     Precision.FLOAT16: "mixed_float16",
 }
 
-# A graph for a first answer is traced while another is prepared. A policy belongs to the layer,
-# so that both threads would see it.
+# A graph for a first answer is traced while another thread compiles a faster one. The policy
+# belongs to the layer, so both threads would see it.
 _USING_LAYERS = threading.RLock()
 
 
 @contextmanager
 def computing_in(precision: Precision, operations: Sequence[Any]) -> Iterator[None]:
-    """Has Keras layers compute in a precision while they are called, by one thread at a time.
+    """A context in which Keras layers compute in a precision, for one thread at a time.
 
     Args:
-        precision: float32 leaves all as they are.
-        operations: Layers and other operations; those compute in what they are given.
+        precision: The precision; float32 changes no layer.
+        operations: Layers, and other operations, which compute in the type of their inputs.
     """
-    layers = [one for one in operations if isinstance(one, keras.Layer)]
+    layers = [layer for layer in operations if isinstance(layer, keras.Layer)]
     with _USING_LAYERS:
         if precision is Precision.FLOAT32:
             yield

@@ -1,33 +1,25 @@
-"""From uint8 RGB pixels to what a network was trained on, as operations of the graph."""
+"""Scales RGB pixels as a network was trained, by operations of the graph."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+import tensorflow as tf
 
 from gradcam_server.domain.preprocessing import Preprocessing
-
-if TYPE_CHECKING:
-    import tensorflow as tf
 
 
 def preprocess(images: tf.Tensor, how: Preprocessing, *, keep_order: bool = False) -> tf.Tensor:
     """Scales a batch of pixels.
 
     Args:
-        images: uint8 RGB, shape (B, H, W, 3).
-        how: ``none``: RGB from 0 to 255; the network scales them itself.
+        images: RGB from 0 to 255, uint8 or float32, shape (B, H, W, 3).
+        how: ``none``: RGB from 0 to 255; the network scales pixels itself.
             ``caffe``, ``torch``, ``tf``: the modes of
             ``keras.applications.imagenet_utils.preprocess_input``: BGR minus the ImageNet
             mean; RGB from 0 to 1, minus the mean, by the standard deviation; RGB from -1 to 1.
             ``lite``: (x - 127) / 128, as EfficientNet-Lite was trained.
-        keep_order: RGB also for a network that takes BGR, which must turn its weights.
+        keep_order: Whether to give RGB also to a network that takes BGR: it reverses its weights.
 
     Returns:
         float32, shape (B, H, W, 3).
     """
-    # Here, because the settings need the names above before TensorFlow is imported.
-    import tensorflow as tf
-
     pixels = tf.cast(images, tf.float32)
     match how:
         case Preprocessing.NONE:
@@ -36,8 +28,8 @@ def preprocess(images: tf.Tensor, how: Preprocessing, *, keep_order: bool = Fals
             mean = [103.939, 116.779, 123.68]
             if keep_order:
                 return pixels - tf.constant(mean[::-1])
-            # Not tf.gather or a concatenation: OpenVINO moves these into the weights behind, and
-            # loses them when it saves or quantises that.
+            # Not tf.gather or a concatenation: OpenVINO moves these into the weights after them,
+            # and loses them when it saves or quantises the model.
             return pixels[..., ::-1] - tf.constant(mean)
         case Preprocessing.TORCH:
             mean, deviation = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

@@ -1,11 +1,11 @@
 """TensorFlow SavedModels, as ``model.export`` of Keras 3 and ``model.save`` of Keras 2 write.
 
-A SavedModel holds no layers, only a graph of operations. The calls of its signature are inlined,
-and ``compute`` imports the result into the graph that is being built. The weights stay
-variables: they are in memory once, whatever the number of compiled batch sizes.
+A SavedModel contains no layers, only a graph of operations. The calls of its signature are inlined,
+and ``compute`` imports the result into the graph that is being built. The weights stay variables:
+they are in memory once for all compiled batch sizes.
 
-A custom gradient, as swish has in every Keras, is a function over tensors of a graph that inlining
-leaves behind. It is dropped, and the operations themselves are differentiated.
+A custom gradient, as swish has in every Keras, is a function over tensors of the graph before
+inlining. It is dropped, and the operations themselves are differentiated.
 """
 
 import logging
@@ -26,12 +26,10 @@ from gradcam_server.errors import CompilerError, StartupError, quote
 from gradcam_server.models.ending import Ending, check_declared, judge, makes, run_on_probes
 from gradcam_server.models.extents import IMAGE
 from gradcam_server.models.graph_extents import cut_out, find_graph_extents
-from gradcam_server.models.network import OutputActivation
+from gradcam_server.models.network import DEFAULT_INPUT_SIZE, OutputActivation
 from gradcam_server.models.pixel_scaling import do_operations_scale
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_INPUT_SIZE = (224, 224)
 
 _SIGNATURE = "serving_default"
 _CALLS = {"StatefulPartitionedCall", "PartitionedCall"}
@@ -51,13 +49,13 @@ _CONSTANT = {"Const", "ReadVariableOp"}
 class SavedModelNetwork:
     """The signature "serving_default" of a SavedModel, or its only one.
 
-    Its layers are its floating-point operations with a (B, H, W, C) output: names as in the
-    graph, without the calls and the folders that all have in common; types are TensorFlow's.
+    Its layers are its floating-point operations with a (B, H, W, C) output. Their names are those
+    of the graph, without calls and common prefixes; their types are TensorFlow's.
 
     Args:
         path: The folder.
-        input_size: (height, width), if the model leaves it open; 224 x 224 by default.
-        outputs: What the model's outputs are, where they do not tell.
+        input_size: (height, width) in pixels, if the model leaves them open; 224 x 224 by default.
+        outputs: The kind of the model's outputs, where they do not tell.
 
     Raises:
         StartupError: The model cannot be explained; the text says why.
@@ -70,9 +68,9 @@ class SavedModelNetwork:
         outputs: Outputs | None = None,
     ) -> None:
         self._path = path
-        self.head, self.can_reverse = None, False  # It has operations, no layers.
+        self.head, self.can_reverse = None, False  # These need layers.
         try:
-            self._model = tf.saved_model.load(str(path))  # Owns the variables.
+            self._model = tf.saved_model.load(str(path))  # It owns the variables.
         except Exception as error:
             raise StartupError(f"cannot load {path}: {quote(error)}") from error
         signatures = dict(self._model.signatures)
@@ -89,7 +87,9 @@ class SavedModelNetwork:
         self.input_size = self._choose_size(input_size)
         self._captures = self._find_captures()
         handles = {id(tensor) for tensor in self._captures.values()}
-        self._variables = [one for one in self._signature.variables if id(one.handle) in handles]
+        self._variables = [
+            variable for variable in self._signature.variables if id(variable.handle) in handles
+        ]
         found = self._trace(outputs)
         self._tensors, self.layers, self._logits, self.class_count, self._ending = found
         self.output_activation = self._ending.activation
@@ -134,7 +134,7 @@ class SavedModelNetwork:
         if (size := image.shape[0]) is not None:
             raise self._error(
                 f"its batch size is fixed at {size}, and images come in batches of other sizes: "
-                "export it with an open one (an Input without batch_size, then "
+                "export it with an open batch size (an Input without batch_size, then "
                 "model.export(FOLDER); or tf.TensorSpec((None, HEIGHT, WIDTH, 3)) as its signature)"
             )
         return image
@@ -175,7 +175,7 @@ class SavedModelNetwork:
             )
 
     def _find_captures(self) -> dict[str, tf.Tensor]:
-        """Returns the variables by the names of their placeholders, which leave the graph."""
+        """Removes the placeholders of variables from the graph; returns the variables by name."""
         used = {name for node in self._graph.node for name in node.input}
         captures = {
             placeholder.name: captured
@@ -200,7 +200,7 @@ class SavedModelNetwork:
         graph = tf.compat.v1.get_default_graph()
         captured = {name: graph.capture(tensor) for name, tensor in self._captures.items()}
         for variable in self._variables:
-            graph.watch_variable(variable)  # A graph can freeze and save only what it knows of.
+            graph.watch_variable(variable)  # Else the graph can neither freeze nor save it.
         return tf.graph_util.import_graph_def(
             self._graph,
             input_map={self._image.name: images, **captured},
@@ -211,7 +211,7 @@ class SavedModelNetwork:
     def _compute_from(
         self, source: str, values: tf.Tensor, names: Sequence[str]
     ) -> Sequence[tf.Tensor]:
-        """Computes the first outputs of operations from that of one; see ``Compute``."""
+        """Computes the first outputs of operations from that of ``source``; see ``Compute``."""
         graph = cut_out(self._graph, names, source)
         used = {name.partition(":")[0] for node in graph.node for name in node.input}
 
@@ -222,24 +222,26 @@ class SavedModelNetwork:
             mapped[self._image.name if source == IMAGE else f"{source}:0"] = given
             return tf.graph_util.import_graph_def(
                 graph,
-                input_map={n: one for n, one in mapped.items() if n.partition(":")[0] in used},
+                input_map={
+                    n: tensor for n, tensor in mapped.items() if n.partition(":")[0] in used
+                },
                 return_elements=[f"{name}:0" for name in names],
                 name="",
             )
 
-        # One after another: the model may be made for single images.
+        # One image at a time: the model may be made for single images.
         function = tf.function(run, autograph=False).get_concrete_function(values[:1])
-        outputs = [function(one[None]) for one in values]
-        return [tf.concat(one, axis=0) for one in zip(*outputs, strict=True)]
+        outputs = [function(value[None]) for value in values]
+        return [tf.concat(of_operation, axis=0) for of_operation in zip(*outputs, strict=True)]
 
     def _trace(
         self, outputs: Outputs | None
     ) -> tuple[dict[str, str], tuple[LayerInfo, ...], str, int, Ending]:
-        """Runs once on symbols.
+        """Traces the graph once.
 
         Returns:
-            The tensor of each layer, the layers, the tensor of the logits, their number, and
-            the ending.
+            The tensors by layer name, the layers, the tensor of the logits, the number of classes,
+            and the ending.
         """
         names = [node.name for node in self._graph.node]
         made: dict[tf.Operation, str] = {}
@@ -256,34 +258,47 @@ class SavedModelNetwork:
                 f"it cannot be run with an input of {size}: {quote(error)}"
             ) from error
         end = self._signature.outputs[0].op.name
-        output = next(one.outputs[0] for one, name in made.items() if name == end)
+        output = next(made_by.outputs[0] for made_by, name in made.items() if name == end)
         shape = tuple(output.shape) if output.shape.rank else ()
         if len(shape) != 2 or shape[1] is None:
             raise self._error(f"its output must be (batch, classes), and is {shape}")
         logits, ending = self._find_logits(output, shape[1], made, outputs)
         between = _after(traced.inputs[0].op) & _before(logits)
         self._refuse_channels_first(between)
-        # Integers can only be pixels as they are.
+        # Integers can only be unscaled pixels.
         self.scales_pixels = not self._image.dtype.is_floating or do_operations_scale(
             traced.inputs[0], between
         )
-        order = [one for one in traced.graph.get_operations() if one in between]
+        tensors, layers = self._list_layers(traced.graph, made, between)
+        return tensors, layers, _name_in(made, logits), shape[1], ending
+
+    def _list_layers(
+        self, graph: tf.Graph, made: Mapping[tf.Operation, str], between: set[tf.Operation]
+    ) -> tuple[dict[str, str], tuple[LayerInfo, ...]]:
+        """Returns the tensors by layer name, and the layers.
+
+        Args:
+            graph: The traced graph.
+            made: The names in the SavedModel's own graph.
+            between: The operations from the image to the logits.
+        """
+        order = [operation for operation in graph.get_operations() if operation in between]
         extents = find_graph_extents(
             self._path.name,
-            [one for one in order if one not in made],
-            {one: made[one] for one in order if one in made},
+            [operation for operation in order if operation not in made],
+            {operation: made[operation] for operation in order if operation in made},
             (*self.input_size, 3),
             self._image.dtype.name,
             self._compute_from,
         )
         listed = {
-            name: one.outputs[0]
-            for one, name in made.items()
-            if one in between
-            and one.type not in _NOT_LISTED
-            and len(one.outputs) >= 1
-            and one.outputs[0].dtype.is_floating
-            and one.outputs[0].shape.rank == 4
+            name: operation.outputs[0]
+            for operation, name in made.items()
+            if operation in between
+            and operation.type not in _NOT_LISTED
+            and len(operation.outputs) >= 1
+            and operation.outputs[0].dtype.is_floating
+            and operation.outputs[0].shape.rank == 4
         }
         tensors = {
             short: f"{name}:0" for short, name in zip(_shortened(list(listed)), listed, strict=True)
@@ -298,7 +313,7 @@ class SavedModelNetwork:
             )
             for short, (name, tensor) in zip(tensors, listed.items(), strict=True)
         )
-        return tensors, layers, _name_in(made, logits), shape[1], ending
+        return tensors, layers
 
     def _find_logits(
         self,
@@ -307,7 +322,7 @@ class SavedModelNetwork:
         made: Mapping[tf.Operation, str],
         declared: Outputs | None,
     ) -> tuple[tf.Tensor, Ending]:
-        """Finds what the last softmax or sigmoid is applied to; the output if there is none."""
+        """Finds the input of the last softmax or sigmoid; the output if there is none."""
         tensor = output
         while tensor.op.type in _SAME_VALUES:
             tensor = tensor.op.inputs[0]
@@ -342,31 +357,31 @@ class SavedModelNetwork:
 
 
 def _name_in(made: Mapping[tf.Operation, str], tensor: tf.Tensor) -> str:
-    """Returns the name that a traced tensor has in the SavedModel's own graph."""
+    """Returns the name of a traced tensor in the SavedModel's own graph."""
     return f"{made[tensor.op]}:{tensor.name.rpartition(':')[2]}"
 
 
 def _is_linear(tensor: tf.Tensor) -> bool:
-    """Returns whether products with weights, without an activation, make a tensor."""
+    """Returns whether a tensor is a product with weights, without an activation."""
     operation = tensor.op
     if operation.type in _LINEAR:
         return True
     if operation.type not in _LINEAR_COMBINATIONS | _LINEAR_SCALINGS | _SAME_VALUES:
         return False
-    computed = [one for one in operation.inputs if one.op.type not in _CONSTANT]
+    computed = [source for source in operation.inputs if source.op.type not in _CONSTANT]
     if operation.type in _LINEAR_SCALINGS and len(computed) > 1:
         return False
-    return bool(computed) and all(_is_linear(one) for one in computed)
+    return bool(computed) and all(map(_is_linear, computed))
 
 
 def _after(operation: tf.Operation) -> set[tf.Operation]:
-    """Returns the operations that depend on one, itself included."""
+    """Returns the operations that depend on an operation, itself included."""
     after: set[tf.Operation] = set()
     waiting = [operation]
     while waiting:
-        if (one := waiting.pop()) not in after:
-            after.add(one)
-            waiting.extend(user for tensor in one.outputs for user in tensor.consumers())
+        if (current := waiting.pop()) not in after:
+            after.add(current)
+            waiting.extend(user for tensor in current.outputs for user in tensor.consumers())
     return after
 
 
@@ -377,14 +392,14 @@ def _before(tensor: tf.Tensor) -> set[tf.Operation]:
     while waiting:
         if (operation := waiting.pop()) not in before:
             before.add(operation)
-            waiting.extend(one.op for one in operation.inputs)
+            waiting.extend(source.op for source in operation.inputs)
     return before
 
 
 def _shortened(names: Sequence[str]) -> list[str]:
-    """Drops the calls from the paths, and the folders that all have in common."""
+    """Removes the calls from paths, and their common prefix."""
     paths = [[part for part in name.split("/") if part not in _CALLS] for name in names]
-    folders = zip(*(path[:-1] for path in paths), strict=False)
-    common = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, folders))
+    levels = zip(*(path[:-1] for path in paths), strict=False)
+    common = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))
     short = ["/".join(path[common:]) for path in paths]
     return short if len(set(short)) == len(short) else list(names)

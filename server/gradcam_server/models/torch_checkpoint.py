@@ -1,19 +1,19 @@
-"""Reads PyTorch state dicts without PyTorch and without running what a pickle asks for.
+"""Reads PyTorch state dicts without PyTorch, and without running code that a pickle names.
 
 A ``.pth`` file in the format that preceded PyTorch 1.6, still written by ``_legacy_save``
 of https://github.com/pytorch/pytorch/blob/main/torch/serialization.py, is a sequence:
 
     pickle    magic number
     pickle    protocol version
-    pickle    facts about the machine that wrote it; nothing depends on them
+    pickle    facts about the machine that wrote it, which are not used
     pickle    the state dict; its tensors name their storages by key
     pickle    the list of storage keys
     storages  in the order of that list: int64 count, then the elements, little-endian
 
 A pickle is a program. Even with ``find_class`` restricted, ``pickle.Unpickler`` lets it
-call ``__setstate__`` and ``setattr`` on what was allowed (BUILD), and four bytes of it
-(LONG_BINPUT) allocate 64 GB. A state dict needs fewer than half of the opcodes, so they
-are interpreted here, over values that cannot act, and all others are refused.
+call ``__setstate__`` and ``setattr`` on allowed objects (BUILD), and four bytes of it
+(LONG_BINPUT) allocate 64 GB. A state dict needs fewer than half of the opcodes: these are
+interpreted here, over plain values without code, and all other opcodes are refused.
 """
 
 import io
@@ -37,7 +37,7 @@ class CheckpointError(ValueError):
 
 
 class UnsafeCheckpointError(CheckpointError):
-    """The file asks for more than tensors; nothing of it was run."""
+    """The file asks for objects other than tensors; nothing of it was run."""
 
 
 def read_torch_checkpoint(path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -51,8 +51,8 @@ def read_torch_checkpoint(path: Path) -> dict[str, npt.NDArray[Any]]:
         saved tensors. Tensors that shared a storage share memory; their strides are kept.
 
     Raises:
-        UnsafeCheckpointError: The file asks for something other than tensors.
-        CheckpointError: The file is damaged, or is no such state dict.
+        UnsafeCheckpointError: The file asks for objects other than tensors.
+        CheckpointError: The file is damaged, or is not a state dict in this format.
         OSError: The file cannot be read.
     """
     data = path.read_bytes()
@@ -67,7 +67,7 @@ def read_torch_checkpoint(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 @dataclass(frozen=True)
 class _Storage:
-    """A run of elements further on in the file."""
+    """The type and number of the elements of a storage, which follow in the file."""
 
     dtype: np.dtype[Any]
     count: int
@@ -189,7 +189,7 @@ _GLOBALS: dict[str, object] = {**_FUNCTIONS, **_DTYPES}
 
 
 def _unpickle(file: io.BytesIO, storages: dict[str, _Storage]) -> object:
-    """Interprets one pickle of a state dict and leaves the file behind its end."""
+    """Interprets one pickle of a state dict; the file is then at the pickle's end."""
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}

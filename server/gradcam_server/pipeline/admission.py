@@ -1,8 +1,8 @@
-"""A limit on the requests that wait: a place is taken on entry and given back once.
+"""A limit on the requests that wait: a request takes a slot of the queue and releases it once.
 
-A caller may hold up to eight times as many places as it leaves free (a dynamic threshold, as of
-``ledger.py``): one alone eight ninths of the queue, two eight seventeenths each. So a caller who
-holds no place yet finds one, however much the others ask for.
+A caller may hold up to eight times as many slots as it leaves free (a dynamic threshold, as in
+``ledger.py``): one caller alone eight ninths of the queue, two callers eight seventeenths each. So
+a caller who holds no slot yet finds one, however many requests the others send.
 """
 
 import asyncio
@@ -13,30 +13,30 @@ from contextlib import asynccontextmanager, suppress
 from gradcam_server.errors import QueueFullError
 
 _RETRY_AFTER_S = 0.2
-# Places held for each one left free. More lets one caller use more of the queue; less leaves more
-# callers room to come in at the same time.
+# Slots held for each free slot. More lets one caller use more of the queue; less leaves room for
+# more callers that come at the same time.
 _HELD_PER_FREE = 8
 
 
-class Place:
-    """A place in a queue; given back once, when its item leaves the queue or is dropped."""
+class QueueSlot:
+    """A slot of a queue; released once, when its item leaves the queue or is dropped."""
 
     def __init__(self, release: Callable[[], None]) -> None:
         self._release: Callable[[], None] | None = release
 
-    def give_back(self) -> None:
-        """Frees the place; later calls do nothing."""
+    def release(self) -> None:
+        """Frees the slot; later calls do nothing."""
         if self._release is not None:
             self._release()
             self._release = None
 
 
 class Admission:
-    """The places of a queue, shared fairly among callers.
+    """The slots of a queue, shared fairly among callers.
 
     Args:
-        max_queue_length: Most requests admitted that have not left the queue.
-        name: Of the queue, for people.
+        max_queue_length: The number of slots.
+        name: The queue's name, in errors.
     """
 
     def __init__(self, max_queue_length: int, name: str = "queue") -> None:
@@ -48,15 +48,15 @@ class Admission:
         """Requests admitted that have not left the queue."""
 
     @asynccontextmanager
-    async def admit(self, caller: str = "", *, wait: bool = False) -> AsyncIterator[Place]:
-        """Takes a place in the queue for the time until the item leaves it, by ``give_back``.
+    async def admit(self, caller: str = "", *, wait: bool = False) -> AsyncIterator[QueueSlot]:
+        """Takes a slot of the queue until the item leaves the queue (``QueueSlot.release``).
 
         Args:
-            caller: Who takes it.
-            wait: Wait for a place instead of failing. Requests of one caller keep their order.
+            caller: The caller who takes it.
+            wait: Wait for a slot instead of failing. Requests of one caller keep their order.
 
         Raises:
-            QueueFullError: There is no place for this caller, and ``wait`` is false.
+            QueueFullError: There is no slot for this caller, and ``wait`` is false.
         """
         if self._has_room(caller) and not (wait and caller in self._waiting):
             self._take(caller)
@@ -64,11 +64,11 @@ class Admission:
             await self._wait(caller)
         else:
             raise QueueFullError(f"{self._why_full(caller)}; try again later", _RETRY_AFTER_S)
-        place = Place(lambda: self._release(caller))
+        slot = QueueSlot(lambda: self._release(caller))
         try:
-            yield place
+            yield slot
         finally:
-            place.give_back()
+            slot.release()
 
     def _has_room(self, caller: str) -> bool:
         held, free = self._held.get(caller, 0), self._max_queue_length - self.length
@@ -93,28 +93,28 @@ class Admission:
         self._hand_out()
 
     async def _wait(self, caller: str) -> None:
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(caller, deque()).append(turn)
+        granted = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(caller, deque()).append(granted)
         try:
-            await turn
+            await granted
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if granted.done() and not granted.cancelled():
                 self._release(caller)
             elif caller in self._waiting:
-                with suppress(ValueError):  # a release has passed it over in the same moment
-                    self._waiting[caller].remove(turn)
+                with suppress(ValueError):  # a release has removed it in the same moment
+                    self._waiting[caller].remove(granted)
                 if not self._waiting[caller]:
                     del self._waiting[caller]
             raise
 
     def _hand_out(self) -> None:
-        """Gives free places to those who wait, first to the caller that holds the fewest."""
+        """Gives free slots to waiting requests, first to the caller that holds the fewest."""
         while ready := [caller for caller in self._waiting if self._has_room(caller)]:
-            caller = min(ready, key=lambda one: self._held.get(one, 0))
-            turns = self._waiting.pop(caller)
-            turn = turns.popleft()
-            if turns:
-                self._waiting[caller] = turns  # behind the callers that hold as few
-            if not turn.done():
+            caller = min(ready, key=lambda waiting: self._held.get(waiting, 0))
+            queue = self._waiting.pop(caller)
+            granted = queue.popleft()
+            if queue:
+                self._waiting[caller] = queue  # behind the callers that hold as few slots
+            if not granted.done():
                 self._take(caller)
-                turn.set_result(None)
+                granted.set_result(None)

@@ -78,14 +78,14 @@ class Explainer:
         self,
         request: ExplainRequest,
         *,
-        wait_for_place: bool = False,
+        wait_for_slot: bool = False,
         progress: Progress | None = None,
         reserved: Reserved | None = None,
     ) -> ExplainedImage:
         """Explains one image, as ``Pipeline.explain`` does."""
         with self._working():
             explained = await self._pipeline.explain(
-                request, wait_for_place=wait_for_place, progress=progress, reserved=reserved
+                request, wait_for_slot=wait_for_slot, progress=progress, reserved=reserved
             )
         stats = explained.stats
         self._metrics.stages(stats)

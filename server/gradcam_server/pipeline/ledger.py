@@ -1,12 +1,12 @@
-"""Who holds how much memory: bytes by caller and by what they are held for.
+"""The memory that requests hold: bytes by caller and by use.
 
-A claim is what one call, or one message of a stream, holds; each of its images has a hold. A claim
-is let in as a whole, for all that it may need, and then only shrinks: nobody who holds bytes waits
-for more, so callers cannot lock each other out. It is released once, however its call ends.
+A claim is the memory of one call, or of one message of a stream; each of its images has a hold. A
+claim is admitted as a whole, with all that it may need, and then only shrinks: no caller who holds
+bytes waits for more, so there is no deadlock. It is released once, however its call ends.
 
 A caller may hold as much as is left free (the dynamic threshold of shared packet buffers): one
-alone half of the limit, the next one half of the rest. So there is always something left for a
-caller who holds nothing yet. A request that needs more is let in while nobody else holds anything.
+caller alone half of the limit, the next caller half of the rest. So there is always memory left for
+a caller who holds nothing yet. A request that needs more is admitted while no other holds anything.
 """
 
 import asyncio
@@ -27,11 +27,11 @@ class Hold:
         self._claim, self._state, self._size = claim, state, size
 
     def move(self, state: HoldState, size: int | None = None) -> None:
-        """Holds for something else from now on, perhaps less. Does nothing after the release.
+        """Changes the use of the bytes, and perhaps frees some. Does nothing after the release.
 
         Args:
-            state: What for.
-            size: Bytes; None is as many as before. It never grows.
+            state: The new use.
+            size: Bytes to keep; None is all. It never grows.
         """
         if self._claim.is_released:
             return
@@ -43,14 +43,14 @@ class Hold:
 
 
 class Claim:
-    """What one call, or one message of a stream, holds. ``Ledger.claim`` makes it.
+    """The memory of one call, or of one message of a stream. ``Ledger.claim`` makes it.
 
     Attributes:
-        ledger: Where it is counted.
-        caller: Who holds it.
+        ledger: The ledger that counts it.
+        caller: The caller who holds it.
         size: Bytes.
-        is_released: Whether it holds nothing any more.
-        settled: Set once it is let in, refused or released.
+        is_released: Whether it is released.
+        settled: Set once it is admitted, refused or released.
     """
 
     def __init__(self, ledger: "Ledger", caller: str, fixed: int) -> None:
@@ -62,19 +62,19 @@ class Claim:
         self._states = dict.fromkeys(HoldState, 0)
 
     def receive(self, size: int) -> None:
-        """Holds a message that has come in.
+        """Takes the bytes of a received message.
 
         Args:
             size: Bytes.
 
         Raises:
-            InvalidRequestError: It can never fit.
+            InvalidRequestError: The message can never fit.
             QueueFullError: There is no room for it now.
         """
         self.ledger.take(self, HoldState.RECEIVED, size)
 
     async def reserve(self, sizes: Sequence[int], *, wait: bool) -> list[Hold]:
-        """Holds all that some images and their answers may need, instead of what was received.
+        """Takes all bytes that images and their answers may need, in place of the received bytes.
 
         Args:
             sizes: Bytes, for each image.
@@ -84,7 +84,7 @@ class Claim:
             A hold for each image.
 
         Raises:
-            InvalidRequestError: They can never fit.
+            InvalidRequestError: The images can never fit.
             QueueFullError: There is no room now, and ``wait`` is false.
         """
         received = self._states[HoldState.RECEIVED]
@@ -102,7 +102,7 @@ class Claim:
         return [Hold(self, HoldState.DECODING, size) for size in sizes]
 
     def release(self) -> None:
-        """Gives all back. Later calls do nothing."""
+        """Frees all bytes. Later calls do nothing."""
         self.settled.set()
         for state, size in list(self._states.items()):
             self.change(state, -size)
@@ -110,32 +110,32 @@ class Claim:
         self.ledger.hand_out()
 
     def change(self, state: HoldState, size: int) -> None:
-        """Counts so many bytes more, or fewer."""
+        """Counts more bytes, or fewer."""
         self._states[state] += size
         self.size += size
         self.ledger.count(self.caller, state, size)
 
 
 def uncounted() -> Hold:
-    """Returns a hold of nothing, for an image that nobody counts."""
+    """Returns a hold of no bytes, for an image whose memory is not counted."""
     return Hold(Ledger().claim(""), HoldState.DECODING, 0)
 
 
 @dataclass(frozen=True, eq=False)
 class _Waiting:
-    """A claim that waits for room, and what it is told by."""
+    """A claim that waits for room; ``granted`` is done when it has the room."""
 
     claim: Claim
     state: HoldState
     size: int
-    turn: "asyncio.Future[None]"
+    granted: "asyncio.Future[None]"
 
 
 class Ledger:
-    """Counts what is held, and lets in what fits. To be used on one event loop.
+    """Counts the bytes that are held, and admits claims that fit. Used on one event loop.
 
     Args:
-        limit: Most bytes held at once; None is any number.
+        limit: Maximum bytes held at once; None is no limit.
     """
 
     def __init__(self, limit: int | None = None) -> None:
@@ -147,7 +147,7 @@ class Ledger:
 
     @property
     def held(self) -> Mapping[str, int]:
-        """Bytes held, by state; those of which there are none too."""
+        """Bytes held, for every state."""
         return {state.value: self._states[state] for state in HoldState}
 
     @property
@@ -163,16 +163,16 @@ class Ledger:
         """Begins a claim, which holds nothing yet.
 
         Args:
-            caller: Who will hold it.
+            caller: The caller who holds it.
             fixed: Bytes that it holds from its reservation to its release, beside its images.
         """
         return Claim(self, caller, fixed)
 
     def take(self, claim: Claim, state: HoldState, size: int) -> None:
-        """Lets a claim hold more at once.
+        """Adds bytes to a claim at once.
 
         Raises:
-            InvalidRequestError: It can never fit.
+            InvalidRequestError: The claim can never fit.
             QueueFullError: There is no room now.
         """
         self._check(claim, size)
@@ -185,47 +185,48 @@ class Ledger:
         claim.change(state, size)
 
     async def wait_and_take(self, claim: Claim, state: HoldState, size: int) -> None:
-        """Lets a claim hold more once there is room; each caller's claims go in their order.
+        """Adds bytes to a claim once there is room; the claims of a caller keep their order.
 
         Raises:
-            InvalidRequestError: It can never fit.
+            InvalidRequestError: The claim can never fit.
         """
         self._check(claim, size)
-        is_first = all(one.claim.caller != claim.caller for one in self._waiting)
+        is_first = all(waiting.claim.caller != claim.caller for waiting in self._waiting)
         if is_first and self._fits(claim, size):
             claim.change(state, size)
             return
         waiting = _Waiting(claim, state, size, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         try:
-            await waiting.turn
+            await waiting.granted
         except asyncio.CancelledError:
-            if waiting.turn.done() and not waiting.turn.cancelled():
+            if waiting.granted.done() and not waiting.granted.cancelled():
                 claim.change(state, -size)
-            with suppress(ValueError):  # it may be off the list already
+            with suppress(ValueError):  # it may be removed already
                 self._waiting.remove(waiting)
             self.hand_out()
             raise
 
     def hand_out(self) -> None:
-        """Lets in those who wait and fit now; who does not fit holds up the same caller alone."""
+        """Admits waiting claims that fit; a claim that does not fit delays its caller alone."""
         if not self._waiting:
             return
         left: list[_Waiting] = []
         blocked: set[str] = set()
-        for one in self._waiting:
-            if one.turn.done():
+        for waiting in self._waiting:
+            claim = waiting.claim
+            if waiting.granted.done():
                 continue
-            if one.claim.caller in blocked or not self._fits(one.claim, one.size):
-                blocked.add(one.claim.caller)
-                left.append(one)
+            if claim.caller in blocked or not self._fits(claim, waiting.size):
+                blocked.add(claim.caller)
+                left.append(waiting)
             else:
-                one.claim.change(one.state, one.size)
-                one.turn.set_result(None)
+                claim.change(waiting.state, waiting.size)
+                waiting.granted.set_result(None)
         self._waiting = left
 
     def count(self, caller: str, state: HoldState, size: int) -> None:
-        """Counts so many bytes more, or fewer; ``Claim.change`` alone calls it."""
+        """Counts more bytes, or fewer; only ``Claim.change`` calls it."""
         self._total += size
         self._states[state] += size
         if held := self.held_by(caller) + size:
@@ -244,5 +245,5 @@ class Ledger:
 
     def _fits(self, claim: Claim, size: int) -> bool:
         if self._limit is None or self._total == claim.size:
-            return True  # nobody else holds anything
+            return True  # no other claim holds anything
         return self.held_by(claim.caller) + size <= self._limit - self._total

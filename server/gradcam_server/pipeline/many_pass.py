@@ -1,4 +1,4 @@
-"""Explaining by many passes: which graphs a method needs, and running it through them."""
+"""Runs the methods of many passes on the backend: the graphs that each method needs."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,74 +6,36 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gradcam_server.domain.catalog import ServedModel
 from gradcam_server.domain.graph_io import PIXELS, GraphItem, GraphKey, GraphOutput, GraphTarget
 from gradcam_server.domain.preprocessing import ZERO_COLORS
-from gradcam_server.domain.requests import MANY_PASS_METHODS, ExplainRequest, Method, Progress
+from gradcam_server.domain.registry import REGISTRY
+from gradcam_server.domain.requests import ExplainRequest, Method, Progress
 from gradcam_server.domain.schedule import OnDispatch, Urgency
 from gradcam_server.engine.backend import Backend
-from gradcam_server.errors import InvalidRequestError
 from gradcam_server.methods.many_pass import integrated_gradients, score_cam, smooth_grad
 from gradcam_server.pipeline.fair_slots import FairSlots
+from gradcam_server.pipeline.resolving import Resolved
 
-# More would only share the same part of the device, and hold their images in memory.
-_AT_ONCE = 2
-
-# Score-CAM's channels and Integrated Gradients' steps.
-DEFAULT_PASSES = {Method.SCORE_CAM: 64, Method.INTEGRATED_GRADIENTS: 32}
+# More requests at once would share the same part of the device, and hold more memory.
+_MAX_REQUESTS = 2
 
 
-def count_passes(request: ExplainRequest, max_passes: int) -> int:
-    """Returns how many perturbed images an explanation takes; 0 is the one pass.
-
-    Raises:
-        InvalidRequestError: They are more than ``max_passes``, or asked for in vain.
-    """
-    smooth = request.smooth_grad
-    if request.method in MANY_PASS_METHODS:
-        if smooth is not None:
-            raise InvalidRequestError(
-                "smooth_grad", f"SmoothGrad is for one-pass methods, not for {request.method}"
-            )
-        default = DEFAULT_PASSES[request.method]
-        passes = default if request.pass_count is None else request.pass_count
-        if request.method is Method.SCORE_CAM:
-            passes *= max(len(request.layers), 1)  # so many channels of each layer
-        field = "pass_count"
-    elif request.pass_count is not None:
-        raise InvalidRequestError(
-            "pass_count", f"pass_count is for {', '.join(sorted(MANY_PASS_METHODS))}"
-        )
-    elif smooth is not None:
-        passes, field = smooth.sample_count, "smooth_grad.sample_count"
-    else:
-        return 0
-    if not 1 <= passes <= max_passes:
-        raise InvalidRequestError(
-            field,
-            f"this explanation costs {passes} passes; a request may cost 1 to "
-            f"{max_passes} here (--max-passes)",
-        )
-    return passes
-
-
-class Perturbation:
+class ManyPass:
     """Runs methods of many passes, few requests at a time.
 
     Args:
-        backend: What computes.
+        backend: Computes the passes.
     """
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._slots = FairSlots(_AT_ONCE)
+        self._slots = FairSlots(_MAX_REQUESTS)
 
     async def explain(
         self,
         request: ExplainRequest,
-        model: ServedModel,
+        resolved: Resolved,
         fitted: NDArray[np.uint8],
-        targets: Sequence[GraphTarget],
         first: GraphOutput,
         progress: Progress,
         on_dispatch: OnDispatch,
@@ -81,23 +43,22 @@ class Perturbation:
         """Replaces the maps of the first pass by those of a method of many passes.
 
         Args:
-            request: The method, its layers and cost.
-            model: The model.
+            request: The method and its options.
+            resolved: The model, layers and classes.
             fitted: The image at the model's input size, uint8 RGB, shape (H, W, 3).
-            targets: The classes to explain.
-            first: What the first pass found.
+            first: The output of the first pass.
             progress: Counts the passes; ``total`` is set.
             on_dispatch: Called when the passes begin.
 
         Returns:
-            The output, and how long its graphs were waited for, in microseconds.
+            The output, and the time that the request waited for its graphs, in microseconds.
         """
         # By index: a rank could mean another class in a perturbed image.
         chosen = [
             dataclasses.replace(target, index=int(index))
-            for target, index in zip(targets, first.classes, strict=True)
+            for target, index in zip(resolved.targets, first.classes, strict=True)
         ]
-        run = _Run(self._backend, request, model, chosen, progress)
+        run = _Run(self._backend, request, resolved, chosen, progress)
         async with self._slots.hold(request.caller, request.priority):
             on_dispatch()
             output = dataclasses.replace(first, maps=await run.maps(fitted))
@@ -105,23 +66,24 @@ class Perturbation:
 
 
 class _Run:
-    """One request."""
+    """The passes of one request."""
 
     def __init__(
         self,
         backend: Backend,
         request: ExplainRequest,
-        model: ServedModel,
+        resolved: Resolved,
         targets: Sequence[GraphTarget],
         progress: Progress,
     ) -> None:
-        self._backend, self._request, self._model = backend, request, model
+        self._backend, self._request, self._resolved = backend, request, resolved
+        self._model = resolved.model
         self._targets, self._progress = targets, progress
         self._compile_us: dict[GraphKey, int] = {}
 
     @property
     def compile_us(self) -> int:
-        """How long the graphs were waited for, in microseconds."""
+        """The time that the request waited for its graphs, in microseconds."""
         return sum(self._compile_us.values())
 
     async def maps(self, fitted: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
@@ -145,8 +107,8 @@ class _Run:
         return (await integrated_gradients(fitted, steps, attribute),)
 
     async def _score_cam(self, fitted: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
-        layers = self._model.resolve_layers(self._request.layers)
-        count = self._request.pass_count or DEFAULT_PASSES[Method.SCORE_CAM]
+        layers = self._resolved.layers
+        count = self._request.pass_count or REGISTRY[Method.SCORE_CAM].default_passes
         extracting = self._key(Method.GRAD_CAM, layers, channel_count=count)
         scoring = self._key(Method.GRAD_CAM, (self._model.default_layer,))
 
@@ -157,15 +119,15 @@ class _Run:
         zero = np.array(ZERO_COLORS[self._model.preprocessing], np.float32)
         return tuple(
             [
-                await score_cam(fitted, one, zero, score, self._model.extent(layer))
-                for one, layer in zip(channels.maps, layers, strict=True)
+                await score_cam(fitted, maps, zero, score, self._model.extent(layer))
+                for maps, layer in zip(channels.maps, layers, strict=True)
             ]
         )
 
     async def _smooth_grad(self, fitted: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
         smooth = self._request.smooth_grad
         assert smooth is not None
-        key = self._key(self._request.method, self._model.resolve_layers(self._request.layers))
+        key = self._key(self._request.method, self._resolved.layers)
 
         async def explain(pixels: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
             return (await self._compute(key, pixels)).maps
@@ -178,7 +140,7 @@ class _Run:
             layers,
             method,
             self._request.score_type,
-            # Just as many as are asked for: over many passes an idle target would cost much.
+            # No idle targets: over many passes they would cost much.
             len(self._targets),
             perturbed=True,
             channel_count=channel_count,
@@ -188,7 +150,7 @@ class _Run:
         item = GraphItem(pixels, self._targets)
         answer = await self._backend.compute(key, item, None, self._urgency)
         self._progress.completed += 1
-        # Passes of one graph wait for it side by side; graphs are needed one after the other.
+        # Passes of one graph wait for it together; graphs are needed one after the other.
         known_us = self._compile_us.get(key, 0)
         self._compile_us[key] = max(known_us, answer.compile_us)
         return answer.output

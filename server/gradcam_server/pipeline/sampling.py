@@ -1,4 +1,4 @@
-"""Insertion and deletion of a share of live traffic: do the maps still show what decides?"""
+"""Measures insertion and deletion of a share of live traffic: how faithful the maps are."""
 
 import asyncio
 import logging
@@ -25,22 +25,22 @@ from gradcam_server.methods.faithfulness import (
 logger = logging.getLogger(__name__)
 
 STEPS = 10
-LEAST_URGENT = 2**31 - 1
+LOWEST_PRIORITY = 2**31 - 1
 
 Report = Callable[[str, Method, float, float], None]
-"""Told the id of the model, the method, and the areas under both curves, insertion first."""
+"""Called with the model's id, the method, and the areas under both curves, insertion first."""
 
 
 class FaithfulnessSampler:
     """Measures some answers in the background, one after the other.
 
-    An answer that comes while another is measured is passed over, so the cost is bounded:
+    An answer that comes while another is measured is skipped, so the cost is bounded:
     2 * (STEPS + 1) background passes at a time.
 
     Args:
-        backend: What computes.
+        backend: Computes the variants of images.
         share: The part of the answers to measure, 0 to 1.
-        report: Told the results.
+        report: Called with each result.
     """
 
     def __init__(self, backend: Backend, share: float, report: Report) -> None:
@@ -55,11 +55,11 @@ class FaithfulnessSampler:
         output: GraphOutput,
         extent: Extent | None = None,
     ) -> None:
-        """Perhaps measures the map of an answer's first target at its first layer.
+        """Measures, by chance, the map of an answer's first target at its first layer.
 
         Args:
             model: The model.
-            method: How the map was made.
+            method: The method of the map.
             fitted: The image at the model's input size, uint8 RGB, shape (H, W, 3).
             output: The answer.
             extent: The part of the input that the map covers; None is the whole input.
@@ -94,7 +94,7 @@ class FaithfulnessSampler:
                 self._auc(model, target, insertion_images(fitted, heatmap, STEPS)),
                 self._auc(model, target, deletion_images(fitted, heatmap, STEPS)),
             )
-        except Exception as error:  # noqa: BLE001 - nobody asked for it: it must not harm
+        except Exception as error:  # noqa: BLE001 - no request waits for it
             logger.warning("An answer could not be measured: %r", error)
         else:
             self._report(model.id, method, insertion, deletion)
@@ -105,9 +105,11 @@ class FaithfulnessSampler:
         layers = (model.default_layer,)
         key = GraphKey(model.id, layers, Method.GRAD_CAM, ScoreType.LOGIT, 1, perturbed=True)
         variants = await asyncio.to_thread(
-            lambda: [GraphItem(one.astype(np.float32), (GraphTarget(target),)) for one in images]
+            lambda: [
+                GraphItem(image.astype(np.float32), (GraphTarget(target),)) for image in images
+            ]
         )
         answers = await asyncio.gather(
-            *(self._backend.compute(key, one, None, Urgency(LEAST_URGENT)) for one in variants)
+            *(self._backend.compute(key, item, None, Urgency(LOWEST_PRIORITY)) for item in variants)
         )
         return auc([answer.output.probabilities[target] for answer in answers])

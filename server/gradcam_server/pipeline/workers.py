@@ -23,9 +23,9 @@ _NICENESS = 5
 class Workers:
     """A pool of threads. Must be used on one event loop.
 
-    A thread counts as its caller's until the work has ended, also if the caller has gone. One
+    A thread counts as its caller's until the work has ended, even if the caller is gone. One
     thread more than ``count`` does short work alone, so that no long work delays it. Long work runs
-    at a lower priority of the operating system (Linux), so that it does not slow the rest down.
+    at a lower priority of the operating system (Linux), so that it does not slow other work down.
 
     Args:
         count: Number of threads for any work.
@@ -33,19 +33,19 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         self._slots = FairSlots(count, short_count=1)
-        # The slots bound how many work at once, of both pools together.
+        # The slots bound the number of busy threads of both pools together.
         self._short = ThreadPoolExecutor(count + 1, thread_name_prefix="worker")
         self._long = ThreadPoolExecutor(
             count, thread_name_prefix="worker-long", initializer=_lower_priority
         )
         self._working: set[asyncio.Future[Any]] = set()
         self._abandoned: set[asyncio.Future[Any]] = set()
-        # Each worker is one thread of the machine; OpenCV would start as many again.
+        # Else OpenCV would use as many threads again for each worker.
         cv2.setNumThreads(1)
 
     @property
     def thread_counts(self) -> dict[str, int]:
-        """Threads that work: busy for callers that wait, or abandoned by callers that have gone.
+        """Busy threads: "busy" for callers that wait, "abandoned" if the caller is gone.
 
         Work that has begun cannot be interrupted.
         """
@@ -60,11 +60,11 @@ class Workers:
         priority: int = 1,
         expected_s: float = MAX_SHORT_S,
     ) -> tuple[_T, int]:
-        """Runs work on a thread when the turn of its caller has come.
+        """Runs work on a thread, once its caller gets a slot.
 
         Args:
-            work: What to run.
-            caller: For whom.
+            work: The work.
+            caller: The caller whose work it is.
             priority: 1 goes first; among equals the caller that has used the least.
             expected_s: CPU seconds that the work is expected to take.
 
@@ -86,7 +86,7 @@ class Workers:
             self._working.discard(future)
             self._abandoned.discard(future)
             if not future.cancelled():
-                future.exception()  # if the caller has gone, nobody else asks for it
+                future.exception()  # if the caller is gone, nothing else reads it
             slot.release(used_s)
 
         try:
@@ -106,7 +106,7 @@ class Workers:
 
     @staticmethod
     def timed_here(work: Callable[[], _T]) -> tuple[_T, int]:
-        """Runs work that takes less time than going to a thread would; returns as ``timed``."""
+        """Runs work here, which is quicker than going to a thread; returns as ``timed``."""
         started = perf_counter()
         result = work()
         return result, round((perf_counter() - started) * 1e6)
@@ -118,8 +118,8 @@ class Workers:
 
 
 def _lower_priority() -> None:
-    """Makes the current thread nicer than the process."""
-    if sys.platform == "linux":  # elsewhere niceness belongs to the process
+    """Gives the current thread a lower priority than the process."""
+    if sys.platform == "linux":  # elsewhere niceness is of the process
         with suppress(OSError):
             thread = threading.get_native_id()
             niceness = os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gradcam_server.config.click_options import from_values
 from gradcam_server.config.file import to_settings
-from gradcam_server.config.settings import ServeConfig, from_values
+from gradcam_server.config.models import model_specs
+from gradcam_server.config.settings import ServeConfig
 from gradcam_server.errors import StartupError
 
 # Settings that have no effect on Ray Serve, and where Ray is configured instead. An ignored
@@ -38,7 +40,7 @@ def read_args(args: Mapping[str, Any]) -> ServeConfig:
         StartupError: A setting is unknown or wrong, or has no effect on Ray Serve.
     """
     config = from_values(to_settings(args, Path(), "args"))
-    config.model_specs()
+    model_specs(config)
     for setting in dataclasses.fields(ServeConfig):
         where = _ELSEWHERE.get(setting.name)
         if where is not None and getattr(config, setting.name) != setting.default:

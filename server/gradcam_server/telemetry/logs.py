@@ -1,7 +1,7 @@
 """Logging: one line of text, or one JSON object, for each event.
 
-Whatever is logged, images are not: bytes, arrays and messages are written as "<N bytes>". Nor are
-characters that a terminal obeys, which callers may have chosen: they are written as escapes.
+Images are never logged: bytes, arrays and messages are written as "<N bytes>". Control characters,
+which callers may have chosen, are written as escapes.
 """
 
 import copy
@@ -18,10 +18,10 @@ from pathlib import PurePath
 from typing import Any, TypeAlias
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
-"""Of the request that the current task works for; empty if it works for none."""
+"""The id of the request that the current task works for; empty if there is none."""
 
 trace_id: ContextVar[str] = ContextVar("trace_id", default="")
-"""Of the trace that the request belongs to; empty if it belongs to none."""
+"""The id of the request's trace; empty if there is none."""
 
 _HANDLER = "gradcam"
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -37,10 +37,10 @@ _Json: TypeAlias = "str | int | float | bool | list[_Json] | dict[str, _Json] | 
 
 
 def configure(level: str, format: str = "text") -> None:
-    """Logs to stderr from now on. Handlers that others have added stay.
+    """Starts logging to stderr. Other handlers stay.
 
     Args:
-        level: Least severity that is logged: debug, info, warning or error.
+        level: Minimum severity that is logged: debug, info, warning or error.
         format: "text" for people, "json" for machines.
 
     Raises:
@@ -54,16 +54,16 @@ def configure(level: str, format: str = "text") -> None:
     handler.setFormatter(formatters[format]())
     root = logging.getLogger()
     root.setLevel(level.upper())
-    for old in [one for one in root.handlers if one.name == _HANDLER]:
+    for old in [handler for handler in root.handlers if handler.name == _HANDLER]:
         root.removeHandler(old)
     root.addHandler(handler)
-    # Python's warnings would be the only lines of another form.
+    # Else Python's warnings would be the only lines that are not JSON.
     logging.captureWarnings(format == "json")
 
 
 @contextmanager
 def logging_for(request: str, trace: str = "") -> Iterator[None]:
-    """Marks what the current task logs, and the tasks that it starts, as of one request."""
+    """Adds a request's ids to the log lines of the current task and the tasks that it starts."""
     marks = request_id.set(request), trace_id.set(trace)
     try:
         yield
@@ -73,7 +73,7 @@ def logging_for(request: str, trace: str = "") -> Iterator[None]:
 
 
 def choose_request_id(given: str | bytes | None) -> str:
-    """Returns the id that a client gave, or a new one if it gave none that is fit to be logged."""
+    """Returns the id that a client gave, or a new id if that is missing or unfit for a log."""
     if isinstance(given, str) and _GIVEN_ID.fullmatch(given):
         return given
     return f"{random.getrandbits(64):016x}"
@@ -81,7 +81,7 @@ def choose_request_id(given: str | bytes | None) -> str:
 
 class _Formatter(logging.Formatter):
     def formatException(self, ei: Any) -> str:  # noqa: N802
-        """Writes an exception with its causes; of those that hold content, only where it was."""
+        """Writes an exception with its causes; without the text if that holds content."""
         chain: list[str] = []
         error: BaseException | None = ei[1]
         while error is not None and len(chain) < _MAX_CAUSES:
@@ -96,7 +96,7 @@ class _Formatter(logging.Formatter):
 class JsonFormatter(_Formatter):
     """Writes one JSON object: time (RFC 3339, UTC), level, logger, message.
 
-    Where they are known: request_id, trace_id and exception; and what ``extra`` holds.
+    Where they are known also request_id, trace_id and exception, and the keys of ``extra``.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -109,7 +109,7 @@ class JsonFormatter(_Formatter):
             **_ids(record),
         }
         for name, value in vars(record).items():
-            if name not in _STANDARD and not name.startswith("_"):  # Ray adds some of its own
+            if name not in _STANDARD and not name.startswith("_"):  # Ray adds private attributes
                 entry.setdefault(name, _plain(value))
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
@@ -119,14 +119,14 @@ class JsonFormatter(_Formatter):
 
 
 class TextFormatter(_Formatter):
-    """Writes a line for people, and the request's id behind the message where it is known."""
+    """Writes a line for people; the request's id, where it is known, follows the message."""
 
     def __init__(self) -> None:
         super().__init__(_TEXT)
 
     def format(self, record: logging.LogRecord) -> str:
         """Writes a record."""
-        return _escape(super().format(_without_content(record)), "\n\t")  # of tracebacks
+        return _escape(super().format(_without_content(record)), "\n\t")  # tracebacks have lines
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         """Writes the line, without the exception."""
@@ -135,7 +135,7 @@ class TextFormatter(_Formatter):
 
 
 def _escape(text: str, kept: str = "") -> str:
-    """Writes what is not printable as an escape of Python, except the kept characters."""
+    """Writes characters that are not printable as escapes of Python, except the kept characters."""
     if text.isprintable():
         return text
     return "".join(
@@ -169,7 +169,7 @@ def _without_content(record: logging.LogRecord) -> logging.LogRecord:
 
 
 def _hide(value: Any, depth: int = 0) -> Any:
-    """Puts "<N bytes>" in the place of bytes, arrays and messages, inside of others too."""
+    """Puts "<N bytes>" in the place of bytes, arrays and messages, also inside of containers."""
     size = _content_size(value)
     if size is not None:
         return f"<{size} bytes>"
@@ -177,11 +177,11 @@ def _hide(value: Any, depth: int = 0) -> Any:
         case Mapping() | list() | tuple() | set() | frozenset() if depth >= _MAX_DEPTH:
             return "..."
         case Mapping():
-            return {_hide(key): _hide(one, depth + 1) for key, one in value.items()}
+            return {_hide(key): _hide(item, depth + 1) for key, item in value.items()}
         case list() | set() | frozenset():
-            return [_hide(one, depth + 1) for one in value]
+            return [_hide(item, depth + 1) for item in value]
         case tuple():
-            return tuple(_hide(one, depth + 1) for one in value)
+            return tuple(_hide(item, depth + 1) for item in value)
         case BaseException() if _holds_content(value.args):
             return f"{type(value).__name__}{_hide(value.args)}"
     return value
@@ -197,11 +197,11 @@ def _holds_content(value: Any, depth: int = 0) -> bool:
             inside = value
         case _:
             return False
-    return depth >= _MAX_DEPTH or any(_holds_content(one, depth + 1) for one in inside)
+    return depth >= _MAX_DEPTH or any(_holds_content(item, depth + 1) for item in inside)
 
 
 def _content_size(value: object) -> int | None:
-    """Returns the size of what may be an image, in bytes; None if it is none."""
+    """Returns the size in bytes of a value that may hold an image; None for other values."""
     if isinstance(value, bytes | bytearray):
         return len(value)
     if isinstance(nbytes := getattr(value, "nbytes", None), int):  # memoryview, NumPy's arrays
@@ -212,7 +212,7 @@ def _content_size(value: object) -> int | None:
 
 
 def _plain(value: object) -> _Json:
-    """Makes JSON of anything that ``extra`` may hold, without content of images."""
+    """Returns any value of ``extra`` as JSON, without content of images."""
     return _as_json(_hide(value))
 
 
@@ -226,9 +226,9 @@ def _as_json(value: object) -> _Json:
         case str() | PurePath() | BaseException():
             return _shorten(str(value))
         case Mapping():
-            return {str(key): _as_json(one) for key, one in value.items()}
+            return {str(key): _as_json(item) for key, item in value.items()}
         case list() | tuple():
-            return [_as_json(one) for one in value]
+            return [_as_json(item) for item in value]
     if callable(item := getattr(value, "item", None)):  # NumPy's scalars
         return _as_json(item())
     return f"<{type(value).__name__}>"

@@ -1,4 +1,4 @@
-"""The memory of a process: how much it is, may be, and what the C library's allocator keeps."""
+"""The memory of this process: how much it uses, may use, and keeps in the C library's heap."""
 
 import ctypes
 import os
@@ -13,7 +13,7 @@ _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 
 # Fresh memory costs page faults: those of a 2-megapixel JPEG take longer than decoding it. So all
-# but very large images come from one heap, whose end is kept up to a size.
+# but very large images come from one heap, of whose free end a part is kept.
 _IMAGE_BYTES = 32 << 20
 _KEPT_BYTES = 64 << 20
 
@@ -25,10 +25,10 @@ _CGROUPS = {
 
 
 def share_heap() -> None:
-    """Lets all threads take the memory of their images from one heap of glibc.
+    """Lets all threads take the memory of images from one heap of glibc.
 
-    As it is, glibc keeps a heap for each thread, and images of all sizes leave these full of
-    holes that no other thread can use: memory seems to grow. Does nothing with another C library.
+    By default glibc keeps a heap for each thread, and images of all sizes leave holes in it that no
+    other thread can use: memory grows. Does nothing with another C library.
     """
     if sys.platform != "linux":
         return
@@ -65,20 +65,20 @@ def _total_bytes(root: Path) -> int:
 
 
 def _cgroup_limits(root: Path, version: int, path: str) -> list[int]:
-    """Reads the limits of a group and of those around it, as far as this process sees them."""
+    """Reads the limits of a group and its parents, as far as this process sees them."""
     mount, names = _CGROUPS[version]
     group = Path(path.lstrip("/"))
     limits = []
     # In a container the path may be the host's; its own group is the root of the mount.
-    for one in (group, *group.parents):
+    for folder in (group, *group.parents):
         for name in names:
             with suppress(OSError, ValueError):  # not there, or "max"
-                limits.append(int((root / mount / one / name).read_text("ascii")))
+                limits.append(int((root / mount / folder / name).read_text("ascii")))
     return limits
 
 
 def resident_bytes() -> int:
-    """Returns the memory that this process has in use; its peak where the system tells no more."""
+    """Returns the memory in use by this process; its peak if the system reports only that."""
     try:
         pages = Path("/proc/self/statm").read_text("ascii").split()[1]
         return int(pages) * resource.getpagesize()

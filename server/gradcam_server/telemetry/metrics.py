@@ -1,16 +1,14 @@
-"""What Prometheus reads: one table of metrics, and a method for each thing that happens.
+"""The metrics of one server, for Prometheus: a method for each event.
 
 Arguments are plain Python: neither protobuf nor TensorFlow. All methods may be called from any
-thread. Labels hold only what the operator or this code chose, never what a client sent, so the
-number of series is bounded.
+thread.
 """
 
 import itertools
 import logging
 import math
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -23,11 +21,11 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.samples import Sample
 
 from gradcam_server.domain.hold_state import HoldState
+from gradcam_server.telemetry.metric_table import DEFINITIONS, QUEUES, STAGES, Definition
+from gradcam_server.telemetry.process_sum import ProcessSum
 from gradcam_server.telemetry.tracing import StageTimes
 
 logger = logging.getLogger(__name__)
@@ -38,197 +36,8 @@ RejectReason: TypeAlias = Literal[
 ]
 
 
-@dataclass(frozen=True)
-class Definition:
-    """One metric.
-
-    Attributes:
-        name: As it is exported; a histogram's series add _bucket, _sum and _count.
-        type: What it is.
-        help: What it counts or measures, for people.
-        labels: The labels, each with its values, or none if they are not known here.
-        buckets: Upper bounds of a histogram, without infinity.
-    """
-
-    name: str
-    type: Literal["counter", "gauge", "histogram"]
-    help: str
-    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    buckets: tuple[float, ...] = ()
-
-
-_QUEUES = ("one_pass", "many_pass")
-_STAGES = ("decode", "queue", "compile", "compute", "render")
-_REQUEST_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_STAGE_S = (0.0001, 0.00025, 0.0005, *_REQUEST_S[:-1])
-_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
-_AUC = tuple(step / 20 for step in range(1, 21))
-
-DEFINITIONS = (
-    Definition(
-        "gradcam_requests_total",
-        "counter",
-        "Requests answered or failed. A stream is one, and each image of it another, NAME.image or "
-        "NAME.request. The model is empty where there is none, or none that is served.",
-        {"rpc": (), "model": (), "code": ()},
-    ),
-    Definition(
-        "gradcam_request_seconds",
-        "histogram",
-        "Time from a request's arrival to its answer or failure; of a stream, to its end.",
-        {"rpc": ()},
-        _REQUEST_S,
-    ),
-    Definition(
-        "gradcam_stage_seconds",
-        "histogram",
-        "Time that an answered image spent in each stage; queue is waiting for a batch, compile is "
-        "waiting for a graph at its first use (images that find it compiled are not counted).",
-        {"stage": _STAGES},
-        _STAGE_S,
-    ),
-    Definition(
-        "gradcam_batches_total",
-        "counter",
-        "Batches that ran, by why they went when they did: full, the oldest image had waited "
-        "long enough (delay), or the device was free (idle).",
-        {"model": (), "reason": ("full", "delay", "idle")},
-    ),
-    Definition(
-        "gradcam_device_busy_seconds_total",
-        "counter",
-        "Seconds that batches ran on each device of the engine, counted from 0.",
-        {"device": ()},
-    ),
-    Definition(
-        "gradcam_batch_size", "histogram", "Images in a batch.", {"model": ()}, _BATCH_SIZES
-    ),
-    Definition(
-        "gradcam_batched_images_total", "counter", "Images that ran in batches.", {"model": ()}
-    ),
-    Definition(
-        "gradcam_padding_total",
-        "counter",
-        "Places of batches that were filled with padding.",
-        {"model": ()},
-    ),
-    Definition(
-        "gradcam_retried_as_singles_total",
-        "counter",
-        "Batches that failed and were run again image by image.",
-    ),
-    Definition(
-        "gradcam_queue_length",
-        "gauge",
-        "Requests admitted and not yet on the device, of all models, by queue; methods of many "
-        "passes have their own.",
-        {"queue": _QUEUES},
-    ),
-    Definition(
-        "gradcam_queue_limit",
-        "gauge",
-        "Most requests that the queues of all models may hold, by queue.",
-        {"queue": _QUEUES},
-    ),
-    Definition(
-        "gradcam_in_flight", "gauge", "Requests in work, until their answers are really sent."
-    ),
-    Definition(
-        "gradcam_held_bytes",
-        "gauge",
-        "Memory that requests in work hold or have reserved (--max-held-bytes), by what for: a "
-        "received message, decoding, waiting for the device, rendering, an answer not yet sent.",
-        {"state": tuple(HoldState)},
-    ),
-    Definition(
-        "gradcam_worker_threads",
-        "gauge",
-        "Threads that decode or render: busy for callers that wait, or abandoned by callers that "
-        "have gone, until the work has ended.",
-        {"state": ("busy", "abandoned")},
-    ),
-    Definition(
-        "gradcam_dropped_total",
-        "counter",
-        "Requests given up after they were let in: their caller cancelled, or the deadline came.",
-        {"reason": ("cancelled", "deadline")},
-    ),
-    Definition(
-        "gradcam_rejected_total",
-        "counter",
-        "Requests that were not let in.",
-        {
-            "reason": (
-                *("queue_full", "warming_up", "restarting", "draining"),
-                *("unauthenticated", "forbidden", "limited"),
-            )
-        },
-    ),
-    Definition(
-        "gradcam_token_requests_total",
-        "counter",
-        "Requests by the name of their token; empty without one.",
-        {"token": (), "code": ()},
-    ),
-    Definition(
-        "gradcam_compilations_total",
-        "counter",
-        "Graphs compiled, warm-up included. It stands still under steady traffic.",
-    ),
-    Definition("gradcam_ready", "gauge", "1 while requests are let in, else 0."),
-    Definition("gradcam_engine_up", "gauge", "1 while the engine's process answers, else 0."),
-    Definition(
-        "gradcam_engine_restarts_total", "counter", "Engines that were lost and started again."
-    ),
-    Definition(
-        "gradcam_engine_resident_bytes",
-        "gauge",
-        "Memory of the engine's process in use; 0 while there is none.",
-    ),
-    Definition(
-        "gradcam_device_memory_bytes",
-        "gauge",
-        "Memory of a device that TensorFlow has in use, and its peak.",
-        {"device": (), "kind": ("current", "peak")},
-    ),
-    Definition("gradcam_front_ends", "gauge", "Processes that listen on the port (--frontends)."),
-    Definition(
-        "gradcam_front_end_restarts_total",
-        "counter",
-        "Front ends beside the first that were lost and started again.",
-    ),
-    Definition(
-        "gradcam_front_end_resident_bytes",
-        "gauge",
-        "Memory in use of each front end beside the first; 0 while it is being started again.",
-        {"front_end": ()},
-    ),
-    Definition(
-        "gradcam_build_info",
-        "gauge",
-        "Always 1; the labels say what runs.",
-        {"version": (), "tensorflow": (), "python": ()},
-    ),
-    Definition(
-        "gradcam_model_info",
-        "gauge",
-        "1 for each model that is served; the labels describe it. The compiler is what runs "
-        "Grad-CAM at the layer: where --compiler is auto, the one that was chosen.",
-        {"model": (), "weights": (), "layer": (), "compiler": ()},
-    ),
-    Definition(
-        "gradcam_faithfulness_auc",
-        "histogram",
-        "Area under the insertion curve (higher is better) and the deletion curve (lower is "
-        "better) of the answers that --sample-share chose.",
-        {"model": (), "method": (), "curve": ("insertion", "deletion")},
-        _AUC,
-    ),
-)
-
-
 class ModelInfo(NamedTuple):
-    """A served model: its id, where its weights are from, its default layer, what runs that."""
+    """A served model: its id, the source of its weights, its default layer and its compiler."""
 
     model: str
     weights: str
@@ -237,14 +46,15 @@ class ModelInfo(NamedTuple):
 
 
 class Metrics:
-    """The metrics of one server, in a registry of their own.
+    """The metrics of one process, in a registry of their own.
 
     Attributes:
-        registry: Holds them, and the ``process_*`` metrics of this process.
+        registry: Holds the metrics, and the ``process_*`` metrics of this process.
     """
 
     def __init__(self) -> None:
-        # Their series double the output, and Prometheus does not need them. It is for the process.
+        # The series _created double the output, and Prometheus does not need them. The switch is
+        # one for the whole process.
         disable_created_metrics()
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
@@ -253,7 +63,7 @@ class Metrics:
         self._histograms: dict[str, Histogram] = {}
         for definition in DEFINITIONS:
             self._make(definition)
-        self._stages = {stage: self._histogram("gradcam_stage_seconds", stage) for stage in _STAGES}
+        self._stages = {stage: self._histogram("gradcam_stage_seconds", stage) for stage in STAGES}
         self._models: set[str] = set()
         self._model_infos: set[ModelInfo] = set()
         self._engine, self._compilation_count = 0, 0
@@ -272,16 +82,16 @@ class Metrics:
         encode, content_type = choose_encoder(accept)
         if self._processes is None:
             return encode(self.registry), content_type
-        return encode(_Sum(self.registry, self._processes)), content_type
+        return encode(ProcessSum(self.registry, self._processes)), content_type
 
     # Requests.
 
     def request_done(self, rpc: str, model: str, code: str, seconds: float) -> None:
-        """A request was answered or failed.
+        """Counts a request that was answered or failed.
 
         Args:
             rpc: Name of the method, such as ExplainImage.
-            model: Id of the model; one that is not served counts as "".
+            model: Id of the model; a model that is not served counts as "".
             code: Name of the gRPC code, such as OK.
             seconds: Time since its arrival.
         """
@@ -289,31 +99,31 @@ class Metrics:
         self._histogram("gradcam_request_seconds", rpc).observe(seconds)
 
     def stages(self, times: StageTimes) -> None:
-        """An image was answered; where its time went."""
+        """Counts the time of an answered image by stage."""
         for stage, histogram in self._stages.items():
             duration_us: int = getattr(times, f"{stage}_us")
             if duration_us or stage != "compile":  # nearly all images find their graph compiled
                 histogram.observe(duration_us / 1e6)
 
     def dropped(self, reason: DropReason, count: int = 1) -> None:
-        """Requests that had been let in were given up."""
+        """Counts admitted requests that were dropped."""
         self._counter("gradcam_dropped_total", reason).inc(count)
 
     def rejected(self, reason: RejectReason) -> None:
-        """A request was not let in."""
+        """Counts a request that was not admitted."""
         self._counter("gradcam_rejected_total", reason).inc()
 
     def token_request(self, token: str, code: str) -> None:
-        """A request was done.
+        """Counts a request by its token.
 
         Args:
-            token: The token's name, never the token; "" without one.
+            token: The token's name, never the token; "" without a token.
             code: Name of the gRPC code.
         """
         self._counter("gradcam_token_requests_total", token, code).inc()
 
     def faithfulness(self, model: str, method: str, insertion: float, deletion: float) -> None:
-        """An answer was measured; the areas under its curves, 0 to 1. What is not finite is not."""
+        """Counts the areas under the curves of an answer, 0 to 1, if they are finite."""
         for curve, area in (("insertion", insertion), ("deletion", deletion)):
             if math.isfinite(area):
                 labels = (self._known(model), method, curve)
@@ -322,13 +132,13 @@ class Metrics:
     # Batches.
 
     def batch_done(self, model: str, size: int, padded_size: int, reason: str) -> None:
-        """A batch ran.
+        """Counts a batch that ran.
 
         Args:
             model: Id of the model.
             size: Images.
             padded_size: Images and padding.
-            reason: Why it went: full, delay or idle.
+            reason: Why it was dispatched: full, delay or idle.
         """
         model = self._known(model)
         self._counter("gradcam_batches_total", model, reason).inc()
@@ -337,35 +147,35 @@ class Metrics:
         self._histogram("gradcam_batch_size", model).observe(size)
 
     def device_ran(self, device: int, seconds: float) -> None:
-        """A batch ran on a device for so long."""
+        """Counts seconds that a batch ran on a device."""
         self._counter("gradcam_device_busy_seconds_total", str(device)).inc(seconds)
 
     def retried_as_singles(self, count: int = 1) -> None:
-        """Batches failed and are run again image by image."""
+        """Counts batches that failed and are run again image by image."""
         self._counter("gradcam_retried_as_singles_total").inc(count)
 
     # The engine.
 
     def compiled(self, count: int) -> None:
-        """So many more graphs were compiled."""
+        """Counts compiled graphs."""
         self._counter("gradcam_compilations_total").inc(count)
 
     def engine_restarted(self) -> None:
-        """The engine was lost, and is being started again."""
+        """Counts a restart of the engine."""
         self._counter("gradcam_engine_restarts_total").inc()
 
     def set_engine_up(self, up: bool) -> None:
-        """Whether the engine answers."""
+        """Sets whether the engine answers."""
         self._gauge("gradcam_engine_up").set(up)
         if not up:
             self.set_engine_resident(0)
 
     def set_engine_resident(self, resident_bytes: int) -> None:
-        """The memory that the engine's process has in use, in bytes."""
+        """Sets the memory in use by the engine's process, in bytes."""
         self._gauge("gradcam_engine_resident_bytes").set(resident_bytes)
 
     def set_device_memory(self, device: str, current_bytes: int, peak_bytes: int) -> None:
-        """The memory of a device in use, and its peak, in bytes."""
+        """Sets the memory of a device in use, and its peak, in bytes."""
         self._gauge("gradcam_device_memory_bytes", device, "current").set(current_bytes)
         self._gauge("gradcam_device_memory_bytes", device, "peak").set(peak_bytes)
 
@@ -376,13 +186,13 @@ class Metrics:
         resident_bytes: int,
         device_bytes: Mapping[str, tuple[int, int]],
     ) -> None:
-        """The engine told how it is. What it compiled since it last did is counted.
+        """Sets the state of the engine, from its heartbeat, and counts newly compiled graphs.
 
         Args:
-            engine: Its process id; another one begins to count at 0.
-            compilation_count: Graphs that it has compiled.
-            resident_bytes: Memory of its process.
-            device_bytes: For each device, memory in use and its peak.
+            engine: The process id; a new process begins to count at 0.
+            compilation_count: Graphs that the process has compiled.
+            resident_bytes: Memory of the process, in bytes.
+            device_bytes: Memory in use and its peak for each device, in bytes.
         """
         if engine != self._engine:
             self._engine, self._compilation_count = engine, 0
@@ -395,30 +205,30 @@ class Metrics:
     # The other front ends.
 
     def set_front_ends(self, count: int) -> None:
-        """How many listen, with this one."""
+        """Sets the number of front ends that listen, including the first."""
         self._gauge("gradcam_front_ends").set(count)
 
     def front_end_restarted(self) -> None:
-        """One was lost, and is being started again."""
+        """Counts a restart of a front end beside the first."""
         self._counter("gradcam_front_end_restarts_total").inc()
 
     def set_front_end_resident(self, number: int, resident_bytes: int) -> None:
-        """The memory that another one has in use, in bytes."""
+        """Sets the memory in use by a front end beside the first, in bytes."""
         self._gauge("gradcam_front_end_resident_bytes", str(number)).set(resident_bytes)
 
     def add_processes(self, folder: str) -> None:
-        """Adds the counters and histograms of other processes to those here.
+        """Adds the counters and histograms of other processes to the exposition.
 
         Args:
-            folder: Where ``prometheus_client`` keeps them in files (its PROMETHEUS_MULTIPROC_DIR).
+            folder: The folder of their files (``prometheus_client``'s PROMETHEUS_MULTIPROC_DIR).
         """
         self._processes = MultiProcessCollector(None, folder)
 
-    # What is read when Prometheus asks.
+    # Gauges that are read when Prometheus scrapes.
 
     def watch_queues(self, lengths: Callable[[], Mapping[str, int]], limit: int) -> None:
         """Exports the lengths of the queues, and the limit of each. Called when scraped."""
-        for queue in _QUEUES:
+        for queue in QUEUES:
             self._gauge("gradcam_queue_length", queue).set_function(
                 _reading(lambda queue=queue: lengths().get(queue, 0))  # type: ignore[misc]
             )
@@ -429,7 +239,7 @@ class Metrics:
         self._gauge("gradcam_in_flight").set_function(_reading(count))
 
     def watch_worker_threads(self, counts: Callable[[], Mapping[str, int]]) -> None:
-        """Exports the threads that work, by state. Called on the scraping thread."""
+        """Exports the threads that decode or render, by state. Called on the scraping thread."""
         for state in ("busy", "abandoned"):
             self._gauge("gradcam_worker_threads", state).set_function(
                 _reading(lambda state=state: counts()[state])  # type: ignore[misc]
@@ -441,19 +251,19 @@ class Metrics:
             self._gauge("gradcam_held_bytes", state).set_function(_reading(partial(held, state)))
 
     def watch_ready(self, ready: Callable[[], bool]) -> None:
-        """Exports whether requests are let in. Called on the scraping thread."""
+        """Exports whether requests are admitted. Called on the scraping thread."""
         self._gauge("gradcam_ready").set_function(_reading(ready))
 
-    # What is served.
+    # The versions and models.
 
     def set_build(self, version: str, tensorflow: str) -> None:
-        """The versions of this server and of its TensorFlow."""
+        """Sets the versions of this server and of its TensorFlow."""
         build_info = self._gauges["gradcam_build_info"]
         build_info.clear()
         build_info.labels(version, tensorflow, platform.python_version()).set(1)
 
     def set_models(self, models: Iterable[ModelInfo]) -> None:
-        """The models that are served now. Only their ids become values of the label model."""
+        """Sets the served models. Only their ids become values of the label model."""
         infos, gauge = set(models), self._gauges["gradcam_model_info"]
         self.know_models(info.model for info in infos)
         for info in infos:
@@ -463,8 +273,8 @@ class Metrics:
         self._model_infos = infos
 
     def know_models(self, models: Iterable[str]) -> None:
-        """The ids of models that may be values of the label model, beside those before."""
-        # Those of an old engine still finish batches.
+        """Adds ids of models that may be values of the label model."""
+        # The models of an old engine still finish batches.
         self._models.update(models)
 
     def _known(self, model: str) -> str:
@@ -482,7 +292,7 @@ class Metrics:
                 metric = self._histograms[name] = Histogram(
                     name, help, labels, buckets=definition.buckets, registry=self.registry
                 )
-        # Rates need a 0 to begin with: it is there where all values are known.
+        # Rates need a 0 to begin with, so series are made where all values are known.
         if labels and all(definition.labels.values()):
             for values in itertools.product(*definition.labels.values()):
                 metric.labels(*values)
@@ -500,38 +310,8 @@ class Metrics:
         return metric.labels(*labels) if labels else metric
 
 
-class _Sum:
-    """A registry, with the counters and histograms of others added to its own. To be encoded."""
-
-    def __init__(self, registry: CollectorRegistry, others: MultiProcessCollector) -> None:
-        self._registry, self._others = registry, others
-
-    def collect(self) -> Iterator[Metric]:
-        """Yields each metric of the registry."""
-        collected = self._others.collect()
-        added = {metric.name: metric for metric in collected if metric.type != "gauge"}
-        for metric in self._registry.collect():
-            if (other := added.get(metric.name)) is not None:
-                _add(metric, other)
-            yield metric
-
-
-def _add(metric: Metric, other: Metric) -> None:
-    """Adds the values of another metric of the same kind, series by series."""
-    sums = {_series(sample): sample for sample in metric.samples}
-    for sample in other.samples:
-        mine = sums.get(_series(sample))
-        value = sample.value + (mine.value if mine is not None else 0)
-        sums[_series(sample)] = sample._replace(value=value)
-    metric.samples = list(sums.values())
-
-
-def _series(sample: Sample) -> tuple[str, frozenset[tuple[str, str]]]:
-    return sample.name, frozenset(sample.labels.items())
-
-
 def _reading(read: Callable[[], float]) -> Callable[[], float]:
-    """Makes a failing reading NaN: it must not take the other metrics along."""
+    """Makes a failing reading NaN, so that the other metrics are still exported."""
 
     def reading() -> float:
         try:

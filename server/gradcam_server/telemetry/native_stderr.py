@@ -1,10 +1,10 @@
-"""What native code writes to stderr, as records of the JSON log.
+"""Lines that native code writes to stderr, as records of the JSON log.
 
     libjpeg, libpng, TensorFlow, gRPC --descriptor 2--> this module, as a process --> stderr
 
-Python writes to stderr itself, as ever. The reader is a process because it must outlive what it
-reads: the last words of a process that aborts are still in the pipe when it is gone. It waits for
-nothing but stderr, so a full pipe empties whatever the writers hold.
+Python still writes to stderr itself. The reader is a process because it must outlive the writers:
+the last lines of a process that aborts are still in the pipe when it is gone. It waits for nothing
+but stderr, so a full pipe empties whatever locks the writers hold.
 """
 
 import logging
@@ -22,25 +22,26 @@ from gradcam_server.telemetry.logs import configure
 
 logger = logging.getLogger("native")
 
-# As glog, TensorFlow and abseil begin a line: I0000 ..., or 2026-01-31 12:00:00.123456: I ...
+# The beginning of a line of glog, TensorFlow and abseil:
+# I0000 ..., or 2026-01-31 12:00:00.123456: I ...
 _SEVERITY = re.compile(r"(?:\d{4}-\d\d-\d\d [\d:.]+ )?([IWEF])(?:\d{4})? ")
 _LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR, "F": logging.CRITICAL}
 _MAX_LINE_BYTES = 64 * 1024
-_LAST_WORDS_S = 2.0
+_LAST_LINES_S = 2.0
 
 _stderr: int | None = None
 
 
 @contextmanager
 def logged_as_json(level: str) -> Iterator[None]:
-    """Until this is left, lines of native code in this process and its children are records.
+    """Logs lines of native code in this process and its children as JSON, within the context.
 
     Args:
-        level: Least severity that is logged. Lines that tell none count as warnings, and are
-            logged whatever it is: they may be the last words.
+        level: Minimum severity that is logged. Lines without a severity count as warnings and are
+            always logged: they may be the last lines of a crash.
 
     Raises:
-        StartupError: There is no descriptor, process or memory left for it.
+        StartupError: There is no descriptor, process or memory left for the reader.
     """
     global _stderr
     with ExitStack() as on_failure:
@@ -51,7 +52,7 @@ def logged_as_json(level: str) -> Iterator[None]:
                 (sys.executable, "-m", "gradcam_server.telemetry.native_stderr", level),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is not for it
+                start_new_session=True,  # Ctrl-C does not end it
             )
         except OSError as error:
             reason = failure_reason(error)
@@ -69,22 +70,22 @@ def logged_as_json(level: str) -> Iterator[None]:
         os.dup2(_stderr, 2)
         sys.stderr, _stderr = before, None
         configure(level, "json")
-        with suppress(subprocess.TimeoutExpired):  # an engine may still end
-            reader.wait(_LAST_WORDS_S)
+        with suppress(subprocess.TimeoutExpired):  # an engine may still write
+            reader.wait(_LAST_LINES_S)
 
 
 def stderr_for_children() -> tuple[int, ...]:
-    """Returns the file descriptor that children pass to ``write_python_to``; none if 2 is it."""
+    """Returns the descriptor that children pass to ``write_python_to``; none if that is 2."""
     return () if _stderr is None else (_stderr,)
 
 
 def write_python_to(stderr: int) -> None:
-    """Makes a file descriptor Python's stderr, and leaves 2 to native code."""
+    """Makes a file descriptor Python's stderr; descriptor 2 is left to native code."""
     sys.stderr = os.fdopen(stderr, "w", buffering=1, errors="backslashreplace", closefd=False)
 
 
 def log_lines(stream: IO[bytes]) -> None:
-    """Logs what a stream holds, line by line, until its end."""
+    """Logs a stream line by line until its end."""
     while line := stream.readline(_MAX_LINE_BYTES):
         text = line.decode("utf-8", "backslashreplace").rstrip()
         found = _SEVERITY.match(text)

@@ -29,7 +29,7 @@ _FAULTS = frozenset(
 
 def open_tracer(mode: str, version: str) -> Tracer:
     """Returns a tracer that sends ("otlp") or prints ("console")."""
-    # Its own hook at exit would wait for a collector that is gone for half a minute.
+    # The SDK's exit hook would wait half a minute for a collector that is gone.
     provider = TracerProvider(resource=_resource(version), shutdown_on_exit=False)
     if mode == "otlp":
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
@@ -43,7 +43,7 @@ class OtelTracer(Tracer):
     """Records the spans of requests.
 
     Args:
-        provider: Where they go; shut down with the tracer.
+        provider: Receives the spans; shut down with the tracer.
     """
 
     def __init__(self, provider: TracerProvider) -> None:
@@ -64,14 +64,14 @@ class OtelTracer(Tracer):
         return _OtelCall(self._tracer, span, clock_ns)
 
     def close(self) -> None:
-        """Sends what is left; gives up after ``CLOSE_S`` seconds."""
+        """Sends the remaining spans; gives up after ``CLOSE_S`` seconds."""
         shutdown = threading.Thread(target=self._provider.shutdown, daemon=True)
         shutdown.start()
         shutdown.join(CLOSE_S)
 
 
 class _OtelCall(Call):
-    """A span. ``clock_ns`` turns ``perf_counter_ns`` into the time of day, the same for all."""
+    """A span. ``clock_ns`` is the time of day less ``perf_counter_ns``, one for all spans."""
 
     def __init__(self, tracer: trace.Tracer, span: Span, clock_ns: int) -> None:
         self._tracer, self._span, self._clock_ns = tracer, span, clock_ns

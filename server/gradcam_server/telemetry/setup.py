@@ -1,4 +1,4 @@
-"""Starts tracing, with OpenTelemetry where it is asked for."""
+"""Turns tracing on, with OpenTelemetry, if the settings say so."""
 
 from gradcam_server.errors import StartupError
 from gradcam_server.telemetry.tracing import NO_TRACER, Tracer
@@ -11,12 +11,12 @@ def configure_tracing(mode: str, version: str) -> Tracer:
 
     The variables OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER,
     OTEL_PROPAGATORS, OTEL_BSP_*, OTEL_SPAN_*, OTEL_SDK_DISABLED and, for otlp,
-    OTEL_EXPORTER_OTLP_* are heeded.
+    OTEL_EXPORTER_OTLP_* have their effects.
 
     Args:
         mode: "off"; "otlp" to send spans to a collector by gRPC; "console" to print them to
             stdout, one JSON object a line.
-        version: Of this server.
+        version: The server's version.
 
     Raises:
         StartupError: There is no such mode, or OpenTelemetry is not installed.

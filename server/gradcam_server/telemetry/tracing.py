@@ -1,11 +1,11 @@
-"""Spans of requests, for OpenTelemetry; off by default, and then each call does nothing.
+"""Spans of requests, for OpenTelemetry; off by default: then each call does nothing.
 
     rpc (server; its parent comes from the client's metadata)
-      image (one for each of a stream)
+      image (for each image of a stream)
         decode, queue, compile (at a graph's first use), compute, render
 
-Spans of stages are made when the image is done, from the times that its answer reports, so they
-cost nothing on its way. Nothing here imports OpenTelemetry before ``configure`` turns it on.
+Spans of stages are made when the image is done, from the times in its answer, so they do not delay
+the image. Nothing here imports OpenTelemetry: ``setup.configure_tracing`` does.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,7 +17,7 @@ Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
 
 
 class StageTimes(Protocol):
-    """What ``requests.Stats`` tells: times in microseconds, and the batch."""
+    """The times of an image in microseconds, and its batch; ``domain.requests.Stats`` has them."""
 
     @property
     def decode_us(self) -> int: ...
@@ -51,7 +51,7 @@ class Call:
     """The span of a request, or of one image of a stream. This one records nothing.
 
     Attributes:
-        trace_id: Of its trace, as 32 hexadecimal digits; empty if it has none.
+        trace_id: The trace's id, 32 hexadecimal digits; empty if there is no trace.
     """
 
     trace_id = ""
@@ -64,10 +64,10 @@ class Call:
         """Adds attributes, as gradcam.NAME. Never content of images."""
 
     def stages(self, times: StageTimes) -> None:
-        """Adds the spans of an image's stages, which end now; they lie one behind the other."""
+        """Adds the spans of an image's stages, one after the other; the last ends now."""
 
     def end(self, code: str) -> None:
-        """Ends it now, with the name of a gRPC code."""
+        """Ends the span now, with the name of a gRPC code."""
 
 
 class Tracer:
@@ -78,25 +78,25 @@ class Tracer:
 
         Args:
             method: Its full name, such as gradcam.v1.ExplanationService/ExplainImage.
-            metadata: What came with it; may name the parent (W3C traceparent).
+            metadata: The call's metadata; may name the parent span (W3C traceparent).
         """
         del method, metadata
         return NO_CALL
 
     def close(self) -> None:
-        """Sends what is left. Blocks, for a few seconds at most."""
+        """Sends the remaining spans. Blocks for a few seconds at most."""
 
 
 NO_CALL = Call()
 NO_TRACER = Tracer()
 
 current_call: ContextVar[Call] = ContextVar("current_call", default=NO_CALL)
-"""Of the request, or the image of a stream, that the current task works for."""
+"""The span of the request, or of the image of a stream, that the current task works for."""
 
 
 @contextmanager
 def working_for(call: Call) -> Iterator[Call]:
-    """Makes a call that of the current task, and of the tasks that it starts."""
+    """Sets the call of the current task and of the tasks that it starts."""
     token = current_call.set(call)
     try:
         yield call

@@ -1,4 +1,4 @@
-"""Both clients behind one face, so that a test is written once."""
+"""Both clients behind one interface, so that one test covers both."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -7,19 +7,19 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from gradcam_client import AsyncClient, Client, ImageExplanation, Outcome
+from gradcam_client import AsyncClient, Client, ImageExplanation, ImageInput, Outcome
 
 _T = TypeVar("_T")
 
 
-class Face(Protocol):
-    """What the tests ask of a client."""
+class BlockingClient(Protocol):
+    """The methods of a client that the tests use."""
 
-    def explain(self, image: bytes, **options: Any) -> ImageExplanation: ...
+    def explain(self, image: ImageInput, **options: Any) -> ImageExplanation: ...
 
     def explain_together(self, images: Sequence[bytes]) -> list[ImageExplanation]: ...
 
-    def explain_stream(self, images: Sequence[bytes], **options: Any) -> list[Outcome]: ...
+    def explain_stream(self, images: Sequence[ImageInput], **options: Any) -> list[Outcome]: ...
 
     def health(self) -> str: ...
 
@@ -27,14 +27,14 @@ class Face(Protocol):
 
 
 Connect: TypeAlias = Callable[..., Any]
-"""Makes a context manager that yields a ``Face``; it takes what the clients take."""
+"""Takes the arguments of a client; returns a context manager that yields a ``BlockingClient``."""
 
 
 class _Sync:
     def __init__(self, client: Client) -> None:
         self.client = client
 
-    def explain(self, image: bytes, **options: Any) -> ImageExplanation:
+    def explain(self, image: ImageInput, **options: Any) -> ImageExplanation:
         return self.client.explain(image, **options)
 
     def health(self) -> str:
@@ -47,7 +47,7 @@ class _Sync:
         with ThreadPoolExecutor(len(images)) as pool:
             return list(pool.map(self.client.explain, images))
 
-    def explain_stream(self, images: Sequence[bytes], **options: Any) -> list[Outcome]:
+    def explain_stream(self, images: Sequence[ImageInput], **options: Any) -> list[Outcome]:
         return list(self.client.explain_stream(images, **options))
 
 
@@ -56,9 +56,9 @@ class _Async:
         self.runner, self.client = runner, client
 
     def _run(self, coroutine: Coroutine[None, None, _T]) -> _T:
-        return self.runner.run(coroutine, context=copy_context())  # the runner's is older
+        return self.runner.run(coroutine, context=copy_context())  # not the older one of the runner
 
-    def explain(self, image: bytes, **options: Any) -> ImageExplanation:
+    def explain(self, image: ImageInput, **options: Any) -> ImageExplanation:
         return self._run(self.client.explain(image, **options))
 
     def explain_together(self, images: Sequence[bytes]) -> list[ImageExplanation]:
@@ -67,7 +67,7 @@ class _Async:
 
         return self._run(together())
 
-    def explain_stream(self, images: Sequence[bytes], **options: Any) -> list[Outcome]:
+    def explain_stream(self, images: Sequence[ImageInput], **options: Any) -> list[Outcome]:
         async def collect() -> list[Outcome]:
             return [outcome async for outcome in self.client.explain_stream(images, **options)]
 
@@ -81,13 +81,13 @@ class _Async:
 
 
 @contextmanager
-def connect_sync(*args: Any, **options: Any) -> Iterator[Face]:
+def connect_sync(*args: Any, **options: Any) -> Iterator[BlockingClient]:
     with Client(*args, **options) as client:
         yield _Sync(client)
 
 
 @contextmanager
-def connect_async(*args: Any, **options: Any) -> Iterator[Face]:
+def connect_async(*args: Any, **options: Any) -> Iterator[BlockingClient]:
     async def make() -> AsyncClient:
         return AsyncClient(*args, **options)
 

@@ -45,16 +45,16 @@ class FakeServer(pb_grpc.ExplanationServiceServicer):
     """Predicts the number that an image's bytes begin with, after the script.
 
     Attributes:
-        script: What unary calls do before they answer, call by call.
-        streams: How streams behave, stream by stream; then all is answered at once.
+        script: The behaviour of unary calls before they answer, call by call.
+        streams: The behaviour of streams, stream by stream; then all is answered at once.
         requests: The unary requests.
         received: The numbers of each stream's requests.
         answered: The numbers of each stream's answers.
-        most_in_flight: The most requests of a stream that were read and not answered.
-        metadata: What came with each call, unary or stream.
+        max_in_flight: Maximum of the requests of a stream that were read and not answered.
+        metadata: The metadata of each call, unary or stream.
         remaining_s: The time that each unary call had left.
-        peers: The connections that calls came by.
-        cancelled: Set when a call ends that the client gave up.
+        peers: The connections of the calls.
+        cancelled: Set when a call ends that the client cancelled.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class FakeServer(pb_grpc.ExplanationServiceServicer):
         self.requests: list[Any] = []
         self.received: list[list[int]] = []
         self.answered: list[list[int]] = []
-        self.most_in_flight = 0
+        self.max_in_flight = 0
         self.metadata: list[dict[str, Any]] = []
         self.remaining_s: list[float] = []
         self.peers: set[str] = set()
@@ -163,7 +163,7 @@ class FakeServer(pb_grpc.ExplanationServiceServicer):
             for item in items:
                 received.append(number_of(item.request))
                 in_flight = len(received) - len(answered)
-                self.most_in_flight = max(self.most_in_flight, in_flight)
+                self.max_in_flight = max(self.max_in_flight, in_flight)
                 yield item
 
         behave = self.streams.popleft() if self.streams else self.answer_all

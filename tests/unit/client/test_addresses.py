@@ -1,4 +1,4 @@
-"""What a target says of hosts and proxies."""
+"""Hosts and proxies of targets."""
 
 import pytest
 
@@ -33,7 +33,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_loopback_is_told_for_certain(target: str, expected: bool) -> None:
-    """An address that only looks like this machine's is another's."""
+    """An address that only resembles loopback belongs to another machine."""
     assert is_loopback(target) is expected
 
 
@@ -57,7 +57,7 @@ def test_loopback_is_told_for_certain(target: str, expected: bool) -> None:
 def test_the_proxy_is_the_one_that_grpc_takes(
     monkeypatch: pytest.MonkeyPatch, target: str, variables: dict[str, str], variable: str | None
 ) -> None:
-    """By its order of variables and its exceptions; the password is not repeated."""
+    """In the order of gRPC's variables and with their exceptions; the password is not repeated."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     expected = variable and Proxy(variable, "proxy.example.org:3128")
@@ -69,5 +69,5 @@ def test_the_proxy_is_the_one_that_grpc_takes(
     [("a:1", True), ("[::1]:1", True), ("unix:/x", True), ("a", False), ("dns:///a", False)],
 )
 def test_a_missing_port_is_seen(target: str, expected: bool) -> None:
-    """GRPC takes port 443 in its place."""
+    """Without a port gRPC takes 443."""
     assert has_port(target) is expected

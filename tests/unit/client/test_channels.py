@@ -67,7 +67,7 @@ def test_streams_are_spread(connect: Connect, server: FakeServer, other: FakeSer
 def test_killing_a_server_loses_no_request(
     connect: Connect, server: FakeServer, other: FakeServer, retry: RetryPolicy
 ) -> None:
-    """Calls that a dying server breaks off, and all later ones, are answered by the other."""
+    """Calls that a dying server breaks off, and all later calls, are answered by the other."""
     server.script.extend([server.hang] * 3)
     with connect([server.target, other.target], retry=retry, timeout_s=20) as client:
         timer = threading.Timer(0.3, server.stop)
@@ -82,7 +82,7 @@ def test_killing_a_server_loses_no_request(
 
 
 def test_a_dead_server_is_skipped(connect: Connect, server: FakeServer, retry: RetryPolicy) -> None:
-    """An address where nobody listens costs no request and no long pause."""
+    """An address at which nothing listens costs no request and no long pause."""
     with connect([NOWHERE, server.target], retry=retry) as client:
         client.wait_ready(20)
         assert [client.explain(b"7").top.index for _ in range(5)] == [7] * 5
@@ -93,7 +93,7 @@ def test_a_dead_server_is_skipped(connect: Connect, server: FakeServer, retry: R
 def test_a_server_that_asks_for_a_pause_gets_it(
     connect: Connect, server: FakeServer, other: FakeServer, code: grpc.StatusCode
 ) -> None:
-    """A draining or full server is left alone as long as it asks; the other is asked at once."""
+    """A draining or full server is avoided for as long as it asks; the other is used at once."""
     server.script.append(server.fail(code, retry_after_s=300))
     with connect([server.target, other.target], timeout_s=60) as client:
         for number in range(5):
@@ -141,7 +141,7 @@ def test_a_restarted_server_is_found(connect: Connect) -> None:
 def test_a_target_of_several_addresses_is_balanced_by_grpc(
     connect: Connect, server: FakeServer, other: FakeServer, retry: RetryPolicy
 ) -> None:
-    """Behind one target both servers get load, and one that says it does not serve gets none."""
+    """Behind one target both servers get load, and a server that is NOT_SERVING gets none."""
 
     def served() -> tuple[int, int]:
         before = len(server.requests), len(other.requests)
@@ -158,7 +158,7 @@ def test_a_target_of_several_addresses_is_balanced_by_grpc(
 
 
 def test_a_dns_name_may_stand_for_one_server(connect: Connect, server: FakeServer) -> None:
-    """A dns target works with one server as well, and its health is told."""
+    """A dns target works with one server as well, and reports its health."""
     with connect(f"dns:///localhost:{port(server)}") as client:
         client.wait_ready(20)
         assert client.health() == "SERVING"
@@ -201,7 +201,7 @@ def test_no_channel_is_refused(connect: Connect) -> None:
 def test_the_server_sees_the_time_that_is_left(
     connect: Connect, server: FakeServer, retry: RetryPolicy
 ) -> None:
-    """Each attempt carries what remains of the deadline, not the whole timeout."""
+    """Each attempt carries the rest of the deadline, not the whole timeout."""
     server.script.extend([server.fail(CODE.RESOURCE_EXHAUSTED, retry_after_s=0.3)] * 2)
     with connect(server.target, retry=retry) as client:
         client.explain(b"7", timeout_s=9)
@@ -305,7 +305,7 @@ def test_two_failures_are_one(
 def test_a_first_attempt_that_fails_is_retried_not_hedged(
     connect: Connect, server: FakeServer, retry: RetryPolicy
 ) -> None:
-    """Before the hedge is due, a refusal is what it is without one."""
+    """Before the hedge is due, a refusal is handled as without hedging."""
     server.script.extend([server.fail(CODE.RESOURCE_EXHAUSTED)] * 9)
     with connect(server.target, retry=retry) as client, pytest.raises(OverloadedError):
         client.explain(b"7", hedge_after_s=10)

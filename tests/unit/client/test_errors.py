@@ -1,4 +1,4 @@
-"""Which error a status becomes."""
+"""The error of each status."""
 
 import copy
 import pickle
@@ -64,7 +64,7 @@ def test_a_large_message_is_not_a_full_queue() -> None:
 
 
 def test_details_are_read() -> None:
-    """The retry delay and the first wrong field are attributes; other details are passed over."""
+    """The retry delay and the first wrong field are attributes; other details are ignored."""
     retry = RetryInfo()
     retry.retry_delay.FromMilliseconds(1500)
     fields = [BadRequest.FieldViolation(field=name) for name in ("top_k", "layer")]
@@ -84,7 +84,7 @@ def test_malformed_details_do_not_hide_the_error() -> None:
 
 @pytest.mark.parametrize("number", [0, 99])
 def test_a_status_of_no_error_code_is_unknown(number: int) -> None:
-    """A status whose code is no error's is still an error."""
+    """A status with an unknown code is still an error."""
     assert from_status(Status(code=number)).code is CODE.UNKNOWN
 
 
@@ -121,13 +121,13 @@ class _Call(grpc.RpcError):
     "rich", [Status(code=13, message="contradicts").SerializeToString(), b"\xff"]
 )
 def test_inconsistent_rich_status_is_ignored(rich: bytes) -> None:
-    """A rich status that contradicts the call, or is garbage, does not mask its error."""
+    """A rich status that contradicts the call, or cannot be decoded, does not mask its error."""
     error = from_rpc_error(_Call((("grpc-status-details-bin", rich),)))
     assert type(error) is NotFoundError
     assert error.message == "no such model"
 
 
 def test_a_call_reset_by_a_server_that_shuts_down_is_retried() -> None:
-    """GRPC resets calls that reach a closing server with a bare CANCELLED: nothing was done."""
+    """A bare CANCELLED from a closing server counts as UNAVAILABLE: no work was done."""
     assert from_code(grpc.StatusCode.CANCELLED, "CANCELLED").retryable
     assert not from_code(grpc.StatusCode.CANCELLED, "Channel closed!").retryable

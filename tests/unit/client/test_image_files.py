@@ -1,4 +1,4 @@
-"""What is given as a path, and what the file holds."""
+"""Paths of images, texts mistaken for paths, and the types of files."""
 
 import base64
 import errno
@@ -28,7 +28,7 @@ MAX_MESSAGE = 200  # of which 80 characters at most are the caller's
     ],
 )
 def test_what_is_no_path_is_named(image: str | Path, message: str) -> None:
-    """The error says what was given and what would be right, and repeats little of it."""
+    """The error names the kind of text and the remedy, and quotes little of the text."""
     with pytest.raises(ValueError, match=message) as raised:
         build_request(image)
     assert len(str(raised.value)) < MAX_MESSAGE
@@ -37,7 +37,7 @@ def test_what_is_no_path_is_named(image: str | Path, message: str) -> None:
 
 
 def test_a_stream_goes_on_after_what_is_no_path(tmp_path: Path) -> None:
-    """Each of its images has such an error as its outcome."""
+    """Such an image of a stream has this error as its outcome."""
     (tmp_path / "page.jpg").write_text("<!DOCTYPE html><html>")
     given: list[ImageInput] = [PNG, "https://example.org/cat.jpg", tmp_path / "page.jpg"]
     with Client("127.0.0.1:1") as client:
@@ -48,7 +48,7 @@ def test_a_stream_goes_on_after_what_is_no_path(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_too_long_is_cut() -> None:
-    """Text that is no path at all is told as Python does, but not repeated whole."""
+    """Text that is no path raises Python's error, but is not quoted whole."""
     text = "a prompt, not a path. " * 500
     with pytest.raises(OSError, match="too long") as raised:
         build_request(text)
@@ -58,7 +58,7 @@ def test_a_name_that_is_too_long_is_cut() -> None:
 
 
 def test_a_missing_file_is_named_whole(tmp_path: Path) -> None:
-    """A path that may be one is not cut, however deep, nor taken for anything else."""
+    """A valid path is neither cut, however deep, nor taken for another kind of text."""
     for missing in (tmp_path / ("d" * 200) / "cat.jpg", tmp_path / ("0af3" * 16), Path("C:/x.jpg")):
         with pytest.raises(FileNotFoundError) as raised:
             build_request(missing)
@@ -66,7 +66,7 @@ def test_a_missing_file_is_named_whole(tmp_path: Path) -> None:
 
 
 def test_a_file_may_be_called_like_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is there is read."""
+    """An existing file is read, even if its name resembles a link."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "https:").mkdir()
     (tmp_path / "https:" / "cat.jpg").write_bytes(b"7")
@@ -87,7 +87,7 @@ def test_a_file_may_be_called_like_a_link(tmp_path: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_a_file_of_another_format_is_not_sent(tmp_path: Path, data: bytes, kind: str) -> None:
-    """Whatever its name says, the error names what it is and what would be right."""
+    """The error names the type of the file, whatever its suffix, and the remedy."""
     path = tmp_path / "cat.jpg"
     path.write_bytes(data)
     with pytest.raises(ValueError, match=f"the file is {kind}.*not a JPEG, PNG, WebP or BMP image"):
@@ -95,7 +95,7 @@ def test_a_file_of_another_format_is_not_sent(tmp_path: Path, data: bytes, kind:
 
 
 def test_what_is_not_known_is_sent(tmp_path: Path) -> None:
-    """The server decides what it decodes, and of bytes it alone."""
+    """Unknown types, and bytes of any type, are left to the server."""
     path = tmp_path / "cat.jpg"
     for data in (b"", b"no image", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBPVP8 "):
         path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""Where and when a client may be used: loops, processes, after its closing."""
+"""Event loops, processes and the closing of clients."""
 
 import asyncio
 import copy
@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from gradcam_client import AsyncClient, CallCancelledError, Client
+from gradcam_client.channel_pool import ChannelPool
 from unit.client.fake_server import FakeServer
 
 NOWHERE = "127.0.0.1:1"
-# Forks while a client is there, and tells what its use in the child ends in.
+# Forks a process that has a client, and prints the error of its use in the child.
 FORK = """
 import os, sys
 from gradcam_client import Client
@@ -35,7 +36,7 @@ os.wait()
 
 @pytest.mark.filterwarnings("error")
 def test_an_asynchronous_client_may_be_made_outside_a_loop(server: FakeServer) -> None:
-    """As at the top of a module: it connects in the loop that uses it."""
+    """At the top of a module for instance: it connects in the loop that uses it."""
     client = AsyncClient(server.target)
     outcomes = client.explain_stream([b"1", b"2"])
 
@@ -49,8 +50,8 @@ def test_an_asynchronous_client_may_be_made_outside_a_loop(server: FakeServer) -
 
 
 @pytest.mark.parametrize("loop_is_closed", [True, False])
-def test_a_second_loop_is_told_plainly(server: FakeServer, loop_is_closed: bool) -> None:
-    """Calls, streams and closing say that a loop takes a client of its own."""
+def test_use_in_a_second_loop_is_an_error(server: FakeServer, loop_is_closed: bool) -> None:
+    """Calls, streams and closing say that each loop needs its own client."""
     client = AsyncClient(server.target)
 
     async def collect() -> list[Any]:
@@ -59,7 +60,7 @@ def test_a_second_loop_is_told_plainly(server: FakeServer, loop_is_closed: bool)
     with asyncio.Runner() as first, asyncio.Runner() as second:
         first.run(client.explain(b"7"))
         if loop_is_closed:
-            first.run(client._lines.all[0].channel.close())
+            first.run(client._pool.all[0].grpc_channel.close())
             first.close()
         for use in (lambda: client.explain(b"7"), client.health, collect, client.close):
             with pytest.raises(RuntimeError, match="another event loop; make one in each loop"):
@@ -92,7 +93,7 @@ def test_an_unused_asynchronous_client_is_closed_anywhere() -> None:
     ids=["pickle", "copy", "deepcopy", "method", "spawn"],
 )
 def test_a_client_cannot_be_sent(kind: type[Any], send: Callable[[Any], object]) -> None:
-    """The error says that each process makes one of its own, whatever the client holds."""
+    """The error says that each process makes its own client, whatever the client holds."""
     client = kind(NOWHERE, token=lambda: "a lambda cannot be pickled, either")
     expected = f"^{kind.__name__} cannot be pickled or copied.*make one in each process"
     with pytest.raises(TypeError, match=expected):
@@ -104,7 +105,7 @@ def test_a_client_cannot_be_sent(kind: type[Any], send: Callable[[Any], object])
     ["client.explain(b'7')", "client.health()", "list(client.explain_stream([b'7']))"],
 )
 def test_a_client_is_not_used_after_a_fork(use: str) -> None:
-    """It says so at once: gRPC would hang, or end in an error of its own."""
+    """The error comes at once: gRPC would hang, or raise an unclear error."""
     command = [sys.executable, "-c", FORK.format(use=use)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert ended.stdout.startswith("RuntimeError this Client is connected in the process that")
@@ -126,7 +127,7 @@ def test_a_client_is_not_used_after_a_fork(use: str) -> None:
     ids=["explain", "hedged", "health", "models", "stream"],
 )
 def test_a_closed_client_says_so(server: FakeServer, use: Callable[[Client], object]) -> None:
-    """In its own words, and with the error of calls that were under way."""
+    """Every call of a closed client raises CallCancelledError."""
     client = Client(server.target)
     client.explain(b"7")
     client.close()
@@ -136,7 +137,7 @@ def test_a_closed_client_says_so(server: FakeServer, use: Callable[[Client], obj
 
 
 async def test_a_closed_asynchronous_client_says_so(server: FakeServer) -> None:
-    """Used before or not."""
+    """Every call of it raises CallCancelledError, whether the client was used before or not."""
     for is_used in (True, False):
         client = AsyncClient(server.target)
         if is_used:
@@ -154,15 +155,15 @@ async def test_a_closed_asynchronous_client_says_so(server: FakeServer) -> None:
 def test_a_client_that_is_closed_just_then_says_so(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    """Between taking a channel and calling over it."""
+    """Closing a client between acquiring a channel and calling raises the same error."""
     client = Client(server.target)
-    take = client._lines.take
+    acquire = ChannelPool.acquire
 
-    def take_and_close(*arguments: Any) -> Any:
-        line = take(*arguments)
+    def acquire_and_close(*arguments: Any) -> Any:
+        channel = acquire(*arguments)
         client.close()
-        return line
+        return channel
 
-    monkeypatch.setattr(client._lines, "take", take_and_close)
+    monkeypatch.setattr(ChannelPool, "acquire", acquire_and_close)
     with pytest.raises(CallCancelledError, match="the client is closed"):
         getattr(client, method)(*([b"7"] if method == "explain" else []))

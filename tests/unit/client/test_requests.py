@@ -1,4 +1,4 @@
-"""Options and pixels into requests."""
+"""Requests from options and pixels."""
 
 import re
 from pathlib import Path
@@ -28,7 +28,7 @@ from gradcam_client.requests import (
 
 
 def test_defaults_leave_the_choice_to_the_server() -> None:
-    """Without options only what has no server default is set."""
+    """Without options only fields without a server default are set."""
     request = build_request(b"jpeg")
     assert request == pb.ExplainImageRequest(
         encoded_image=b"jpeg",
@@ -95,7 +95,7 @@ def test_every_option_arrives() -> None:
     ],
 )
 def test_each_form_has_a_maker(form: HeatmapForm, expected: HeatmapForm) -> None:
-    """The makers spell out the forms."""
+    """The functions return the forms with their options."""
     assert form == expected
     assert form.to_proto().format == HEATMAP_FORMATS[form.format]
 
@@ -124,14 +124,14 @@ def test_tables_name_every_value_of_the_api(table: dict[str, int], enum: Any) ->
     ],
 )
 def test_unknown_names_list_the_right_ones(make: Any, names: dict[str, int]) -> None:
-    """An unknown name is answered with those that are known."""
+    """The error for an unknown name lists the known names."""
     with pytest.raises(ValueError, match=re.escape(", ".join(names))):
         make()
 
 
 @pytest.mark.parametrize("classes", [[True], [1.5], [None], "tabby"])
 def test_classes_are_indices_or_names(classes: Any) -> None:
-    """A bool, a float or a bare str is refused, not misread."""
+    """A bool, a float or a bare str is refused."""
     with pytest.raises(TypeError, match="class"):
         build_request(b"", classes=classes)
 
@@ -151,7 +151,7 @@ def test_a_missing_file_is_told_as_python_does(tmp_path: Path) -> None:
 
 
 def test_pixels_are_sent_row_by_row() -> None:
-    """An array travels with its size, and a view with strides arrives as it looks."""
+    """An array is sent with its size, and a strided view in its own order."""
     pixels = np.arange(2 * 5 * 3, dtype=np.uint8).reshape(2, 5, 3)
     mirrored = pixels[:, ::-1, ::-1]
     raw = build_request(mirrored).raw_image
@@ -178,7 +178,7 @@ def test_pixels_are_sent_row_by_row() -> None:
 def test_wrong_pixels_are_told_what_would_be_right(
     pixels: Any, error: type[Exception], remedy: str
 ) -> None:
-    """The error says what was wrong with an array, and how to put it right."""
+    """The error says what is wrong with an array, and the remedy."""
     with pytest.raises(error, match=remedy):
         build_request(pixels)
 

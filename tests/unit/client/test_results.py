@@ -1,4 +1,4 @@
-"""Answers into results."""
+"""Results from answers."""
 
 import dataclasses
 import io
@@ -18,7 +18,7 @@ def result(heatmap_response: pb.ExplainImageResponse) -> ImageExplanation:
 
 
 def only(result: ImageExplanation, *formats: str) -> Explanation:
-    """The explanation as if only these forms had been asked for."""
+    """The explanation of a request for only these forms."""
     explanation = result.explanations[0]
     held = tuple(one for one in explanation.heatmaps if one.format in formats)
     return dataclasses.replace(explanation, heatmaps=held)
@@ -45,7 +45,7 @@ def test_every_field_is_read(result: ImageExplanation) -> None:
 
 
 def test_logits_are_an_array_or_none(result: ImageExplanation) -> None:
-    """Logits are float32 (classes,); None says that they were not asked for."""
+    """Logits are float32 (classes,); None if the request did not ask for them."""
     assert result.logits is not None
     assert result.logits.dtype == np.float32
     np.testing.assert_array_equal(result.logits, [0.5, 1.5])
@@ -76,13 +76,13 @@ def test_the_raw_heat_map_is_an_array(result: ImageExplanation) -> None:
 
 
 def test_an_image_form_is_no_array(result: ImageExplanation) -> None:
-    """Reading a PNG as an array says what to ask for instead."""
+    """Reading a PNG as an array names the form to request instead."""
     with pytest.raises(ValueError, match=r"gray-png is an image file.*Raw\(\)"):
         _ = result.explanations[0].heatmaps[1].array
 
 
 def test_a_missing_form_says_how_to_get_it(result: ImageExplanation) -> None:
-    """What was not asked for is answered with the option that asks for it."""
+    """The error for a missing form names the option that requests it."""
     with pytest.raises(ValueError, match=r"heatmaps=\[Raw\(\)\]; this result holds gray-png$"):
         _ = only(result, "gray-png").heatmap
     with pytest.raises(ValueError, match=r"OverlayJpeg\(\).*OverlayPng\(\).*holds raw$"):
@@ -126,7 +126,7 @@ def test_arrays_are_saved_for_numpy(result: ImageExplanation, tmp_path: Path) ->
 
 
 def test_a_form_that_is_not_there_is_not_saved(result: ImageExplanation, tmp_path: Path) -> None:
-    """Saving what was not asked for says how to ask, and writes nothing."""
+    """Saving a missing form names the option that requests it, and writes nothing."""
     with pytest.raises(ValueError, match=r"for \.jpg.*OverlayJpeg\(\).*holds raw$"):
         only(result, "raw").save(tmp_path / "out.jpg")
     with pytest.raises(ValueError, match=r"out\.gif must end in \.jpg, \.jpeg, \.png, \.npy"):
@@ -137,7 +137,7 @@ def test_a_form_that_is_not_there_is_not_saved(result: ImageExplanation, tmp_pat
 
 
 def test_an_answer_may_hold_nothing() -> None:
-    """Without predictions or explanations the shortcuts say why they have nothing."""
+    """Without predictions or explanations the errors of the shortcuts say why."""
     empty = ImageExplanation.from_response(pb.ExplainImageResponse())
     with pytest.raises(ValueError, match="prediction_count"):
         _ = empty.top

@@ -1,4 +1,4 @@
-"""When to try again."""
+"""The policy of retries."""
 
 import math
 
@@ -18,14 +18,14 @@ def test_the_longest_pause_grows_to_its_limit() -> None:
 
 
 def test_pauses_have_full_jitter() -> None:
-    """Clients that fail together come back spread from 0 to the longest pause."""
+    """Clients that fail together retry at times from 0 to the longest pause."""
     pauses = [POLICY.pause_s(UNAVAILABLE, 2, 60) or 0.0 for _ in range(500)]
     assert 0 <= min(pauses) < 0.5
     assert 1.5 < max(pauses) <= 2
 
 
 def test_the_server_s_delay_is_a_lower_bound() -> None:
-    """No pause is shorter than what the server asked for."""
+    """No pause is shorter than the server asked for."""
     error = OverloadedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", retry_after_s=7)
     pauses = [POLICY.pause_s(error, 1, 60) for _ in range(100)]
     assert all(pause is not None and 7 <= pause <= 8 for pause in pauses)
@@ -39,7 +39,7 @@ def test_attempts_are_counted() -> None:
 
 
 def test_no_pause_outlasts_the_deadline() -> None:
-    """Rather than sleep past the deadline, the error is final at once."""
+    """If the pause would exceed the deadline, the error is final at once."""
     error = OverloadedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", retry_after_s=7)
     assert POLICY.pause_s(error, 1, 7) is None
     assert POLICY.pause_s(UNAVAILABLE, 1, 0) is None

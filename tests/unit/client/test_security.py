@@ -43,7 +43,7 @@ def test_tokens_arrive(connect: Connect, server: FakeServer) -> None:
 def test_each_attempt_asks_for_the_token(
     connect: Connect, server: FakeServer, retry: RetryPolicy
 ) -> None:
-    """A token that is renewed between two attempts is the new one in the second."""
+    """The second attempt sends a token that was renewed after the first."""
     tokens: Iterator[str] = iter(["old", "new"])
     server.script.append(server.fail(CODE.UNAVAILABLE))
     with connect(server.target, retry=retry, token=lambda: next(tokens)) as client:
@@ -113,7 +113,7 @@ def test_a_token_may_stay_on_the_machine(connect: Connect, target: str) -> None:
 
 
 def test_a_given_channel_is_not_trusted_with_a_token(connect: Connect) -> None:
-    """Whether a channel that was given is encrypted cannot be told."""
+    """A token over the caller's channel needs allow_insecure_token: its encryption is unknown."""
     with (
         grpc.insecure_channel("localhost:1") as channel,
         pytest.raises(ValueError, match="given channel"),
@@ -140,7 +140,7 @@ def test_a_token_that_cannot_be_sent_is_refused(connect: Connect, token: str) ->
 def test_a_token_that_is_refused_is_sent_once(
     connect: Connect, server: FakeServer, code: grpc.StatusCode, kind: type[GradCamError]
 ) -> None:
-    """A refusal for want of rights would be the same again."""
+    """A refusal of the token is not retried."""
     server.script.append(server.fail(code, "no"))
     with connect(server.target) as client, pytest.raises(kind, match="no"):
         client.explain(b"7")
@@ -162,7 +162,7 @@ def test_a_request_id_reaches_server_and_error(
 
 
 def test_each_call_has_an_id(connect: Connect, server: FakeServer) -> None:
-    """Without a request id of the caller's, each call gets one of its own."""
+    """Without a request id, each call gets a new id."""
     server.script.append(server.fail(CODE.NOT_FOUND))
     with connect(server.target) as client:
         with pytest.raises(NotFoundError) as raised:
@@ -235,7 +235,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def secure(pki: Path) -> Iterator[FakeServer]:
-    """A server that wants certificates from its clients."""
+    """A server that requires certificates of its clients."""
     key, certificate, clients = (
         (pki / name).read_bytes() for name in ("server.key", "server.pem", "client.pem")
     )
@@ -275,13 +275,13 @@ def test_mutual_tls(connect: Connect, secure: FakeServer, pki: Path, retry: Retr
 def test_wrong_files_are_named(
     pki: Path, arguments: Callable[[Path], dict[str, Path]], kind: type[Exception], words: str
 ) -> None:
-    """What gRPC would tell as a failed handshake, much later, is told at once."""
+    """Broken PEM files are an error at once, not a failed handshake much later."""
     with pytest.raises(kind, match=words):
         tls_credentials(**arguments(pki))
 
 
 def test_an_encrypted_key_is_named(tmp_path: Path) -> None:
-    """A key with a passphrase cannot be used; the error says what to do."""
+    """A key with a passphrase cannot be used; the error names the remedy."""
     (tmp_path / "key").write_text("-----BEGIN ENCRYPTED PRIVATE KEY-----\n")
     (tmp_path / "pem").write_text("-----BEGIN CERTIFICATE-----\n")
     with pytest.raises(ValueError, match="openssl pkey"):

@@ -1,4 +1,4 @@
-"""The bookkeeping of a stream."""
+"""The ledger of a stream."""
 
 from typing import Any
 
@@ -67,7 +67,7 @@ def answer(
 
 
 def yielded(ledger: StreamLedger) -> list[Any]:
-    """The numbers and error classes that are ready."""
+    """The numbers and error classes of the outcomes that are ready."""
     ends: list[Any] = []
     while (outcome := ledger.next_outcome()) is not None:
         ends.append(outcome.result.top.index if outcome.result else type(outcome.error))
@@ -75,7 +75,7 @@ def yielded(ledger: StreamLedger) -> list[Any]:
 
 
 def test_progress_keeps_an_image_waiting() -> None:
-    """Progress is handed out, puts off the timeout, and is no answer; a stranger's is nothing."""
+    """Progress is returned and postpones the timeout; of an unknown image it is ignored."""
     ledger = make_ledger(timeout_s=10)
     take(ledger, 7)
     (request,) = send_due(ledger)
@@ -105,7 +105,7 @@ def test_answers_are_put_in_order() -> None:
 
 
 def test_room_is_counted_from_taking_to_yielding() -> None:
-    """An answered image keeps its place until it is yielded: memory stays bounded."""
+    """An answered image counts as in flight until it is yielded: memory stays bounded."""
     ledger = make_ledger(max_in_flight=2)
     take(ledger, 0)
     assert ledger.has_room
@@ -129,7 +129,7 @@ def test_a_bad_image_keeps_its_place_in_the_order() -> None:
 
 
 def test_what_broke_off_is_sent_again() -> None:
-    """After a break, exactly what was not answered is sent again, in order, after a pause."""
+    """After a break, exactly the unanswered images are sent again, in order, after a pause."""
     ledger = make_ledger()
     take(ledger, 0, 1, 2)
     first, second, _ = send_due(ledger)
@@ -145,7 +145,7 @@ def test_what_broke_off_is_sent_again() -> None:
 
 
 def test_breaks_without_an_answer_are_counted() -> None:
-    """When the attempts are used up, what was taken fails, and later images begin afresh."""
+    """When the attempts are used up, the images taken fail, and later images start anew."""
     ledger = make_ledger()
     take(ledger, 0, 1)
     for now in (0, 10, 20):
@@ -163,7 +163,7 @@ def test_breaks_without_an_answer_are_counted() -> None:
 
 
 def test_an_answer_starts_the_count_again() -> None:
-    """A stream may break any number of times as long as it gets on."""
+    """A stream may break any number of times if it answers images in between."""
     ledger = make_ledger(max_in_flight=99)
     take(ledger, *range(20))
     for now in range(0, 200, 10):
@@ -182,7 +182,7 @@ def test_a_break_between_images_is_no_failure() -> None:
 
 
 def test_a_retryable_answer_is_tried_again_alone() -> None:
-    """A full queue delays one image and none of the others."""
+    """A full queue delays only the image that it refused."""
     ledger = make_ledger()
     take(ledger, 0, 1)
     first, second = send_due(ledger)
@@ -213,7 +213,7 @@ def test_other_answers_are_final() -> None:
 
 
 def test_the_image_that_breaks_streams_is_found() -> None:
-    """One image that no server can take fails alone: the others are tried one by one."""
+    """An image that breaks every stream fails alone: images are sent one by one."""
     ledger = make_ledger()
     take(ledger, 0, 1, 2)
     send_due(ledger)
@@ -231,7 +231,7 @@ def test_the_image_that_breaks_streams_is_found() -> None:
 
 
 def test_silence_fails_what_waits() -> None:
-    """Every answer restarts the clock; without one all that waits fails."""
+    """Every answer restarts the timeout; when it ends, all unanswered images fail."""
     ledger = make_ledger(timeout_s=5)
     assert ledger.expires_in_s(now=100) is None
     take(ledger, 0, 1, now=100)

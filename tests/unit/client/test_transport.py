@@ -1,4 +1,4 @@
-"""What gRPC is told."""
+"""Targets and channel options."""
 
 from collections.abc import Sequence
 
@@ -26,14 +26,14 @@ def test_addresses_are_told_apart(target: str | Sequence[str], targets: tuple[st
 
 
 def test_given_options_win() -> None:
-    """What the caller sets replaces ours and leaves the rest."""
+    """Options of the caller replace those of the client, one by one."""
     options = merge_options(7, RetryPolicy(), [("grpc.keepalive_time_ms", 1), ("more", 2)])
     assert (options["grpc.keepalive_time_ms"], options["more"]) == (1, 2)
     assert options["grpc.max_send_message_length"] == 7
 
 
 def test_a_lost_server_is_looked_for_every_second() -> None:
-    """However patient the retries are, connections are tried about once in a second."""
+    """Connections are tried about once a second, whatever the policy of retries."""
     options = merge_options(7, RetryPolicy(initial_backoff_s=3, max_backoff_s=60), [])
     assert options["grpc.initial_reconnect_backoff_ms"] == 1000
     assert options["grpc.max_reconnect_backoff_ms"] == 1000

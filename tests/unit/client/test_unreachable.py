@@ -1,4 +1,4 @@
-"""What a client says of a server that it does not reach; proxies are real sockets, and refuse."""
+"""Errors of servers that cannot be reached; the proxies are real sockets that refuse."""
 
 import re
 import socket
@@ -24,7 +24,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def free_port() -> Iterator[int]:
-    """A port at which nothing listens, kept from others."""
+    """A port that is reserved and at which nothing listens."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]
@@ -32,7 +32,7 @@ def free_port() -> Iterator[int]:
 
 @pytest.fixture
 def refusing_proxy() -> Iterator[str]:
-    """A proxy that lets nobody through."""
+    """A proxy that refuses every request."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def refuse() -> None:
@@ -60,7 +60,7 @@ def test_no_proxy_leads_to_this_machine(
     monkeypatch: pytest.MonkeyPatch,
     variable: str,
 ) -> None:
-    """A company's proxy in the environment does not keep a client from a local server."""
+    """A proxy in the environment does not affect calls to a local server."""
     monkeypatch.setenv(variable, f"http://127.0.0.1:{free_port}")
     port = server.target.rpartition(":")[2]
     for target in (server.target, f"localhost:{port}", f"ipv4:{server.target}"):
@@ -74,7 +74,7 @@ def test_no_proxy_leads_to_this_machine(
 def test_a_proxy_that_refuses_is_named(
     connect: Connect, refusing_proxy: str, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    """With its variable, and the variable that goes around it, but not its password."""
+    """The error names its variable and the remedy, but not its password."""
     monkeypatch.setenv(variable, f"http://user:secret@{refusing_proxy}")
     with connect("gradcam.example.org:50051", retry=ONCE) as client:
         with pytest.raises(UnavailableError) as raised:
@@ -92,7 +92,7 @@ def test_a_proxy_that_refuses_is_named(
 def test_a_proxy_that_is_down_is_named(
     connect: Connect, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody looks for a fault in a server that was never asked."""
+    """The error of the proxy names the proxy, not the server."""
     monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{free_port}")
     expected = f"proxy 127.0.0.1:{free_port}, which the environment variable https_proxy .*refused"
     with (
@@ -106,7 +106,7 @@ def test_a_proxy_that_is_down_is_named(
 def test_a_refused_connection_says_where_and_how_to_start(
     connect: Connect, free_port: int, host: str
 ) -> None:
-    """The address is the caller's own, not gRPC's notation of it."""
+    """The error shows the caller's address, not gRPC's notation."""
     target = f"{host}:{free_port}"
     expected = f"^nothing listens at {target}; start a server there .gradcam serve."
     with connect(target, retry=ONCE) as client:
@@ -118,7 +118,7 @@ def test_a_refused_connection_says_where_and_how_to_start(
 
 
 def test_a_socket_that_is_not_there_is_named(connect: Connect) -> None:
-    """A Unix socket's path, too."""
+    """The error shows the path of a Unix socket."""
     with (
         connect("unix:/nowhere/socket", retry=ONCE) as client,
         pytest.raises(UnavailableError, match="^nothing listens at unix:/nowhere/socket"),
@@ -128,7 +128,7 @@ def test_a_socket_that_is_not_there_is_named(connect: Connect) -> None:
 
 @pytest.mark.parametrize("target", ["two words:1", "localhost:50051/path", "a_:b:1"])
 def test_what_is_no_address_is_named(connect: Connect, target: str) -> None:
-    """The right form is in the error."""
+    """The error shows the right form of an address."""
     with (
         connect([target], retry=ONCE) as client,
         pytest.raises(UnavailableError, match=f"^'{target}' is not HOST:PORT$"),
@@ -138,7 +138,7 @@ def test_what_is_no_address_is_named(connect: Connect, target: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["http", "https", "HTTP", "grpc"])
 def test_a_link_is_no_target(connect: Connect, scheme: str) -> None:
-    """It is refused before anything is sent; TLS is asked for otherwise."""
+    """A link is refused before anything is sent; the error says how to use TLS."""
     target = f"{scheme}://localhost:50051"
     with pytest.raises(ValueError, match=f'"host:port" without {scheme}://'), connect(target):
         pass
@@ -154,7 +154,7 @@ def test_a_link_is_no_target(connect: Connect, scheme: str) -> None:
     ],
 )
 def test_other_reasons_are_told_apart(text: str, message: str) -> None:
-    """Each has its remedy."""
+    """Each text of gRPC gets its own remedy."""
     said = explain(f"failed to connect to all addresses; last error: UNKNOWN: {text}", "host")
     assert said is not None
     assert re.search(message, said)
@@ -162,5 +162,5 @@ def test_other_reasons_are_told_apart(text: str, message: str) -> None:
 
 @pytest.mark.parametrize("text", ["the queue is full", "warming up", "", "Socket closed"])
 def test_what_a_server_says_is_left_alone(text: str) -> None:
-    """Only gRPC's own words are put in others."""
+    """Only gRPC's own texts are replaced."""
     assert explain(text, "host:1") is None

@@ -1,9 +1,15 @@
-"""The engine in a process of its own, which may die without taking the server along.
+"""The engine in a process of its own, which may die without ending the server.
 
     front end: RemoteBackend  <-- messages over a socket -->  engine: main
 
-The front end decodes, renders and talks gRPC; the engine holds TensorFlow and the device,
-and makes the batches. ``messages``, and the images in ``slots``, are all that they share. Other
-front ends join the same engine by an ``EngineConnection``, which the first one hands them
-(``door``).
+The front end decodes, renders and serves gRPC; the engine holds TensorFlow and the devices,
+and makes the batches. They share the messages and the images in the shared ring, nothing else.
+
+    process        starts the engine, watches it and lets other front ends join it
+    client         a front end's connection to an engine
+    main           the engine's process
+    messages       what they send to each other
+    shared_ring    images in memory that both processes map
+    fd_passing     file descriptors sent from one process to another
+    child_process  starts, watches, ends and restarts child processes of the server
 """

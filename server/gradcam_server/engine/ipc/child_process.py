@@ -3,8 +3,8 @@
     spawn -> control socket -> wait -> reason -> pause -> spawn ...
 
 A child is a Python module that is run with the numbers of inherited file descriptors as arguments,
-its end of the control socket first. It must end when the other end of that socket is closed: then
-no child outlives the server, however the server ends.
+its end of the control socket first. A child must end when the other end of that socket is closed:
+then no child outlives the server, however the server ends.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ CLOSE_S = 5.0
 
 
 class ChildProcess:
-    """A child that runs. ``spawn`` starts one.
+    """A running child. ``spawn`` starts one.
 
     Args:
         process: The process.
@@ -46,13 +46,13 @@ class ChildProcess:
 
     @classmethod
     async def spawn(cls, module: str, *descriptors: int) -> Self:
-        """Starts a child. If this fails or is cancelled, nothing of it is left.
+        """Starts a child. If this fails or is cancelled, no process or descriptor is left.
 
         Args:
             module: The Python module to run.
             *descriptors: File descriptors that it inherits under their numbers. They stay open
-                here. Its arguments are the number of its end of the control socket, these, and
-                that of stderr if native code's lines are logged as JSON.
+                here. The child's arguments are the number of its end of the control socket, these
+                numbers, and that of stderr if native code's lines are logged as JSON.
 
         Raises:
             OSError: There is no descriptor, process or memory left.
@@ -80,10 +80,10 @@ class ChildProcess:
         return self._process.pid
 
     async def wait(self) -> tuple[int, str]:
-        """Waits for its end.
+        """Waits for the child's end.
 
         Returns:
-            Its exit status (negative: the signal that killed it), and in words why it ended.
+            The exit status (negative: the signal that killed it), and in words why it ended.
         """
         status = await self._process.wait()
         return status, self._kill_reason or exit_reason(status)
@@ -92,7 +92,7 @@ class ChildProcess:
         """Waits for the end of a child whose control socket is closed, for a few seconds.
 
         Returns:
-            In words, why it ended; or that it only closed its connection.
+            In words, why the child ended; or that it only closed its connection.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_S):
@@ -101,10 +101,10 @@ class ChildProcess:
         return self._kill_reason or "it closed its connection"
 
     def kill(self, reason: str) -> None:
-        """Kills it, unless it has ended.
+        """Kills the child, unless it has ended.
 
         Args:
-            reason: What ``wait`` tells.
+            reason: Why, for ``wait`` to return.
         """
         if self._process.returncode is None:
             self._kill_reason = self._kill_reason or reason
@@ -116,10 +116,10 @@ class ChildProcess:
         self.writer.close()
 
     async def close(self, limit_s: float = CLOSE_S) -> None:
-        """Asks it to end, and kills it if it does not.
+        """Asks the child to end, and kills it if it does not.
 
         Args:
-            limit_s: How long it may take, in seconds; with 0 it is killed at once.
+            limit_s: How long the child may take, in seconds; with 0 it is killed at once.
         """
         self.hang_up()
         try:
@@ -132,7 +132,7 @@ class ChildProcess:
 
 
 class Watchdog:
-    """Finds out that a child hangs: it is silent, or a batch of it does not end.
+    """Detects a child that hangs: it is silent, or its batch does not end.
 
     Args:
         limit_s: How long a child may be silent, or a batch may run, in seconds.
@@ -146,10 +146,10 @@ class Watchdog:
         self._heard_at = perf_counter()
 
     async def wait(self, batch_s: Callable[[], float] = lambda: 0.0) -> str:
-        """Returns, once the child hangs, in words what it does.
+        """Waits until the child hangs; returns in words how.
 
         Args:
-            batch_s: Returns for how long its batch has been running, in seconds.
+            batch_s: Returns how long its batch has been running, in seconds.
         """
         interval_s = min(self._limit_s / 4, 1)
         while True:
@@ -167,12 +167,12 @@ class Watchdog:
 
 @dataclass(frozen=True)
 class Backoff:
-    """Pauses before new attempts. The first new attempt is made at once.
+    """Pauses before restarts. The first restart is made at once.
 
     Attributes:
-        first_s: The pause before the second, in seconds. Each pause is twice the one before.
+        first_s: The pause before the second restart, in seconds. Each pause doubles.
         max_s: The longest pause, in seconds.
-        stable_s: What has run for so long begins without a pause again, in seconds.
+        stable_s: After a run of so many seconds the pauses begin anew.
     """
 
     first_s: float = 0.5
@@ -194,14 +194,14 @@ async def keep_running(
     lost: Callable[[str], None] = lambda _: None,
     backoff: Backoff = BACKOFF,
 ) -> None:
-    """Runs something, and runs it again whenever it ends or fails, until it is stopped.
+    """Runs something, and restarts it whenever it ends or fails, until it is stopped.
 
     Each loss is logged once. No exception of ``run`` ends the loop; cancellation does.
 
     Args:
         name: What runs, as the log begins a sentence with it.
-        run: Runs it to its end, and returns in words why it ended.
-        stop: Set to stop: no new run begins, and a pause ends. A run is not interrupted.
+        run: Runs to the end, and returns in words why it ended.
+        stop: Once set, no run begins, and a pause ends. A run is not interrupted.
         lost: Called with the reason after each run, unless it was stopped. May stop the loop.
         backoff: The pauses before new runs.
     """
@@ -229,7 +229,7 @@ async def keep_running(
 
 
 def exit_reason(status: int) -> str:
-    """Says how a process ended.
+    """Returns in words how a process ended.
 
     Args:
         status: Its exit status; negative is the signal that killed it.

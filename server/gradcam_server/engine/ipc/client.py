@@ -1,4 +1,4 @@
-"""A front end's connection to an engine: it asks, and knows when the engine is gone."""
+"""A front end's connection to an engine: sends images, and notices when the engine is gone."""
 
 import asyncio
 import itertools
@@ -11,9 +11,9 @@ from gradcam_server.domain.catalog import Catalog
 from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphOutput
 from gradcam_server.domain.schedule import Answer, OnDispatch, Urgency
 from gradcam_server.engine.ipc.messages import (
-    Begun,
     Cancel,
     Compute,
+    Dispatched,
     Done,
     GarbledError,
     Heartbeat,
@@ -22,7 +22,7 @@ from gradcam_server.engine.ipc.messages import (
     receive,
     send,
 )
-from gradcam_server.engine.ipc.shared_ring import SlotWriter
+from gradcam_server.engine.ipc.shared_ring import RingWriter
 from gradcam_server.errors import EngineLostError, StartupError
 
 logger = logging.getLogger(__name__)
@@ -33,19 +33,19 @@ class EngineConnection:
 
     Attributes:
         lost: Done, with the reason, once the engine is gone; cancelled by ``close``.
-        started_in_s: How long it took to start, in seconds: what a restart will take.
+        started_in_s: How long the engine took to start, in seconds; a restart takes as long.
     """
 
     def __init__(
         self,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        memory: int,
+        shared_fd: int,
         ready: Ready,
         started_in_s: float,
     ) -> None:
         self._reader, self._writer = reader, writer
-        self._slots = SlotWriter(memory)
+        self._ring = RingWriter(shared_fd)
         self._catalog, self._compilation_count = ready.catalog, ready.compilation_count
         self.tensorflow_version = ready.tensorflow_version
         self.started_in_s = started_in_s
@@ -56,29 +56,29 @@ class EngineConnection:
         self._tasks = [asyncio.create_task(self._listen(), name="engine listener")]
 
     @classmethod
-    async def join(cls, connection: int, memory: int, started_in_s: float) -> Self:
-        """Joins an engine that another front end has started, and that has let this one in.
+    async def join(cls, connection: int, shared_fd: int, started_in_s: float) -> Self:
+        """Joins an engine that another front end has started (``RemoteBackend.let_in``).
 
         Args:
-            connection: Descriptor of the connection; closed with it.
-            memory: Descriptor of the memory to share; closed.
+            connection: File descriptor of the connection; it is taken over.
+            shared_fd: File descriptor of the memory to share; it is closed.
             started_in_s: How long the engine took to start, in seconds.
 
         Raises:
-            EngineLostError: It is gone already.
+            EngineLostError: The engine is gone already.
             OSError: There is no memory left.
         """
         try:
             reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=connection))
             try:
-                return cls(reader, writer, memory, await receive_ready(reader), started_in_s)
+                return cls(reader, writer, shared_fd, await receive_ready(reader), started_in_s)
             except BaseException:
                 writer.close()
                 raise
         except (EOFError, GarbledError):
             raise EngineLostError("the engine was lost", started_in_s) from None
         finally:
-            os.close(memory)  # what is mapped stays
+            os.close(shared_fd)  # the mapping stays
 
     @property
     def catalog(self) -> Catalog:
@@ -97,15 +97,15 @@ class EngineConnection:
         on_dispatch: OnDispatch | None = None,
         urgency: Urgency = Urgency(),  # noqa: B008 - it is frozen
     ) -> Answer[GraphOutput]:
-        """Computes one image, batched with its like. If cancelled, the engine drops it."""
+        """Computes one image; see ``Backend``. If cancelled, the engine drops it."""
         if self.lost.done():
             raise self._lost_error()
         number = next(self._numbers)
         future: asyncio.Future[Answer[GraphOutput]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = (future, on_dispatch)
         try:
-            # Nothing may come between number, slot and message: they are in one order.
-            image = self._slots.put(number, item.image)
+            # Without an await between them, numbers, slots and messages have one order.
+            image = self._ring.put(number, item.image)
             send(self._writer, Compute(number, key, image, item.targets, urgency))
             await self._writer.drain()
             return await future
@@ -118,33 +118,33 @@ class EngineConnection:
         finally:
             self._waiting.pop(number, None)
             if future.done() and not future.cancelled():
-                future.exception()  # a caller that was cancelled does not ask for it
+                future.exception()  # a caller that was cancelled does not read it
 
     async def close(self) -> None:
-        """Asks no more. What waits fails."""
+        """Ends the connection. Images that wait fail."""
         for task in self._tasks:
             task.cancel()
-        self.lost.cancel()  # who watches for it need not wait any more
+        self.lost.cancel()  # its watchers need not wait any more
         self._fail_waiting()
         self._hang_up()
 
     async def _listen(self) -> None:
         try:
             while True:
-                self._take(await receive(self._reader))
+                self._handle(await receive(self._reader))
         except EOFError:
             self._lose(await self._why_gone())
         except GarbledError as error:
             self._lose(str(error))
         except Exception as error:
             # Without a listener no answer would ever arrive.
-            logger.exception("A message of the engine could not be taken in")
-            self._lose(f"its message could not be taken in ({error!r})")
+            logger.exception("A message of the engine could not be handled")
+            self._lose(f"its message could not be handled ({error!r})")
 
     async def _why_gone(self) -> str:
         return "it closed its connection"
 
-    def _take(self, message: object) -> None:
+    def _handle(self, message: object) -> None:
         match message:
             case Done(number, answer, error, count):
                 self._compilation_count = count
@@ -155,15 +155,15 @@ class EngineConnection:
                     future.set_result(answer)
                 else:
                     future.set_exception(error or RuntimeError("the engine gave no answer"))
-            case Begun(numbers, latest):
-                self._slots.free(latest)
+            case Dispatched(numbers, latest):
+                self._ring.free(latest)
                 for number in numbers:
                     _, on_dispatch = self._waiting.get(number, (None, None))
                     if on_dispatch is not None:
                         on_dispatch()
             case Heartbeat() as heartbeat:
                 self.heartbeat = heartbeat
-                self._slots.free(heartbeat.latest)
+                self._ring.free(heartbeat.latest)
                 self._compilation_count = heartbeat.compilation_count
 
     def _lose(self, reason: str) -> None:
@@ -179,7 +179,7 @@ class EngineConnection:
 
     def _hang_up(self) -> None:
         self._writer.close()
-        self._slots.close()
+        self._ring.close()
 
     def _fail_waiting(self) -> None:
         for future, _ in self._waiting.values():
@@ -197,9 +197,9 @@ async def receive_ready(reader: asyncio.StreamReader) -> Ready:
     """Returns the first message of an engine that is warm.
 
     Raises:
-        StartupError: It cannot start as configured.
-        EOFError: It is gone.
-        GarbledError: It sent something else.
+        StartupError: The engine cannot start as configured.
+        EOFError: The engine is gone.
+        GarbledError: The first message is another.
     """
     match await receive(reader):
         case Ready() as ready:

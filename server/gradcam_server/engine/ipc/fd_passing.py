@@ -1,38 +1,43 @@
-"""Descriptors of connections and memories, handed from one process of the server to another.
+"""Sends file descriptors from one process of the server to another (SCM_RIGHTS).
 
 They go through a socket pair of their own, beside the messages that say what they are for:
-asyncio's streams cannot carry them. What is announced by a message is already there.
+asyncio's streams cannot carry descriptors. Descriptors are sent before the message that announces
+them.
 """
 
 import os
 import socket
 
 
-def make_door() -> tuple[socket.socket, socket.socket]:
-    """Returns both ends of a door; one is for the other process."""
+def fd_socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Returns two connected sockets for descriptors; the second is for the other process."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     return ours, theirs
 
 
-def hand_over(door: socket.socket, *descriptors: int) -> None:
-    """Gives the other process descriptors of its own for what ours stand for.
+def send_fds(fd_socket: socket.socket, *descriptors: int) -> None:
+    """Sends file descriptors to the other process. They stay open here.
 
     Raises:
-        OSError: It is gone, or takes nothing out of its door.
+        OSError: The other process is gone, or does not receive.
     """
-    socket.send_fds(door, [b"\0"], descriptors)
+    socket.send_fds(fd_socket, [b"\0"], descriptors)
 
 
-def take_over(door: socket.socket, count: int) -> list[int]:
-    """Takes the descriptors that were handed over first, which a message has announced.
+def receive_fds(fd_socket: socket.socket, count: int) -> list[int]:
+    """Receives the descriptors of one ``send_fds``, the oldest that is not yet received.
+
+    Args:
+        fd_socket: The socket.
+        count: How many a message has announced.
 
     Raises:
-        OSError: There are not so many.
+        OSError: The number that was sent differs.
     """
-    _, descriptors, _, _ = socket.recv_fds(door, 1, count, socket.MSG_CMSG_CLOEXEC)
+    _, descriptors, _, _ = socket.recv_fds(fd_socket, 1, count, socket.MSG_CMSG_CLOEXEC)
     if len(descriptors) != count:
-        for one in descriptors:
-            os.close(one)
-        raise OSError(f"{len(descriptors)} descriptors were handed over; {count} were announced")
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise OSError(f"{len(descriptors)} descriptors were sent; {count} were announced")
     return descriptors

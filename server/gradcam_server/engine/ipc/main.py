@@ -1,7 +1,7 @@
-"""The engine's process: python -m ...engine_process.main FD MEMORY_FD DOOR_FD [STDERR_FD].
+"""The engine's process: python -m ...engine.ipc.main CONNECTION SHARED_FD FD_SOCKET [STDERR].
 
-Ends when the front end that started it closes its end of the socket, so it never outlives it.
-Others may join it and leave: what they ask goes into the same batches.
+It ends when the front end that started it closes its end of the socket, so it never outlives that
+front end. Other front ends may join and leave: their images go into the same batches.
 """
 
 import asyncio
@@ -20,12 +20,12 @@ from typing import Any, cast
 
 from gradcam_server.domain.graph_io import GraphItem, GraphKey
 from gradcam_server.domain.schedule import BatchReport, Urgency
-from gradcam_server.engine.ipc.fd_passing import take_over
+from gradcam_server.engine.ipc.fd_passing import receive_fds
 from gradcam_server.engine.ipc.messages import (
     BatchRan,
-    Begun,
     Cancel,
     Compute,
+    Dispatched,
     Done,
     Heartbeat,
     Join,
@@ -35,7 +35,7 @@ from gradcam_server.engine.ipc.messages import (
     receive,
     send,
 )
-from gradcam_server.engine.ipc.shared_ring import SlotReader
+from gradcam_server.engine.ipc.shared_ring import RingReader
 from gradcam_server.errors import ExplanationServerError, StartupError
 from gradcam_server.telemetry.logs import configure
 from gradcam_server.telemetry.memory import resident_bytes
@@ -46,13 +46,13 @@ logger = logging.getLogger(__name__)
 HEARTBEAT_S = 0.25
 
 
-async def run(connection: socket.socket, memory: int, door: socket.socket) -> None:
-    """Answers the front end until it closes the connection.
+async def run(connection: socket.socket, shared_fd: int, fd_socket: socket.socket) -> None:
+    """Serves the front end that started it until that closes the connection.
 
     Args:
         connection: To the front end.
-        memory: File descriptor of memory to be shared with it.
-        door: Where it hands over connections and memories of others.
+        shared_fd: File descriptor of the memory to share with it.
+        fd_socket: Receives the descriptors of other front ends' connections and memory.
     """
     reader, writer = await asyncio.open_connection(sock=connection)
     message = await receive(reader)
@@ -61,12 +61,12 @@ async def run(connection: socket.socket, memory: int, door: socket.socket) -> No
     front_end_gone = asyncio.ensure_future(_watch(reader))
     try:
         engine = await asyncio.to_thread(_warm_engine, message)
-        process = _Process(message, engine, door)
+        process = _Process(message, engine, fd_socket)
     except StartupError as error:
         send(writer, Refused(str(error)))
         await writer.drain()
         return
-    first = process.add(writer, memory)
+    first = process.add(writer, shared_fd)
     front_end_gone.cancel()
     await asyncio.wait({front_end_gone})
     await process.serve(first, reader)
@@ -74,7 +74,7 @@ async def run(connection: socket.socket, memory: int, door: socket.socket) -> No
 
 async def _watch(reader: asyncio.StreamReader) -> None:
     """Ends the process if the front end goes while TensorFlow cannot be interrupted."""
-    # The front end is silent now: what is readable is the end.
+    # The front end sends nothing now: what can be read is the end of the connection.
     if not await reader.read(1):
         os._exit(0)
 
@@ -88,27 +88,27 @@ def _warm_engine(message: Start) -> Any:
 
 
 class _FrontEnd:
-    """One of those that ask.
+    """A front end that is connected.
 
     Attributes:
-        latest: The greatest number that was read.
-        writer: To it.
+        latest: The greatest message number that was read.
+        writer: Writes to it.
     """
 
-    def __init__(self, backend: Any, writer: asyncio.StreamWriter, slots: SlotReader) -> None:
+    def __init__(self, backend: Any, writer: asyncio.StreamWriter, ring: RingReader) -> None:
         self.writer, self.latest = writer, -1
-        self._backend, self._slots = backend, slots
+        self._backend, self._ring = backend, ring
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._begun: list[int] = []
+        self._dispatched: list[int] = []
 
     async def serve(self, reader: asyncio.StreamReader, on_join: Callable[[], None]) -> None:
-        """Answers until its end is closed."""
+        """Serves until the front end closes the connection."""
         with suppress(EOFError):
             while True:
                 match await receive(reader):
                     case Compute(number, key, image, targets, urgency):
-                        item = GraphItem(self._slots.take(image), targets)
-                        self.latest = number  # from here on its slot may be used again
+                        item = GraphItem(self._ring.take(image), targets)
+                        self.latest = number  # from here on the slot may be used again
                         work = self._compute(number, key, item, urgency)
                         self._tasks[number] = asyncio.create_task(work)
                     case Cancel(number) if number in self._tasks:
@@ -116,34 +116,34 @@ class _FrontEnd:
                     case Join():
                         on_join()
 
-    def _begin(self, number: int) -> None:
+    def _note_dispatch(self, number: int) -> None:
         if self.writer.is_closing():
             return
-        if not self._begun:
-            asyncio.get_running_loop().call_soon(self._tell_begun)
-        self._begun.append(number)
+        if not self._dispatched:
+            asyncio.get_running_loop().call_soon(self._send_dispatched)
+        self._dispatched.append(number)
 
     def close(self) -> None:
-        """Drops what it has asked for."""
+        """Drops the images of a front end that is gone."""
         for task in self._tasks.values():
             task.cancel()
         self.writer.close()
-        self._slots.close()
+        self._ring.close()
 
-    def _tell_begun(self) -> None:
-        send(self.writer, Begun(tuple(self._begun), self.latest))
-        self._begun.clear()
+    def _send_dispatched(self) -> None:
+        send(self.writer, Dispatched(tuple(self._dispatched), self.latest))
+        self._dispatched.clear()
 
     async def _compute(self, number: int, key: GraphKey, item: GraphItem, urgency: Urgency) -> None:
         answer, error = None, cast("Exception | None", None)
         try:
-            begin = partial(self._begin, number)
-            answer = await self._backend.compute(key, item, begin, urgency)
+            on_dispatch = partial(self._note_dispatch, number)
+            answer = await self._backend.compute(key, item, on_dispatch, urgency)
         except ExplanationServerError as expected:
             error = expected
         except Exception as fault:
             logger.exception("Computing failed")
-            # Whatever it is, it may not be known, or not be a pickle, over there.
+            # The front end may not know its class, and it may not be picklable.
             error = RuntimeError(f"the engine failed: {type(fault).__name__}")
         finally:
             del self._tasks[number]
@@ -152,24 +152,24 @@ class _FrontEnd:
 
 
 class _Process:
-    """The engine, and the front ends that ask it; the first is the one that started it."""
+    """The engine and its front ends; the first of them started it."""
 
-    def __init__(self, message: Start, engine: Any, door: socket.socket) -> None:
+    def __init__(self, message: Start, engine: Any, fd_socket: socket.socket) -> None:
         from gradcam_server.engine.backend import LocalBackend
 
-        # Exports run without it.
+        # Exports run without TensorFlow.
         self._tf: Any = sys.modules.get("tensorflow")
         self._backend = LocalBackend(message.config, engine, self._batch_ran)
         sizes = [math.prod(model.input_size) for model in self._backend.catalog.models]
         self._image_bytes = 3 * max(sizes, default=1)
-        self._door = door
+        self._fd_socket = fd_socket
         self._front_ends: list[_FrontEnd] = []
-        self._others: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._left_count = 0
 
-    def add(self, writer: asyncio.StreamWriter, memory: int) -> _FrontEnd:
-        """Lets a front end ask from now on."""
-        front_end = _FrontEnd(self._backend, writer, SlotReader(memory, self._image_bytes))
+    def add(self, writer: asyncio.StreamWriter, shared_fd: int) -> _FrontEnd:
+        """Adds a front end and sends it Ready."""
+        front_end = _FrontEnd(self._backend, writer, RingReader(shared_fd, self._image_bytes))
         self._front_ends.append(front_end)
         count = self._backend.compilation_count
         version = self._tf.__version__ if self._tf else "not loaded"
@@ -177,20 +177,20 @@ class _Process:
         return front_end
 
     async def serve(self, first: _FrontEnd, reader: asyncio.StreamReader) -> None:
-        """Serves until the first goes."""
+        """Serves until the first front end is gone."""
         beating = asyncio.create_task(self._beat())
         await first.serve(reader, self._join)
         beating.cancel()
 
     def _join(self) -> None:
-        task = asyncio.create_task(self._serve_another(*take_over(self._door, 2)))
-        self._others.add(task)
-        task.add_done_callback(self._others.discard)
+        task = asyncio.create_task(self._serve_another(*receive_fds(self._fd_socket, 2)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _serve_another(self, connection: int, memory: int) -> None:
+    async def _serve_another(self, connection: int, shared_fd: int) -> None:
         reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=connection))
-        front_end = self.add(writer, memory)
-        os.close(memory)  # what is mapped stays
+        front_end = self.add(writer, shared_fd)
+        os.close(shared_fd)  # the mapping stays
         try:
             await front_end.serve(reader, lambda: None)
         finally:
@@ -212,8 +212,8 @@ class _Process:
                 latest=-1,
                 left_count=self._left_count,
             )
-            for one in self._front_ends:
-                send(one.writer, replace(heartbeat, latest=one.latest))
+            for front_end in self._front_ends:
+                send(front_end.writer, replace(heartbeat, latest=front_end.latest))
             await asyncio.sleep(HEARTBEAT_S)
 
     def _device_bytes(self) -> dict[str, tuple[int, int]]:
@@ -227,18 +227,19 @@ class _Process:
 
 
 def main() -> None:
-    """Runs the process. It ends at once, as TensorFlow's threads cannot be ended orderly."""
-    # Ctrl-C and a service manager signal the whole group; the front end decides when we go.
+    """Runs the process. It exits without clean-up, as TensorFlow's threads cannot be joined."""
+    # Ctrl-C and a service manager signal the whole group; the front end decides when this ends.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     threading.current_thread().name = "engine"
-    connection, memory, door, *stderr = map(int, sys.argv[1:])
+    connection, shared_fd, fd_socket, *stderr = map(int, sys.argv[1:])
     if stderr:
         write_python_to(stderr[0])
     status = 0
     try:
         with suppress(EOFError):
-            asyncio.run(run(socket.socket(fileno=connection), memory, socket.socket(fileno=door)))
+            front_end, fds = socket.socket(fileno=connection), socket.socket(fileno=fd_socket)
+            asyncio.run(run(front_end, shared_fd, fds))
     except Exception:
         logger.exception("The engine failed")
         status = 1

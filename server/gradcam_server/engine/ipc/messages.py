@@ -1,10 +1,10 @@
-"""What the front end and the engine tell each other, and how it goes over a socket.
+"""The messages between a front end and the engine, and how they go over a socket.
 
 Frames are pickles with a mark and their length before them. Both ends are processes of one server,
-and the socket is a pair that only they hold: nobody else can send a pickle. Images are in
-them only where they are not in shared memory (``slots``). The first front end starts the engine
-and says who else may join; to those it sends Ready, Begun, Done and heartbeats, and batches to
-the first alone.
+and the socket is a pair that only they hold: nobody else can send a pickle. An image is in its
+message only where it is not in the shared ring. The first front end starts the engine and lets
+others join; the engine sends Ready, Dispatched, Done and heartbeats to all, and BatchRan to the
+first alone.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _MARK = b"GCAM"
 
 
 class GarbledError(Exception):
-    """The other end sent what is no message."""
+    """The other end sent bytes that are no message."""
 
 
 # To the engine.
@@ -40,7 +40,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Compute an image; ``number``, one after the other, is echoed."""
+    """Compute an image. ``number`` ascends from message to message and is echoed."""
 
     number: int
     key: GraphKey
@@ -58,7 +58,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """Another front end's connection and memory are at the door (``door``)."""
+    """The descriptors of another front end's connection and shared memory were sent."""
 
 
 # To the front end.
@@ -81,11 +81,11 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
-    """These images are on their way to the device.
+class Dispatched:
+    """Images have left the queue for the device.
 
     Attributes:
-        numbers: Theirs.
+        numbers: Of their Compute messages.
         latest: The greatest number that was read.
     """
 
@@ -95,7 +95,7 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What became of an image: an answer, or an error that may be shown or is None."""
+    """The end of an image: an answer, or an error; with neither, the error may not be shown."""
 
     number: int
     answer: Answer[GraphOutput] | None
@@ -105,7 +105,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class BatchRan:
-    """A batch of a model ran."""
+    """A batch of a model, by its id, ran."""
 
     model: str
     batch: BatchReport
@@ -113,14 +113,14 @@ class BatchRan:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Sent a few times in a second.
+    """The state of the engine, sent a few times per second.
 
     Attributes:
         running_s: How long the batch on the device has been running, in seconds.
         compilation_count: Graphs compiled so far.
         failed_batch_count: Batches so far that failed and were run again one by one.
-        resident_bytes: Memory of the process.
-        device_bytes: Memory in use and its peak for each device that tells, in bytes.
+        resident_bytes: Memory of the process, in bytes.
+        device_bytes: Memory in use and its peak, in bytes, by the name of the device.
         latest: The greatest number that was read.
         left_count: Front ends that have joined and left again.
     """
@@ -139,12 +139,12 @@ async def receive(reader: asyncio.StreamReader) -> Any:
 
     Raises:
         EOFError: The other end is gone.
-        GarbledError: It sent what is no message. What follows cannot be read.
+        GarbledError: It sent bytes that are no message. What follows them cannot be read.
     """
     try:
         mark, length = _HEADER.unpack(await reader.readexactly(_HEADER.size))
         if mark != _MARK:
-            raise GarbledError("it sent what is no message")
+            raise GarbledError("it sent bytes that are no message")
         frame = await reader.readexactly(length)
     except (asyncio.IncompleteReadError, ConnectionError) as error:
         raise EOFError from error

@@ -1,4 +1,4 @@
-"""The side of the front end that has the engine: starts it, watches it, lets others join."""
+"""The engine as its parent sees it: starts it, watches it, lets other front ends join it."""
 
 import asyncio
 import os
@@ -11,7 +11,7 @@ from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.schedule import BatchReport
 from gradcam_server.engine.ipc.child_process import ChildProcess, Watchdog
 from gradcam_server.engine.ipc.client import EngineConnection, receive_ready
-from gradcam_server.engine.ipc.fd_passing import hand_over, make_door
+from gradcam_server.engine.ipc.fd_passing import fd_socket_pair, send_fds
 from gradcam_server.engine.ipc.messages import (
     BatchRan,
     GarbledError,
@@ -21,39 +21,39 @@ from gradcam_server.engine.ipc.messages import (
     Start,
     send,
 )
-from gradcam_server.engine.ipc.shared_ring import create_memory
+from gradcam_server.engine.ipc.shared_ring import create_shared_memory
 from gradcam_server.errors import EngineLostError
 
 _MODULE = "gradcam_server.engine.ipc.main"
 
 
 class EngineObserver(Protocol):
-    """Told what engines do."""
+    """Receives the reports of engines."""
 
     def batch_ran(self, model: str, batch: BatchReport) -> None:
-        """A batch of a model, by its id, ran."""
+        """Called when a batch of a model, by its id, ran."""
         ...
 
     def beat(self, pid: int, heartbeat: Heartbeat) -> None:
-        """The engine of a process told how it is."""
+        """Called with each heartbeat of the engine in a process."""
         ...
 
 
 class RemoteBackend(EngineConnection):
-    """An engine in another process, which ends with this. ``start`` makes one."""
+    """An engine in a child process, which ends with this process. ``start`` makes one."""
 
     def __init__(
         self,
         child: ChildProcess,
-        memory: int,
+        shared_fd: int,
         ready: Ready,
         started_in_s: float,
         watchdog_s: float,
         observer: EngineObserver,
-        door: socket.socket,
+        fd_socket: socket.socket,
     ) -> None:
-        super().__init__(child.reader, child.writer, memory, ready, started_in_s)
-        self._child, self._door = child, door
+        super().__init__(child.reader, child.writer, shared_fd, ready, started_in_s)
+        self._child, self._fd_socket = child, fd_socket
         self._observer = observer
         self._watchdog = Watchdog(watchdog_s)
         self._let_in_count = 0
@@ -69,29 +69,31 @@ class RemoteBackend(EngineConnection):
 
         Args:
             config: The settings.
-            observer: Told what it does.
+            observer: Receives its reports.
 
         Raises:
-            StartupError: It cannot start as configured.
-            EngineLostError: It died while starting.
+            StartupError: The engine cannot start as configured.
+            EngineLostError: The engine died while starting.
             OSError: There is no descriptor, process or memory left.
         """
         began = perf_counter()
-        memory = create_memory()
+        shared_fd = create_shared_memory()
         try:
             async with AsyncExitStack() as on_failure:
-                door, its_door = make_door()
-                on_failure.enter_context(door)
-                with its_door:
-                    child = await ChildProcess.spawn(_MODULE, memory, its_door.fileno())
+                fd_socket, their_fd_socket = fd_socket_pair()
+                on_failure.enter_context(fd_socket)
+                with their_fd_socket:
+                    child = await ChildProcess.spawn(_MODULE, shared_fd, their_fd_socket.fileno())
                 on_failure.push_async_callback(child.close, 0)
                 ready = await _wait_ready(child, config)
                 started_in_s = perf_counter() - began
-                engine = cls(child, memory, ready, started_in_s, config.watchdog_s, observer, door)
+                engine = cls(
+                    child, shared_fd, ready, started_in_s, config.watchdog_s, observer, fd_socket
+                )
                 on_failure.pop_all()
                 return engine
         finally:
-            os.close(memory)  # what is mapped stays
+            os.close(shared_fd)  # the mapping stays
 
     @property
     def pid(self) -> int:
@@ -102,29 +104,30 @@ class RemoteBackend(EngineConnection):
         """Lets another front end join.
 
         Returns:
-            Its connection and the descriptor of its memory, to be handed to it and closed here.
+            The connection and the file descriptor of the shared memory, to be sent to that front
+            end and closed here.
 
         Raises:
             EngineLostError: The engine is gone.
-            OSError: There is no descriptor left, or the engine takes in none.
+            OSError: There is no descriptor left, or the engine does not receive.
         """
         if self.lost.done():
             raise self._lost_error()
         with ExitStack() as on_failure:
-            memory = create_memory()
-            on_failure.callback(os.close, memory)
+            shared_fd = create_shared_memory()
+            on_failure.callback(os.close, shared_fd)
             ours, theirs = socket.socketpair()
             on_failure.enter_context(ours)
             try:
                 with theirs:
-                    hand_over(self._door, theirs.fileno(), memory)
+                    send_fds(self._fd_socket, theirs.fileno(), shared_fd)
             except ConnectionError:
                 raise self._lost_error() from None
             on_failure.pop_all()
         send(self._writer, Join())
         self._let_in_count += 1
         self._alone.clear()
-        return ours, memory
+        return ours, shared_fd
 
     async def wait_alone(self) -> None:
         """Waits until all front ends that were let in have left, or the engine is gone."""
@@ -136,12 +139,12 @@ class RemoteBackend(EngineConnection):
         await self._child.close()
 
     async def _why_gone(self) -> str:
-        # Its exit status says more than the closed socket, and comes at once.
+        # The exit status says more than the closed socket, and is there at once.
         return await self._child.wait_disconnected()
 
-    def _take(self, message: object) -> None:
+    def _handle(self, message: object) -> None:
         self._watchdog.heard()
-        super()._take(message)
+        super()._handle(message)
         match message:
             case BatchRan(model, batch):
                 self._observer.batch_ran(model, batch)
@@ -151,7 +154,7 @@ class RemoteBackend(EngineConnection):
                     self._alone.set()
 
     async def _watch(self) -> None:
-        """Kills an engine that hangs: one batch, or the whole process."""
+        """Kills an engine that hangs, in one batch or as a whole."""
         self._lose(await self._watchdog.wait(lambda: self.heartbeat.running_s))
 
     def _lose(self, reason: str) -> None:
@@ -161,12 +164,12 @@ class RemoteBackend(EngineConnection):
 
     def _hang_up(self) -> None:
         super()._hang_up()
-        self._door.close()
+        self._fd_socket.close()
         self._alone.set()
 
 
 async def _wait_ready(child: ChildProcess, config: ServeConfig) -> Ready:
-    """Tells a new engine its settings; returns what it says once it is warm."""
+    """Sends the settings to a new engine; returns its first message, once it is warm."""
     try:
         send(child.writer, Start(config))
         return await receive_ready(child.reader)

@@ -1,14 +1,14 @@
-"""Images on their way to the engine, in memory that both processes share.
+"""A ring of images in shared memory, on their way from a front end to the engine.
 
-    front end: SlotWriter.put  -- pixels -->  memory  -- pixels -->  SlotReader.take: engine
+    front end: RingWriter.put  -- pixels -->  memory  -- pixels -->  RingReader.take: engine
 
-The memory is a ring of slots. The front end writes an image into the next one and sends the
-message that names it; the engine copies the image as soon as it reads the message, and says in
-what it sends next which message was its latest. Messages are read in the order in which they
+The memory is a ring of slots. The front end writes an image into the next slot and sends the
+message that names the slot; the engine copies the image as soon as it reads the message, and its
+next message says which message it read last. Messages are read in the order in which they
 were sent, so slots are free again in the order in which they were taken, each once, whatever
-became of their requests: nobody writes into a slot that may still be read. Each connection of a
-front end to an engine has a ring of its own, which is given up with it; the memory has no name,
-and ends with its last process.
+became of their requests: no slot is written that may still be read. Each connection of a
+front end to an engine has its own ring, which is closed with the connection; the memory has no
+name, and ends with its last process.
 """
 
 import math
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# What may be on its way at once: what arrives while a batch runs. More goes with its message.
+# Enough for the images that arrive while a batch runs. More images go in their messages.
 SLOTS = 64
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
@@ -28,43 +28,43 @@ Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Slot:
-    """Where an image lies: uint8, of this shape."""
+    """Where a uint8 image of this shape lies."""
 
     index: int
     shape: tuple[int, ...]
 
 
-def create_memory() -> int:
-    """Returns the file descriptor of new memory, without a size yet. Children need to be given it.
+def create_shared_memory() -> int:
+    """Returns the file descriptor of new memory, without a size yet. Children do not inherit it.
 
     Raises:
-        OSError: The system has none.
+        OSError: There is no descriptor or memory left.
     """
     return os.memfd_create("gradcam-images")
 
 
-class SlotWriter:
-    """The front end's end. Used on one thread.
+class RingWriter:
+    """The front end's end of a ring. Used on one thread.
 
     Args:
-        memory: File descriptor of the memory, which a ``SlotReader`` has given its size.
+        shared_fd: File descriptor of the memory, whose size a ``RingReader`` has set.
     """
 
-    def __init__(self, memory: int) -> None:
-        self._memory = mmap.mmap(memory, 0)
+    def __init__(self, shared_fd: int) -> None:
+        self._memory = mmap.mmap(shared_fd, 0)
         self._size = len(self._memory) // SLOTS
         self._taken: deque[int] = deque()  # numbers of messages, ascending
         self._next = 0
 
     def put(self, number: int, image: Pixels) -> Pixels | Slot:
-        """Writes an image, to be sent at once in the message of a number.
+        """Writes an image for a message, which must be sent at once.
 
         Args:
-            number: Greater than those before.
+            number: Of the message; greater than all before.
             image: Any array.
 
         Returns:
-            Its slot; or the image itself, if it is not uint8, too large, or no slot is free.
+            The image's slot; or the image, if it is not uint8, too large, or no slot is free.
         """
         if image.dtype != np.uint8 or image.nbytes > self._size or len(self._taken) == SLOTS:
             return image
@@ -80,31 +80,31 @@ class SlotWriter:
             self._taken.popleft()
 
     def close(self) -> None:
-        """Gives the memory up."""
+        """Unmaps the memory."""
         self._memory.close()
 
 
-class SlotReader:
-    """The engine's end.
+class RingReader:
+    """The engine's end of a ring.
 
     Args:
-        memory: File descriptor of the memory, which it gives its size.
+        shared_fd: File descriptor of the memory, whose size it sets.
         image_bytes: The largest image, in bytes.
     """
 
-    def __init__(self, memory: int, image_bytes: int) -> None:
-        os.ftruncate(memory, SLOTS * image_bytes)
-        self._memory = mmap.mmap(memory, 0)
+    def __init__(self, shared_fd: int, image_bytes: int) -> None:
+        os.ftruncate(shared_fd, SLOTS * image_bytes)
+        self._memory = mmap.mmap(shared_fd, 0)
         self._size = image_bytes
 
     def take(self, image: Pixels | Slot) -> Pixels:
-        """Copies the image of a message that was just read; returns one that came with it."""
+        """Returns the image of a message that was just read, copied if it lies in a slot."""
         if isinstance(image, Slot):
             return _view(self._memory, image, self._size).copy()
         return image
 
     def close(self) -> None:
-        """Gives the memory up."""
+        """Unmaps the memory."""
         self._memory.close()
 
 

@@ -25,13 +25,13 @@ class GraphSource(Protocol):
 
     @property
     def device_count(self) -> int:
-        """On how many devices its graphs run."""
+        """How many devices its graphs run on."""
         ...
 
     def answer_by_likely_preprocessing(
         self, image: NDArray[np.uint8]
     ) -> dict[Preprocessing, NDArray[np.float32]]:
-        """Runs the model with each preprocessing that is likely, if none is declared or seen.
+        """Runs the model with each likely preprocessing, if none is declared or recognized.
 
         Args:
             image: RGB of the model's input size, uint8, shape (H, W, 3).
@@ -43,29 +43,29 @@ class GraphSource(Protocol):
         ...
 
     def compile_soonest(self, key: GraphKey, batch_sizes: Sequence[int]) -> CompiledGraph | None:
-        """Makes a graph that runs, by the way that is ready soonest; ``compile``'s may be faster.
+        """Compiles a graph in the way that is ready soonest; ``compile`` may give a faster graph.
 
         Args:
-            key: What to compute.
-            batch_sizes: The ladder, ascending.
+            key: The graph.
+            batch_sizes: The batch sizes, ascending.
 
         Returns:
-            The graph, or None if ``compile`` is the only way.
+            The graph, or None if ``compile`` is the only way, or as soon ready.
 
         Raises:
-            InvalidRequestError: It cannot be computed.
+            InvalidRequestError: The graph cannot be computed.
         """
         ...
 
     def compile(self, key: GraphKey, batch_sizes: Sequence[int]) -> CompiledGraph:
-        """Makes a graph that runs as fast as it can. May take long.
+        """Compiles the fastest graph. May take minutes.
 
         Args:
-            key: What to compute.
-            batch_sizes: The ladder, ascending.
+            key: The graph.
+            batch_sizes: The batch sizes, ascending.
 
         Raises:
-            InvalidRequestError: It cannot be computed, or not from this source.
+            InvalidRequestError: The graph cannot be computed, or not from this source.
         """
         ...
 
@@ -76,10 +76,10 @@ def open_source(spec: ModelSpec, config: ServeConfig, counter: CompilationCounte
     Args:
         spec: The model.
         config: The settings.
-        counter: Counts what is compiled.
+        counter: Counts the compiled graphs.
 
     Raises:
-        StartupError: It or its weights cannot be had or used.
+        StartupError: The model or its weights cannot be loaded or used.
     """
     check_source(spec)
     from gradcam_server.exports.manifest import is_export

@@ -16,7 +16,7 @@ from gradcam_server.domain.graph_io import NO_CLASS, GraphKey, by_rank
 from gradcam_server.domain.model_spec import ModelSpec
 from gradcam_server.domain.options import Compiler
 from gradcam_server.domain.preprocessing import Preprocessing
-from gradcam_server.domain.requests import Method
+from gradcam_server.domain.registry import REGISTRY
 from gradcam_server.domain.warm import warm_option
 from gradcam_server.errors import InvalidRequestError, StartupError, quote
 from gradcam_server.exports.manifest import ExportedGraph, read_manifest
@@ -26,12 +26,12 @@ logger = logging.getLogger(__name__)
 
 
 class ExportedSource:
-    """Reads an export; has the graphs that were exported, and no others.
+    """The graphs of an export, and no others.
 
     Args:
-        spec: Its ``source`` is the folder.
+        spec: The model; its ``source`` is the folder.
         config: The settings.
-        counter: Counts what is read.
+        counter: Counts the graphs that are read.
 
     Raises:
         StartupError: The folder cannot be used; the text says why.
@@ -59,7 +59,7 @@ class ExportedSource:
                 f"{self._folder} was exported for {manifest.max_targets} classes in one request: "
                 f"serve it with --max-targets {manifest.max_targets}, or export it again"
             )
-        # All that are served are those that were checked now, whatever becomes of the folder.
+        # Read now, so that the checked graphs are served even if the folder changes.
         self._graphs = [
             (replace(graph.key, model=spec.id), graph, read_graph(self._folder, manifest, graph))
             for graph in manifest.graphs
@@ -87,13 +87,13 @@ class ExportedSource:
         return {}
 
     def compile_soonest(self, key: GraphKey, batch_sizes: Sequence[int]) -> None:
-        """Returns None: reading a graph is the only way, and a quick one."""
+        """Returns None: reading a graph is the only way, and quick."""
 
     def compile(self, key: GraphKey, batch_sizes: Sequence[int]) -> CompiledGraph:
         """Reads a graph and compiles it for this CPU.
 
         Raises:
-            InvalidRequestError: It was not exported, or OpenVINO cannot run it here.
+            InvalidRequestError: The graph was not exported, or OpenVINO cannot run it here.
         """
         own_key, graph, model = self._find(key)
         from gradcam_server.graphs.compilers import openvino_runtime
@@ -115,12 +115,12 @@ class ExportedSource:
             *(key, precision, perf_counter() - began),
             ", ".join(f"{size}: {seconds * 1e3:.1f}" for size, seconds in cost_s.items()),
         )
-        ladder = dict.fromkeys(batch_sizes, places)
+        executables = dict.fromkeys(batch_sizes, places)
         input_size = self._manifest.input_size
-        return CompiledGraph(own_key, input_size, Compiler.OPENVINO, ladder, cost_s)
+        return CompiledGraph(own_key, input_size, Compiler.OPENVINO, executables, cost_s)
 
     def _find(self, key: GraphKey) -> tuple[GraphKey, ExportedGraph, Any]:
-        """Finds a graph for as many targets as are wanted, or for more: the rest go unused."""
+        """Finds a graph for at least as many targets; unused targets cost little."""
         found = [
             row
             for row in self._graphs
@@ -132,14 +132,14 @@ class ExportedSource:
                 "layers",
                 f"{key} is not in the export {self._folder.name}, which has: "
                 f"{'; '.join(dict.fromkeys(str(own_key) for own_key, *_ in self._graphs))}. "
-                f"{_way_out(key)}",
+                f"{_remedy(key)}",
             )
         return min(found, key=lambda row: row[0].max_targets)
 
     def _costs(
         self, executable: Executable, graph: ExportedGraph, batch_sizes: Sequence[int]
     ) -> Mapping[int, float]:
-        """Times one size; what the others take beside it was measured at the export."""
+        """Times one batch size; the others' ratios to it were measured at the export."""
         size, key = min(batch_sizes), graph.key
         targets = np.full((size, key.max_targets), by_rank(0), np.int32)
         images = np.zeros((size, *self._manifest.input_size, 3), key.pixel_type)
@@ -148,23 +148,23 @@ class ExportedSource:
             began = perf_counter()
             executable(images, targets, np.full_like(targets, NO_CLASS))
             seconds.append(perf_counter() - began)
-        there = {one: _interpolate(graph.cost_s, one) for one in batch_sizes}
-        return {one: there[one] * min(seconds) / there[size] for one in batch_sizes}
+        exported = {batch: _interpolate(graph.cost_s, batch) for batch in batch_sizes}
+        return {batch: exported[batch] * min(seconds) / exported[size] for batch in batch_sizes}
 
 
-def _way_out(key: GraphKey) -> str:
-    """Says how to have a graph that was not exported."""
+def _remedy(key: GraphKey) -> str:
+    """Returns how to get a graph that was not exported."""
     if key.perturbed:
         return "Methods of many passes need the model itself: serve its file, not the export"
-    if key.method is Method.EIGEN_GRAD_CAM:
+    if REGISTRY[key.method].decomposes:
         return f"OpenVINO does not compute {key.method}: serve the model's file, not the export"
     return f"Export the model again with --warm {warm_option(key)}"
 
 
 def _interpolate(cost_s: Mapping[int, float], size: int) -> float:
-    """Returns what a batch of a size takes; beyond the largest that was measured, in proportion."""
+    """Returns the seconds of a batch size; beyond the largest measured size, in proportion."""
     sizes = sorted(cost_s)
     largest = sizes[-1]
     if size > largest:
         return cost_s[largest] * size / largest
-    return float(np.interp(size, sizes, [cost_s[one] for one in sizes]))
+    return float(np.interp(size, sizes, list(map(cost_s.__getitem__, sizes))))

@@ -24,8 +24,9 @@ from gradcam_server.errors import (
     StartupError,
 )
 from gradcam_server.graphs.compilers.autotune import compile_graph
+from gradcam_server.graphs.compilers.base import REFERENCE
 from gradcam_server.graphs.compilers.soonest import SoonestCompiler
-from gradcam_server.graphs.compilers.timing_cache import Memory, default_folder
+from gradcam_server.graphs.compilers.timing_cache import TimingCache, default_folder
 from gradcam_server.graphs.devices import set_up_devices
 from gradcam_server.graphs.executable import CompilationCounter, CompiledGraph
 from gradcam_server.graphs.explanation import ExplanationGraph
@@ -40,26 +41,26 @@ _TIMES = "compilers.json"
 
 
 class ModelSource:
-    """Loads a model; makes any graph of it.
+    """A model in TensorFlow, and any graph of it.
 
     Args:
         spec: The model.
         config: The settings.
-        counter: Counts what is traced.
+        counter: Counts the traced graphs.
 
     Raises:
-        StartupError: The model or its weights cannot be had or explained.
+        StartupError: The model or its weights cannot be loaded or explained.
     """
 
     def __init__(self, spec: ModelSpec, config: ServeConfig, counter: CompilationCounter) -> None:
-        devices = set_up_devices(config)
+        devices = set_up_devices(config.device, config.device_memory_mib)
         with tf.device(devices[0]):
             self.loaded = loaded = replace(load(spec), device=devices[0])
         self._others = [_load_on(device, spec) for device in devices[1:]]
         self._config, self._counter = config, counter
         self._is_checked = False
         folder = Path(config.cache_dir) if config.cache_dir else default_folder()
-        self._memory = Memory(folder / _TIMES)
+        self._timing_cache = TimingCache(folder / _TIMES)
         self._soonest = SoonestCompiler(config.precision)
         layers = loaded.network.layers
         try:
@@ -78,14 +79,14 @@ class ModelSource:
             loaded.random_weights,
             preprocessing_declared=loaded.preprocessing_declared,
         )
-        # Nobody said how pixels are scaled, and the network does not scale them.
+        # The scaling of pixels is not declared, and the network does not scale them.
         self._is_doubtful = not (loaded.preprocessing_declared or loaded.scales_pixels)
         if self._is_doubtful:
             logger.warning(UNDECLARED, spec.name)
 
     @property
     def device_count(self) -> int:
-        """On how many devices its graphs run."""
+        """How many devices its graphs run on."""
         return 1 + len(self._others)
 
     def answer_by_likely_preprocessing(
@@ -95,27 +96,33 @@ class ModelSource:
         return answer_by_likely_preprocessing(self.loaded, image) if self._is_doubtful else {}
 
     def compile(self, key: GraphKey, batch_sizes: Sequence[int]) -> CompiledGraph:
-        """Traces, compiles and times a graph; the first one must answer alike each time."""
+        """Traces, compiles and times a graph; the first graph is checked for training mode."""
         config = self._config
 
         def on(loaded: LoadedModel, compiler: Compiler) -> CompiledGraph:
             graph = ExplanationGraph(loaded, key, self._counter)
-            return compile_graph(graph, batch_sizes, compiler, config.precision, self._memory)
+            return compile_graph(graph, batch_sizes, compiler, config.precision, self._timing_cache)
 
         with _explained(key):
             first = on(self.loaded, config.compiler)
             self._check(first)
-            return first.beside([on(loaded, first.compiler) for loaded in self._others])
+            return first.with_devices_of([on(loaded, first.compiler) for loaded in self._others])
 
     def compile_soonest(self, key: GraphKey, batch_sizes: Sequence[int]) -> CompiledGraph | None:
-        """Traces a graph for TensorFlow's executor, on the first device alone."""
+        """Traces a graph for TensorFlow's executor, on the first device alone.
+
+        Returns:
+            The graph, or None if ``compile`` gives the same, or TensorFlow cannot trace it.
+        """
+        if self._config.compiler is REFERENCE and len(batch_sizes) == self.device_count == 1:
+            return None
         graph = ExplanationGraph(self.loaded, key, self._counter)
         with _explained(key):
             try:
                 compiled = self._soonest(graph, batch_sizes)
             except DisconnectedLayerError:
                 raise
-            except Exception as error:  # noqa: BLE001 - ``compile`` may succeed, or says why not
+            except Exception as error:  # noqa: BLE001 - ``compile`` succeeds or says why not
                 logger.debug("%s is not traced for a start: %s", key, error)
                 return None
         self._check(compiled)
@@ -131,7 +138,7 @@ class ModelSource:
 
 @contextmanager
 def _explained(key: GraphKey) -> Iterator[None]:
-    """Turns what compilers raise into what callers are told."""
+    """Turns the errors of compilers into errors of requests."""
     try:
         yield
     except DisconnectedLayerError as error:

@@ -1,46 +1,100 @@
-"""What makes a graph run: XLA, TensorFlow's own executor, OpenVINO.
-
-A compiler is a function from a graph and a precision to something that gives what runs a batch
-size. A fourth needs such a function, and a row in ``_COMPILERS``.
-"""
+"""The table of compilers. A compiler is a module that exports ``prepare``, and a row here."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from gradcam_server.domain.options import Compiler, Precision
 from gradcam_server.errors import CompilerError
-from gradcam_server.graphs.executable import Places
+from gradcam_server.graphs.executable import Executables
 
 if TYPE_CHECKING:
     from gradcam_server.graphs.explanation import ExplanationGraph
 
-Prepared = Callable[[int], Places]
-"""Makes what runs a batch size. All sizes share one copy of the weights."""
+Prepared = Callable[[int], Executables]
+"""Compiles for a batch size. All sizes share one copy of the weights."""
 
 Prepare = Callable[["ExplanationGraph", Precision], Prepared]
-"""Both raise CompilerError, and DisconnectedLayerError."""
+"""Converts or traces a graph. Both raise CompilerError and DisconnectedLayerError."""
+
+_FLOATS = (Precision.FLOAT32, Precision.BFLOAT16, Precision.FLOAT16)
 
 
-_COMPILERS = {
-    Compiler.OPENVINO: "gradcam_server.graphs.compilers.openvino",
-    Compiler.TENSORFLOW: "gradcam_server.graphs.compilers.tensorflow",
-    Compiler.XLA: "gradcam_server.graphs.compilers.xla",
+@dataclass(frozen=True)
+class CompilerRow:
+    """The properties of a compiler, known without importing it.
+
+    Attributes:
+        module: Exports ``prepare``, a ``Prepare``.
+        auto_on: The types of devices ("CPU", "GPU") on which ``--compiler auto`` tries it.
+        precisions: The precisions that it can compute; INT8 for graphs quantised by an export.
+        extra: The extra of gradcam-server that installs it.
+        packages: The distributions that it uses; it is timed again when a version changes.
+        has_streams: Whether it can run several batches side by side on one device.
+        is_verified: Whether its answers are compared with the reference's before it is used.
+        options: Keyword arguments of ``prepare``.
+    """
+
+    module: str
+    auto_on: tuple[str, ...]
+    precisions: tuple[Precision, ...]
+    extra: str
+    packages: tuple[str, ...]
+    has_streams: bool = False
+    is_verified: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+_TENSORFLOW = CompilerRow(
+    "gradcam_server.graphs.compilers.tensorflow",
+    auto_on=("CPU",),
+    precisions=_FLOATS,
+    extra="cpu",
+    packages=("tensorflow", "tensorflow-cpu", "keras"),
+    is_verified=False,
+)
+
+COMPILERS = {
+    Compiler.OPENVINO: CompilerRow(
+        "gradcam_server.graphs.compilers.openvino",
+        auto_on=("CPU",),
+        precisions=(*_FLOATS, Precision.INT8),
+        extra="openvino",
+        packages=("openvino",),
+        has_streams=True,
+    ),
+    Compiler.TENSORFLOW: _TENSORFLOW,
+    Compiler.XLA: replace(
+        _TENSORFLOW, auto_on=("CPU", "GPU"), extra="gpu", options={"jit_compile": True}
+    ),
 }
+"""The compilers, in the order in which ``--compiler auto`` tries them."""
+
+REFERENCE = Compiler.TENSORFLOW
+"""Compiles the graphs that other compilers cannot; verified answers are compared with its own."""
+
+
+def find_candidates(device: str) -> list[Compiler]:
+    """Returns the compilers that ``--compiler auto`` tries on a device, such as "GPU:0"."""
+    device_type = device.partition(":")[0]
+    return [compiler for compiler, row in COMPILERS.items() if device_type in row.auto_on]
 
 
 def find_compiler(compiler: Compiler) -> Prepare:
-    """Returns a compiler's function.
+    """Imports a compiler; returns its ``prepare``.
 
     Raises:
         CompilerError: It is not installed.
     """
+    row = COMPILERS[compiler]
     try:
-        module = importlib.import_module(_COMPILERS[compiler])
+        module = importlib.import_module(row.module)
     except ImportError as error:
         raise CompilerError(
-            f"{compiler} is not installed ({error}): pip install 'gradcam-server[{compiler}]'"
+            f"{compiler} is not installed ({error}): pip install 'gradcam-server[{row.extra}]'"
         ) from error
-    return cast("Prepare", module.prepare)
+    return partial(module.prepare, **row.options)

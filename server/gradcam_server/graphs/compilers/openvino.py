@@ -1,4 +1,4 @@
-"""OpenVINO on CPUs, given the same function, gradient operations included."""
+"""OpenVINO on CPUs: converts the traced function, gradient operations included."""
 
 import logging
 import re
@@ -17,7 +17,7 @@ from gradcam_server.graphs.compilers.base import Prepared
 from gradcam_server.graphs.compilers.openvino_runtime import OUTPUTS, openvino
 from gradcam_server.graphs.explanation import ExplanationGraph
 
-# Of OpenVINO's report, the line that names the operations.
+# The line of OpenVINO's report that names the operations.
 _UNKNOWN = re.compile(r"No conversion rule found .*")
 
 
@@ -25,13 +25,14 @@ def prepare(graph: ExplanationGraph, precision: Precision) -> Prepared:
     """Prepares a graph: converts it once, for batches of any size.
 
     Raises:
-        CompilerError: OpenVINO cannot compute it, or computes something else.
+        CompilerError: OpenVINO cannot convert the graph, or this CPU lacks the precision.
+        DisconnectedLayerError: The scores don't depend on one of the layers.
     """
     if not openvino_runtime.supports(precision):
         raise CompilerError(f"this CPU does not compute in {precision}")
     model = convert(graph)
-    places = openvino_runtime.load_model(model, output_names(graph), precision)
-    return lambda _: places
+    executables = openvino_runtime.load_model(model, output_names(graph), precision)
+    return lambda _: executables
 
 
 def output_names(graph: ExplanationGraph) -> tuple[str, ...]:
@@ -51,8 +52,10 @@ def convert(graph: ExplanationGraph) -> openvino.Model:
     """
     try:
         frozen = _freeze(graph)
-        inputs, outputs = ([one.name for one in each] for each in (frozen.inputs, frozen.outputs))
-        # Given the function it would add inner tensors to the outputs.
+        inputs, outputs = (
+            [tensor.name for tensor in tensors] for tensors in (frozen.inputs, frozen.outputs)
+        )
+        # Given the function instead of its graph, it would add inner tensors to the outputs.
         with _root_logger_kept():
             model = openvino.convert_model(frozen.graph, output=outputs)
         for old, name in zip(inputs, openvino_runtime.INPUTS, strict=True):
@@ -69,9 +72,9 @@ def convert(graph: ExplanationGraph) -> openvino.Model:
 
 
 def _freeze(graph: ExplanationGraph) -> Any:
-    """Traces a graph and makes constants of its weights: OpenVINO folds these.
+    """Traces a graph and makes constants of its weights, which OpenVINO folds.
 
-    Unused gradients, which OpenVINO may not know, go with that.
+    That also removes unused gradients, which OpenVINO may not know.
     """
     function = tf.function(
         _without_shapes_at_run_time(graph.explain),
@@ -80,16 +83,16 @@ def _freeze(graph: ExplanationGraph) -> Any:
     ).get_concrete_function()
     _KEPT.append(function)
     frozen = convert_variables_to_constants_v2(function)
-    if others := [one.name for one in frozen.inputs[len(openvino_runtime.INPUTS) :]]:
+    if variables := [tensor.name for tensor in frozen.inputs[len(openvino_runtime.INPUTS) :]]:
         raise CompilerError(
-            f"it depends on what cannot be made a constant, such as a table: {', '.join(others)}"
+            f"it reads inputs that cannot be made constants, such as tables: {', '.join(variables)}"
         )
     return frozen
 
 
 @contextmanager
 def _root_logger_kept() -> Iterator[None]:
-    """Undoes what the converter does to the root logger: level, filters and handlers."""
+    """Restores the root logger, whose level, filters and handlers the converter changes."""
     root = logging.getLogger()
     before = root.level, root.filters[:], root.handlers[:]
     try:
@@ -102,9 +105,9 @@ def _root_logger_kept() -> Iterator[None]:
 # Deleting a traced function after its copy in constants makes TensorFlow complain on stderr.
 _KEPT: list[Any] = []
 
-# With an unknown batch size, the gradients of arithmetic ask at run time which axes were
-# broadcast, by operations that OpenVINO does not know. All but the batch is known, so that can
-# be said while tracing.
+# With an unknown batch size, TensorFlow's gradients of arithmetic find out at run time which axes
+# were broadcast, by operations that OpenVINO does not know. All sizes but the batch are known while
+# tracing, so these gradients find out then.
 
 
 def _without_shapes_at_run_time(explain: Any) -> Any:
@@ -156,7 +159,7 @@ def _squared_difference(op: Any, gradient: tf.Tensor) -> tuple[tf.Tensor, tf.Ten
     return _fit(slope, x), _fit(-slope, y)
 
 
-# These have operations of their own, which OpenVINO does not know either.
+# TensorFlow has operations for these gradients, which OpenVINO does not know either.
 
 
 def _relu(op: Any, gradient: tf.Tensor) -> tf.Tensor:

@@ -1,8 +1,8 @@
-"""What is ready soonest: one ``tf.function``, without a trial of compilers or timing runs.
+"""The graph that is ready soonest: one ``tf.function``, without trials or timing runs.
 
-Tracing it takes well under a second of a CPU, less than one explanation that runs eagerly. It
-computes activations and gradients; a method, eagerly, makes the maps of them. So further methods
-at the same layers cost next to nothing.
+Tracing the function takes well under a second of a CPU, less than one eager explanation. The
+function computes activations and gradients; the method makes the maps of them eagerly, so that
+further methods at the same layers cost next to nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,23 +13,24 @@ from weakref import WeakValueDictionary
 import tensorflow as tf
 
 from gradcam_server.domain.graph_io import GraphKey
-from gradcam_server.domain.options import Compiler, Precision
-from gradcam_server.domain.requests import Method
+from gradcam_server.domain.options import Precision
+from gradcam_server.domain.registry import differentiated_as
 from gradcam_server.graphs.compilers import tensorflow
+from gradcam_server.graphs.compilers.base import REFERENCE
 from gradcam_server.graphs.executable import Array, CompiledGraph
 from gradcam_server.graphs.explanation import ExplanationGraph
 
-# Not measured: in proportion to the batch, and so short that no deadline is given up for it.
+# Not measured: in proportion to the batch, and so short that no deadline counts as missed.
 _COST_S = 1e-9
 
 
 class SoonestCompiler:
-    """Makes graphs of one model; those that differ in their method share a traced function.
+    """Makes graphs of one model; graphs that differ in the method alone share a traced function.
 
-    Functions are kept as long as a graph that uses them.
+    A function is kept as long as a graph uses it.
 
     Args:
-        precision: What the network is computed in.
+        precision: The precision of the network.
     """
 
     def __init__(self, precision: Precision) -> None:
@@ -43,15 +44,15 @@ class SoonestCompiler:
 
         Args:
             graph: The graph.
-            batch_sizes: The ladder, ascending.
+            batch_sizes: The batch sizes, ascending.
 
         Raises:
-            CompilerError: TensorFlow cannot compute it in this precision.
+            CompilerError: TensorFlow cannot compute the graph in this precision.
             DisconnectedLayerError: The scores don't depend on one of the layers.
         """
         key, device = graph.key, graph.model.device
         size = batch_sizes[0] if len(batch_sizes) == 1 else None
-        shared = replace(key, method=Method.GRAD_CAM), size
+        shared = replace(key, method=differentiated_as(key.method)), size
         function = self._traced.get(shared)
         if function is None:
             whole = graph.explain if key.channel_count else graph.differentiate
@@ -65,6 +66,6 @@ class SoonestCompiler:
                     tensors = graph.maps(tensors)
             return [tensor.numpy() for tensor in tensors]
 
-        ladder = dict.fromkeys(batch_sizes, (run,))
+        executables = dict.fromkeys(batch_sizes, (run,))
         cost_s = {size: size * _COST_S for size in batch_sizes}
-        return CompiledGraph(key, graph.model.input_size, Compiler.TENSORFLOW, ladder, cost_s)
+        return CompiledGraph(key, graph.model.input_size, REFERENCE, executables, cost_s)

@@ -1,4 +1,4 @@
-"""TensorFlow's own executor: one ``tf.function`` for each batch size, oneDNN on CPUs."""
+"""TensorFlow's executor (oneDNN on CPUs) and XLA: one ``tf.function`` for each batch size."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from gradcam_server.domain.options import Precision
 from gradcam_server.graphs.compilers.base import Prepared
-from gradcam_server.graphs.executable import Array, Places
+from gradcam_server.graphs.executable import Array, Executables
 from gradcam_server.graphs.explanation import ExplanationGraph
 
 
@@ -20,14 +20,11 @@ def prepare(
     Args:
         graph: The graph.
         precision: Of the network; the maps are computed in float32.
-        jit_compile: Whether XLA compiles it.
-
-    Returns:
-        Makes what runs a batch size.
+        jit_compile: Whether XLA compiles the function, at its first run.
     """
     explain = partial(graph.explain, precision=precision)
 
-    def places(batch_size: int) -> Places:
+    def compile_size(batch_size: int) -> Executables:
         function = trace(graph, explain, batch_size, jit_compile=jit_compile)
 
         def run(*arrays: Array) -> Sequence[Array]:
@@ -35,7 +32,7 @@ def prepare(
 
         return (run,)
 
-    return places
+    return compile_size
 
 
 def trace(
@@ -45,16 +42,16 @@ def trace(
     *,
     jit_compile: bool = False,
 ) -> Callable[..., Sequence[tf.Tensor]]:
-    """Traces one of a graph's functions.
+    """Traces a function of a graph.
 
     Args:
         graph: The graph.
-        function: Its function.
-        batch_size: The size of the batches; None is any.
-        jit_compile: Whether XLA compiles it.
+        function: ``graph.explain`` or ``graph.differentiate``.
+        batch_size: The batch size; None for any.
+        jit_compile: Whether XLA compiles the function, at its first run.
 
     Returns:
-        The function of arrays, on the model's device.
+        A function from arrays to tensors, on the model's device.
     """
     traced: Any = tf.function(
         function,
@@ -64,7 +61,7 @@ def trace(
     )
     device = graph.model.device
     with tf.device(device):
-        concrete = traced.get_concrete_function()  # which cannot trace again
+        concrete = traced.get_concrete_function()  # cannot trace again
 
     def run(*arrays: Array) -> Sequence[tf.Tensor]:
         with tf.device(device):

@@ -1,4 +1,4 @@
-"""What was measured before on this machine, so that it need not be measured again."""
+"""On-disk cache of measured times, keyed by graph, CPU and versions."""
 
 import hashlib
 import json
@@ -11,39 +11,39 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
+from gradcam_server.graphs.compilers.base import COMPILERS
+
 logger = logging.getLogger(__name__)
 
-_PACKAGES = ("gradcam-server", "tensorflow", "tensorflow-cpu", "keras", "openvino")
 
+class TimingCache:
+    """Seconds by name for each key, in a JSON file.
 
-class Memory:
-    """Seconds by name for each of many questions, in a JSON file.
-
-    What cannot be read counts as unknown, and what cannot be written is measured again: a
+    A file that cannot be read counts as empty, and one that cannot be written is left: a
     read-only or shared folder is no error.
 
     Args:
-        path: The file; made with its folder when there is something to remember.
+        path: The file; the first ``put`` makes it and its folder.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def recall(self, question: str) -> dict[str, float] | None:
-        """Returns what was remembered of a question, on this machine with these versions."""
-        found = self._read().get(_key(question))
+    def get(self, key: str) -> dict[str, float] | None:
+        """Returns the seconds of a key on this CPU with these versions; None if there are none."""
+        found = self._read().get(_digest(key))
         return found if isinstance(found, dict) else None
 
-    def remember(self, question: str, seconds: Mapping[str, float]) -> None:
-        """Keeps an answer beside those to other questions."""
-        known = {**self._read(), _key(question): dict(seconds)}
+    def put(self, key: str, seconds: Mapping[str, float]) -> None:
+        """Writes the seconds of a key; those of other keys stay."""
+        known = {**self._read(), _digest(key): dict(seconds)}
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with NamedTemporaryFile("w", dir=self._path.parent, delete=False) as file:
                 json.dump(known, file, indent=1)
             Path(file.name).replace(self._path)
         except OSError as error:
-            logger.debug("Cannot remember times in %s: %s", self._path, error)
+            logger.debug("Cannot write times to %s: %s", self._path, error)
 
     def _read(self) -> dict[str, dict[str, float]]:
         with suppress(OSError, ValueError):
@@ -59,9 +59,11 @@ def default_folder() -> Path:
     return Path(base) / "gradcam-server"
 
 
-def _key(question: str) -> str:
-    machine = (_processor(), len(os.sched_getaffinity(0)), *map(_version, _PACKAGES))
-    return hashlib.sha256(json.dumps([question, machine]).encode()).hexdigest()
+def _digest(key: str) -> str:
+    packages = {package for row in COMPILERS.values() for package in row.packages}
+    versions = map(_version, ("gradcam-server", *sorted(packages)))
+    machine = (_processor(), len(os.sched_getaffinity(0)), *versions)
+    return hashlib.sha256(json.dumps([key, machine]).encode()).hexdigest()
 
 
 def _version(package: str) -> str:

@@ -20,7 +20,7 @@ from prometheus_client import values
 from gradcam_server import __version__
 from gradcam_server.config.shares import share
 from gradcam_server.engine.ipc.client import EngineConnection
-from gradcam_server.engine.ipc.fd_passing import take_over
+from gradcam_server.engine.ipc.fd_passing import receive_fds
 from gradcam_server.engine.ipc.messages import receive, send
 from gradcam_server.errors import EngineLostError, StartupError
 from gradcam_server.pipeline.explainer import Explainer
@@ -105,7 +105,7 @@ class _Process:
                 os._exit(1)
             match message:
                 case Join() as join:
-                    self._spawn(self._join(join, *take_over(self._door, 2)))
+                    self._spawn(self._join(join, *receive_fds(self._door, 2)))
                 case Listen(port):
                     await self._listen(port)
                 case Announce():

@@ -19,7 +19,7 @@ from gradcam_server.engine.ipc.child_process import (
     Watchdog,
     keep_running,
 )
-from gradcam_server.engine.ipc.fd_passing import hand_over, make_door
+from gradcam_server.engine.ipc.fd_passing import fd_socket_pair, send_fds
 from gradcam_server.engine.ipc.messages import GarbledError, receive, send
 from gradcam_server.engine.ipc.process import RemoteBackend
 from gradcam_server.errors import EngineLostError, StartupError, failure_reason
@@ -273,10 +273,10 @@ class _Member:
         Raises:
             OSError: There is no descriptor, process or memory left.
         """
-        door, its_door = make_door()
+        door, their_fd_socket = fd_socket_pair()
         try:
-            with its_door:
-                child = await ChildProcess.spawn(_MODULE, its_door.fileno())
+            with their_fd_socket:
+                child = await ChildProcess.spawn(_MODULE, their_fd_socket.fileno())
         except BaseException:
             door.close()
             raise
@@ -332,7 +332,7 @@ class _Member:
     def _hand_over(self, connection: socket.socket, memory: int) -> None:
         try:
             with connection:
-                hand_over(self._door, connection.fileno(), memory)
+                send_fds(self._door, connection.fileno(), memory)
         finally:
             os.close(memory)
 

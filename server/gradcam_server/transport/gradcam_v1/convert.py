@@ -1,7 +1,9 @@
 """Converts between the messages of gradcam.v1 and the domain's types."""
 
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_server.domain.catalog import Catalog, ServedModel
@@ -27,60 +29,29 @@ from gradcam_server.errors import InvalidRequestError
 
 _E = TypeVar("_E", bound=StrEnum)
 
-_METHOD_NUMBERS = {
-    Method.GRAD_CAM: pb.METHOD_GRAD_CAM,
-    Method.GRAD_CAM_PLUS_PLUS: pb.METHOD_GRAD_CAM_PLUS_PLUS,
-    Method.HIRES_CAM: pb.METHOD_HIRES_CAM,
-    Method.X_GRAD_CAM: pb.METHOD_X_GRAD_CAM,
-    Method.LAYER_CAM: pb.METHOD_LAYER_CAM,
-    Method.ELEMENTWISE_GRAD_CAM: pb.METHOD_ELEMENTWISE_GRAD_CAM,
-    Method.EIGEN_GRAD_CAM: pb.METHOD_EIGEN_GRAD_CAM,
-    Method.SCORE_CAM: pb.METHOD_SCORE_CAM,
-    Method.INTEGRATED_GRADIENTS: pb.METHOD_INTEGRATED_GRADIENTS,
+
+def _by_number(enum: EnumTypeWrapper, values: type[_E], default: _E | None = None) -> dict[int, _E]:
+    """Pairs the numbers of a proto enum with values of the same name; 0 with the default."""
+    prefix = enum.Name(0).removesuffix("UNSPECIFIED")
+    known = {} if default is None else {0: default}
+    return known | {enum.Value(prefix + value.name): value for value in values}
+
+
+_METHODS = _by_number(pb.Method, Method, Method.GRAD_CAM)
+_SCORE_TYPES = _by_number(pb.ScoreType, ScoreType, ScoreType.LOGIT)
+_LAYER_FUSIONS = _by_number(pb.LayerFusion, LayerFusion, LayerFusion.NONE)
+_RESIZE_MODES = _by_number(pb.ResizeMode, ResizeMode, ResizeMode.STRETCH)
+_COLORMAPS = _by_number(pb.Colormap, Colormap, Colormap.JET)
+_FORMATS = _by_number(pb.HeatmapFormat, HeatmapFormat)
+# The other way, for answers; the stubs' type of a number is none that exists when they run.
+_METHOD_NUMBERS: dict[Method, Any] = {value: number for number, value in _METHODS.items()}
+_SCORE_TYPE_NUMBERS: dict[ScoreType, Any] = {
+    value: number for number, value in _SCORE_TYPES.items()
 }
-_REASON_NUMBERS: dict[str, pb.DispatchReason] = {
-    DispatchReason.FULL: pb.DISPATCH_REASON_FULL,
-    DispatchReason.DELAY: pb.DISPATCH_REASON_DELAY,
-    DispatchReason.IDLE: pb.DISPATCH_REASON_IDLE,
+_FORMAT_NUMBERS: dict[HeatmapFormat, Any] = {value: number for number, value in _FORMATS.items()}
+_REASON_NUMBERS: dict[str, Any] = {
+    value: number for number, value in _by_number(pb.DispatchReason, DispatchReason).items()
 }
-_METHODS: dict[int, Method] = {
-    pb.METHOD_UNSPECIFIED: Method.GRAD_CAM,
-    **{number: method for method, number in _METHOD_NUMBERS.items()},
-}
-_SCORE_TYPE_NUMBERS = {
-    ScoreType.LOGIT: pb.SCORE_TYPE_LOGIT,
-    ScoreType.PROBABILITY: pb.SCORE_TYPE_PROBABILITY,
-}
-_SCORE_TYPES: dict[int, ScoreType] = {
-    pb.SCORE_TYPE_UNSPECIFIED: ScoreType.LOGIT,
-    **{number: score_type for score_type, number in _SCORE_TYPE_NUMBERS.items()},
-}
-_LAYER_FUSIONS: dict[int, LayerFusion] = {
-    pb.LAYER_FUSION_UNSPECIFIED: LayerFusion.NONE,
-    pb.LAYER_FUSION_NONE: LayerFusion.NONE,
-    pb.LAYER_FUSION_LAYER_CAM: LayerFusion.LAYER_CAM,
-}
-_RESIZE_MODES: dict[int, ResizeMode] = {
-    pb.RESIZE_MODE_UNSPECIFIED: ResizeMode.STRETCH,
-    pb.RESIZE_MODE_STRETCH: ResizeMode.STRETCH,
-    pb.RESIZE_MODE_CENTER_CROP: ResizeMode.CENTER_CROP,
-    pb.RESIZE_MODE_LETTERBOX: ResizeMode.LETTERBOX,
-}
-_COLORMAPS: dict[int, Colormap] = {
-    pb.COLORMAP_UNSPECIFIED: Colormap.JET,
-    pb.COLORMAP_JET: Colormap.JET,
-    pb.COLORMAP_TURBO: Colormap.TURBO,
-    pb.COLORMAP_VIRIDIS: Colormap.VIRIDIS,
-    pb.COLORMAP_INFERNO: Colormap.INFERNO,
-}
-_FORMAT_NUMBERS = {
-    HeatmapFormat.RAW_FLOAT32: pb.HEATMAP_FORMAT_RAW_FLOAT32,
-    HeatmapFormat.IMAGE_FLOAT32: pb.HEATMAP_FORMAT_IMAGE_FLOAT32,
-    HeatmapFormat.GRAY_PNG: pb.HEATMAP_FORMAT_GRAY_PNG,
-    HeatmapFormat.OVERLAY_JPEG: pb.HEATMAP_FORMAT_OVERLAY_JPEG,
-    HeatmapFormat.OVERLAY_PNG: pb.HEATMAP_FORMAT_OVERLAY_PNG,
-}
-_FORMATS: dict[int, HeatmapFormat] = {number: domain for domain, number in _FORMAT_NUMBERS.items()}
 
 
 def to_request(

@@ -104,7 +104,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         request = to_request(message, caller=claim.caller, deadline=deadline)
         (reserved,) = await current.reserve([request], claim, wait=wait)
         explained = await current.explain(
-            request, wait_for_place=wait, progress=progress, reserved=reserved
+            request, wait_for_slot=wait, progress=progress, reserved=reserved
         )
         return to_response(explained, include_logits=message.include_logits)
 

@@ -227,7 +227,7 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
         self, image: ExplainRequest, reserved: Reserved, index: int, count: int, *, wait: bool
     ) -> ExplainedImage:
         try:
-            return await self._current.explain(image, wait_for_place=wait, reserved=reserved)
+            return await self._current.explain(image, wait_for_slot=wait, reserved=reserved)
         except InvalidRequestError as error:
             if count == 1:
                 raise

@@ -9,8 +9,8 @@ import pytest
 
 from gradcam_server.batch import gallery
 from gradcam_server.batch.errors import OutputError
-from gradcam_server.batch.inputs import open_source
 from gradcam_server.batch.job import Job, run
+from gradcam_server.batch.sources.opening import open_source
 from support.made_rows import MadeStage, Quiet
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>.jpg'
@@ -101,5 +101,5 @@ def test_images_that_have_gone_are_shown_by_their_maps(tmp_path: Path, cat_jpeg:
 
 def test_a_folder_that_is_no_job_is_refused(tmp_path: Path) -> None:
     """With what it should be."""
-    with pytest.raises(OutputError, match="no output folder of gradcam batch"):
+    with pytest.raises(OutputError, match="not an output folder of gradcam batch"):
         gallery.write_gallery(tmp_path)

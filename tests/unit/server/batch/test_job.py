@@ -20,8 +20,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradcam_server.batch.ask import Ask
 from gradcam_server.batch.errors import InputError, OutputError, TooManyErrorsError
+from gradcam_server.batch.explain_options import ExplainOptions
 from gradcam_server.batch.job import Job, run
 from gradcam_server.batch.plan import Share
 from gradcam_server.batch.shards import Folder
@@ -144,8 +144,11 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"ask": Ask(method="layercam")}, 'method was "gradcam" and is now "layercam"'),
-        ({"ask": Ask(top_k=3)}, "top_k was 5 and is now 3"),
+        (
+            {"options": ExplainOptions(method="layercam")},
+            'method was "gradcam" and is now "layercam"',
+        ),
+        ({"options": ExplainOptions(top_k=3)}, "top_k was 5 and is now 3"),
         ({"shard_size": 7}, "shard_size was 10 and is now 7"),
         ({"model": {"weights": "random"}}, 'weights was null and is now "random"'),
         ({"source": Numbers(25, "other")}, "over other inputs"),
@@ -166,7 +169,11 @@ def test_another_job_in_the_same_folder_is_refused(
 def test_a_first_attempt_that_made_nothing_binds_nothing(tmp_path: Path) -> None:
     """A wrong option is put right with the same folder."""
     with pytest.raises(Died):
-        run(job(tmp_path, ask=Ask(layer="typo")), lambda: MadeStage(dies_at=0), Quiet())
+        run(
+            job(tmp_path, options=ExplainOptions(layer="typo")),
+            lambda: MadeStage(dies_at=0),
+            Quiet(),
+        )
     run(job(tmp_path), MadeStage, Quiet())
     assert indices(tmp_path) == list(range(25))
 

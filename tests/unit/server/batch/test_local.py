@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from gradcam_server.batch.ask import Ask
-from gradcam_server.batch.inputs import FileSource, Item
+from gradcam_server.batch.explain_options import ExplainOptions
 from gradcam_server.batch.local import LocalStage
 from gradcam_server.batch.schema import unpack
+from gradcam_server.batch.sources.base import Item
+from gradcam_server.batch.sources.files import FileSource
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.errors import InvalidRequestError, NotFoundError
 from support.instant import InstantBackend
@@ -28,11 +29,11 @@ def photos(tmp_path: Path, cat_jpeg: bytes) -> FileSource:
     return FileSource("made", [f"{number:02d}.jpg" for number in range(30)], root=str(tmp_path))
 
 
-PLAIN = Ask()
+PLAIN = ExplainOptions()
 
 
-def stage(ask: Ask = PLAIN) -> LocalStage:
-    return LocalStage(CONFIG, ask, InstantBackend())
+def stage(options: ExplainOptions = PLAIN) -> LocalStage:
+    return LocalStage(CONFIG, options, InstantBackend())
 
 
 def test_rows_come_in_order_and_failures_are_among_them(photos: FileSource) -> None:
@@ -82,22 +83,24 @@ def test_what_the_list_fails_with_is_raised(photos: FileSource) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ask", "error"),
+    ("options", "error"),
     [
-        (Ask(layer="typo"), NotFoundError),
-        (Ask(target="no such class"), InvalidRequestError),
-        (Ask(target=1000), InvalidRequestError),
+        (ExplainOptions(layer="typo"), NotFoundError),
+        (ExplainOptions(target="no such class"), InvalidRequestError),
+        (ExplainOptions(target=1000), InvalidRequestError),
     ],
 )
-def test_a_wrong_question_is_found_before_any_image(ask: Ask, error: type[Exception]) -> None:
+def test_a_wrong_question_is_found_before_any_image(
+    options: ExplainOptions, error: type[Exception]
+) -> None:
     """Not a folder of error rows."""
     with pytest.raises(error):
-        stage(ask)
+        stage(options)
 
 
 def test_overlays_are_asked_for_only_if_wanted(photos: FileSource) -> None:
     """They are the server's own JPEGs."""
-    with stage(Ask(overlays=True)) as local:
+    with stage(ExplainOptions(overlays=True)) as local:
         (row,) = local.rows(photos, [(0, 1)])
     assert row.overlay_jpeg is not None
     assert row.overlay_jpeg.startswith(b"\xff\xd8")

@@ -32,7 +32,7 @@ def test_lost_gpus_are_told_once_and_so_is_their_return(
         wait(lambda: len(looks) > before + 2)
 
     monkeypatch.setattr(ray, "cluster_resources", look)
-    with ray_data._told_of_lost_gpus(2 * 0.9999, interval_s=0.001):
+    with ray_data.gpu_warnings(2 * 0.9999, interval_s=0.001):
         wait_for_looks()
         assert not caplog.records
         resources["GPU"] = 1.0
@@ -61,6 +61,6 @@ def test_a_job_without_gpus_misses_none(
         return {"CPU": 2.0}
 
     monkeypatch.setattr(ray, "cluster_resources", look)
-    with ray_data._told_of_lost_gpus(0, interval_s=0.001):
+    with ray_data.gpu_warnings(0, interval_s=0.001):
         wait(lambda: len(looks) > 2)
     assert not caplog.records

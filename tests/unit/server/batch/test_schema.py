@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gradcam_server.batch.inputs import Item
 from gradcam_server.batch.schema import SCHEMA, error_row, from_columns, pack, to_batch, unpack
+from gradcam_server.batch.sources.base import Item
 from support.made_rows import Numbers, made_row
 
 ITEM = next(Numbers(1).read(0, 1))

@@ -20,7 +20,7 @@ def test_a_wrong_answer_is_reported_and_not_timed() -> None:
         Candidate("near", Ways, (1e-4,)),
         Candidate("wrong", Ways, (0.1,)),
         Candidate("broken", Ways, (0.0, "no compiler")),
-        Candidate("slow", Ways, (0.0,), most=1),
+        Candidate("slow", Ways, (0.0,), max_batch_size=1),
     ]
     found = measure(candidates, Candidate("", Ways, (0.0,)), [1, 2], (32, 32), rounds=2)
     rows = {(row["subject"], row["batch_size"]): row for row in found}

@@ -15,7 +15,7 @@ def test_an_open_loop_counts_the_wait_that_a_closed_one_hides() -> None:
         closed = generators.run(MadeUp(0.02), Closed(1, 1.0))
         opened = generators.run(MadeUp(0.02), Open(100, 1.0))
     assert np.median(opened.latencies_s) > 5 * np.median(closed.latencies_s)
-    assert opened.asked == opened.latencies_s.size
+    assert opened.requests == opened.latencies_s.size
     assert opened.images_per_s == pytest.approx(closed.images_per_s, rel=0.5)
 
 
@@ -26,7 +26,7 @@ def test_generators_share_a_load() -> None:
     assert len(records.cpu_shares) == 2
     assert records.seconds == pytest.approx(0.4)
     assert records.failures["ValueError"] > 0
-    assert records.latencies_s.size + records.failures.total() == records.asked
+    assert records.latencies_s.size + records.failures.total() == records.requests
     assert records.batches[2, 4] == records.latencies_s.size
     assert records.stages_us["compute_us"] == 7 * records.latencies_s.size
 

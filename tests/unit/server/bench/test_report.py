@@ -11,9 +11,9 @@ CHECK = {"logits_error": 1e-6, "map_error": 2e-6, "map_correlation": 1.0, "same_
 
 
 def graph_row(subject: str, size: int, **more: Any) -> dict[str, Any]:
-    floor = {"arithmetic": 5.0, "bytes": 1.0}
+    roofline = {"arithmetic": 5.0, "bytes": 1.0}
     row = {"subject": subject, "device": "cpu", "batch_size": size, "failure": "", "exact": True}
-    return {**row, "floor_ms": floor, "check": {**CHECK, "passed": True}, **more}
+    return {**row, "roofline_ms": roofline, "check": {**CHECK, "passed": True}, **more}
 
 
 def timed(subject: str, size: int) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def load_row(rate: float | None) -> dict[str, Any]:
         "call": "unary",
         "loop": "open" if rate else "closed",
         "users": None if rate else 8,
-        "asked_per_s": rate,
+        "requests_per_s": rate,
         "images_per_s": SPREAD,
         "efficiency": {**SPREAD, "median": 0.93},
         "latency_ms": {"p50": 20.0, "p90": 30.0, "p99": 40.0, "p99.9": None},
@@ -50,7 +50,7 @@ def test_a_page_keeps_what_is_outside_the_markers(tmp_path: Path) -> None:
     """Written twice it is the same; plots are beside it, and small."""
     page = tmp_path / "README.md"
     page.write_text("# Ours\n\n| a | row |\n\n" + BEGIN + "old\n" + END + "\n\nThe end.\n")
-    rows = [timed("ours, xla", 1), timed("ours, xla", 8), graph_row("bad", 1, failure="no")]
+    rows = [timed("gradcam, xla", 1), timed("gradcam, xla", 8), graph_row("bad", 1, failure="no")]
     graph = save(tmp_path, "graph", rows, notes=["A note."])
     serving = save(tmp_path, "serving", [load_row(None), load_row(5.0), load_row(9.0)])
     written = write(page, [graph, serving])
@@ -66,7 +66,7 @@ def test_a_page_keeps_what_is_outside_the_markers(tmp_path: Path) -> None:
 
 def test_each_figure_has_its_circumstances(tmp_path: Path) -> None:
     """Machine, versions, date, command, notes, and whether it may be quoted."""
-    rows = [timed("ours, xla", 1), graph_row("bad", 1)]
+    rows = [timed("gradcam, xla", 1), graph_row("bad", 1)]
     page = tmp_path / "new.md"
     results = save(tmp_path, "graph", rows, notes=["A note."], trial=True)
     write(page, [results])
@@ -74,9 +74,9 @@ def test_each_figure_has_its_circumstances(tmp_path: Path) -> None:
     assert Machine.here().processor in text
     assert "Trial figures" in text
     assert "- A note." in text
-    assert "| ours, xla | 10.0 (9.0 to 12.0) | 100 | 1e-06, 2e-06 | 0.25 |" in text
+    assert "| gradcam, xla | 10.0 (9.0 to 12.0) | 100 | 1e-06, 2e-06 | 0.25 |" in text
     assert "| bad | wrong |" in text
-    assert "| *floor in float32* | 5.0 (arithmetic) |" in text
+    assert "| *roofline in float32* | 5.0 (arithmetic) |" in text
 
 
 def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:

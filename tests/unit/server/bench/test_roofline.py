@@ -3,7 +3,7 @@
 import keras
 import pytest
 
-from gradcam_server.bench.roofline import Speed, Work, count_work, floor_ms
+from gradcam_server.bench.roofline import Speed, Work, count_work, roofline_ms
 
 
 def test_work_is_counted_layer_by_layer() -> None:
@@ -27,6 +27,6 @@ def test_work_is_counted_layer_by_layer() -> None:
 def test_a_larger_batch_shares_the_weights() -> None:
     """The arithmetic of an image stays, the bytes shrink."""
     work, speed = Work(2e9, 1e8, 1e7), Speed(1e12, 1e11)
-    one, many = floor_ms(work, speed, 1), floor_ms(work, speed, 10)
+    one, many = roofline_ms(work, speed, 1), roofline_ms(work, speed, 10)
     assert one == pytest.approx({"arithmetic": 2.0, "bytes": 1.1})
     assert many == pytest.approx({"arithmetic": 2.0, "bytes": 0.2})

@@ -28,7 +28,7 @@ def test_efficiency_is_over_the_bare_graph_of_the_same_round() -> None:
         )
     closed, opened, server, bare = rows
     assert len(turns) == count_turns([subject], plan, with_bare=True) == 9
-    assert (closed["users"], opened["asked_per_s"]) == (1, 20.0)
+    assert (closed["users"], opened["requests_per_s"]) == (1, 20.0)
     assert closed["efficiency"]["count"] == 3
     expected = closed["images_per_s"]["median"] / 50
     assert closed["efficiency"]["median"] == pytest.approx(expected, rel=0.5)

@@ -25,7 +25,7 @@ def batch(*arguments: object) -> Result:
         (("--shard", "4/4"), "not a share such as 0/4"),
         (("--shard", "x"), "not a share"),
         (("--server", "a:1", "--compiler", "xla"), "--compiler belongs to the server"),
-        (("--server", "a:1", "--engine", "ray"), "--engine says"),
+        (("--server", "a:1", "--engine", "ray"), "--engine cannot be combined with --server"),
         (("--ray-address", "auto"), "--ray-address needs --engine ray"),
         (("--model", "resnet50", "--model", "xception"), "a job has one model"),
         (("--top-k", "0"), "not in the range"),
@@ -65,7 +65,7 @@ def test_a_job_by_servers_imports_neither_model_nor_decoder() -> None:
     """It runs where only the client and pyarrow are installed."""
     code = (
         "import sys; import gradcam_server.cli.batch, gradcam_server.batch.job\n"
-        "import gradcam_server.batch.inputs, gradcam_server.batch.remote\n"
+        "import gradcam_server.batch.sources.opening, gradcam_server.batch.remote\n"
         "print([name for name in ('tensorflow', 'cv2', 'PIL', 'ray') if name in sys.modules])"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -173,7 +173,7 @@ def test_half_of_a_pair_is_wrong_usage(half: str) -> None:
         (("--token-file", "missing"), "--token-file missing: No such file or directory"),
         (("--token-file", "empty"), "--token-file empty: a token must be printable ASCII"),
         (("--token-file", "two"), "--token-file two: a token must be printable ASCII"),
-        (("--token-file", "binary"), "--token-file binary: it is no text"),
+        (("--token-file", "binary"), "--token-file binary: it is not text"),
         (("--token-file", "tokens.toml"), "--token-file tokens.toml is a server's file of hashes"),
     ],
 )

@@ -101,7 +101,7 @@ def test_an_option_of_a_connection_needs_a_server(
     """Without --server nobody would be asked, over TLS or not."""
     result = gradcam(*asking(command, tmp_path), *option)
     assert result.exit_code == 2
-    assert f"{option[0]} says how a server is asked; name it with --server" in said(result)
+    assert f"{option[0]} needs --server: it says how to connect to one" in said(result)
 
 
 @pytest.mark.parametrize(
@@ -163,9 +163,9 @@ def test_a_missing_server_names_the_command_and_the_extra(
     ended = subprocess.run(run, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     error = " ".join(ended.stderr.split())
-    assert f"Error: gradcam {command} needs what comes with the server" in error
+    assert f"Error: gradcam {command} needs the packages of the server" in error
     assert f"(here {package} is missing): pip install 'gradcam-server[cpu]'" in error
-    assert ("with --server HOST:PORT it asks" in error) is asks
+    assert ("with --server HOST:PORT it uses" in error) is asks
 
 
 # Servers that are not there.

@@ -12,8 +12,8 @@ from keras import layers
 
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_client import ImageExplanation
-from gradcam_server.cli import explain as module
 from gradcam_server.cli import main
+from gradcam_server.cli.explain_output import print_result, result_as_json
 from gradcam_server.cli.local import LocalClient
 from gradcam_server.config.settings import ServeConfig
 
@@ -74,7 +74,7 @@ def test_a_forgotten_preprocessing_is_seen_at_a_glance(model: Path, dark: Path) 
     assert table[0][2:] == ["100.00%", "1", "diamond"]
     # 60 is -0.529 from -1 to 1: the logits are 8 * 0.529 apart.
     assert table[1][2:] == ["98.57%", "0", "square"]
-    assert f"What the model answers for {dark} by each of them:" in lines
+    assert f"The model's answers for {dark} by each preprocessing:" in lines
 
 
 @pytest.mark.parametrize("preprocessing", ["none", "tf"])
@@ -130,9 +130,9 @@ def test_every_answer_says_how_pixels_were_scaled(
             preprocessing_declared=declared,
         )
     )
-    module._print(Path("a.jpg"), answer, [])
+    print_result(Path("a.jpg"), answer, [])
     assert capsys.readouterr().out.splitlines()[0] == f"a.jpg (4 x 3), pets{text}"
-    written = json.loads(json.dumps(module._as_json(Path("a.jpg"), answer)))
+    written = json.loads(json.dumps(result_as_json(Path("a.jpg"), answer)))
     assert (written["preprocessing"], written["preprocessing_declared"]) == (
         preprocessing,
         declared,

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from keras import layers
 
+from gradcam_server.cli.common import ALL_CLASSES, probabilities_of
 from gradcam_server.cli.local import LocalClient
-from gradcam_server.cli.session import ALL_CLASSES, Place, probabilities_of
+from gradcam_server.cli.model_access import ModelAccess
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.options import Compiler
 
@@ -55,9 +56,9 @@ def test_a_warning_of_the_model_reaches_stderr(
 ) -> None:
     """Commands that explain in-process set up no log; it is shown anyway, until it is answered."""
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    with Place(None, f"small={model[0]}", "imagenet", 0).open(1, 1):
+    with ModelAccess(None, f"small={model[0]}", "imagenet", 0).open(1, 1):
         pass
     assert "m.keras: it cannot be told whether its outputs" in capsys.readouterr().err
-    with Place(None, f"small={model[0]}", "imagenet", 0, outputs="probabilities").open(1, 1):
+    with ModelAccess(None, f"small={model[0]}", "imagenet", 0, outputs="probabilities").open(1, 1):
         pass
     assert "outputs" not in capsys.readouterr().err

@@ -7,6 +7,7 @@ from click.testing import CliRunner
 
 from gradcam_server.cli.serve import serve
 from gradcam_server.config.file import read_config_file
+from gradcam_server.config.models import model_specs
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.errors import StartupError
 
@@ -64,7 +65,7 @@ def test_a_file_sets_what_flags_set(parse, file: Path) -> None:  # type: ignore[
     """Keys are the settings' names; paths are relative to the file."""
     config = parse("--config", str(file))
     assert (config.port, config.batch_sizes, config.warm) == (7000, (1, 16), ("layercam",))
-    cats, vgg = config.model_specs()
+    cats, vgg = model_specs(config)
     assert (cats.id, cats.source) == ("cats:2", str(file.parent / "cats.keras"))
     assert cats.outputs == "sigmoid"
     assert (cats.labels, cats.input_size) == (file.parent / "names.txt", (160, 160))
@@ -72,7 +73,7 @@ def test_a_file_sets_what_flags_set(parse, file: Path) -> None:  # type: ignore[
 
 
 def test_flags_win_over_variables_and_those_over_the_file(parse, file: Path) -> None:  # type: ignore[no-untyped-def]
-    """The nearer to the command, the stronger; the file itself can come from a variable."""
+    """A flag wins over a variable, and that over the file; a variable can name the file."""
     config = parse(
         *("--port", "9000"),
         GRADCAM_PORT="8000",
@@ -104,7 +105,7 @@ def test_a_wrong_file_is_refused(tmp_path: Path, text: str, message: str) -> Non
 
 
 def test_a_wrong_value_in_a_file_is_refused(tmp_path: Path) -> None:
-    """It is checked as its flag is; so is a file that is not there."""
+    """It is checked as its flag is; a missing file is refused, too."""
     path = tmp_path / "wrong.toml"
     path.write_text("port = 70000")
     result = CliRunner().invoke(serve, ("--config", str(path)))

@@ -10,7 +10,7 @@ from gradcam_server.errors import StartupError
 
 
 def test_together_the_parts_do_not_exceed_a_limit() -> None:
-    """Each has its part, rounded down; what is no limit on all stays."""
+    """Each has its part, rounded down; other settings stay."""
     config = ServeConfig(frontends=3, max_queue_length=100, max_streams=8, worker_threads=4)
     part = share(config)
     assert (part.max_queue_length, part.max_streams, part.worker_threads) == (33, 2, 4)

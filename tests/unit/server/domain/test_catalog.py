@@ -2,10 +2,11 @@
 
 import pytest
 
-from gradcam_server.domain.catalog import Catalog, ServedModel
+from gradcam_server.domain.catalog import Catalog, ServedModel, graph_keys
 from gradcam_server.domain.labels import ClassLabel, ClassLabels
 from gradcam_server.domain.layers import LayerInfo
 from gradcam_server.domain.preprocessing import Preprocessing
+from gradcam_server.domain.requests import Method, ScoreType
 from gradcam_server.errors import NotFoundError
 
 
@@ -44,3 +45,18 @@ def test_unknown_models_and_versions_are_refused(
     with pytest.raises(NotFoundError, match=message) as caught:
         CATALOG.find_model(name, version)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("method", "layer", "counts"),
+    [
+        (Method.GRAD_CAM, "conv", [5]),
+        (Method.GRAD_CAM, "a/relu", [1, 5]),
+        (Method.EIGEN_GRAD_CAM, "conv", [1, 5]),
+        (Method.EIGEN_CAM, "a/relu", [5]),
+    ],
+)
+def test_one_target_does_not_pay_for_several(method: Method, layer: str, counts: list[int]) -> None:
+    """A graph for one target exists where each further target costs a gradient or a map."""
+    keys = graph_keys(CATALOG.models[0], (layer,), method, ScoreType.LOGIT, 5)
+    assert [key.max_targets for key in keys] == counts

@@ -45,7 +45,7 @@ def test_idle_time_earns_nothing() -> None:
 
 
 def test_usage_is_not_forgotten_by_going_away() -> None:
-    """Whoever leaves and comes back while others wait has used what it has used."""
+    """The usage of a caller that leaves and comes back while others wait still counts."""
     shares = FairShares()
     for caller in ("greedy", "patient"):
         shares.enter(caller)
@@ -69,7 +69,7 @@ def test_work_that_runs_counts_before_it_ends() -> None:
 
 
 def test_dropped_work_costs_nothing() -> None:
-    """A caller that cancels what waits is where it was."""
+    """A caller that cancels waiting work has the same usage as before."""
     shares = FairShares()
     for _ in range(1000):
         shares.enter("one")
@@ -102,7 +102,7 @@ def test_tags_interleave_callers_and_keep_each_ones_order() -> None:
 
 
 def test_any_sequence_keeps_its_books() -> None:
-    """Whatever enters, leaves, begins and settles, nobody is counted who has no work."""
+    """After any sequence of calls only callers with work are counted."""
     chance, shares = random.Random(0), FairShares()
     waiting: list[str] = []
     running = []

@@ -105,8 +105,8 @@ async def test_an_item_is_reported_when_it_leaves_the_queue(make: Make) -> None:
     runner = Doubler(2, open_gate=False)
 
     async def queued(item: int) -> int:
-        async with queue.admit() as place:
-            return (await batcher.submit(runner, item, place.give_back)).output
+        async with queue.admit() as slot:
+            return (await batcher.submit(runner, item, slot.release)).output
 
     tasks = [asyncio.create_task(queued(item)) for item in range(3)]
     await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Graphs that are not warm: a quick one answers first, a faster one takes its place behind it."""
+"""Graphs that are not warm: a quick graph answers first, and a faster graph replaces it."""
 
 import asyncio
 import logging
@@ -84,7 +84,7 @@ class Source:
 
 @pytest.fixture
 def source(monkeypatch: pytest.MonkeyPatch) -> Source:
-    """What engines of this test get their graphs from."""
+    """The source of graphs for the engines of this test."""
     one = Source()
     monkeypatch.setattr(module, "open_source", lambda *_: one)
     return one
@@ -117,7 +117,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_a_faster_graph_takes_the_place_of_the_first(make: Make, source: Source) -> None:
-    """Requests are answered while it is prepared; later ones get it, and it is prepared once."""
+    """Requests are answered while it is prepared; later requests get it; it is prepared once."""
     engine = make()
     first = await engine.graph(key())
     assert first.compiler is Compiler.TENSORFLOW
@@ -132,7 +132,7 @@ async def test_a_faster_graph_takes_the_place_of_the_first(make: Make, source: S
 
 
 async def test_images_keep_the_graph_they_began_with(make: Make, source: Source) -> None:
-    """What runs or waits while a graph is replaced is answered by the old one, all of it."""
+    """Items that run or wait while a graph is replaced are answered by the old graph."""
     engine = make()
     backend = LocalBackend(ServeConfig(model=(MODEL.id,), batch_sizes=(1, 2)), engine)
     source.may_run.clear()
@@ -169,7 +169,7 @@ async def test_other_first_uses_do_not_wait_for_what_is_prepared_behind(
 async def test_what_cannot_be_prepared_better_stays(
     make: Make, source: Source, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
-    """Any failure behind is logged, tried no second time, and no request sees it."""
+    """A failure of the replacement is logged, not tried again, and seen by no request."""
     source.error = error
     source.may_finish.set()
     engine = make()
@@ -183,7 +183,7 @@ async def test_what_cannot_be_prepared_better_stays(
 
 
 async def test_evicted_graphs_are_not_prepared(make: Make, source: Source) -> None:
-    """What waits for the compiler is dropped; what is under way brings nothing back."""
+    """A compilation that waits is dropped; the result of a running one is not kept."""
     engine = make(max_extra_graphs=1)
     await engine.graph(key())
     await until(lambda: bool(source.compiled))
@@ -196,7 +196,7 @@ async def test_evicted_graphs_are_not_prepared(make: Make, source: Source) -> No
 
 
 async def test_a_graph_without_a_quick_way_is_compiled_once(make: Make, source: Source) -> None:
-    """The first request waits for it, as with exports; nothing is prepared behind."""
+    """The first request waits for it, as with exports; nothing replaces it."""
     source.has_quick_way = False
     source.may_finish.set()
     engine = make()
@@ -215,7 +215,7 @@ async def test_few_images_never_get_the_slow_way(make: Make, source: Source) -> 
 
 
 async def test_many_images_wait_for_the_fastest(make: Make, source: Source) -> None:
-    """The quick way is not even tried."""
+    """The quick way is not tried."""
     source.may_finish.set()
     engine = make(FirstUse.FASTEST)
     assert (await engine.graph(key())).compiler is Compiler.OPENVINO
@@ -234,7 +234,7 @@ async def test_batch_jobs_wait_for_the_fastest(source: Source) -> None:
 
 
 async def test_a_failed_first_compilation_is_tried_again(make: Make, source: Source) -> None:
-    """All who waited are told; the next request starts anew."""
+    """All waiting requests raise the error; the next request starts anew."""
     source.quick_error = InvalidRequestError("layers", "the classes do not depend on it")
     engine = make()
     failures = await asyncio.gather(
@@ -249,7 +249,7 @@ async def test_a_failed_first_compilation_is_tried_again(make: Make, source: Sou
 async def test_a_slow_first_compilation_is_told_of_once(
     monkeypatch: pytest.MonkeyPatch, source: Source
 ) -> None:
-    """While it goes on, however many wait for it; a quick one is not worth a word."""
+    """While it goes on, however many wait for it; a quick compilation is not reported."""
     told: list[GraphKey] = []
     config = ServeConfig(model=(MODEL.id,), batch_sizes=(1, 2))
     engine = Engine(config, FirstUse.FASTEST, told.append)
@@ -288,12 +288,13 @@ async def test_only_those_who_wait_for_the_compiler_are_told_how_long(
     ],
 )
 def test_a_model_that_tensorflow_cannot_trace_has_no_quick_way(error: Exception) -> None:
-    """It is left to the other compilers, which may succeed: that is no failure."""
+    """The other compilers may succeed, so this is no failure."""
 
     def refuse(*_: object) -> CompiledGraph:
         raise error
 
     one = object.__new__(ModelSource)
     one.loaded, one._counter = None, None  # type: ignore[assignment]
+    one._config, one._others = ServeConfig(), []
     one._soonest = refuse  # type: ignore[assignment]
     assert one.compile_soonest(key(), (1,)) is None

@@ -1,4 +1,4 @@
-"""An export answers as the model does, without TensorFlow, and only as it was written."""
+"""An export answers as the model does, without TensorFlow, and is refused if it was changed."""
 
 import dataclasses
 import json
@@ -77,7 +77,7 @@ def exported(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def plain(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The default graph alone; nobody said how pixels are scaled."""
+    """An export of the default graph alone, without a declared preprocessing."""
     source = Engine(settings(model)).sources["small"]
     assert isinstance(source, ModelSource)
     key = GraphKey("small", ("block",), Method.GRAD_CAM, ScoreType.LOGIT, TARGETS)
@@ -118,7 +118,7 @@ def test_what_layers_cover_is_kept(exported: Path, tmp_path: Path) -> None:
     ("layer", "method"), [("block", Method.GRAD_CAM), ("conv3", Method.LAYER_CAM)]
 )
 def test_it_answers_as_the_model(model: Path, exported: Path, layer: str, method: Method) -> None:
-    """The default graph and the one that was named, at any batch size."""
+    """The default graph and the named graph, at any batch size."""
     expected = answer(graph_of(model, layer, method, preprocessing=("lite",)))
     graph = graph_of(exported, layer, method)
     assert graph.batch_sizes == (1, 4)
@@ -132,7 +132,7 @@ def test_it_answers_as_the_model(model: Path, exported: Path, layer: str, method
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_probabilities_of_a_mean_are_exported(activation: str, tmp_path: Path) -> None:
-    """An export of a model that ends in probabilities reports these, and explains them."""
+    """An export of a model that ends in probabilities reports and explains them."""
     image = keras.Input((8, 8, 3))
     x = keras.layers.Conv2D(4, 3, activation="relu", name="conv")(image)
     x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 128)(x))
@@ -172,7 +172,7 @@ def test_the_model_is_described_alike(model: Path, exported: Path) -> None:
 def test_an_export_keeps_that_nobody_declared_the_preprocessing(
     plain: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The warning came with the model, when it was exported; a server of it says "by default"."""
+    """The export warned; a server of it says "by default"."""
     with caplog.at_level(logging.WARNING):
         served = Engine(settings(plain)).catalog.models[0]
     assert (served.preprocessing, served.preprocessing_declared) == (Preprocessing.NONE, False)
@@ -180,7 +180,7 @@ def test_an_export_keeps_that_nobody_declared_the_preprocessing(
 
 
 def test_an_export_of_an_older_version_counts_as_declared(exported: Path, tmp_path: Path) -> None:
-    """It does not say; and a server of it must not doubt what nobody can look up."""
+    """Its manifest does not say, so a server of it does not warn."""
     document = json.loads((exported / MANIFEST).read_text())
     del document["preprocessing_declared"], document["sizes"]
     folder = Path(shutil.copytree(exported, tmp_path / "copy"))
@@ -204,7 +204,7 @@ print(sorted({{"tensorflow", "keras", "openvino_telemetry.main"}} & set(sys.modu
 
 
 def test_what_was_not_exported_is_refused(exported: Path) -> None:
-    """With what there is, and how to get it."""
+    """The error lists the exported graphs, and the option that exports the missing one."""
     with pytest.raises(InvalidRequestError, match=r"not in the export.*--warm gradcam\+\+@block"):
         graph_of(exported, "block", Method.GRAD_CAM_PLUS_PLUS)
     with pytest.raises(StartupError, match="not in the export"):
@@ -259,7 +259,7 @@ def test_what_cannot_be_exported_is_not_advised_to_be(
 def test_settings_that_do_not_fit_are_refused(
     exported: Path, more: dict[str, Any], text: str
 ) -> None:
-    """What is fixed in the graph cannot be set any more."""
+    """Settings that are fixed in the graph cannot be changed."""
     with pytest.raises(StartupError, match=text):
         Engine(settings(exported, **more))
 
@@ -288,7 +288,7 @@ def _other_format(folder: Path) -> None:
 def test_a_damaged_export_is_refused(
     model: Path, tmp_path: Path, exported: Path, break_it: Callable[[Path], object], text: str
 ) -> None:
-    """Whatever happened to the folder on its way."""
+    """Whatever damage the folder has."""
     folder = tmp_path / "copy"
     subprocess.run(["cp", "-r", str(exported), str(folder)], check=True)
     Engine(settings(folder))
@@ -298,7 +298,7 @@ def test_a_damaged_export_is_refused(
 
 
 def test_every_file_has_its_hash(exported: Path) -> None:
-    """Nothing in the folder is without."""
+    """Every file but the manifest is in the manifest."""
     files = {
         path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()
     }
@@ -340,9 +340,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_int8_says_how_it_agrees(model: Path, tmp_path: Path, pictures: Path) -> None:
-    """Other numbers than float32, near them; and the manifest tells by how much."""
+    """Its answers are near those of float32, and the manifest says how near."""
     folder = export(
-        model, tmp_path / "int8", precision=Precision.INT8, samples=pictures, least_correlation=0.5
+        model, tmp_path / "int8", precision=Precision.INT8, samples=pictures, min_correlation=0.5
     )
     agreement = read_manifest(folder).agreement
     assert agreement is not None
@@ -360,10 +360,10 @@ def test_int8_says_how_it_agrees(model: Path, tmp_path: Path, pictures: Path) ->
 
 
 def test_a_bad_calibration_is_refused(model: Path, tmp_path: Path, pictures: Path) -> None:
-    """With both figures, and nothing is left in the folder."""
+    """The error has both correlations, and no folder is left."""
     folder = tmp_path / "int8"
     with pytest.raises(StartupError, match="at least 1 is wanted"):
-        export(model, folder, precision=Precision.INT8, samples=pictures, least_correlation=1.0)
+        export(model, folder, precision=Precision.INT8, samples=pictures, min_correlation=1.0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -376,7 +376,7 @@ def test_nothing_is_overwritten(model: Path, exported: Path, tmp_path: Path) -> 
 
 
 def test_graphs_are_counted(exported: Path) -> None:
-    """compilation_count says how many were read."""
+    """compilation_count is the number of graphs read."""
     counter = CompilationCounter()
     engine = Engine(settings(exported, warm=("layercam@conv3",)))
     engine.warm_up()

@@ -1,4 +1,4 @@
-"""An export answers requests for as many classes as it was made for, and for fewer."""
+"""An export answers requests for up to as many classes as it was exported for."""
 
 import json
 from dataclasses import replace
@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from gradcam_server.batch.ask import Ask
-from gradcam_server.batch.inputs import FileSource
+from gradcam_server.batch.explain_options import ExplainOptions
 from gradcam_server.batch.local import LocalStage
+from gradcam_server.batch.sources.files import FileSource
 from gradcam_server.cli import main
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.graph_io import GraphItem, GraphTarget, by_rank
@@ -42,7 +42,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _settings_of_the_process_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commands are run in the process of the tests."""
+    """Keeps commands from changing the settings of this process."""
     monkeypatch.setattr("gradcam_server.telemetry.logs.configure", lambda *_: None)
     monkeypatch.setattr("gradcam_server.telemetry.memory.share_heap", lambda: None)
 
@@ -57,7 +57,7 @@ def config(folder: Path, max_targets: int) -> ServeConfig:
 
 @pytest.mark.parametrize("max_targets", [1, 3, TARGETS])
 def test_it_answers_for_so_many_classes_as_are_asked_for(tiny: Path, max_targets: int) -> None:
-    """What is left over has no part in the answer, and the first ones are the same."""
+    """The answer has as many classes as were asked for, the same as of a larger answer."""
     engine = Engine(config(tiny, max_targets))
     engine.warm_up()
     ((key, graph),) = engine.warm.items()
@@ -74,18 +74,17 @@ def test_it_answers_for_so_many_classes_as_are_asked_for(tiny: Path, max_targets
 
 
 def test_more_classes_than_it_was_made_for_are_refused(tiny: Path) -> None:
-    """With the number that is possible."""
+    """The error names the maximal number."""
     with pytest.raises(StartupError, match=f"--max-targets {TARGETS}"):
         Engine(config(tiny, TARGETS + 1))
 
 
-def test_of_several_graphs_the_one_for_the_fewest_is_taken(tiny: Path, tmp_path: Path) -> None:
-    """Each class more may cost a backward pass."""
-    write_tiny_export(tmp_path / "two", 2)
-    source = Engine(config(tiny, 1)).sources["tiny"]
-    other = Engine(config(tmp_path / "two", 1)).sources["tiny"]
-    source._graphs += other._graphs  # type: ignore[attr-defined]
-    (key,) = Engine(config(tiny, 1)).warm_keys()
+def test_of_several_graphs_the_one_for_the_fewest_is_taken(tmp_path: Path) -> None:
+    """Each further class may cost a backward pass."""
+    write_tiny_export(tmp_path / "two", TARGETS, 2)
+    engine = Engine(config(tmp_path / "two", 1))
+    source = engine.sources["tiny"]
+    (key,) = engine.warm_keys()
     for wanted, found in ((1, 2), (2, 2), (3, TARGETS)):
         graph = source.compile(replace(key, max_targets=wanted), (1,))
         assert graph.key.max_targets == found
@@ -96,7 +95,7 @@ def run(*arguments: object) -> Result:
 
 
 def test_a_job_runs_a_default_export(tiny: Path, photos: Path, tmp_path: Path) -> None:
-    """It explains one class of each image, whatever the export was made for."""
+    """It explains one class of each image, with an export for several."""
     result = run("batch", photos, tmp_path / "out", "--model", f"tiny={tiny}", "--quiet")
     assert result.exit_code == 0, result.output
     (shard,) = (tmp_path / "out").glob("*.parquet")
@@ -106,17 +105,17 @@ def test_a_job_runs_a_default_export(tiny: Path, photos: Path, tmp_path: Path) -
 
 
 def test_a_job_of_a_chosen_class_runs_an_export(tiny: Path, photos: Path) -> None:
-    """Of any number of targets, in the engine of this process."""
+    """An export for any number of targets, in the engine of this process."""
     source = FileSource("made", [f"{number}.png" for number in range(3)], root=str(photos))
-    with LocalStage(config(tiny, 1), Ask(target=CLASSES - 1)) as stage:
+    with LocalStage(config(tiny, 1), ExplainOptions(target=CLASSES - 1)) as stage:
         rows = list(stage.rows(source, [(0, 3)]))
     assert {row.target for row in rows} == {CLASSES - 1}
 
 
 def test_an_engine_of_ray_runs_a_default_export(tiny: Path, photos: Path) -> None:
-    """What an actor does, in this process."""
+    """The code of an actor runs in this process."""
     ray_data = pytest.importorskip("gradcam_server.batch.ray_data")
-    engine = ray_data._Engine(config(tiny, 1), Ask(), str(Path.cwd()))
+    engine = ray_data.EngineActor(config(tiny, 1), ExplainOptions(), str(Path.cwd()))
     table = pa.Table.from_pylist(
         [
             {"index": number, "id": str(number), "path": "", "data": path.read_bytes()}
@@ -135,7 +134,7 @@ def test_an_engine_of_ray_runs_a_default_export(tiny: Path, photos: Path) -> Non
 def test_a_command_explains_by_an_export(
     tiny: Path, photos: Path, options: tuple[object, ...]
 ) -> None:
-    """However many classes it is asked for."""
+    """For any number of classes."""
     result = run("explain", photos / "0.png", "--model", f"tiny={tiny}", "--json", *options)
     assert result.exit_code == 0, result.output
     explained = json.loads(result.stdout)["explanations"]
@@ -143,7 +142,7 @@ def test_a_command_explains_by_an_export(
 
 
 def test_layers_of_any_export_are_listed(tmp_path: Path) -> None:
-    """Also of one that was made for fewer classes than a server's default."""
+    """Also of an export for fewer classes than a server's default."""
     write_tiny_export(tmp_path / "two", 2)
     result = run("layers", "--model", tmp_path / "two")
     assert result.exit_code == 0, result.output

@@ -1,4 +1,4 @@
-"""An export is loaded only if all of it is what was written: its files, manifest and graphs."""
+"""An export is loaded only if its files, manifest and graphs are as they were written."""
 
 import json
 import os
@@ -29,7 +29,7 @@ TOO_LONG_S = 20
 
 @pytest.fixture(autouse=True)
 def _no_hanging() -> Iterator[None]:
-    """A pipe or an endless device that is read would hang the test."""
+    """Reading a pipe or an endless device would hang the test."""
 
     def fail(*_: object) -> None:
         raise TimeoutError
@@ -50,7 +50,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tiny: Path, tmp_path: Path) -> Path:
-    """A copy that may be broken."""
+    """A copy of the export, which tests may break."""
     return Path(shutil.copytree(tiny, tmp_path / "copy"))
 
 
@@ -65,7 +65,7 @@ def start(folder: Path) -> Engine:
 
 
 def change(key: str, value: object) -> Break:
-    """Changes what a key of the manifest, with dots, has as its value."""
+    """Changes the value of a key of the manifest, given as a dotted path."""
 
     def apply(folder: Path) -> None:
         document = json.loads((folder / MANIFEST).read_text())
@@ -89,7 +89,7 @@ def remove(key: str) -> Break:
 
 
 def put(name: str, make: Callable[[Path], object]) -> Break:
-    """Puts something else in the place of a file."""
+    """Replaces a file by the result of a function of its path."""
 
     def apply(folder: Path) -> None:
         (folder / name).unlink()
@@ -99,7 +99,7 @@ def put(name: str, make: Callable[[Path], object]) -> Break:
 
 
 def put_hashed(name: str, content: bytes) -> Break:
-    """Puts another file in the place of one, and its hash and size into the manifest."""
+    """Replaces a file, and its hash and size in the manifest."""
 
     def apply(folder: Path) -> None:
         (folder / name).write_bytes(content)
@@ -122,7 +122,7 @@ def _listen(path: Path) -> None:
 
 
 def _link_out(path: Path) -> None:
-    """A link to the right file, which lies outside."""
+    """Makes a link to a file outside the folder."""
     outside = path.parent.parent / "outside"
     outside.write_bytes(b"")
     path.symlink_to(outside)
@@ -138,7 +138,7 @@ def _unhash(name: str) -> Break:
 
 
 def _name_outside(name: str) -> Break:
-    """The manifest hashes a file that exists, by a path that leaves the folder."""
+    """Adds an existing file outside the folder to the manifest."""
 
     def apply(folder: Path) -> None:
         outside = folder.parent / "outside"
@@ -152,22 +152,22 @@ def _name_outside(name: str) -> Break:
 
 
 FILES: list[tuple[str, Break, str]] = [
-    ("a pipe", put("graph_0.bin", os.mkfifo), "no regular file"),
+    ("a pipe", put("graph_0.bin", os.mkfifo), "not a regular file"),
     ("a device", put("graph_0.xml", lambda path: path.symlink_to("/dev/zero")), "link out"),
-    ("a socket", put("graph_0.bin", _listen), "no regular file"),
-    ("a folder", put("graph_0.bin", lambda path: path.mkdir()), "no regular file"),
+    ("a socket", put("graph_0.bin", _listen), "not a regular file"),
+    ("a folder", put("graph_0.bin", lambda path: path.mkdir()), "not a regular file"),
     ("a link out", put("graph_0.bin", _link_out), "link out of the export"),
     ("a broken link", put("graph_0.bin", lambda path: path.symlink_to("none")), "not whole"),
     ("a loop of links", put("graph_0.bin", lambda path: path.symlink_to(path)), "not whole"),
     ("a longer file", lambda folder: os.truncate(folder / "graph_0.bin", 10**6), "has 1,000,000"),
     ("weights without hash", _unhash("graph_0.bin"), "sha256 must have graph_0.bin"),
     ("a graph without hash", _unhash("graph_0.xml"), "sha256 must have graph_0.xml"),
-    ("a path up", _name_outside("../outside"), "no path in its folder"),
-    ("a path down and up", _name_outside("a/../../outside"), "no path in its folder"),
-    ("an absolute path", _name_outside("{outside}"), "no path in its folder"),
-    ("no path", _name_outside(""), "no path in its folder"),
+    ("a path up", _name_outside("../outside"), "not a path in its folder"),
+    ("a path down and up", _name_outside("a/../../outside"), "not a path in its folder"),
+    ("an absolute path", _name_outside("{outside}"), "not a path in its folder"),
+    ("no path", _name_outside(""), "not a path in its folder"),
     ("a size too few", change("sizes", {}), "sizes and sha256 must name the same files"),
-    ("a manifest that is a pipe", put(MANIFEST, os.mkfifo), "no regular file"),
+    ("a manifest that is a pipe", put(MANIFEST, os.mkfifo), "not a regular file"),
     ("a manifest elsewhere", put(MANIFEST, _link_out), "link out of the export"),
     ("an endless manifest", put(MANIFEST, lambda path: path.symlink_to("/dev/zero")), "link out"),
 ]
@@ -189,10 +189,10 @@ MANIFESTS: list[tuple[str, Break, str]] = [
         "more than 16,777,216 bytes",
     ),
     ("a list", lambda folder: (folder / MANIFEST).write_text("[]"), "format is missing"),
-    ("not UTF-8", lambda folder: (folder / MANIFEST).write_bytes(b'{"\xff":1}'), "no JSON"),
-    ("an unknown key", change("plugin", "evil.so"), "plugin is no key"),
+    ("not UTF-8", lambda folder: (folder / MANIFEST).write_bytes(b'{"\xff":1}'), "not JSON"),
+    ("an unknown key", change("plugin", "evil.so"), "plugin is not a key"),
     ("a missing key", remove("default_layer"), "default_layer is missing"),
-    ("an unknown key inside", change("graphs.0.plugin", 1), r"graphs\[0\].plugin is no key"),
+    ("an unknown key inside", change("graphs.0.plugin", 1), r"graphs\[0\].plugin is not a key"),
     ("a text for a number", change("max_targets", "5"), "max_targets must be a whole number"),
     ("a truth for a number", change("max_targets", True), "max_targets must be a whole number"),
     ("null", change("labels", None), "labels must be a list"),
@@ -247,7 +247,7 @@ def test_the_whole_export_is_loaded(folder: Path) -> None:
 
 
 def test_an_older_export_has_no_sizes(folder: Path) -> None:
-    """Its hashes are compared."""
+    """The hashes alone are compared."""
     remove("sizes")(folder)
     assert read_manifest(folder).sizes is None
     start(folder)
@@ -258,7 +258,7 @@ def test_an_older_export_has_no_sizes(folder: Path) -> None:
 
 @pytest.mark.parametrize(("break_it", "text"), cases(FILES, MANIFESTS, GRAPHS))
 def test_what_is_not_as_it_was_written_is_refused(folder: Path, break_it: Break, text: str) -> None:
-    """With the reason, before a graph is compiled, and without waiting for anybody."""
+    """The error has the reason; no graph is compiled, and no read blocks."""
     break_it(folder)
     with pytest.raises(StartupError, match=text):
         Engine(settings(folder))
@@ -268,7 +268,7 @@ def test_what_is_not_as_it_was_written_is_refused(folder: Path, break_it: Break,
 def test_a_check_refuses_what_serving_refuses(
     folder: Path, break_it: Break, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is the same way that leads to the models."""
+    """``gradcam serve --check`` loads exports as serving does."""
     monkeypatch.setattr("gradcam_server.telemetry.logs.configure", lambda *_: None)
     break_it(folder)
     result = CliRunner().invoke(main, ["serve", "--check", "--model", f"tiny={folder}"])
@@ -277,7 +277,7 @@ def test_a_check_refuses_what_serving_refuses(
 
 
 def test_graphs_are_those_that_were_checked(folder: Path) -> None:
-    """A folder that is exchanged after the start has no part in a graph's first use."""
+    """A folder that is replaced after the start has no effect on a graph's first use."""
     engine = Engine(settings(folder))
     for path in folder.iterdir():
         path.rename(folder.parent / path.name)
@@ -286,14 +286,14 @@ def test_graphs_are_those_that_were_checked(folder: Path) -> None:
 
 
 def _field(number: int, content: bytes | int) -> bytes:
-    """A field of a protobuf, below 128 bytes."""
+    """Returns a field of a protobuf, shorter than 128 bytes."""
     if isinstance(content, int):
         return bytes((number << 3, content))
     return bytes((number << 3 | 2, len(content))) + content
 
 
 def onnx_with_external_weights() -> bytes:
-    """The sum of x and w, four numbers each; w is in the file "secret" beside it."""
+    """Returns a model of x + w, four numbers each; w is in the file "secret" beside it."""
 
     def value(name: bytes) -> bytes:
         shape = _field(1, _field(1, 4))
@@ -308,11 +308,11 @@ def onnx_with_external_weights() -> bytes:
 
 
 def test_a_graph_opens_no_further_files(folder: Path) -> None:
-    """A model of another format, which may name files to open, is none, whatever it is called."""
+    """Models of other formats, which may name files to open, are refused whatever their names."""
     onnx = onnx_with_external_weights()
     (folder / "secret").write_bytes(bytes(16))
     put_hashed("graph_0.xml", onnx)(folder)
-    with pytest.raises(StartupError, match="is no XML"):
+    with pytest.raises(StartupError, match="is not XML"):
         start(folder)
-    with pytest.raises(ValueError, match="is no XML"):
+    with pytest.raises(ValueError, match="is not XML"):
         read_model(folder / "graph_0.xml", folder / "graph_0.bin")

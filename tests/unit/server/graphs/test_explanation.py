@@ -19,6 +19,7 @@ from gradcam_server.methods.one_pass import METHODS
 from gradcam_server.models.keras_network import KerasNetwork
 from gradcam_server.models.loaded import LoadedModel
 from gradcam_server.models.preprocessing import preprocess
+from oracles.reference import coefficients
 from support.small_model import CLASSES, SIZE, build_network, load_small
 
 TARGETS = 3
@@ -166,17 +167,68 @@ def test_several_layers_are_explained_in_one_pass(model: LoadedModel) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_compiled_as_it_is_defined(model: LoadedModel, method: Method) -> None:
-    """The graph gives the method the true activation and gradient, in float32."""
+    """The graph gives the method the true activation and gradient of its score, in float32."""
     image = pictures(1)[0]
     graph = compile_key(model, key("conv3", method=method), (1,))
     (actual,) = graph.run([item(image, 2)], 1)[0].maps[0]
     pixels = tf.constant((image[None].astype(np.float32) - 127) / 128)
     with tf.GradientTape() as tape:
         (activation,), logits = model.network.compute(pixels, ["conv3"])
-        score = logits[0, 2]
+        score = tf.tensordot(logits[0], np.float32(coefficients(method, logits[0], 2)), 1)
     expected = METHODS[method](activation, tape.gradient(score, activation))[0]
     scale = np.abs(expected).max()
     np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("score_type", ScoreType)
+def test_finer_cam_subtracts_the_similar_classes(model: LoadedModel, score_type: ScoreType) -> None:
+    """Score and map are those of the class less those of the nearest, or of the named class."""
+    image = pictures(1)[0]
+    plain = compile_key(model, key("conv3", score_type=score_type), (1,))
+    asked = key("conv3", method=Method.FINER_CAM, score_type=score_type)
+    targets = [GraphTarget(by_rank(0)), GraphTarget(3), GraphTarget(4, against=1)]
+    output = compile_key(model, asked, (1,)).run([GraphItem(image, targets)], 1)[0]
+    halves = [plain.run([item(image, *some)], 1)[0] for some in ((0, 1, 2), (3, 4, 5))]
+    maps = np.concatenate([half.maps[0] for half in halves])
+    scores = np.concatenate([half.scores for half in halves])
+    named = np.eye(CLASSES)[4] - 0.6 * np.eye(CLASSES)[1]
+    best = int(output.logits.argmax())
+    found = [coefficients(Method.FINER_CAM, output.logits, index) for index in (best, 3)]
+    counts = np.stack([*found, named])
+    assert output.classes.tolist() == [best, 3, 4]
+    np.testing.assert_allclose(output.scores, counts @ scores, rtol=RTOL, atol=1e-5)
+    expected = np.tensordot(counts, maps, axes=1)
+    np.testing.assert_allclose(output.maps[0], expected, rtol=1e-3, atol=1e-4 * expected.max())
+
+
+def test_finer_cam_of_two_classes_compares_them() -> None:
+    """A model of fewer than four classes has fewer similar ones."""
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3, name="conv")(inputs))
+    network = keras.Model(inputs, keras.layers.Dense(2)(x))
+    labels = ClassLabels([ClassLabel("no"), ClassLabel("yes")])
+    model = LoadedModel("two", KerasNetwork(network), Preprocessing.LITE, labels, "random", True)
+    graph = compile_key(model, key("conv", method=Method.FINER_CAM), (1,))
+    output = graph.run([item(np.ones((8, 8, 3), np.uint8), 0, 1)], 1)[0]
+    no, yes = output.logits
+    np.testing.assert_allclose(output.scores, [no - 0.6 * yes, yes - 0.6 * no], rtol=1e-5)
+
+
+@pytest.mark.parametrize("compiler", [Compiler.TENSORFLOW, Compiler.XLA])
+def test_eigen_cam_needs_no_gradient(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch, compiler: Compiler
+) -> None:
+    """None is computed; classes and scores are answered, and all classes have the same map."""
+    monkeypatch.setattr(tf, "gradients", None)
+    image = pictures(1)[0]
+    asked = key("conv3", "block", method=Method.EIGEN_CAM)
+    graph = ExplanationGraph(model, asked, CompilationCounter())
+    output = compile_graph(graph, (1,), compiler).run([item(image, by_rank(0), 3)], 1)[0]
+    assert output.classes.tolist() == [output.logits.argmax(), 3]
+    np.testing.assert_array_equal(output.scores, output.logits[output.classes])
+    for first, second in output.maps:
+        np.testing.assert_array_equal(first, second)
+        assert first.max() > 0
 
 
 def test_perturbed_images_are_float_and_in_the_background(

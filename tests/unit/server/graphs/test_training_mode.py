@@ -1,4 +1,4 @@
-"""Models that run in training mode are refused, with the operation that is to blame."""
+"""Models that run in training mode are refused; the error names the operation."""
 
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ SIZE = 16
 
 @keras.saving.register_keras_serializable("training_mode")
 class AlwaysDropout(layers.Layer):
-    """Ignores ``training``."""
+    """A dropout layer that ignores ``training``."""
 
     def call(self, inputs: Any) -> Any:
         return tf.nn.dropout(inputs, 0.5)
@@ -30,7 +30,7 @@ class AlwaysDropout(layers.Layer):
 
 @keras.saving.register_keras_serializable("training_mode")
 class OfItsBatch(layers.Layer):
-    """Normalises by the statistics of its batch, whatever ``training`` is."""
+    """A layer that normalises by the statistics of its batch, whatever ``training`` is."""
 
     def call(self, inputs: Any) -> Any:
         return inputs - keras.ops.mean(inputs, axis=(0, 1, 2), keepdims=True)
@@ -38,7 +38,7 @@ class OfItsBatch(layers.Layer):
 
 @keras.saving.register_keras_serializable("training_mode")
 class OfItsImage(layers.Layer):
-    """Normalises by the statistics of each image, by an operation made for batches."""
+    """A layer that normalises each image by its own statistics, by an operation for batches."""
 
     def call(self, inputs: Any) -> Any:
         _, height, width, channels = inputs.shape
@@ -61,7 +61,7 @@ def build(*more: layers.Layer) -> keras.Model:
 
 
 def save_in_training_mode(model: keras.Model, path: Path) -> None:
-    """As people do who call the model with ``training=True`` in their serving function."""
+    """Saves a serving function that calls the model with ``training=True``."""
     archive = keras.export.ExportArchive()
     archive.track(model)
     images = tf.TensorSpec((None, SIZE, SIZE, 3), tf.float32)
@@ -82,7 +82,7 @@ def open_engine(path: Path, **more: Any) -> Engine:
 def training(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
-    """A model in training mode, and what the refusal says of it."""
+    """A model in training mode, and the expected text of the refusal."""
     write_model, layer, text = {
         "dropout": (save_in_training_mode, layers.Dropout(0.3), r"dropout.*Random.*again"),
         "noise": (save_in_training_mode, layers.GaussianNoise(0.1), r"noise.*Random.*again"),
@@ -104,7 +104,7 @@ def training(
 def test_models_in_training_mode_are_refused(
     training: tuple[Path, str], compiler: Compiler
 ) -> None:
-    """At warm-up, whatever compiles them, with the operation to blame and the remedy."""
+    """At warm-up, with any compiler; the error names the operation and the remedy."""
     path, text = training
     with pytest.raises(StartupError, match=rf"^mine runs in training mode.*{text}") as refusal:
         open_engine(path, compiler=compiler).warm_up()
@@ -140,7 +140,7 @@ def test_models_in_training_mode_are_not_exported(
 def test_layers_in_inference_mode_are_served(
     make: partial[layers.Layer], precision: Precision, tmp_path: Path
 ) -> None:
-    """Rounding, in any precision, is no reason to refuse; nor is what looks at each image alone."""
+    """Neither rounding, in any precision, nor operations on each image alone are refused."""
     build(make()).save(tmp_path / "m.keras")
     engine = open_engine(tmp_path / "m.keras", precision=precision, batch_sizes=(1, 4))
     engine.warm_up()
@@ -162,7 +162,7 @@ def test_a_saved_model_in_inference_mode_is_served(
 def test_any_batch_sizes_will_do(
     sizes: tuple[int, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Random layers are found at each; statistics of the batch are warned of without others."""
+    """Random layers are refused at any; at batch size 1 statistics of the batch are warned of."""
     build(AlwaysDropout()).save(tmp_path / "random.keras")
     with pytest.raises(StartupError, match="training mode"):
         open_engine(tmp_path / "random.keras", batch_sizes=sizes).warm_up()
@@ -177,7 +177,7 @@ def test_any_batch_sizes_will_do(
 
 
 def test_models_without_a_finite_logit_are_not_refused_for_it(tmp_path: Path) -> None:
-    """Not a number is the same answer each time."""
+    """NaN counts as the same answer each time."""
     model = build()
     model.layers[-1].kernel.assign(np.full(model.layers[-1].kernel.shape, np.nan, np.float32))
     model.save(tmp_path / "m.keras")

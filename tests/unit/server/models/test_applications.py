@@ -1,4 +1,4 @@
-"""Models of keras.applications, and the ways to their weights."""
+"""Models of keras.applications, and the sources of their weights."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_every_kind_of_file_gives_the_same_logits(
     name: str,
     save: Callable[[keras.Model, Path], None],
 ) -> None:
-    """Weights alone or a whole model with its softmax: what comes out are the logits."""
+    """Weights alone and a whole model with its softmax both give the logits."""
     save(original, tmp_path / name)
     loaded = resnet50(str(tmp_path / name))
     assert loaded.weights == f"file {name}"
@@ -76,7 +76,7 @@ def test_every_kind_of_file_gives_the_same_logits(
 
 
 def test_random_weights_are_seeded_and_say_so(original: keras.Model, image: np.ndarray) -> None:
-    """Equal seeds give equal networks; nobody takes them for trained ones."""
+    """Equal seeds give equal networks, which say that their weights are random."""
     again, other = resnet50("random", 5), resnet50("random", 6)
     assert again.random_weights
     assert again.weights == "random, seed 5"
@@ -88,7 +88,7 @@ def test_random_weights_are_seeded_and_say_so(original: keras.Model, image: np.n
 def test_missing_imagenet_weights_name_the_ways_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Without cache and network the error comes at once and says what to do."""
+    """Without cache and network the error comes at once and names the remedies."""
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
 
     def no_network(*args: object, **kwargs: object) -> None:
@@ -108,7 +108,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path, name: str) -> Non
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    """Nothing is loaded by halves."""
+    """No part of them is loaded."""
     path = tmp_path / "other.weights.h5"
     keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]).save_weights(path)
     with pytest.raises(StartupError, match="do not fit resnet50"):
@@ -119,7 +119,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     ("weights", "message"), [("no/such.h5", "does not exist"), ("weights.pth", "must end in")]
 )
 def test_unusable_names_are_refused(weights: str, message: str) -> None:
-    """A file that is not there, or of a kind that cannot be read."""
+    """A missing file, and one of an unreadable kind."""
     with pytest.raises(StartupError, match=message):
         resnet50(weights)
 
@@ -156,7 +156,7 @@ MODULES = {
 
 @pytest.fixture(scope="module", params=APPLICATIONS)
 def application(request: pytest.FixtureRequest) -> tuple[str, LoadedModel, Callable[..., Any]]:
-    """A built-in model with random weights, and Keras' own, which ends in softmax."""
+    """A built-in model with random weights, and Keras' model, which ends in softmax."""
     name = request.param
     own: list[keras.Model] = []
     original = APPLICATIONS[name]
@@ -204,7 +204,7 @@ def test_applications_give_logits_and_gradients(
 def test_applications_preprocess_as_keras_does(
     application: tuple[str, LoadedModel, Callable[..., Any]],
 ) -> None:
-    """With the function that comes with the model."""
+    """The oracle is the preprocessing function of each Keras module."""
     name, loaded, _ = application
     module = getattr(keras.applications, MODULES[name])
     pixels = np.random.default_rng(1).integers(0, 256, (1, 8, 8, 3)).astype(np.uint8)

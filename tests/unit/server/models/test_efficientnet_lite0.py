@@ -83,7 +83,7 @@ def test_logits_agree_with_the_twin(model: Any, twin: Any, photographs: Any) -> 
 def test_activations_agree_with_the_twin(
     layer: str, module: Any, model: Any, twin: Any, photographs: Any
 ) -> None:
-    """A layer's name means that layer: explanations of inner layers rest on it."""
+    """Each layer's name means the layer of the twin."""
     seen = []
     hook = module(twin).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_photographs_are_recognised(model: Any, photographs: Any) -> None:
 
 
 def test_layers_are_named_as_in_keras_applications(model: Any) -> None:
-    """Whoever knows EfficientNetB0 of Keras finds the layers under the same names."""
+    """The names are those of Keras' EfficientNetB0."""
     theirs = {layer.name for layer in keras.applications.EfficientNetB0(weights=None).layers}
     ours = {layer.name for layer in model.layers}
     assert ours - theirs == {"image"}
@@ -126,7 +126,7 @@ def test_layers_are_named_as_in_keras_applications(model: Any) -> None:
 def test_weights_that_do_not_fit_are_refused(
     change: Any, reason: str, weights: dict[str, Any]
 ) -> None:
-    """A checkpoint of another model fails by the name of a tensor, never half-loaded."""
+    """The error names a tensor, and nothing is loaded."""
     changed = dict(weights)
     change(changed)
     with pytest.raises(ValueError, match=reason):
@@ -134,7 +134,7 @@ def test_weights_that_do_not_fit_are_refused(
 
 
 def test_every_tensor_reaches_the_model(weights: dict[str, Any], model: Any) -> None:
-    """The numbers in the model are the numbers in the file, each as often."""
+    """The model has each number of the file, as often."""
     ours = np.sort(np.concatenate([np.ravel(value) for value in model.get_weights()]))
     used = [value for name, value in weights.items() if not name.endswith("num_batches_tracked")]
     np.testing.assert_array_equal(ours, np.sort(np.concatenate([np.ravel(v) for v in used])))
@@ -158,7 +158,7 @@ def test_equal_seeds_give_equal_models() -> None:
 
 
 def test_random_weights_touch_no_global_random_state() -> None:
-    """A server with random weights leaves the random numbers of others alone."""
+    """The global random state stays."""
     random.seed(5)
     np.random.seed(5)
     expected = random.random(), np.random.random()

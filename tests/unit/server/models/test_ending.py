@@ -1,4 +1,4 @@
-"""Whatever a model ends in, the probabilities are its own."""
+"""The reported probabilities are the model's own, whatever its last layers."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -43,7 +43,7 @@ def renamed(logits: Any) -> Any:
 
 @keras.saving.register_keras_serializable("ending")
 class Doubled(layers.Dense):
-    """Answers twice what its activation gives: taking that off is not enough."""
+    """A layer that doubles its activation, which therefore must not be removed."""
 
     def call(self, inputs: Any) -> Any:
         return 2 * super().call(inputs)
@@ -153,7 +153,7 @@ def kinds(endings: Iterable[str], saved: Iterable[str]) -> pytest.MarkDecorator:
 def test_probabilities_are_reported_as_they_are(
     ending: str, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A softmax is never applied to what is a distribution already; logits are logarithms."""
+    """No softmax is applied to a distribution; its logits are the logarithms."""
     model = build(DISTRIBUTIONS[ending])
     expected = answers(model)
     assert expected.std(axis=0).max() > 0.01
@@ -169,7 +169,7 @@ def test_probabilities_are_reported_as_they_are(
 def test_activations_are_told_by_what_they_do(
     ending: str, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever their names and wherever they stand, probabilities are the model's own."""
+    """Whatever their names and positions, probabilities are the model's own."""
     model = build((SOFTMAXES | SIGMOIDS)[ending])
     expected = answers(model)
     network = network_of(kind, model, tmp_path / "saved")
@@ -243,7 +243,7 @@ def test_logits_stay_logits(
 def test_numbers_of_one_sign_are_warned_of(
     ending: Callable[[Any], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They are taken for logits, which they need not be."""
+    """They are taken for logits, with a warning."""
     KerasNetwork(build(ending))
     (warning,) = warnings(caplog)
     assert "it cannot be told whether its outputs" in warning
@@ -251,7 +251,7 @@ def test_numbers_of_one_sign_are_warned_of(
 
 
 def test_an_activation_is_only_taken_off_if_it_explains_the_outputs() -> None:
-    """A layer that changes what its activation gives is taken as a whole."""
+    """A layer that changes the values of its activation is kept whole."""
     model = build(
         lambda x: layers.Rescaling(0.5)(Doubled(CLASSES, "softmax", kernel_initializer=RANDOM)(x))
     )
@@ -314,13 +314,13 @@ def test_what_is_declared_is_done(
     activation: OutputActivation,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """And warned of no more."""
+    """The declared kind is used, without a warning."""
     assert KerasNetwork(build(ending), outputs=outputs).output_activation is activation
     assert not warnings(caplog)
 
 
 def test_a_shared_last_layer_keeps_its_activation_elsewhere() -> None:
-    """Its last call alone gives logits."""
+    """The activation is removed from its last call only."""
 
     def twice(x: Any) -> Any:
         shared = layers.Dense(6, "softmax", kernel_initializer=RANDOM)
@@ -343,7 +343,7 @@ NO_AND_YES = {
 
 @pytest.mark.parametrize("ending", NO_AND_YES)
 def test_two_names_make_two_classes_of_one_output(ending: str, tmp_path: Path) -> None:
-    """The negative class comes first; all it has mirrors the positive one's."""
+    """The negative class comes first; its values mirror the positive class's."""
     model = build(NO_AND_YES[ending])
     positive = answers(model)
     if ending == "logit":
@@ -365,7 +365,7 @@ def test_two_names_make_two_classes_of_one_output(ending: str, tmp_path: Path) -
     [("ill\n", ["ill"]), ("ill\n\n\n", ["ill"]), ("healthy\nill\n\n", ["healthy", "ill"])],
 )
 def test_one_output_has_one_name_or_two(text: str, names: list[str], tmp_path: Path) -> None:
-    """With one it is the positive class alone; empty lines at the end are no names."""
+    """One name is of the positive class; empty lines at the end are ignored."""
     file = tmp_path / "names.txt"
     file.write_text(text)
     build(NO_AND_YES["sigmoid"]).save(tmp_path / "m.keras")
@@ -375,7 +375,7 @@ def test_one_output_has_one_name_or_two(text: str, names: list[str], tmp_path: P
 
 
 def test_three_names_are_too_many_for_one_output(tmp_path: Path) -> None:
-    """The error says which there may be."""
+    """The error says how many there may be."""
     file = tmp_path / "names.txt"
     file.write_text("a\nb\nc\n")
     build(NO_AND_YES["sigmoid"]).save(tmp_path / "m.keras")

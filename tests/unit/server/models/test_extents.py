@@ -1,4 +1,4 @@
-"""Which part of the image each layer's map covers, in models that crop, pad and resize it."""
+"""The part of the image that each layer's map covers, in models that crop, pad and resize."""
 
 import logging
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def red_square() -> np.ndarray:
 
 @keras.saving.register_keras_serializable("test_extents")
 class OwnCrop(layers.Layer):
-    """What people write themselves: no weights, and no name that we could know."""
+    """A user's layer: no weights, and no name that the server knows."""
 
     def call(self, images: Any) -> Any:
         """Crops."""
@@ -41,7 +41,7 @@ class OwnCrop(layers.Layer):
 
 @keras.saving.register_keras_serializable("test_extents")
 class CropWindow(layers.Layer):
-    """A crop and resize in one, by boxes that are made for each image."""
+    """A layer that crops and resizes by boxes made for each image."""
 
     def call(self, images: Any) -> Any:
         """Crops."""
@@ -55,7 +55,7 @@ class CropWindow(layers.Layer):
 
 @keras.saving.register_keras_serializable("test_extents")
 class OwnStem(layers.Layer):
-    """A crop and a convolution, where we cannot see the one for the other."""
+    """A user's layer that crops and convolves."""
 
     def build(self, shape: tuple[int, ...]) -> None:
         """Makes the convolution."""
@@ -126,7 +126,7 @@ BEGINNINGS: dict[str, tuple[Callable[[Any], Any], Extent]] = {
 
 
 def redness() -> layers.Layer:
-    """A convolution whose first channel is how red a position is; twice is as good as once."""
+    """A convolution whose first channel is the redness of a position; twice is the same."""
     layer = layers.Conv2D(3, 3, padding="same", use_bias=False)
     layer.build((None, None, None, 3))
     kernel = np.zeros((3, 3, 3, 3), np.float32)
@@ -136,7 +136,7 @@ def redness() -> layers.Layer:
 
 
 def model_of(begin: Callable[[Any], Any], dtype: str = "float32") -> keras.Model:
-    """A model of redness, of whatever the beginning makes of the image."""
+    """A model of redness after the given first layers."""
     inputs = keras.Input((HEIGHT, WIDTH, 3), dtype=dtype)
     x = layers.AveragePooling2D(4, padding="same", name="last")(redness()(begin(inputs)))
     x = layers.GlobalAveragePooling2D()(x)
@@ -164,7 +164,7 @@ def on_image(heatmap: np.ndarray, extent: Extent | None) -> np.ndarray:
 
 
 def pasted(heatmap: np.ndarray, extent: Extent) -> np.ndarray:
-    """The oracle: the map enlarged by OpenCV to its rectangle, pasted where that lies."""
+    """The oracle: the map enlarged by OpenCV to its rectangle and pasted there."""
     top, left, height, width = (
         round(one) for one in (extent.top, extent.left, extent.height, extent.width)
     )
@@ -240,7 +240,7 @@ def test_heat_lies_on_what_the_model_saw(beginning: str, caplog: pytest.LogCaptu
 def test_heat_of_a_saved_model_lies_on_what_it_saw(
     beginning: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The same, where operations are all that is known."""
+    """The same by operations alone."""
     begin, expected = BEGINNINGS[beginning]
     with caplog.at_level(logging.WARNING, "gradcam_server"):
         network = as_saved_model(model_of(begin), tmp_path)
@@ -249,7 +249,7 @@ def test_heat_of_a_saved_model_lies_on_what_it_saw(
 
 
 def test_a_random_crop_covers_what_keras_makes_of_it() -> None:
-    """Whether inference crops the centre or nothing depends on Keras' version."""
+    """In inference it crops the centre or nothing, depending on Keras' version."""
     check_gradient(KerasNetwork(model_of(lambda x: layers.RandomCrop(48, 40)(x))))
 
 
@@ -281,7 +281,7 @@ def test_coarse_types_show_positions_too(
 
 
 class OwnFlip(layers.Layer):
-    """Flips, and says nothing of it."""
+    """A user's layer that flips."""
 
     def call(self, images: Any) -> Any:
         """Flips."""
@@ -289,7 +289,7 @@ class OwnFlip(layers.Layer):
 
 
 class Glimpse(layers.Layer):
-    """Moves the image by numbers that were computed from it."""
+    """A user's layer that moves the image by numbers computed from it."""
 
     def call(self, images: Any, by: Any) -> Any:
         """Moves."""
@@ -315,7 +315,7 @@ UNFOLLOWED: dict[str, tuple[Callable[[Any], Any], str]] = {
         "affine_transform moves pixels",
     ),
     "two parts": (two_crops, "add joins maps"),
-    "by its content": (glimpse, "glimpse moves pixels by what the image shows"),
+    "by its content": (glimpse, "glimpse moves pixels by values computed from the image"),
 }
 
 
@@ -344,14 +344,14 @@ def test_operations_that_cannot_be_followed_are_warned_of(
 
 
 def padded_convolution(x: Any) -> Any:
-    """As the ResNets of keras.applications begin."""
+    """The first layers of the ResNets of keras.applications."""
     x = layers.ZeroPadding2D(3)(x)
     x = layers.Conv2D(4, 7, strides=2)(x)
     return layers.MaxPooling2D(3, strides=2)(layers.ZeroPadding2D(1)(x))
 
 
 def shifted_by_one(x: Any) -> Any:
-    """As NASNet reduces a map: two poolings, one of them shifted by a position."""
+    """NASNet's reduction of a map: two poolings, one of them shifted by a position."""
     x = layers.Conv2D(4, 3, strides=2)(x)
     shifted = layers.Cropping2D(((1, 0), (1, 0)))(layers.ZeroPadding2D(((0, 1), (0, 1)))(x))
     pools = [layers.AveragePooling2D(1, strides=2)(one) for one in (x, shifted)]
@@ -359,7 +359,7 @@ def shifted_by_one(x: Any) -> Any:
 
 
 def squeezed(x: Any) -> Any:
-    """As EfficientNet weighs channels, and a decoder joins maps of two sizes."""
+    """EfficientNet's weighting of channels, and a decoder's join of maps of two sizes."""
     x = layers.Conv2D(4, 3, strides=2, padding="same")(layers.Rescaling(1 / 255)(x))
     weights = layers.Reshape((1, 1, 4))(layers.GlobalAveragePooling2D()(x))
     x = layers.Multiply()([x, layers.Conv2D(4, 1, activation="sigmoid")(weights)])
@@ -368,7 +368,7 @@ def squeezed(x: Any) -> Any:
 
 
 def normalised(x: Any) -> Any:
-    """What hides positions from a probe, and moves none of them."""
+    """A normalisation, which hides positions from the probe and moves none."""
     standardised = (x - ops.mean(x, axis=(1, 2), keepdims=True)) / (ops.std(x) + 1e-3)
     scaled = x / (ops.max(x, axis=(1, 2, 3), keepdims=True) + 1e-3)
     x = layers.Concatenate()([ops.clip(x, 0, 1), standardised, scaled, ops.ones_like(x)])

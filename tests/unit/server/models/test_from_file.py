@@ -82,7 +82,7 @@ def test_files_that_keras_wrote_can_be_served(
 
 
 def test_options_of_a_file_are_kept(tmp_path: Path) -> None:
-    """Size, preprocessing and labels are what was declared."""
+    """Size, preprocessing and labels are the declared ones."""
     transfer((None, None, 3)).save(tmp_path / "m.keras")
     (tmp_path / "names.txt").write_text("cat\ndog\nfox\n")
     loaded = load_file(
@@ -139,7 +139,7 @@ def test_saved_models_are_explained_below_swish(
 
 
 class AsKeras2(tf.Module):
-    """As Keras 2 saves: nested functions, a named input, and swish; by hand."""
+    """A model as Keras 2 saves it: nested functions, a named input, and swish."""
 
     def __init__(self, branch: Callable[[tf.Tensor], tf.Tensor]) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ REVERSED = tf.custom_gradient(lambda x: (tf.identity(x), lambda gradient: -gradi
 def test_saved_models_as_of_keras_2(
     custom: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Explained by the derivatives of their operations; other custom gradients are told of."""
+    """Explained by the derivatives of their operations; other custom gradients are warned of."""
     module = AsKeras2(REVERSED if custom else tf.identity)
     tf.saved_model.save(module, str(tmp_path), signatures=module.serving_default)
     loaded = load_file(tmp_path)
@@ -293,7 +293,7 @@ def test_modules_bring_custom_layers(
 
 
 def test_modules_that_cannot_be_imported_are_named(tmp_path: Path) -> None:
-    """With the reason."""
+    """The error has the reason."""
     transfer().save(tmp_path / "m.keras")
     with pytest.raises(StartupError, match=r"--custom-objects no_such_one: .*No module named"):
         load_file(tmp_path / "m.keras", custom_objects=("no_such_one",))
@@ -305,18 +305,18 @@ def test_lambda_layers_are_refused(name: str, tmp_path: Path) -> None:
     keras.Sequential([keras.Input(SHAPE), layers.Lambda(lambda x: x * 2), layers.Flatten()]).save(
         tmp_path / name
     )
-    with pytest.raises(StartupError, match="holds a Lambda layer"):
+    with pytest.raises(StartupError, match="contains a Lambda layer"):
         load_file(tmp_path / name)
 
 
 def test_unusable_files_are_refused(tmp_path: Path) -> None:
-    """What is no model, or not there, is named."""
+    """The error names the file."""
     for name in ("m.keras", "m.h5", "m.tflite"):
         (tmp_path / name).write_text("this is no model")
         with pytest.raises(StartupError, match=f"cannot load .*{name}"):
             load_file(tmp_path / name)
     transfer().save_weights(tmp_path / "w.weights.h5")
-    with pytest.raises(StartupError, match="holds weights without a model"):
+    with pytest.raises(StartupError, match="contains weights without a model"):
         load_file(tmp_path / "w.weights.h5")
     (tmp_path / "folder").mkdir()
     with pytest.raises(StartupError, match=r"no SavedModel: it has no saved_model\.pb"):
@@ -368,7 +368,7 @@ def test_saved_models_of_a_fixed_batch_size_are_refused(size: int, tmp_path: Pat
 def test_models_whose_input_fixes_the_batch_size_are_served_at_any(
     name: str, tmp_path: Path
 ) -> None:
-    """Keras calls their layers with any, and exports them with an open one."""
+    """Keras calls their layers with any batch size, and exports them with an open one."""
     inner = transfer()
     image = keras.Input(SHAPE, batch_size=1)
     model = keras.Model(image, inner(image))
@@ -413,7 +413,7 @@ def change_config(path: Path, change: Callable[[str], str]) -> None:
 def test_errors_of_keras_are_cut(
     change: Callable[[str], str], message: str, tmp_path: Path
 ) -> None:
-    """Keras puts the whole configuration before the cause; the cause alone is told."""
+    """Keras puts the whole configuration before the cause; the error has the cause alone."""
     convolutions = [layers.Conv2D(4, 1, name=f"conv{number}") for number in range(100)]
     keras.Sequential([keras.Input(SHAPE), *convolutions, *transfer().layers[2:]]).save(
         tmp_path / "m.keras"
@@ -456,7 +456,7 @@ def test_labels_are_lines_or_a_json_list(
         ("names.txt", b"cat\ndog\n", "it names 2 classes, and the model has 3"),
         ("names.txt", b"a\nb\nc\nd\n", "it names 4 classes, and the model has 3"),
         ("names.txt", b"caf\xe9\nb\nc\n", "cannot be read as UTF-8"),
-        ("names.json", b"[", "it is no JSON"),
+        ("names.json", b"[", "it is not JSON"),
         ("names.json", b'{"cat": 0}', "must be a JSON list of names"),
         ("names.json", b"[1, 2, 3]", "must be a JSON list of names"),
         ("names.json", b'["a", "b"]', "it names 2 classes"),
@@ -465,7 +465,7 @@ def test_labels_are_lines_or_a_json_list(
 def test_labels_that_do_not_fit_are_refused(
     three_classes: Path, tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
-    """Names that are off by one would be worse than none."""
+    """A wrong number of names is an error."""
     (tmp_path / name).write_bytes(content)
     with pytest.raises(StartupError, match=f"--labels .*{name}: .*{message}"):
         load_file(three_classes, labels=tmp_path / name)
@@ -474,7 +474,7 @@ def test_labels_that_do_not_fit_are_refused(
 
 
 def test_without_labels_classes_have_no_names(tmp_path: Path) -> None:
-    """A thousand classes are not ImageNet's unless somebody says so."""
+    """A thousand classes are not taken for ImageNet's."""
     transfer(classes=1000).save(tmp_path / "m.keras")
     unnamed = load_file(tmp_path / "m.keras").labels
     assert {label.name for label in unnamed.labels} == {""}

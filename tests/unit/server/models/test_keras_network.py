@@ -1,4 +1,4 @@
-"""Keras models as people build them: nested, shared, with any ending."""
+"""Keras models: nested, with shared layers, with any last layer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +31,7 @@ def images() -> tf.Tensor:
 
 
 def trunk(name: str, size: int | None = SIZE) -> keras.Model:
-    """A residual block; "middle" lies on one of its two ways."""
+    """A residual block; "middle" is in one of its two branches."""
     image = keras.Input((size, size, 3))
     x = layers.Conv2D(4, 3, padding="same", activation="relu", name="stem")(image)
     y = layers.Conv2D(4, 3, padding="same", name="middle")(x)
@@ -111,7 +111,7 @@ def run(network: Any, images: tf.Tensor, layer: str, xla: bool) -> tuple[np.ndar
 def test_gradients_reach_nested_layers(
     build: Callable[[], keras.Model], xla: bool, images: tf.Tensor
 ) -> None:
-    """Also in the middle of a residual block, and as Keras' own tape has them."""
+    """Also inside a residual block; the oracle is an eager tape over the Keras model."""
     model, path = build(), f"{KINDS[build]}middle"
     network = KerasNetwork(model, (SIZE, SIZE))
     _, gradient, logits = run(network, images, path, xla)
@@ -157,7 +157,7 @@ def test_the_layers_of_a_flat_model_are_keras_own() -> None:
 
 
 def test_outputs_of_layers_are_those_of_the_nested_model(images: tf.Tensor) -> None:
-    """What is seen is what the nested model computes."""
+    """They equal what the nested model computes."""
     model = in_sequential()
     (seen,), _ = KerasNetwork(model).compute(images, ["trunk/sum"])
     nested = model.get_layer("trunk")
@@ -247,7 +247,7 @@ ENDINGS: dict[str, tuple[Callable[[Any], Any], OutputActivation]] = {
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_scores_are_taken_before_the_last_activation(ending: str, images: tf.Tensor) -> None:
-    """However a model ends, its own probabilities follow from the logits, and classes differ."""
+    """The model's probabilities follow from the logits, whatever its last layer."""
     apply, activation = ENDINGS[ending]
     base = trunk("trunk")
     model = keras.Model(base.input, apply(layers.GlobalAveragePooling2D()(base.output)))
@@ -270,7 +270,7 @@ def test_scores_are_taken_before_the_last_activation(ending: str, images: tf.Ten
 def test_linear_outputs_are_taken_for_logits(
     classes: int, activation: OutputActivation, images: tf.Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A single one is the log-odds of a yes; and the log says what was assumed."""
+    """A single output is a log-odds; the log says what was assumed."""
     base = trunk("trunk")
     output = layers.Dense(classes)(layers.Flatten()(base.output))
     model = keras.Model(base.input, output)
@@ -283,7 +283,7 @@ def test_linear_outputs_are_taken_for_logits(
 
 
 def test_softmax_over_positions_is_no_ending(images: tf.Tensor) -> None:
-    """Only a softmax over the classes is taken off; the outputs are reported as they are."""
+    """Only a softmax over the classes is removed; other outputs are reported as they are."""
     base = trunk("trunk")
     x = layers.Flatten()(layers.Softmax()(base.output))
     network = KerasNetwork(model := keras.Model(base.input, x))
@@ -292,7 +292,7 @@ def test_softmax_over_positions_is_no_ending(images: tf.Tensor) -> None:
 
 
 def test_mixed_precision_gives_float32_logits(images: tf.Tensor) -> None:
-    """Layers may compute in 16 bits; scores are never compared in them."""
+    """Layers may compute in 16 bits; logits are float32."""
     keras.config.set_dtype_policy("mixed_float16")
     try:
         model = in_sequential()
@@ -317,7 +317,7 @@ def test_inputs_are_cast_to_what_the_model_declares(dtype: str) -> None:
 
 
 def test_open_sizes_are_chosen_or_224() -> None:
-    """The size is compiled in, so it must be known; one given for a fixed size is a mistake."""
+    """The size is compiled in; another size for a model of a fixed size is an error."""
     open_model = keras.Sequential([trunk("trunk", None), *head()])
     assert KerasNetwork(open_model).input_size == (224, 224)
     assert KerasNetwork(open_model, (32, 48)).input_size == (32, 48)
@@ -369,7 +369,7 @@ def channels_first() -> keras.Model:
 def test_models_that_cannot_be_explained_are_refused(
     build: Callable[[], keras.Model], message: str
 ) -> None:
-    """At the start, with the reason."""
+    """When they are loaded, with the reason."""
     keras.backend.clear_session()
     with pytest.raises(StartupError, match=message):
         KerasNetwork(build())
@@ -381,7 +381,7 @@ def test_models_that_cannot_be_explained_are_refused(
 def test_weights_are_turned_instead_of_channels(
     precision: Precision, tolerance: float, images: tf.Tensor
 ) -> None:
-    """Given RGB for BGR, a network answers as if the channels had been reversed before it."""
+    """Given RGB, a network for BGR answers as if the channels had been reversed."""
     image = keras.Input(SHAPE)
     x = layers.Conv2D(3, 3, name="first")(layers.ZeroPadding2D(1)(image))
     x = layers.BatchNormalization(name="normal")(x)
@@ -402,7 +402,7 @@ def test_weights_are_turned_instead_of_channels(
 
 
 def test_channels_of_an_image_that_is_used_twice_are_not_reversed() -> None:
-    """Only a convolution that alone sees the image can be turned."""
+    """Only the kernel of a convolution that alone takes the image is reversed."""
     image = keras.Input(SHAPE)
     x = layers.Concatenate()([layers.Conv2D(3, 3, padding="same")(image), image])
     model = keras.Model(image, layers.Dense(CLASSES)(layers.GlobalMaxPooling2D()(x)))
@@ -410,7 +410,7 @@ def test_channels_of_an_image_that_is_used_twice_are_not_reversed() -> None:
 
 
 def test_the_head_makes_the_logits(images: tf.Tensor) -> None:
-    """Of the features, whose layer it names, also below a softmax."""
+    """The named features times the kernel are the logits, also below a softmax."""
     network = KerasNetwork(flat())
     head = network.head
     assert head

@@ -25,7 +25,7 @@ def head(x: Any) -> Any:
 
 
 def network(*first: Callable[[Any], Any], dtype: str = "float32", size: int = SIZE) -> keras.Model:
-    """A convolution behind what is done to the image."""
+    """A convolution after the given first layers."""
     image = x = keras.Input((size, size, 3), dtype=dtype)
     for layer in first:
         x = layer(x)
@@ -37,14 +37,14 @@ def normalization() -> keras.Layer:
 
 
 def nested(*first: keras.Layer) -> keras.Model:
-    """Transfer learning: the first layers are those of a model within."""
+    """Transfer learning: the first layers are those of a nested model."""
     base = keras.Sequential([keras.Input((SIZE, SIZE, 3)), *first, layers.Conv2D(2, 3)])
     return keras.Sequential([base, layers.GlobalAveragePooling2D(), layers.Dense(3, "softmax")])
 
 
 @keras.saving.register_keras_serializable("test_pixel_scaling")
 class Halved(layers.Layer):
-    """A layer of someone's own."""
+    """A user's layer that halves."""
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Scales."""
@@ -52,7 +52,7 @@ class Halved(layers.Layer):
 
 
 def two_ways() -> keras.Model:
-    """Of two branches one scales."""
+    """Two branches, one of which scales."""
     image = keras.Input((SIZE, SIZE, 3))
     one = layers.Conv2D(2, 3)(image)
     other = layers.Conv2D(2, 3)(layers.Rescaling(1 / 255)(image))
@@ -109,7 +109,7 @@ CASES = [
 def test_keras_models_that_scale_pixels_are_known(
     build: Callable[[], keras.Model], scales: bool, tmp_path: Path
 ) -> None:
-    """What lies between the image and the first weights decides."""
+    """The layers between the image and the first weights decide."""
     build().save(tmp_path / "m.keras")
     assert load(ModelSpec("m", str(tmp_path / "m.keras"))).scales_pixels is scales
 
@@ -153,7 +153,7 @@ def test_a_preprocessing_that_may_have_been_forgotten_is_warned_of(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Once, with the likely ones; declaring one, also none, ends it."""
+    """Once, with the likely preprocessings; declaring one, also ``none``, ends the warning."""
     build().save(tmp_path / "m.keras")
     config = ServeConfig(model=(f"pets={tmp_path / 'm.keras'}",), preprocessing=preprocessing)
     with caplog.at_level(logging.WARNING):

@@ -1,4 +1,4 @@
-"""Images that show positions, and what is read from them."""
+"""Images that show positions, and the extents that are read from them."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def images() -> np.ndarray:
 def test_crops_and_margins_are_found(
     top: int, left: int, height: int, width: int, above: int, factor: float
 ) -> None:
-    """Any crop with any margin is found, whatever values are scaled by."""
+    """Any crop with any margin is found, however values are scaled."""
     part = factor * images()[:, top : top + height, left : left + width]
     margins = np.pad(part, ((0, 0), (above, 0), (0, 0), (0, 0)), constant_values=7)
     if (top, height) == (0, SIZE[0]):
@@ -49,7 +49,7 @@ def test_the_whole_image_is_the_whole_image() -> None:
 
 
 def test_a_crop_by_one_pixel_is_no_whole_image() -> None:
-    """A pixel is enough."""
+    """A crop by one pixel is found."""
     assert locate(images()[:, 1:], SIZE) == Extent(1, 0, 47, 40)
 
 
@@ -68,7 +68,7 @@ def test_a_crop_by_one_pixel_is_no_whole_image() -> None:
     ids=["flipped", "mirrored", "turned", "rolled", "two parts", "slanted"],
 )
 def test_what_is_no_rectangle_is_said(move) -> None:  # type: ignore[no-untyped-def]
-    """No rectangle is made up for what is none."""
+    """Flipped, turned and warped images are an error."""
     with pytest.raises(MovedPositionsError):
         locate(move(images()), SIZE)
 
@@ -84,6 +84,6 @@ def test_what_is_no_rectangle_is_said(move) -> None:  # type: ignore[no-untyped-
     ids=["constant", "centred", "other batch", "not a number"],
 )
 def test_what_shows_nothing_is_unknown(lose) -> None:  # type: ignore[no-untyped-def]
-    """Nothing is said of values that do not show positions."""
+    """Values that do not show positions are an error."""
     with pytest.raises(UnknownPositionsError):
         locate(lose(images()), SIZE)

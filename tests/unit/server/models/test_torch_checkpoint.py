@@ -1,4 +1,4 @@
-"""The reader of PyTorch state dicts: right on good files, harmless on all others."""
+"""The reader of PyTorch state dicts: right on good files, safe on all others."""
 
 import io
 import pickle
@@ -30,7 +30,7 @@ NO_KEYS = pickle.dumps([], protocol=2)
 
 
 class Tensor:
-    """Pickled as torch pickles a tensor, with whatever the test claims about it."""
+    """Pickled as torch pickles a tensor, with any offset, sizes and strides."""
 
     def __init__(self, offset: Any, shape: Any, strides: Any, storage: Any = None) -> None:
         self.storage = storage or Storage()
@@ -74,7 +74,7 @@ def read(content: bytes, folder: Path) -> dict[str, Any]:
 
 
 def call(name: str, argument: str) -> bytes:
-    """A pickle that calls ``module function`` with one string."""
+    """Returns a pickle that calls ``module function`` with one string."""
     module, function = name.split()
     text = b"X" + len(argument).to_bytes(4, "little") + argument.encode()
     return f"\x80\x02c{module}\n{function}\n".encode("latin-1") + text + b"\x85R."
@@ -109,7 +109,7 @@ def test_the_real_checkpoint_reads_as_torch_reads_it() -> None:
     ],
 )
 def test_every_dtype_keeps_its_values(dtype: torch.dtype, tmp_path: Path) -> None:
-    """A tensor comes back with its own dtype, not a converted one."""
+    """A tensor keeps its dtype."""
     tensors = {"x": torch.tensor([[0, 1, 2], [3, 100, 5]]).to(dtype)}
     assert_same(read(legacy(tensors), tmp_path), tensors)
 
@@ -132,7 +132,7 @@ def test_views_are_read_through_their_strides(tmp_path: Path) -> None:
 
 
 def test_a_module_s_state_dict_reads(tmp_path: Path) -> None:
-    """The attribute that torch hangs on a module's state dict does no harm."""
+    """The attribute that torch adds to a module's state dict is ignored."""
     tensors = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)).state_dict()
     assert_same(read(legacy(tensors), tmp_path), tensors)
 
@@ -145,7 +145,7 @@ def test_tensors_saved_from_a_gpu_read(tmp_path: Path) -> None:
 
 
 def test_tensors_cannot_be_written_to(tmp_path: Path) -> None:
-    """Nobody changes one tensor through another that shares its storage."""
+    """Tensors that share a storage are read-only."""
     ours = read(legacy({"x": torch.arange(3.0)}), tmp_path)
     assert not ours["x"].flags.writeable
 
@@ -191,7 +191,7 @@ def test_a_call_is_refused_wherever_it_stands(place: str, tmp_path: Path) -> Non
     ],
 )
 def test_any_other_global_is_refused_by_name(name: str, tmp_path: Path) -> None:
-    """Only what a state dict needs can be named; a near miss is still a miss."""
+    """Only the globals of a state dict are allowed; similar names are not."""
     with pytest.raises(UnsafeCheckpointError, match=re.escape(name.replace(" ", "."))):
         read(HEADER + call(name, "x"), tmp_path)
 
@@ -216,7 +216,7 @@ def test_any_other_opcode_is_refused(code: bytes, reason: str, tmp_path: Path) -
 
 
 def test_pickles_of_newer_protocols_are_refused(tmp_path: Path) -> None:
-    """What Python pickles today by default does not slip through."""
+    """Python's default pickle protocol is refused."""
     with pytest.raises(UnsafeCheckpointError):
         read(HEADER + pickle.dumps({"x": print}), tmp_path)
 
@@ -285,7 +285,7 @@ def test_only_plain_storages_are_referred_to(reference: Any, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("count", [7, 2**40, 2**61])
 def test_no_storage_is_larger_than_the_file(count: int, tmp_path: Path) -> None:
-    """A size that the file cannot hold fails, though both places agree on it."""
+    """A size larger than the file is an error, even where it is stated twice."""
     content = HEADER + dump({"x": Tensor(0, (6,), (1,), Storage(count=count))}) + dump(["0"])
     with pytest.raises(CheckpointError, match="truncated"):
         read(content + storage(range(6), count), tmp_path)
@@ -306,7 +306,7 @@ def test_no_storage_is_larger_than_the_file(count: int, tmp_path: Path) -> None:
     ],
 )
 def test_storages_must_be_those_that_were_declared(tail: bytes, tmp_path: Path) -> None:
-    """A storage that is missing, twice there or of another size is an error."""
+    """A storage that is missing, repeated or of another size is an error."""
     with pytest.raises(CheckpointError):
         read(HEADER + dump({"x": Tensor(0, (6,), (1,))}) + tail, tmp_path)
 
@@ -328,13 +328,13 @@ def test_a_storage_has_one_size(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_state_dict_is_refused(state: Any, reason: str, tmp_path: Path) -> None:
-    """Whoever passes a training checkpoint learns what was found instead."""
+    """The error says what was found instead."""
     with pytest.raises(CheckpointError, match=reason):
         read(HEADER + dump(state) + NO_KEYS, tmp_path)
 
 
 def test_the_zip_format_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    """PyTorch's present format is recognised, and the error says how to convert it."""
+    """PyTorch's zip format is recognised, and the error says how to convert it."""
     file = io.BytesIO()
     torch.save({"x": torch.ones(2)}, file)
     with pytest.raises(CheckpointError, match="_use_new_zipfile_serialization=False"):
@@ -349,7 +349,7 @@ def test_other_files_are_refused_by_name(content: bytes, tmp_path: Path) -> None
 
 
 def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
-    """No file is another mistake than a bad file."""
+    """A missing file is another error than a damaged file."""
     with pytest.raises(FileNotFoundError):
         read_torch_checkpoint(tmp_path / "weights.pth")
 
@@ -358,7 +358,7 @@ SMALL = legacy({"x": torch.arange(6.0).reshape(2, 3).T, "y": torch.tensor([1, 2]
 
 
 def test_every_truncation_is_noticed(tmp_path: Path) -> None:
-    """A download that broke off anywhere is an error, never a part of the weights."""
+    """A file cut off anywhere is an error."""
     for end in range(len(SMALL)):
         with pytest.raises(CheckpointError):
             read(SMALL[:end], tmp_path)

@@ -1,4 +1,4 @@
-"""Places in the queue."""
+"""Slots of the queue."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -10,7 +10,7 @@ from gradcam_server.pipeline.admission import Admission
 
 
 async def test_exactly_the_surplus_is_refused() -> None:
-    """Of five requests for three places two are refused, with a hint when to come again."""
+    """Of five requests for three slots two are refused, with a time to retry after."""
     queue, leave = Admission(3), asyncio.Event()
 
     async def stay(caller: str) -> None:
@@ -31,8 +31,8 @@ async def test_exactly_the_surplus_is_refused() -> None:
         assert queue.length == 1
 
 
-async def test_waiting_for_a_place_is_possible() -> None:
-    """A stream is slowed down, not refused; who gives up waiting takes no place along."""
+async def test_waiting_for_a_slot_is_possible() -> None:
+    """A stream is slowed down, not refused; a cancelled wait takes no slot."""
     queue = Admission(1)
     order: list[int] = []
 
@@ -41,21 +41,21 @@ async def test_waiting_for_a_place_is_possible() -> None:
             await asyncio.sleep(0)
             order.append(number)
 
-    async with queue.admit() as place:
+    async with queue.admit() as slot:
         tasks = [asyncio.create_task(patient(number)) for number in range(4)]
         await asyncio.sleep(0.01)
         tasks[1].cancel()
-        place.give_back()
-        place.give_back()  # once is enough, twice does no harm
+        slot.release()
+        slot.release()  # once is enough, twice does no harm
         await asyncio.gather(*tasks, return_exceptions=True)
     assert order == [0, 2, 3]
     assert queue.length == 0
 
 
-@pytest.mark.parametrize("steps", ["cancel, leave", "leave, cancel", "leave, turn, cancel"])
+@pytest.mark.parametrize("steps", ["cancel, leave", "leave, cancel", "leave, yield, cancel"])
 @pytest.mark.parametrize("gone", [0, 1, 2])
-async def test_giving_up_as_a_place_comes_free_loses_no_place(steps: str, gone: int) -> None:
-    """In any order: the others get the place, and it is free in the end."""
+async def test_a_wait_cancelled_as_a_slot_comes_free_loses_no_slot(steps: str, gone: int) -> None:
+    """In any order: the others get the slot, and it is free in the end."""
     queue, came = Admission(1), []
 
     async def visit(number: int) -> None:
@@ -63,7 +63,7 @@ async def test_giving_up_as_a_place_comes_free_loses_no_place(steps: str, gone: 
             came.append(number)
             await asyncio.sleep(0.001)
 
-    async with queue.admit() as place:
+    async with queue.admit() as slot:
         tasks = [asyncio.create_task(visit(number)) for number in range(3)]
         await asyncio.sleep(0)
         for step in steps.split(", "):
@@ -71,8 +71,8 @@ async def test_giving_up_as_a_place_comes_free_loses_no_place(steps: str, gone: 
                 case "cancel":
                     tasks[gone].cancel()
                 case "leave":
-                    place.give_back()
-                case "turn":
+                    slot.release()
+                case "yield":
                     await asyncio.sleep(0)
         results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
     assert [number for number in range(3) if results[number] is None] == [
@@ -87,10 +87,10 @@ async def test_giving_up_as_a_place_comes_free_loses_no_place(steps: str, gone: 
 @pytest.mark.parametrize(
     ("callers", "shares"), [(1, [228]), (2, [121, 121]), (3, [82, 82, 82]), (40, [6] * 40)]
 )
-async def test_callers_share_the_queue_and_leave_a_place_for_the_next(
+async def test_callers_share_the_queue_and_leave_a_slot_for_the_next(
     callers: int, shares: list[int]
 ) -> None:
-    """Whatever each asks for; one alone gets most of it, and a newcomer is let in at once."""
+    """One caller alone gets most of the queue, and a newcomer is admitted at once."""
     queue = Admission(256)
     async with AsyncExitStack() as stack:
 
@@ -103,7 +103,7 @@ async def test_callers_share_the_queue_and_leave_a_place_for_the_next(
             return 257
 
         found = [await fill("0")]
-        if callers > 1:  # who came first had more; as places come free they go to the others
+        if callers > 1:  # who came first had more; as slots come free they go to the others
             await stack.aclose()
             held = dict.fromkeys(range(callers), 0)
             refused = set[int]()
@@ -125,11 +125,11 @@ async def test_callers_share_the_queue_and_leave_a_place_for_the_next(
     assert queue.length == 0
 
 
-@pytest.mark.parametrize("places", [1, 2, 3, 16])
+@pytest.mark.parametrize("slots", [1, 2, 3, 16])
 @pytest.mark.parametrize("flooding", [1, 4])
-async def test_a_newcomer_that_waits_is_next(places: int, flooding: int) -> None:
-    """Callers with many waiting requests have one place each before it, at most."""
-    queue, came = Admission(places), list[str]()
+async def test_a_newcomer_that_waits_is_next(slots: int, flooding: int) -> None:
+    """Callers with many waiting requests get at most one slot each before it."""
+    queue, came = Admission(slots), list[str]()
     leave = asyncio.Semaphore(0)
 
     async def visit(caller: str) -> None:
@@ -140,7 +140,7 @@ async def test_a_newcomer_that_waits_is_next(places: int, flooding: int) -> None
     flood = [asyncio.create_task(visit(f"flood {n % flooding}")) for n in range(60)]
     await asyncio.sleep(0)
     before = len(came)
-    assert 0 < before <= places
+    assert 0 < before <= slots
     one = asyncio.create_task(visit("one"))
     await asyncio.sleep(0)
     for _ in range(flooding + 1):
@@ -154,7 +154,7 @@ async def test_a_newcomer_that_waits_is_next(places: int, flooding: int) -> None
 
 
 async def test_requests_of_one_caller_keep_their_order() -> None:
-    """Also when one comes just as a place is free for it."""
+    """Also when a request comes just as a slot is free for it."""
     queue, came = Admission(2), list[int]()
 
     async def visit(number: int) -> None:

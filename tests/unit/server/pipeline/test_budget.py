@@ -1,4 +1,4 @@
-"""What requests may need of memory, and that all together keep to the documented sum."""
+"""The memory that requests may need; all together keep to the documented sum."""
 
 import json
 import subprocess

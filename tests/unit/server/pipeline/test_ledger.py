@@ -1,4 +1,4 @@
-"""Who holds how much memory."""
+"""The memory that callers hold."""
 
 import asyncio
 import itertools
@@ -11,14 +11,14 @@ from gradcam_server.errors import InvalidRequestError, QueueFullError
 from gradcam_server.pipeline.ledger import Claim, Hold, Ledger
 
 
-async def let_in(ledger: Ledger, caller: str, *sizes: int, wait: bool = False) -> Claim:
+async def reserve(ledger: Ledger, caller: str, *sizes: int, wait: bool = False) -> Claim:
     claim = ledger.claim(caller)
     await claim.reserve(sizes, wait=wait)
     return claim
 
 
 async def test_bytes_are_counted_by_state_and_caller_until_the_release() -> None:
-    """A hold moves from state to state, may shrink, never grows, and is given back once."""
+    """A hold moves from state to state, may shrink, never grows, and is released once."""
     ledger = Ledger(1000)
     claim = ledger.claim("alice")
     claim.receive(100)
@@ -38,7 +38,7 @@ async def test_bytes_are_counted_by_state_and_caller_until_the_release() -> None
         assert not any(ledger.held.values())
 
 
-async def test_what_can_never_fit_is_refused_for_good() -> None:
+async def test_a_request_that_can_never_fit_is_refused_for_good() -> None:
     """Alone or as the sum of the images of one message; the error names the setting."""
     ledger = Ledger(1000)
     for sizes in ([1001], [400, 400, 400]):
@@ -50,7 +50,7 @@ async def test_what_can_never_fit_is_refused_for_good() -> None:
 
 
 async def test_one_request_alone_may_have_all() -> None:
-    """What fits the limit runs when nothing is held, also in the two steps of a unary call."""
+    """A request within the limit runs when nothing is held, also in two steps of a unary call."""
     ledger = Ledger(1000)
     claim = ledger.claim("a")
     claim.receive(600)
@@ -63,19 +63,19 @@ async def test_one_request_alone_may_have_all() -> None:
 
 
 async def test_a_caller_leaves_as_much_as_it_holds() -> None:
-    """However much it asks for: the next one has half of the rest, and so on."""
+    """However much it asks for: the next caller has half of the rest, and so on."""
     ledger = Ledger(1024)
     for caller, share in (("a", 512), ("b", 256), ("c", 128), ("d", 64)):
         with suppress(QueueFullError):
             for _ in range(1025):
-                await let_in(ledger, caller, 1)
+                await reserve(ledger, caller, 1)
         assert ledger.held_by(caller) == share
 
 
 async def test_a_refused_call_holds_nothing() -> None:
-    """Neither what it received nor what it asked for, once its call has ended."""
+    """Neither the received bytes nor the reserved bytes, once its call has ended."""
     ledger = Ledger(1000)
-    await let_in(ledger, "a", 500)
+    await reserve(ledger, "a", 500)
     claim = ledger.claim("b")
     claim.receive(100)
     with pytest.raises(QueueFullError):
@@ -85,12 +85,12 @@ async def test_a_refused_call_holds_nothing() -> None:
 
 
 async def test_streams_wait_for_room_in_their_order() -> None:
-    """A large request holds up what its own caller sent later, and nobody else."""
+    """A large request delays later requests of its own caller, and no others."""
     ledger, order = Ledger(1000), []
-    first = await let_in(ledger, "other", 400)
+    first = await reserve(ledger, "other", 400)
 
     async def ask(caller: str, size: int) -> Claim:
-        claim = await let_in(ledger, caller, size, wait=True)
+        claim = await reserve(ledger, caller, size, wait=True)
         order.append((caller, size))
         return claim
 
@@ -123,12 +123,12 @@ async def test_nobody_who_holds_bytes_waits_for_more() -> None:
 
 
 @pytest.mark.parametrize("order", ["cancel, release", "release, cancel", "release, wake, cancel"])
-async def test_giving_up_in_the_moment_of_being_let_in_loses_nothing(order: str) -> None:
-    """What was handed out already comes back; the others are let in, and nobody fails."""
+async def test_a_wait_cancelled_as_it_is_granted_loses_nothing(order: str) -> None:
+    """Granted bytes come back; the others are admitted, and none fails."""
     ledger = Ledger(1000)
-    holding = await let_in(ledger, "a", 800)
+    holding = await reserve(ledger, "a", 800)
     tasks = [
-        asyncio.create_task(let_in(ledger, caller, 600, wait=True)) for caller in ("b", "c", "d")
+        asyncio.create_task(reserve(ledger, caller, 600, wait=True)) for caller in ("b", "c", "d")
     ]
     await asyncio.sleep(0)
     for step in order.split(", "):
@@ -153,9 +153,9 @@ async def test_giving_up_in_the_moment_of_being_let_in_loses_nothing(order: str)
 
 
 async def test_settled_tells_that_a_claim_waits_no_more() -> None:
-    """Let in, refused or released: a stream may read on."""
+    """Admitted, refused or released: a stream may read on."""
     ledger = Ledger(100)
-    claim = await let_in(ledger, "a", 60)
+    claim = await reserve(ledger, "a", 60)
     assert claim.settled.is_set()
     waiting, refused = ledger.claim("b"), ledger.claim("b")
     task = asyncio.create_task(waiting.reserve([60], wait=True))

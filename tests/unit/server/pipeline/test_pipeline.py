@@ -29,6 +29,7 @@ from gradcam_server.domain.requests import (
 from gradcam_server.domain.schedule import Answer
 from gradcam_server.errors import InvalidRequestError, QueueFullError
 from gradcam_server.images.decode import decode_image
+from gradcam_server.pipeline import loading, resolving
 from gradcam_server.pipeline import pipeline as module
 from gradcam_server.pipeline.ledger import Ledger
 from gradcam_server.pipeline.pipeline import Pipeline
@@ -48,7 +49,7 @@ RAW, GRAY = HeatmapForm(), HeatmapForm(HeatmapFormat.GRAY_PNG)
 
 @pytest.fixture
 async def backend() -> InstantBackend:
-    """Keeps what it is given."""
+    """Keeps its items."""
     return InstantBackend(keep=True)
 
 
@@ -81,7 +82,7 @@ async def test_a_reduced_decode_shows_in_no_field(
     mode: ResizeMode,
     orientation: int,
 ) -> None:
-    """The size that is reported is the original's, and the model sees nearly the same pixels."""
+    """The reported size is the original's, and the model sees nearly the same pixels."""
     data = jpeg(images, (1602, 1201), orientation)
     raw = await pipeline.explain(asked(data, [RAW], resize_mode=mode))
     gray = await pipeline.explain(asked(data, [RAW, GRAY], resize_mode=mode))
@@ -98,7 +99,7 @@ async def test_a_reduced_decode_shows_in_no_field(
     ("forms", "k", "reduced"),
     [([RAW], 1, True), ([GRAY], 1, False), ([RAW, GRAY], 2, False), ([GRAY], 0, True)],
 )
-async def test_only_what_is_drawn_needs_the_whole_image(
+async def test_only_drawn_maps_need_the_whole_image(
     pipeline: Pipeline,
     backend: InstantBackend,
     images: object,
@@ -111,13 +112,13 @@ async def test_only_what_is_drawn_needs_the_whole_image(
     calls: list[str] = []
 
     for name in ("decode_image", "decode_reduced"):
-        work = getattr(module, name)
+        work = getattr(loading, name)
 
         def spy(*args: Any, name: str = name, work: Any = work) -> Any:
             calls.append(name)
             return work(*args)
 
-        monkeypatch.setattr(module, name, spy)
+        monkeypatch.setattr(loading, name, spy)
     await pipeline.explain(asked(jpeg(images, (1600, 1200)), forms, k))
     assert calls == ["decode_reduced" if reduced else "decode_image"]
 
@@ -139,14 +140,25 @@ async def test_images_are_decoded_whole_unless_asked_otherwise(
     [(INPUT_SIZE, RAW, True), ((300, 400), RAW, False), (INPUT_SIZE, GRAY, False)],
 )
 async def test_quick_work_waits_for_no_thread(
-    pipeline: Pipeline, size: tuple[int, int], form: HeatmapForm, is_quick: bool
+    pipeline: Pipeline,
+    monkeypatch: pytest.MonkeyPatch,
+    size: tuple[int, int],
+    form: HeatmapForm,
+    is_quick: bool,
 ) -> None:
-    """Pixels that fit and raw maps go on while all threads are busy; what takes time waits."""
+    """Pixels that fit and raw maps go on while all threads are busy; other work waits."""
     gate, threads = threading.Event(), ServeConfig().worker_threads + 1
-    busy = [
-        asyncio.create_task(pipeline._workers.timed(lambda: gate.wait(30))) for _ in range(threads)
-    ]
+    load = loading.load
+
+    def load_late(*arguments: Any, **options: Any) -> Any:
+        assert threading.current_thread() is threading.main_thread() or gate.wait(30)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(module, "load", load_late)
+    other = ExplainRequest(RawImage(bytes(3), 1, 1))
+    busy = [asyncio.create_task(pipeline.explain(other)) for _ in range(threads)]
     await asyncio.sleep(0.01)
+    assert pipeline.thread_counts["busy"] == threads
     image = RawImage(bytes(3 * size[0] * size[1]), *size)
     asked = ExplainRequest(image, forms=(form,))
     answer = asyncio.create_task(pipeline.explain(asked))
@@ -165,7 +177,7 @@ def with_layers(backend: InstantBackend, *layers: LayerInfo) -> None:
 async def test_a_map_lies_on_the_part_that_its_layer_covers(
     pipeline: Pipeline, backend: InstantBackend
 ) -> None:
-    """A layer behind the model's own crop has no heat outside that crop."""
+    """A layer behind a crop in the model has no heat outside that crop."""
     extent = Extent(112, 0, 56, 224)
     with_layers(backend, LayerInfo("top", "Conv2D", (None, 7, 7, 8), True, extent))
     image = RawImage(bytes(3 * 224 * 224), *INPUT_SIZE)
@@ -180,7 +192,7 @@ async def test_a_map_lies_on_the_part_that_its_layer_covers(
 async def test_maps_of_different_parts_are_not_fused(
     pipeline: Pipeline, backend: InstantBackend
 ) -> None:
-    """Fusing them would put heat in the wrong place: the request is refused, and says why."""
+    """Fusing them would put heat in the wrong part: the request is refused, with the reason."""
     part = LayerInfo("part", "Conv2D", (None, 7, 7, 8), True, Extent(0, 0, 9, 9))
     with_layers(backend, LayerInfo("top", "Conv2D", (None, 7, 7, 8), True), part)
     image = RawImage(bytes(3 * 224 * 224), *INPUT_SIZE)
@@ -234,7 +246,7 @@ async def test_waiting_for_a_graph_is_not_waiting_in_the_queue(
 async def test_methods_of_many_passes_take_turns_by_caller(
     pipeline: Pipeline, backend: InstantBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beside a caller with many such requests, another caller's is among the next."""
+    """Beside a caller with many such requests, another caller's request is among the next."""
     gate = asyncio.Event()
     answered: list[str] = []
     compute = backend.compute
@@ -282,8 +294,8 @@ AT_ONCE = 2  # requests whose passes run at the same time
 
 @pytest.mark.parametrize("options", MANY_PASS, ids=["smooth", "integrated gradients", "scorecam"])
 async def test_methods_of_many_passes_wait_in_a_bounded_queue(options: dict[str, Any]) -> None:
-    """Those too many are refused; requests of one pass go on, and all that wait are answered."""
-    backend, places = GatedBackend(), 3  # of four: the last one is for another caller
+    """Surplus requests are refused; one-pass requests go on, and all that wait are answered."""
+    backend, slots = GatedBackend(), 3  # of four: the last is for another caller
     pipeline = Pipeline(ServeConfig(max_queue_length=4), backend, lambda *_: None)
     pixels = RawImage(bytes(3 * INPUT_SIZE[0] * INPUT_SIZE[1]), *INPUT_SIZE)
     tasks = [
@@ -295,8 +307,8 @@ async def test_methods_of_many_passes_wait_in_a_bounded_queue(options: dict[str,
     ]
     await asyncio.sleep(0.1)
     refused = [task for task in tasks if task.done()]
-    assert len(refused) == 23 - AT_ONCE - places
-    assert pipeline.queue_lengths == {"one_pass": 0, "many_pass": places}
+    assert len(refused) == 23 - AT_ONCE - slots
+    assert pipeline.queue_lengths == {"one_pass": 0, "many_pass": slots}
     for task in refused:
         with pytest.raises(
             QueueFullError, match="3 of the 4 places in the queue of many-pass methods"
@@ -304,7 +316,7 @@ async def test_methods_of_many_passes_wait_in_a_bounded_queue(options: dict[str,
             task.result()
     await pipeline.explain(ExplainRequest(pixels))
     patient = asyncio.create_task(
-        pipeline.explain(ExplainRequest(pixels, **options), wait_for_place=True)
+        pipeline.explain(ExplainRequest(pixels, **options), wait_for_slot=True)
     )
     await asyncio.sleep(0.05)
     assert not patient.done()
@@ -316,10 +328,10 @@ async def test_methods_of_many_passes_wait_in_a_bounded_queue(options: dict[str,
 
 @pytest.mark.parametrize("options", [{}, {"smooth_grad": SmoothGrad(2)}], ids=["one", "many"])
 @pytest.mark.parametrize("flooding", [1, 3])
-async def test_a_caller_that_fills_the_queue_leaves_a_place_for_another(
+async def test_a_caller_that_fills_the_queue_leaves_a_slot_for_another(
     options: dict[str, Any], flooding: int
 ) -> None:
-    """A newcomer is let in at once; the others get most of the queue of a device that is stuck."""
+    """A newcomer is admitted at once; the others get most of the queue of a stuck device."""
 
     class Standing(InstantBackend):
         async def compute(self, *_: Any) -> Answer[GraphOutput]:
@@ -331,7 +343,7 @@ async def test_a_caller_that_fills_the_queue_leaves_a_place_for_another(
 
     async def ask(caller: str, wait: bool) -> None:
         request = ExplainRequest(pixels, caller=caller, **options)
-        await pipeline.explain(request, wait_for_place=wait)
+        await pipeline.explain(request, wait_for_slot=wait)
 
     tasks = [
         asyncio.create_task(ask(f"flood {number % flooding}", wait))
@@ -353,15 +365,15 @@ async def test_a_caller_that_fills_the_queue_leaves_a_place_for_another(
 async def test_a_request_is_resolved_once(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What reserve has found out, explain uses."""
+    """``explain`` uses what ``reserve`` has resolved."""
     resolved: list[ExplainRequest] = []
-    resolve = Pipeline._resolve
+    resolve = resolving.resolve
 
-    def count(self: Pipeline, request: ExplainRequest) -> Any:
+    def count(request: ExplainRequest, *arguments: Any) -> Any:
         resolved.append(request)
-        return resolve(self, request)
+        return resolve(request, *arguments)
 
-    monkeypatch.setattr(Pipeline, "_resolve", count)
+    monkeypatch.setattr(module, "resolve", count)
     pixels = RawImage(bytes(3 * INPUT_SIZE[0] * INPUT_SIZE[1]), *INPUT_SIZE)
     requests = [ExplainRequest(pixels), ExplainRequest(pixels, smooth_grad=SmoothGrad(2))]
     reserved = await pipeline.reserve(requests, Ledger().claim(""), wait=False)
@@ -384,8 +396,8 @@ async def test_a_reload_between_reserving_and_explaining_is_survived(
     await later.close()
 
 
-async def test_giving_up_many_passes_frees_their_place() -> None:
-    """Cancelled while it waits or computes; the next ones are let in."""
+async def test_cancelling_many_passes_frees_their_slot() -> None:
+    """Cancelled while it waits or computes; the next requests are admitted."""
     backend = GatedBackend()
     pipeline = Pipeline(ServeConfig(max_queue_length=1), backend, lambda *_: None)
     pixels = RawImage(bytes(3 * INPUT_SIZE[0] * INPUT_SIZE[1]), *INPUT_SIZE)
@@ -419,7 +431,7 @@ async def test_an_image_that_waits_is_kept_only_if_it_is_drawn_on(
     k: int,
     is_kept: bool,
 ) -> None:
-    """Else only the model's input waits for the device, also if that is a part of the image."""
+    """Else only the model's input waits for the device, even if that is a part of the image."""
     decoded: list[weakref.ref[Any]] = []
     is_alive: list[bool] = []
 
@@ -434,7 +446,7 @@ async def test_an_image_that_waits_is_kept_only_if_it_is_drawn_on(
             is_alive.append(decoded[0]() is not None)
             return await super().compute(*arguments)
 
-    monkeypatch.setattr(module, "decode_image", decode)
+    monkeypatch.setattr(loading, "decode_image", decode)
     buffer = io.BytesIO()
     Image.new("RGB", size, (90, 20, 200)).save(buffer, "PNG")
     pipeline = Pipeline(ServeConfig(), Watched(), lambda *_: None)
@@ -446,10 +458,10 @@ async def test_an_image_that_waits_is_kept_only_if_it_is_drawn_on(
 
 
 @pytest.mark.parametrize("forms", [[RAW], [GRAY], [RAW, GRAY]])
-async def test_what_an_image_holds_is_counted_through_all_stages(
+async def test_the_bytes_of_an_image_are_counted_through_all_stages(
     pipeline: Pipeline, images: object, forms: list[HeatmapForm]
 ) -> None:
-    """Reserved is no less than what is held at the end, and no more than message, image, answer."""
+    """The reserved bytes are at least those held at the end, at most message, image and answer."""
     data, ledger = jpeg(images, (1600, 1200)), Ledger()
     claim = ledger.claim("")
     request = asked(data, forms)

@@ -48,7 +48,7 @@ async def test_the_most_urgent_work_goes_first() -> None:
 async def test_a_failure_that_nobody_waits_for_is_no_fault(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Work that fails after its caller has gone leaves nothing in the log."""
+    """Work that fails after its caller is gone leaves nothing in the log."""
     workers, gate = Workers(1), threading.Event()
 
     def fail() -> None:
@@ -87,7 +87,7 @@ async def test_a_failure_or_a_cancellation_leaves_no_thread_behind() -> None:
 
 
 async def test_a_thread_counts_as_its_callers_until_the_work_has_ended() -> None:
-    """What a caller left behind is counted against it: others go before its next request."""
+    """Abandoned work counts against its caller: others go before its next request."""
     workers, gate = Workers(1), threading.Event()
     order: list[str] = []
 
@@ -110,7 +110,7 @@ async def test_a_thread_counts_as_its_callers_until_the_work_has_ended() -> None
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere niceness is the process's")
 async def test_long_work_runs_at_a_lower_priority_and_short_work_does_not() -> None:
-    """Where cores are short, the event loop and small images go before large ones."""
+    """Where cores are short, the event loop and small images go before large images."""
     workers = Workers(2)
 
     def niceness() -> int:
@@ -126,7 +126,7 @@ async def test_long_work_runs_at_a_lower_priority_and_short_work_does_not() -> N
 
 @pytest.mark.parametrize("is_failing", [False, True])
 async def test_cpu_seconds_count_and_not_those_of_waiting(is_failing: bool) -> None:
-    """Whoever computed goes after whoever only took as long, also if the work has failed."""
+    """A caller that computed goes after a caller that only waited as long, even on failure."""
     workers, gate = Workers(1), threading.Event()
     order: list[str] = []
 

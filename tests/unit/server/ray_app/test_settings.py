@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from gradcam_server.config.models import model_specs
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.options import Compiler
 from gradcam_server.errors import StartupError
@@ -29,7 +30,7 @@ def test_the_keys_are_those_of_a_configuration_file() -> None:
     )
     assert config.batch_sizes == (1, 8)
     assert config.compiler is Compiler.TENSORFLOW
-    assert [(one.id, one.source) for one in config.model_specs()] == [
+    assert [(one.id, one.source) for one in model_specs(config)] == [
         ("cats:2", "cats.keras"),
         ("resnet50", "resnet50"),
     ]
@@ -66,7 +67,7 @@ def test_the_configuration_that_we_ship_can_be_read() -> None:
     """Its application has our settings, and its proxies have our services."""
     config = yaml.safe_load(CONFIG.read_text("utf-8"))
     (application,) = config["applications"]
-    assert [spec.id for spec in read_args(application["args"]).model_specs()] == [
+    assert [spec.id for spec in model_specs(read_args(application["args"]))] == [
         "efficientnet-lite0"
     ]
     assert config["grpc_options"]["grpc_servicer_functions"] == [

@@ -16,10 +16,10 @@ from gradcam_server.domain.labels import ClassLabel, ClassLabels
 from gradcam_server.domain.options import Compiler
 from gradcam_server.domain.preprocessing import Preprocessing
 from gradcam_server.engine.ipc.child_process import Backoff, ChildProcess
-from gradcam_server.engine.ipc.fd_passing import make_door
+from gradcam_server.engine.ipc.fd_passing import fd_socket_pair
 from gradcam_server.engine.ipc.messages import Ready
 from gradcam_server.engine.ipc.process import RemoteBackend
-from gradcam_server.engine.ipc.shared_ring import SlotReader, create_memory
+from gradcam_server.engine.ipc.shared_ring import RingReader, create_shared_memory
 from gradcam_server.errors import EngineLostError, StartupError, failure_reason
 from gradcam_server.pipeline.explainer import Explainer
 from gradcam_server.serving.front_ends.pool import OtherFrontEnds
@@ -51,14 +51,14 @@ async def start(config: ServeConfig, observer: Supervisor) -> RemoteBackend:
         )
     reader, writer = await asyncio.open_connection(sock=ours)
     ready = Ready(Catalog((MODEL,), (), (1,), 5), 3, "2.21.0")
-    memory = create_memory()
-    SlotReader(memory, 1)
+    shared_fd = create_shared_memory()
+    RingReader(shared_fd, 1)
     watchdog_s = config.watchdog_s
-    door, its_door = make_door()
-    its_door.close()
+    fd_socket, their_fd_socket = fd_socket_pair()
+    their_fd_socket.close()
     child = ChildProcess(process, reader, writer)
-    backend = RemoteBackend(child, memory, ready, 7.0, watchdog_s, observer, door)
-    os.close(memory)
+    backend = RemoteBackend(child, shared_fd, ready, 7.0, watchdog_s, observer, fd_socket)
+    os.close(shared_fd)
     return backend
 
 

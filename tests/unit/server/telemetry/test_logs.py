@@ -20,7 +20,7 @@ IMAGE = b"\xff\xd8\xffSECRET" * 100
 
 
 class Log:
-    """A logger of its own, and what it wrote."""
+    """A logger, and the lines that it wrote."""
 
     def __init__(self, formatter: logging.Formatter) -> None:
         self.stream = io.StringIO()
@@ -47,7 +47,7 @@ def log() -> Log:
 
 @pytest.fixture
 def root() -> Iterator[logging.Logger]:
-    """The root logger, put back after the test."""
+    """The root logger, restored after the test."""
     one = logging.getLogger()
     handlers, level = list(one.handlers), one.level
     yield one
@@ -71,7 +71,7 @@ def test_an_event_is_one_json_object(log: Log) -> None:
 
 
 def test_an_exception_is_in_its_event(log: Log) -> None:
-    """The traceback stays in the line, with what caused it."""
+    """The traceback stays in the line, with its causes."""
     try:
         try:
             int("first")
@@ -98,7 +98,7 @@ def test_the_request_is_named_by_context_or_extra(log: Log) -> None:
 
 
 def test_what_extra_holds_becomes_json(log: Log) -> None:
-    """Numbers stay numbers; what JSON lacks becomes text; an event's own keys cannot be forged."""
+    """Numbers stay numbers; values that JSON lacks become text; standard keys cannot be forged."""
     extra = {
         "level": "forged",
         "count": 3,
@@ -159,21 +159,21 @@ def test_images_are_never_logged(formatter: logging.Formatter, content: object) 
 
 
 def test_bytes_become_their_size(log: Log) -> None:
-    """The number of bytes is what one wants to know."""
+    """The size is written in bytes."""
     log.logger.info("read %s", IMAGE, extra={"image": IMAGE})
     assert log.entry["message"] == f"read <{len(IMAGE)} bytes>"
     assert log.entry["image"] == f"<{len(IMAGE)} bytes>"
 
 
 def test_a_record_is_not_changed(log: Log) -> None:
-    """Other handlers get what was logged."""
+    """Other handlers get the original record."""
     record = logging.LogRecord("x", logging.INFO, "x.py", 1, "%s", (IMAGE,), None)
     log.logger.handle(record)
     assert record.args == (IMAGE,)
 
 
 def test_long_texts_are_cut(log: Log) -> None:
-    """A line has a bound."""
+    """The length of a line is bounded."""
     log.logger.info("x" * 1_000_000)
     assert len(log.text) < 20_000
     assert log.entry["message"].endswith("(990000 characters more)")
@@ -201,7 +201,7 @@ def test_text_for_people_names_the_request() -> None:
     ids=["colours", "C1", "lines", "backspace", "direction", "surrogate", "letters"],
 )
 def test_what_callers_choose_does_not_command_a_terminal(chosen: str, written: str) -> None:
-    """As message, argument or in an exception: what is not printable is written as an escape."""
+    """As message, argument or in an exception: other characters are written as escapes."""
     log = Log(logs.TextFormatter())
     log.logger.info(chosen)
     log.logger.info("%s and %s", chosen, 1)
@@ -228,7 +228,7 @@ def test_an_unfit_request_id_is_replaced(given: str | bytes | None) -> None:
 def test_configuring_again_replaces_our_handler_alone(
     root: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A reload does not double the lines, and leaves handlers of others."""
+    """A reload does not double the lines, and leaves other handlers."""
     logs.configure("info", "text")
     others = root.handlers[:-1]
     logs.configure("warning", "json")
@@ -242,7 +242,7 @@ def test_configuring_again_replaces_our_handler_alone(
 def test_warnings_of_python_are_json_too(
     root: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No line is of another form."""
+    """Python's warnings are JSON, too."""
     logs.configure("info", "json")
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -255,6 +255,6 @@ def test_warnings_of_python_are_json_too(
 
 
 def test_an_unknown_format_is_refused() -> None:
-    """The message names those there are."""
+    """The message names the formats."""
     with pytest.raises(ValueError, match="text, json"):
         logs.configure("info", "yaml")

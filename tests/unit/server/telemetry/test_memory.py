@@ -1,4 +1,4 @@
-"""How much memory there is, and that the memory of images is used again."""
+"""The memory that a process may have, and the reuse of images' memory."""
 
 import subprocess
 import sys
@@ -82,7 +82,7 @@ V2, V1 = "sys/fs/cgroup", "sys/fs/cgroup/memory"
 def test_control_groups_limit_the_memory(
     tmp_path: Path, groups: str, limits: Mapping[str, str], expected: int
 ) -> None:
-    """What a group, or one around it, may have; all of the machine without a limit."""
+    """The limit of a group or of its parent; the machine's memory without a limit."""
     files = {"proc/meminfo": "MemTotal: 16777216 kB\n", "proc/self/cgroup": groups, **limits}
     for name, text in files.items():
         path = tmp_path / name

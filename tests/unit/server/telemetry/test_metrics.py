@@ -11,7 +11,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gradcam_server.domain.requests import Stats
-from gradcam_server.telemetry.metrics import DEFINITIONS, Metrics, ModelInfo
+from gradcam_server.telemetry.metric_table import DEFINITIONS
+from gradcam_server.telemetry.metrics import Metrics, ModelInfo
 
 RESNET = ModelInfo("resnet50", "imagenet", "conv5_block3_out", "xla")
 
@@ -34,7 +35,7 @@ def read(metrics: Metrics, sample: str, **labels: str) -> float | None:
 
 
 def test_a_request_counts_by_method_model_and_code(metrics: Metrics) -> None:
-    """One request is one, and its time is in the histogram."""
+    """A request counts once, and its time is in the histogram."""
     metrics.request_done("ExplainImage", "resnet50", "OK", 0.03)
     labels = {"rpc": "ExplainImage", "model": "resnet50", "code": "OK"}
     assert read(metrics, "gradcam_requests_total", **labels) == 1
@@ -64,7 +65,7 @@ def test_stages_are_exported_in_seconds(metrics: Metrics) -> None:
 
 
 def test_compiling_is_a_stage_of_the_images_that_waited_for_it(metrics: Metrics) -> None:
-    """Images that find their graph compiled do not make its quantiles zero; queue is apart."""
+    """Images that find their graph compiled do not make the quantiles of compile zero."""
     for _ in range(3):
         metrics.stages(Stats(queue_us=10))
     metrics.stages(Stats(queue_us=10, compile_us=12_000_000))
@@ -75,7 +76,7 @@ def test_compiling_is_a_stage_of_the_images_that_waited_for_it(metrics: Metrics)
 
 
 def test_padding_and_images_add_up_to_what_was_computed(metrics: Metrics) -> None:
-    """5 images as 8 places are 3 of padding."""
+    """5 images in a batch of 8 are 3 of padding."""
     metrics.batch_done("resnet50", size=5, padded_size=8, reason="delay")
     metrics.batch_done("resnet50", size=8, padded_size=8, reason="full")
     assert read(metrics, "gradcam_padding_total", model="resnet50") == 3
@@ -96,7 +97,7 @@ def test_rates_have_a_zero_to_begin_with(metrics: Metrics) -> None:
 
 
 def test_compilations_of_one_engine_after_the_other_add_up(metrics: Metrics) -> None:
-    """A new engine counts from 0, and the sum goes on; a beat without news adds nothing."""
+    """A new engine counts from 0, and the sum goes on; an unchanged heartbeat adds nothing."""
     metrics.engine_beat(100, 12, 5000, {})
     metrics.engine_beat(100, 12, 5000, {})
     metrics.engine_beat(100, 14, 6000, {"GPU:0": (10, 20)})
@@ -107,7 +108,7 @@ def test_compilations_of_one_engine_after_the_other_add_up(metrics: Metrics) -> 
 
 
 def test_an_engine_that_is_down_has_no_memory(metrics: Metrics) -> None:
-    """What it had last is not what it has."""
+    """The last value of a lost engine is not shown."""
     metrics.engine_beat(100, 1, 5000, {})
     metrics.set_engine_up(True)
     metrics.set_engine_up(False)
@@ -118,7 +119,7 @@ def test_an_engine_that_is_down_has_no_memory(metrics: Metrics) -> None:
 
 
 def test_gauges_are_read_when_prometheus_asks(metrics: Metrics) -> None:
-    """They show what is, not what was when they were set up."""
+    """They show the current values, not those at the set-up."""
     waiting: list[int] = []
     metrics.watch_queues(lambda: {"one_pass": len(waiting), "many_pass": 7}, 256)
     metrics.watch_in_flight(lambda: 2 * len(waiting))
@@ -136,7 +137,7 @@ def test_gauges_are_read_when_prometheus_asks(metrics: Metrics) -> None:
 
 
 def test_a_reading_that_fails_is_nan_and_the_rest_is_there(metrics: Metrics) -> None:
-    """A fault in one gauge does not blind the operator to the others."""
+    """A fault in one gauge does not hide the others."""
 
     def fail() -> int:
         raise RuntimeError("no")

@@ -30,7 +30,7 @@ def records(script: str, level: str = "info") -> tuple[list[dict[str, Any]], int
 
 
 def test_the_last_words_of_a_process_that_aborts_are_logged() -> None:
-    """All of them, also more than a pipe holds, and whatever the level."""
+    """All lines, also more than a pipe holds, and at any level."""
     lines = 5_000
     script = f"os.write(2, b'terminate called by nobody\\n' * {lines}); os.abort()"
     found, status = records(script, "error")
@@ -40,7 +40,7 @@ def test_the_last_words_of_a_process_that_aborts_are_logged() -> None:
 
 
 def test_pythons_own_log_and_that_of_children_go_on() -> None:
-    """Python's goes the short way; a child's native lines the same way as ours."""
+    """Python's lines go directly; a child's native lines go the same way as those of the parent."""
     child = 'import os; os.write(2, b"of a child")'
     found, status = records(
         f"logging.warning('ours'); subprocess.run([sys.executable, '-c', {child!r}])"
@@ -53,7 +53,7 @@ def test_pythons_own_log_and_that_of_children_go_on() -> None:
 
 
 def test_stderr_is_what_it_was_afterwards() -> None:
-    """What is written after it is not wrapped."""
+    """Lines written after the context are not wrapped."""
     script = "pass\nlogging.warning('python')\nos.write(2, b'{\"message\": \"native\"}')"
     found, _ = records(script)
     assert [one["message"] for one in found] == ["python", "native"]
@@ -63,7 +63,7 @@ def test_stderr_is_what_it_was_afterwards() -> None:
 def test_a_log_without_its_process_is_a_failure_to_start(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """The server says what it had too little of; stderr is as before, no descriptor is left."""
+    """The error names what is short; stderr is as before, no descriptor is left."""
 
     def fail(*_: object, **__: object) -> Any:
         raise OSError(errno.EMFILE, "")
@@ -94,7 +94,7 @@ def test_a_log_without_its_process_is_a_failure_to_start(
 def test_lines_keep_their_severity(
     line: bytes, level: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where they tell one; empty lines and the missing end of the last do not matter."""
+    """Lines without a severity are warnings; empty lines and a missing newline do not matter."""
     with caplog.at_level(logging.DEBUG):
         native_lines.log_lines(io.BytesIO(b"\n" + line + b"\n\n" + line))
     expected = line.decode("utf-8", "backslashreplace")

@@ -66,7 +66,7 @@ def parent_id(span: ReadableSpan) -> int:
 
 
 def test_a_request_continues_its_callers_trace(recorded: Recorded) -> None:
-    """The parent is who called, by W3C's traceparent."""
+    """The parent is the caller's span, by W3C's traceparent."""
     call = recorded.tracer.call(METHOD, [TRACEPARENT, ("x-bin", b"\x00")])
     assert call.trace_id == TRACE
     call.end("OK")
@@ -92,7 +92,7 @@ def test_a_request_without_a_parent_begins_a_trace(
 
 
 def test_stages_follow_each_other_up_to_now(recorded: Recorded) -> None:
-    """Their lengths are those that the answer reports, and the batch is at compute."""
+    """Their durations are those that the answer reports; compute has the batch."""
     call = recorded.tracer.call(METHOD, [])
     call.stages(STATS)
     call.end("OK")
@@ -111,7 +111,7 @@ def test_stages_follow_each_other_up_to_now(recorded: Recorded) -> None:
 
 
 def test_compiling_is_a_span_before_computing(recorded: Recorded) -> None:
-    """Only where an image waited for it; the stages still lie one behind the other."""
+    """Only where an image waited for it; the stages still follow one another."""
     call = recorded.tracer.call(METHOD, [])
     call.stages(STATS)
     assert "compile" not in {span.name for span in recorded.spans}
@@ -145,13 +145,13 @@ def test_each_image_of_a_stream_has_its_span(recorded: Recorded) -> None:
 def test_only_faults_of_the_server_are_errors(
     recorded: Recorded, code: str, is_fault: bool
 ) -> None:
-    """As OpenTelemetry's conventions have it: a bad request is the client's."""
+    """By OpenTelemetry's conventions a bad request is the client's fault."""
     recorded.tracer.call(METHOD, []).end(code)
     assert recorded.span(METHOD).status.is_ok is not is_fault
 
 
 def test_what_is_not_sampled_is_not_recorded() -> None:
-    """No span of a stage is made for nothing; the trace's id is known all the same."""
+    """No span of a stage is made in vain; the trace's id is still known."""
     recorded = Recorded(TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False))
     call = recorded.tracer.call(METHOD, [TRACEPARENT])
     call.stages(STATS)
@@ -162,7 +162,7 @@ def test_what_is_not_sampled_is_not_recorded() -> None:
 
 
 def test_off_does_nothing() -> None:
-    """The same calls work, and know no trace."""
+    """The same calls work, without a trace id."""
     tracer = configure_tracing("off", "1.0")
     with tracing.working_for(tracer.call(METHOD, [TRACEPARENT])) as call:
         assert tracing.current_call.get() is call
@@ -194,7 +194,7 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_console_gets_a_line_for_each_span(capsys: pytest.CaptureFixture[str]) -> None:
-    """With our name where the operator gave none."""
+    """With the server's name where the operator gave none."""
     tracer = configure_tracing("console", "1.0")
     call = tracer.call(METHOD, [])
     call.stages(STATS)
@@ -207,7 +207,7 @@ def test_the_console_gets_a_line_for_each_span(capsys: pytest.CaptureFixture[str
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """A collector that keeps what it gets."""
+    """A collector that keeps the spans that it receives."""
 
     def __init__(self) -> None:
         self.requests: list[trace_service_pb2.ExportTraceServiceRequest] = []
@@ -224,7 +224,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
 
 def test_a_collector_gets_the_spans_by_gRPC(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the latest when the server closes; the variables of OpenTelemetry are heeded."""
+    """At the latest when the server closes; the variables of OpenTelemetry have their effects."""
     collector = Collector()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.port}")
     monkeypatch.setenv("OTEL_SERVICE_NAME", "explainer")
@@ -244,7 +244,7 @@ def test_a_collector_gets_the_spans_by_gRPC(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_closing_waits_for_no_dead_collector(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server stops though its spans cannot be sent: it gives up, and does not hang."""
+    """A server stops although its spans cannot be sent: it gives up, and does not hang."""
     monkeypatch.setattr(otel, "CLOSE_S", 0.2)
     blocked = Event()
 

@@ -32,7 +32,7 @@ def no_descriptors(*_: object, **__: object) -> Any:
 
 
 async def test_a_child_speaks_over_its_control_socket(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It inherits what it is given, ends when the socket is closed, and nothing is left."""
+    """It inherits its descriptors, ends when the socket is closed, and leaves nothing."""
     leftovers = Leftovers()
     child = await ChildProcess.spawn(choose(monkeypatch, "echo"))
     child.writer.write(b"hello")
@@ -107,7 +107,7 @@ async def test_a_spawn_with_ever_more_descriptors_fails_cleanly_until_it_works(
 async def test_a_spawn_that_is_cancelled_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
-    """At whichever step: what was opened is closed, and the process is killed."""
+    """At whichever step: descriptors are closed, and the process is killed."""
     module = choose(monkeypatch, "stay")
     leftovers = Leftovers()
     task = asyncio.create_task(ChildProcess.spawn(module))
@@ -140,8 +140,8 @@ async def test_a_child_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPat
     await leftovers.check()
 
 
-async def test_the_reason_of_a_kill_is_what_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first reason counts; one for a process that has ended by itself does not."""
+async def test_the_reason_of_a_kill_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first reason counts; a reason for a process that has ended by itself does not."""
     child = await ChildProcess.spawn(choose(monkeypatch, "stay"))
     child.kill("it hangs")
     child.kill("nobody wants it")
@@ -158,7 +158,7 @@ async def test_the_reason_of_a_kill_is_what_is_told(monkeypatch: pytest.MonkeyPa
 async def test_a_child_that_only_closes_its_socket_is_told_from_one_that_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One that closes its connection and lives on is not waited for without end."""
+    """A child that closes its connection and lives on is not waited for without end."""
     monkeypatch.setattr(child_process, "CLOSE_S", 0.05)
     child = await ChildProcess.spawn(choose(monkeypatch, "close_and_stay"))
     assert await child.reader.read() == b""
@@ -193,7 +193,7 @@ def test_an_exit_status_in_words(status: int, reason: str) -> None:
     ],
 )
 def test_a_failure_in_words(error: Exception, reason: str) -> None:
-    """An operator reads what is short, with the name to look up."""
+    """An operator reads a short text, with the name to look up."""
     assert failure_reason(error) == reason
 
 
@@ -304,8 +304,8 @@ async def test_pauses_grow_up_to_the_longest(caplog: pytest.LogCaptureFixture) -
     assert caplog.records[0].getMessage() == "The child was lost: it died; starting it again"
 
 
-async def test_what_was_stable_is_started_again_at_once(caplog: pytest.LogCaptureFixture) -> None:
-    """Pauses are for what fails soon: a stable run forgets the failures before it."""
+async def test_a_stable_child_is_started_again_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Pauses are for early failures: a stable run forgets the failures before it."""
     attempts = Attempts("it died", "it died", "it died")
     backoff = Backoff(first_s=0.01, max_s=0.04, stable_s=-1)
     keeping = attempts.keep(backoff)
@@ -337,7 +337,7 @@ async def test_supervision_that_is_ended_in_a_pause_ends_at_once(
 
 
 async def test_a_stopped_run_is_no_loss(caplog: pytest.LogCaptureFixture) -> None:
-    """What ends because it was to end is neither logged nor run again."""
+    """A run that ends because of the stop is neither logged nor run again."""
     attempts = Attempts()
     keeping = attempts.keep()
     await attempts.running.wait()
@@ -347,7 +347,7 @@ async def test_a_stopped_run_is_no_loss(caplog: pytest.LogCaptureFixture) -> Non
 
 
 async def test_a_loss_may_stop_it(caplog: pytest.LogCaptureFixture) -> None:
-    """Who is told of a loss decides whether it is worth another attempt."""
+    """The callback for losses decides whether there is another attempt."""
     stop = asyncio.Event()
     run: Callable[[], Awaitable[str]] = Attempts("it died")
     await keep_running("The child", run, stop, lambda _: stop.set())

@@ -1,4 +1,4 @@
-"""Descriptors handed from one process of the server to another."""
+"""File descriptors sent from one process of the server to another."""
 
 import os
 import socket
@@ -6,30 +6,30 @@ from pathlib import Path
 
 import pytest
 
-from gradcam_server.engine.ipc.fd_passing import hand_over, make_door, take_over
+from gradcam_server.engine.ipc.fd_passing import fd_socket_pair, receive_fds, send_fds
 
 
-def test_what_is_handed_over_first_is_taken_first() -> None:
-    """Each hand-over is taken whole and in order, and what is read comes from what was given."""
-    ours, theirs = make_door()
+def test_descriptors_arrive_in_order() -> None:
+    """Each sending is received whole and in order, and the descriptors are of the same pipes."""
+    ours, theirs = fd_socket_pair()
     ends = [os.pipe() for _ in range(3)]
     with ours, theirs:
-        hand_over(ours, ends[0][0], ends[1][0])
-        hand_over(ours, ends[2][0])
-        taken = [*take_over(theirs, 2), *take_over(theirs, 1)]
+        send_fds(ours, ends[0][0], ends[1][0])
+        send_fds(ours, ends[2][0])
+        taken = [*receive_fds(theirs, 2), *receive_fds(theirs, 1)]
     for number, (read, write) in enumerate(ends):
         os.write(write, b"%d" % number)
         assert os.read(taken[number], 1) == b"%d" % number
-        for one in (read, write, taken[number]):
-            os.close(one)
+        for descriptor in (read, write, taken[number]):
+            os.close(descriptor)
 
 
 def test_fewer_than_were_announced_are_an_error_and_closed() -> None:
-    """A hand-over that is not what the message said leaves no descriptor behind."""
-    ours, theirs = make_door()
+    """A sending that is not what the message said leaves no descriptor behind."""
+    ours, theirs = fd_socket_pair()
     with ours, theirs, socket.socket() as given:
-        hand_over(ours, given.fileno())
+        send_fds(ours, given.fileno())
         before = len(list(Path("/proc/self/fd").iterdir()))
-        with pytest.raises(OSError, match="1 descriptors were handed over; 2 were announced"):
-            take_over(theirs, 2)
+        with pytest.raises(OSError, match="1 descriptors were sent; 2 were announced"):
+            receive_fds(theirs, 2)
         assert len(list(Path("/proc/self/fd").iterdir())) == before

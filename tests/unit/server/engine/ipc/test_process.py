@@ -19,17 +19,15 @@ from gradcam_server.domain.catalog import Catalog
 from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphOutput
 from gradcam_server.domain.requests import Method, ScoreType
 from gradcam_server.domain.schedule import Answer, BatchReport, DispatchReason, Urgency
-from gradcam_server.engine.ipc import child_process
-from gradcam_server.engine.ipc import client as connection
-from gradcam_server.engine.ipc import process as remote
+from gradcam_server.engine.ipc import child_process, client, process
 from gradcam_server.engine.ipc.child_process import ChildProcess
 from gradcam_server.engine.ipc.client import EngineConnection
-from gradcam_server.engine.ipc.fd_passing import make_door
+from gradcam_server.engine.ipc.fd_passing import fd_socket_pair
 from gradcam_server.engine.ipc.messages import (
     BatchRan,
-    Begun,
     Cancel,
     Compute,
+    Dispatched,
     Done,
     Heartbeat,
     Ready,
@@ -37,7 +35,7 @@ from gradcam_server.engine.ipc.messages import (
     send,
 )
 from gradcam_server.engine.ipc.process import RemoteBackend
-from gradcam_server.engine.ipc.shared_ring import SLOTS, Slot, SlotReader, create_memory
+from gradcam_server.engine.ipc.shared_ring import SLOTS, RingReader, Slot, create_shared_memory
 from gradcam_server.errors import EngineLostError, InvalidRequestError
 from support.child import choose
 from support.leftovers import Leftovers
@@ -76,7 +74,7 @@ class Scripted:
     process: asyncio.subprocess.Process
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
-    slots: SlotReader
+    ring: RingReader
     observer: Observer
 
     def beat(self, running_s: float = 0.0, latest: int = -1) -> None:
@@ -91,20 +89,20 @@ async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Scripted]:
     observer = Observer()
     watchdog_s = getattr(request, "param", 60.0)
     reader, writer = await asyncio.open_connection(sock=ours)
-    memory = create_memory()
-    slots = SlotReader(memory, ITEM.image.nbytes)
-    door, its_door = make_door()
+    shared_fd = create_shared_memory()
+    ring = RingReader(shared_fd, ITEM.image.nbytes)
+    fd_socket, their_fd_socket = fd_socket_pair()
     child = ChildProcess(process, reader, writer)
-    backend = RemoteBackend(child, memory, READY, 7.0, watchdog_s, observer, door)
-    os.close(memory)
+    backend = RemoteBackend(child, shared_fd, READY, 7.0, watchdog_s, observer, fd_socket)
+    os.close(shared_fd)
     theirs_reader, theirs_writer = await asyncio.open_connection(sock=theirs)
-    scripted = Scripted(backend, process, theirs_reader, theirs_writer, slots, observer)
+    scripted = Scripted(backend, process, theirs_reader, theirs_writer, ring, observer)
     yield scripted
     scripted.writer.close()
     if process.returncode is None:
         process.kill()
     await backend.close()
-    its_door.close()
+    their_fd_socket.close()
 
 
 async def test_answers_find_their_requests(engine: Scripted) -> None:
@@ -116,7 +114,7 @@ async def test_answers_find_their_requests(engine: Scripted) -> None:
     assert [one.urgency for one in asked] == [Urgency(), Urgency(9, 5.0)]
     assert all(isinstance(one, Compute) and one.key == KEY for one in asked)
     engine.beat()
-    send(engine.writer, Begun([one.number for one in asked], asked[-1].number))
+    send(engine.writer, Dispatched([one.number for one in asked], asked[-1].number))
     send(engine.writer, BatchRan("m", REPORT))
     for one, value in reversed(list(zip(asked, (1.0, 2.0), strict=True))):
         send(engine.writer, Done(one.number, Answer(output(value), REPORT), None, 5))
@@ -129,17 +127,17 @@ async def test_answers_find_their_requests(engine: Scripted) -> None:
 
 
 async def test_pixels_are_not_in_the_messages(engine: Scripted) -> None:
-    """They are in the memory that both share; the message says where."""
+    """They are in the shared ring; the message says where."""
     image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     task = asyncio.create_task(engine.backend.compute(KEY, GraphItem(image, ITEM.targets)))
     asked = await receive(engine.reader)
     assert asked.image == Slot(0, (2, 2, 3))
-    np.testing.assert_array_equal(engine.slots.take(asked.image), image)
+    np.testing.assert_array_equal(engine.ring.take(asked.image), image)
     task.cancel()
 
 
 async def test_a_slot_is_free_when_the_engine_has_read_it_and_not_before(engine: Scripted) -> None:
-    """Cancelled or not, and whether the engine tells by what it begins or by its beat."""
+    """Cancelled or not, and whether the engine reports it by a dispatch or by a heartbeat."""
 
     async def ask(count: int) -> list[Compute]:
         asking.extend(asyncio.create_task(engine.backend.compute(KEY, ITEM)) for _ in range(count))
@@ -153,7 +151,7 @@ async def test_a_slot_is_free_when_the_engine_has_read_it_and_not_before(engine:
     (beyond,) = await ask(1)
     assert isinstance(beyond.image, np.ndarray)
     engine.beat(latest=asked[1].number)
-    send(engine.writer, Begun([asked[5].number], asked[2].number))
+    send(engine.writer, Dispatched([asked[5].number], asked[2].number))
     while not engine.backend.heartbeat.resident_bytes:  # noqa: ASYNC110 - it comes at once
         await asyncio.sleep(0.001)
     await asyncio.sleep(0.01)
@@ -165,7 +163,7 @@ async def test_a_slot_is_free_when_the_engine_has_read_it_and_not_before(engine:
 
 
 async def test_errors_arrive_whole(engine: Scripted) -> None:
-    """What the engine refuses is raised here; the next request is answered."""
+    """An error of the engine is raised here; the next request is answered."""
     task = asyncio.create_task(engine.backend.compute(KEY, ITEM))
     asked = await receive(engine.reader)
     send(engine.writer, Done(asked.number, None, InvalidRequestError("layers", "no"), 3))
@@ -175,8 +173,8 @@ async def test_errors_arrive_whole(engine: Scripted) -> None:
     assert not engine.backend.lost.done()
 
 
-async def test_a_caller_that_goes_away_is_told_to_the_engine(engine: Scripted) -> None:
-    """The engine drops its item; an answer that comes nevertheless is passed over."""
+async def test_the_engine_is_told_of_a_caller_that_goes_away(engine: Scripted) -> None:
+    """The engine drops the item; an answer that comes nevertheless is ignored."""
     task = asyncio.create_task(engine.backend.compute(KEY, ITEM))
     asked = await receive(engine.reader)
     task.cancel()
@@ -189,8 +187,8 @@ async def test_a_caller_that_goes_away_is_told_to_the_engine(engine: Scripted) -
     assert float((await later).output.logits[0]) == 2.0
 
 
-async def test_an_engine_that_dies_fails_what_waits(engine: Scripted) -> None:
-    """With the time that starting took as a hint, and so does what comes later."""
+async def test_an_engine_that_dies_fails_waiting_images(engine: Scripted) -> None:
+    """The error has the time that starting took as a hint; later images fail, too."""
     task = asyncio.create_task(engine.backend.compute(KEY, ITEM))
     await receive(engine.reader)
     engine.process.kill()
@@ -205,7 +203,7 @@ async def test_an_engine_that_dies_fails_what_waits(engine: Scripted) -> None:
 
 @pytest.mark.parametrize("engine", [0.4], indirect=True)
 async def test_a_batch_that_runs_too_long_is_the_end_of_its_engine(engine: Scripted) -> None:
-    """It beats, so it lives; but the device hangs. It is killed."""
+    """It sends heartbeats, but the device hangs. It is killed."""
     task = asyncio.create_task(engine.backend.compute(KEY, ITEM))
     engine.beat(running_s=0.3)
     await asyncio.sleep(0.2)
@@ -219,7 +217,7 @@ async def test_a_batch_that_runs_too_long_is_the_end_of_its_engine(engine: Scrip
 
 @pytest.mark.parametrize("engine", [0.4], indirect=True)
 async def test_a_silent_engine_is_killed(engine: Scripted) -> None:
-    """As long as it beats it lives."""
+    """As long as it sends heartbeats it lives."""
     for _ in range(8):
         engine.beat()
         await asyncio.sleep(0.1)
@@ -229,11 +227,11 @@ async def test_a_silent_engine_is_killed(engine: Scripted) -> None:
 
 
 async def test_an_engine_that_sends_garbage_is_killed(engine: Scripted) -> None:
-    """What is read after it would be garbage, too; waiting for silence would take long."""
+    """All that follows would be garbage, too; waiting for silence would take long."""
     task = asyncio.create_task(engine.backend.compute(KEY, ITEM))
     await receive(engine.reader)
     engine.writer.write(b"terminate called without an active exception\n")
-    assert await engine.backend.lost == "it sent what is no message"
+    assert await engine.backend.lost == "it sent bytes that are no message"
     with pytest.raises(EngineLostError):
         await task
     assert await engine.process.wait() == -9
@@ -242,7 +240,7 @@ async def test_an_engine_that_sends_garbage_is_killed(engine: Scripted) -> None:
 async def test_an_engine_whose_message_is_a_fault_here_is_lost(
     engine: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody would listen to it any more: its requests fail now, and not at their deadlines."""
+    """Nothing would be read from it any more: its requests fail now, not at their deadlines."""
 
     def fail(*_: object) -> None:
         raise ZeroDivisionError
@@ -255,7 +253,7 @@ async def test_an_engine_whose_message_is_a_fault_here_is_lost(
         await task
 
 
-@pytest.mark.parametrize("name", ["create_memory", "hand_over"])
+@pytest.mark.parametrize("name", ["create_shared_memory", "send_fds"])
 async def test_letting_in_without_descriptors_leaves_nothing(
     engine: Scripted, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -263,15 +261,15 @@ async def test_letting_in_without_descriptors_leaves_nothing(
     leftovers = Leftovers()
     for error in (errno.EMFILE, errno.ETOOMANYREFS):
         with monkeypatch.context() as patch:
-            patch.setattr(remote, name, fail_with(OSError(error, "")))
+            patch.setattr(process, name, fail_with(OSError(error, "")))
             with pytest.raises(OSError) as caught:  # noqa: PT011 - the number is what counts
                 engine.backend.let_in()
         assert caught.value.errno == error
         await leftovers.check()
     assert not engine.backend.lost.done()
-    connection, memory = engine.backend.let_in()
+    connection, shared_fd = engine.backend.let_in()
     connection.close()
-    os.close(memory)
+    os.close(shared_fd)
 
 
 def fail_with(error: Exception) -> Callable[..., Any]:
@@ -283,7 +281,7 @@ def fail_with(error: Exception) -> Callable[..., Any]:
 
 @pytest.fixture
 def ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a child says that is an ``engine``."""
+    """The first message of a child that is an ``engine``."""
     frame = tmp_path / "ready"
     with frame.open("wb") as file:
         send(cast("asyncio.StreamWriter", file), READY)
@@ -295,7 +293,7 @@ def ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("die", "it ended with status 3"),
         ("die_unread", "it ended with status 4"),
-        ("garbage", "it sent what is no message"),
+        ("garbage", "it sent bytes that are no message"),
         ("half_a_message", "it ended with status 5"),
         ("unreadable", "it sent a message that cannot be read"),
         ("wrong_message", "it sent str instead of Ready"),
@@ -305,9 +303,9 @@ def ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_an_engine_that_cannot_start_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, behaviour: str, reason: str
 ) -> None:
-    """The reason is told; process, descriptors and memory are gone."""
+    """The error gives the reason; process, descriptors and memory are gone."""
     monkeypatch.setattr(child_process, "CLOSE_S", 0.5)
-    monkeypatch.setattr(remote, "_MODULE", choose(monkeypatch, behaviour))
+    monkeypatch.setattr(process, "_MODULE", choose(monkeypatch, behaviour))
     leftovers = Leftovers()
     with pytest.raises(EngineLostError, match=reason):
         await RemoteBackend.start(ServeConfig(), Observer())
@@ -319,7 +317,7 @@ async def test_an_engine_that_starts_with_ever_more_descriptors_fails_cleanly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The system's own limit, at every step: the error is EMFILE and nothing is left of it."""
-    monkeypatch.setattr(remote, "_MODULE", choose(monkeypatch, "engine"))
+    monkeypatch.setattr(process, "_MODULE", choose(monkeypatch, "engine"))
     await (await RemoteBackend.start(ServeConfig(), Observer())).close()
     leftovers = Leftovers()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -341,14 +339,16 @@ async def test_an_engine_that_starts_with_ever_more_descriptors_fails_cleanly(
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOMEM, ""), MemoryError()])
-@pytest.mark.parametrize("name", ["create_memory", "make_door", "Watchdog", "SlotWriter"])
+@pytest.mark.parametrize(
+    "name", ["create_shared_memory", "fd_socket_pair", "Watchdog", "RingWriter"]
+)
 @pytest.mark.usefixtures("ready")
 async def test_a_start_that_fails_here_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, name: str, error: Exception
 ) -> None:
     """Whichever part of our side cannot be had, also when the engine is warm already."""
-    monkeypatch.setattr(remote, "_MODULE", choose(monkeypatch, "engine"))
-    where = connection if name == "SlotWriter" else remote
+    monkeypatch.setattr(process, "_MODULE", choose(monkeypatch, "engine"))
+    where = client if name == "RingWriter" else process
     monkeypatch.setattr(where, name, fail_with(error))
     leftovers = Leftovers()
     with pytest.raises(type(error)):
@@ -358,7 +358,7 @@ async def test_a_start_that_fails_here_leaves_nothing(
 
 async def test_a_start_that_is_cancelled_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is stopped while it warms up does not wait for its engine."""
-    monkeypatch.setattr(remote, "_MODULE", choose(monkeypatch, "listen"))
+    monkeypatch.setattr(process, "_MODULE", choose(monkeypatch, "listen"))
     leftovers = Leftovers()
     for pause_s in (0, 0.001, 0.02, 0.2):
         starting = asyncio.create_task(RemoteBackend.start(ServeConfig(), Observer()))
@@ -371,26 +371,26 @@ async def test_a_start_that_is_cancelled_leaves_nothing(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("said", [b"", b"terminate called\n", b"GCAM\x03\x00\x00\x00abc"])
 async def test_joining_an_engine_that_is_gone_leaves_nothing(said: bytes) -> None:
-    """Gone, or gone mad: the other front end is told so, and asks the next one."""
+    """Closed or sending garbage: it is EngineLostError, so the front end joins the next engine."""
     leftovers = Leftovers()
     ours, theirs = socket.socketpair()
     with theirs:
         theirs.sendall(said)
     with pytest.raises(EngineLostError):
-        await EngineConnection.join(ours.detach(), create_memory(), 1.0)
+        await EngineConnection.join(ours.detach(), create_shared_memory(), 1.0)
     await leftovers.check()
 
 
 async def test_joining_without_memory_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error of the system is told as it is."""
-    monkeypatch.setattr(connection, "SlotWriter", fail_with(OSError(errno.ENOMEM, "")))
+    """The error of the system is raised as it is."""
+    monkeypatch.setattr(client, "RingWriter", fail_with(OSError(errno.ENOMEM, "")))
     leftovers = Leftovers()
     ours, theirs = socket.socketpair()
     with theirs:
         _, writer = await asyncio.open_connection(sock=theirs)
         send(writer, READY)
         with pytest.raises(OSError) as caught:  # noqa: PT011 - the number is what counts
-            await EngineConnection.join(ours.detach(), create_memory(), 1.0)
+            await EngineConnection.join(ours.detach(), create_shared_memory(), 1.0)
         writer.close()
     assert caught.value.errno == errno.ENOMEM
     await leftovers.check()

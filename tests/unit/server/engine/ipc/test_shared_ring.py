@@ -1,4 +1,4 @@
-"""The memory that the front end and the engine share."""
+"""The ring of images that the front end and the engine share."""
 
 import os
 import signal
@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from gradcam_server.engine.ipc.shared_ring import (
     SLOTS,
     Pixels,
+    RingReader,
+    RingWriter,
     Slot,
-    SlotReader,
-    SlotWriter,
-    create_memory,
+    create_shared_memory,
 )
 
 SHAPE = (4, 5, 3)
@@ -34,8 +34,8 @@ def picture(number: int) -> np.ndarray:
 class Ends:
     """Both ends, and the messages between them."""
 
-    writer: SlotWriter
-    reader: SlotReader
+    writer: RingWriter
+    reader: RingReader
 
 
 @pytest.fixture
@@ -46,10 +46,10 @@ def ends() -> Iterator[Ends]:
 
 
 def open_ends() -> Ends:
-    memory = create_memory()
-    reader = SlotReader(memory, int(np.prod(SHAPE)))
-    writer = SlotWriter(memory)
-    os.close(memory)
+    shared_fd = create_shared_memory()
+    reader = RingReader(shared_fd, int(np.prod(SHAPE)))
+    writer = RingWriter(shared_fd)
+    os.close(shared_fd)
     return Ends(writer, reader)
 
 
@@ -67,7 +67,7 @@ def test_images_go_through_the_same_slots_again_and_again(ends: Ends) -> None:
 
 
 def test_a_copy_does_not_change_with_its_slot(ends: Ends) -> None:
-    """What the engine has taken is its own."""
+    """An image that the engine has taken is a copy."""
     sent = ends.writer.put(0, picture(0))
     taken = ends.reader.take(sent)
     ends.writer.free(0)
@@ -81,15 +81,15 @@ def test_a_copy_does_not_change_with_its_slot(ends: Ends) -> None:
     [picture(0).astype(np.float32), np.zeros((5, 5, 3), np.uint8)],
     ids=["float32", "too large"],
 )
-def test_what_fits_no_slot_goes_with_its_message(ends: Ends, image: Pixels) -> None:
-    """Perturbed images, and those larger than any model's input."""
+def test_an_image_that_fits_no_slot_goes_in_its_message(ends: Ends, image: Pixels) -> None:
+    """Perturbed images, and images larger than any model's input, are sent as they are."""
     sent = ends.writer.put(0, image)
     assert sent is image
     assert ends.reader.take(sent) is image
 
 
 def test_without_a_free_slot_images_go_with_their_messages(ends: Ends) -> None:
-    """And as soon as the engine has read one, the next has its slot; freeing twice frees once."""
+    """As soon as the engine has read an image, the next has its slot; freeing twice frees once."""
     first = [ends.writer.put(number, picture(number)) for number in range(SLOTS)]
     image = picture(SLOTS)
     assert ends.writer.put(SLOTS, image) is image
@@ -99,9 +99,11 @@ def test_without_a_free_slot_images_go_with_their_messages(ends: Ends) -> None:
     assert ends.writer.put(SLOTS + 2, image) is image
 
 
-@given(steps=st.lists(st.sampled_from(["send", "read", "tell"]), max_size=400), ahead=st.booleans())
+@given(
+    steps=st.lists(st.sampled_from(["send", "read", "report"]), max_size=400), ahead=st.booleans()
+)
 def test_no_slot_is_written_before_it_was_read(steps: list[str], ahead: bool) -> None:
-    """However late the engine reads and tells, it reads what was sent."""
+    """However late the engine reads and reports, it reads what was sent."""
     ends, number, latest = open_ends(), 0, -1
     messages: deque[tuple[int, Pixels | Slot]] = deque()
     for step in ["send"] * (SLOTS if ahead else 0) + steps:
@@ -111,29 +113,29 @@ def test_no_slot_is_written_before_it_was_read(steps: list[str], ahead: bool) ->
         elif step == "read" and messages:
             latest, sent = messages.popleft()
             np.testing.assert_array_equal(ends.reader.take(sent), picture(latest))
-        elif step == "tell":
+        elif step == "report":
             ends.writer.free(latest)
     ends.writer.close()
 
 
 def test_the_memory_ends_with_its_last_process() -> None:
-    """It has no name that would outlive a kill -9, and a process that dies takes it from nobody."""
-    memory = create_memory()
-    assert str(Path(f"/proc/self/fd/{memory}").readlink()).startswith("/memfd:")
+    """It has no name that would outlive a kill -9, and another process's end does not unmap it."""
+    shared_fd = create_shared_memory()
+    assert str(Path(f"/proc/self/fd/{shared_fd}").readlink()).startswith("/memfd:")
     program = (
         "import signal, sys\n"
-        "from gradcam_server.engine.ipc.shared_ring import SlotReader\n"
-        f"SlotReader({memory}, 60)\n"
+        "from gradcam_server.engine.ipc.shared_ring import RingReader\n"
+        f"RingReader({shared_fd}, 60)\n"
         "print('mapped', flush=True)\n"
         "signal.pause()\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", program], pass_fds=(memory,), stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program], pass_fds=(shared_fd,), stdout=subprocess.PIPE, text=True
     ) as child:
         assert child.stdout
         assert child.stdout.readline() == "mapped\n"
         child.send_signal(signal.SIGKILL)
-    writer = SlotWriter(memory)
-    os.close(memory)
+    writer = RingWriter(shared_fd)
+    os.close(shared_fd)
     assert writer.put(0, picture(0)) == Slot(0, SHAPE)
     writer.close()

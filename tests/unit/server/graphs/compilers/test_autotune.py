@@ -1,11 +1,12 @@
-"""Compilers give the same answers, and the fastest that gives them is chosen."""
+"""All compilers give the same answers; ``auto`` chooses the fastest that does."""
 
 import dataclasses
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
+from importlib.metadata import metadata
 from pathlib import Path
 
 import keras
@@ -15,20 +16,26 @@ import tensorflow as tf
 
 from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphOutput, GraphTarget, by_rank
 from gradcam_server.domain.options import Compiler, Precision
-from gradcam_server.domain.requests import MANY_PASS_METHODS, Method, ScoreType
+from gradcam_server.domain.registry import ONE_PASS_METHODS as METHODS
+from gradcam_server.domain.registry import REGISTRY
+from gradcam_server.domain.requests import Method, ScoreType
 from gradcam_server.errors import CompilerError, DisconnectedLayerError
-from gradcam_server.graphs import threads
-from gradcam_server.graphs.compilers import autotune as choice
+from gradcam_server.graphs.compilers import autotune, openvino
 from gradcam_server.graphs.compilers.autotune import compile_graph
-from gradcam_server.graphs.compilers.base import Prepare, Prepared, find_compiler
-from gradcam_server.graphs.compilers.timing_cache import Memory
-from gradcam_server.graphs.executable import Array, CompilationCounter, CompiledGraph, Places
+from gradcam_server.graphs.compilers.base import (
+    COMPILERS,
+    Prepare,
+    Prepared,
+    find_candidates,
+    find_compiler,
+)
+from gradcam_server.graphs.compilers.timing_cache import TimingCache
+from gradcam_server.graphs.executable import Array, CompilationCounter, CompiledGraph, Executables
 from gradcam_server.graphs.explanation import ExplanationGraph
+from gradcam_server.graphs.threads import set_compute_threads
 from gradcam_server.models.keras_network import KerasNetwork
 from gradcam_server.models.loaded import LoadedModel
 from support.small_model import CLASSES, SIZE, load_small
-
-METHODS = [method for method in Method if method not in MANY_PASS_METHODS]
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +77,19 @@ def test_all_compilers_agree(
         assert_alike(answers(ours, count), answers(expected, count), rtol=1e-4)
 
 
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int, int], None]]:
+    """Sets the threads and streams of this process for one test."""
+    yield set_compute_threads
+    set_compute_threads(None)
+
+
 @pytest.mark.parametrize("streams", [0, 2])
 def test_streams_give_the_same_answers(
-    model: LoadedModel, monkeypatch: pytest.MonkeyPatch, streams: int
+    model: LoadedModel, set_threads: Callable[[int, int], None], streams: int
 ) -> None:
-    """Whether the whole CPU or one of its streams computes a batch, alone or side by side."""
-    monkeypatch.setattr(threads, "_streams", streams)
-    monkeypatch.setattr(threads, "_count", 2)
+    """The whole CPU and each of its streams, alone and side by side."""
+    set_threads(2, streams)
     compiled = compile_graph(graph(model), (1, 2), Compiler.OPENVINO)
     assert compiled.has_streams
     expected = answers(compiled)
@@ -89,21 +102,22 @@ def test_streams_give_the_same_answers(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_openvino_computes_the_methods(model: LoadedModel, method: Method) -> None:
-    """Each agrees with TensorFlow's executor; EigenGrad-CAM, which it does not know, runs there."""
+    """Each agrees with TensorFlow's executor, which runs EigenGrad-CAM in OpenVINO's place."""
     expected = compile_graph(graph(model, method=method), (2,), Compiler.TENSORFLOW)
     ours = compile_graph(graph(model, method=method), (2,), Compiler.OPENVINO)
-    unknown = method is Method.EIGEN_GRAD_CAM
+    unknown = REGISTRY[method].decomposes
     assert ours.compiler is (Compiler.TENSORFLOW if unknown else Compiler.OPENVINO)
     assert_alike(answers(ours), answers(expected), rtol=1e-3)
 
 
 def test_openvino_holds_one_model_for_all_batch_sizes(model: LoadedModel) -> None:
-    """The weights are in memory once, and the graph is traced once beside what checks it."""
+    """The weights are in memory once, and the graph is traced once."""
     counter = CompilationCounter()
-    key = graph(model).key
-    compiled = compile_graph(ExplanationGraph(model, key, counter), (1, 2, 4), Compiler.OPENVINO)
-    assert len({id(one) for one in compiled._places[0].values()}) == 1
-    assert counter.count == 2
+    prepared = openvino.prepare(
+        ExplanationGraph(model, graph(model).key, counter), Precision.FLOAT32
+    )
+    assert prepared(1) is prepared(4)
+    assert counter.count == 1
 
 
 def test_what_openvino_cannot_convert_runs_elsewhere(
@@ -116,7 +130,7 @@ def test_what_openvino_cannot_convert_runs_elsewhere(
 
 
 class _Clock:
-    """A clock that only fakes move: what else the machine does is not in their times."""
+    """A clock that only fakes advance, so that other load of the machine does not count."""
 
     now = 0.0
 
@@ -128,14 +142,14 @@ _CLOCK = _Clock()
 
 
 class _Fake:
-    """A compiler that takes its time by ``_CLOCK``, and may be wrong."""
+    """A compiler whose runs take a time by ``_CLOCK``, and whose answers may be wrong."""
 
     def __init__(self, takes_s: float = 0.01, error: float = 0.0) -> None:
         self._takes_s, self._error = takes_s, error
         self.calls = 0
 
     def prepare(self, graph: ExplanationGraph, precision: Precision) -> Prepared:
-        executable = find_compiler(Compiler.TENSORFLOW)(graph, precision)
+        executable = cache(find_compiler(Compiler.TENSORFLOW)(graph, precision))  # traced once
 
         def run(*arrays: Array) -> Sequence[Array]:
             self.calls += 1
@@ -147,33 +161,34 @@ class _Fake:
         return lambda _: (run,)
 
 
-def use(patch: pytest.MonkeyPatch, **fakes: _Fake) -> None:
-    """Puts fakes in the places of compilers."""
+def use(patch: pytest.MonkeyPatch, *candidates: Compiler, **fakes: _Fake) -> None:
+    """Replaces compilers by fakes, and the candidates of ``auto``, if any are given."""
 
     def find(compiler: Compiler) -> Prepare:
         if compiler.value in fakes:
             return fakes[compiler.value].prepare
         return find_compiler(compiler)
 
-    patch.setattr(choice, "find_compiler", find)
-    patch.setattr(choice, "perf_counter", _CLOCK)
+    patch.setattr(autotune, "find_compiler", find)
+    patch.setattr(autotune, "perf_counter", _CLOCK)
+    if candidates:
+        patch.setattr(autotune, "find_candidates", lambda device: candidates)
 
 
 @pytest.mark.parametrize("slow", ["openvino", "xla"])
-def test_auto_keeps_the_fastest_and_remembers(
+def test_auto_keeps_the_fastest_and_caches_the_times(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, slow: str
 ) -> None:
-    """The second time nothing else is tried; without a memory all are."""
+    """The second time no other is tried; without a timing cache all are."""
     fakes = {"openvino": _Fake(), "xla": _Fake()}
     fakes[slow] = _Fake(takes_s=0.02)
-    use(monkeypatch, **fakes)
-    monkeypatch.setattr(choice, "CANDIDATES", (Compiler.OPENVINO, Compiler.XLA))
-    memory = Memory(tmp_path / "times.json")
-    first = compile_graph(graph(model), (1,), Compiler.AUTO, memory=memory)
+    use(monkeypatch, Compiler.OPENVINO, Compiler.XLA, **fakes)
+    cache = TimingCache(tmp_path / "times.json")
+    first = compile_graph(graph(model), (1,), Compiler.AUTO, timing_cache=cache)
     assert first.compiler.value != slow
     tried = fakes[slow].calls
     assert tried > 0
-    assert compile_graph(graph(model), (1,), memory=memory).compiler is first.compiler
+    assert compile_graph(graph(model), (1,), timing_cache=cache).compiler is first.compiler
     assert fakes[slow].calls == tried
     compile_graph(graph(model), (1,))
     assert fakes[slow].calls > tried
@@ -182,9 +197,8 @@ def test_auto_keeps_the_fastest_and_remembers(
 def test_a_compiler_with_other_answers_is_not_used(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """However fast it is; and when it was asked for, a warning says so."""
-    use(monkeypatch, openvino=_Fake(error=10.0))
-    monkeypatch.setattr(choice, "CANDIDATES", (Compiler.OPENVINO,))
+    """However fast it is; a warning says so if the settings name it."""
+    use(monkeypatch, Compiler.OPENVINO, openvino=_Fake(error=10.0))
     compiled = compile_graph(graph(model), (1,), Compiler.AUTO)
     assert compiled.compiler is Compiler.TENSORFLOW
     with caplog.at_level(logging.WARNING):
@@ -210,7 +224,7 @@ class _Broken(_Fake):
         self.fail("prepare", 1)
         prepared = super().prepare(graph, precision)
 
-        def places(size: int) -> Places:
+        def compile_size(size: int) -> Executables:
             self.fail("compile", size)
 
             def run(*arrays: Array) -> Sequence[Array]:
@@ -220,7 +234,7 @@ class _Broken(_Fake):
 
             return (run,)
 
-        return places
+        return compile_size
 
     def fail(self, step: str, size: int) -> None:
         if step == self.step and (size == 1 or not self.smallest):
@@ -246,9 +260,9 @@ def test_whatever_a_compiler_raises_is_its_own_failure(
     wanted: Compiler,
     failure: str,
 ) -> None:
-    """While converting, compiling, running or checking, at any size: another takes its place."""
-    use(monkeypatch, openvino=FAILURES[failure], xla=_Fake(takes_s=0.01))
-    monkeypatch.setattr(choice, "CANDIDATES", (Compiler.OPENVINO, Compiler.XLA))
+    """In conversion, compilation, run or verification, at any size: another compiler is used."""
+    both = Compiler.OPENVINO, Compiler.XLA
+    use(monkeypatch, *both, openvino=FAILURES[failure], xla=_Fake(takes_s=0.01))
     with caplog.at_level(logging.WARNING):
         compiled = compile_graph(graph(model), (1, 2), wanted)
     auto = wanted is Compiler.AUTO
@@ -259,28 +273,28 @@ def test_whatever_a_compiler_raises_is_its_own_failure(
     assert_alike(answers(compiled), answers(expected), rtol=1e-4)
 
 
-def test_a_remembered_compiler_that_fails_is_replaced(
+def test_a_cached_compiler_that_fails_is_replaced(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """All are timed again, and from then on the other one is remembered."""
-    monkeypatch.setattr(choice, "CANDIDATES", (Compiler.OPENVINO, Compiler.XLA))
-    memory = Memory(tmp_path / "times.json")
-    use(monkeypatch, openvino=_Fake(takes_s=0.001), xla=_Fake())
-    assert compile_graph(graph(model), (1,), memory=memory).compiler is Compiler.OPENVINO
+    """All are timed again, and the cache then holds the other compiler's time."""
+    both = Compiler.OPENVINO, Compiler.XLA
+    cache = TimingCache(tmp_path / "times.json")
+    use(monkeypatch, *both, openvino=_Fake(takes_s=0.001), xla=_Fake())
+    assert compile_graph(graph(model), (1,), timing_cache=cache).compiler is Compiler.OPENVINO
     for failure in ("run", "prepare"):
         use(monkeypatch, openvino=FAILURES[failure], xla=_Fake())
-        assert compile_graph(graph(model), (1,), memory=memory).compiler is Compiler.XLA
+        assert compile_graph(graph(model), (1,), timing_cache=cache).compiler is Compiler.XLA
     use(monkeypatch, openvino=_Fake(takes_s=0.001), xla=_Fake())
-    assert compile_graph(graph(model), (1,), memory=memory).compiler is Compiler.XLA
+    assert compile_graph(graph(model), (1,), timing_cache=cache).compiler is Compiler.XLA
 
 
 def test_if_all_compilers_fail_the_error_names_their_reasons(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each in one short line, however much the libraries say."""
+    """One short line for each, however long the libraries' texts."""
     long = _Broken("run", RuntimeError("Graph execution error:\n\n" + "no memory " * 1000))
-    use(monkeypatch, openvino=FAILURES["prepare"], tensorflow=long)
-    monkeypatch.setattr(choice, "CANDIDATES", (Compiler.OPENVINO, Compiler.TENSORFLOW))
+    both = Compiler.OPENVINO, Compiler.TENSORFLOW
+    use(monkeypatch, *both, openvino=FAILURES["prepare"], tensorflow=long)
     with pytest.raises(
         CompilerError, match=r"^small, .* \(openvino: zip\(\) .*; tensorflow: no memory "
     ) as caught:
@@ -303,15 +317,50 @@ def test_a_layer_without_influence_is_not_the_compilers_fault(model: LoadedModel
 def test_a_compiler_that_is_not_installed_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The text names the extra."""
-    monkeypatch.setitem(sys.modules, "gradcam_server.graphs.compilers.openvino", None)
-    with pytest.raises(CompilerError, match=r"pip install 'gradcam-server\[openvino\]'"):
-        find_compiler(Compiler.OPENVINO)
+    """The text names an extra that exists."""
+    extras = metadata("gradcam-server").get_all("Provides-Extra")
+    for compiler, row in COMPILERS.items():
+        monkeypatch.setitem(sys.modules, row.module, None)
+        with pytest.raises(CompilerError, match=rf"pip install 'gradcam-server\[{row.extra}\]'"):
+            find_compiler(compiler)
+        assert extras is not None
+        assert row.extra in extras
+
+
+def test_each_compiler_has_a_row() -> None:
+    """Every choice of ``--compiler`` can be found, and ``auto`` has candidates on every device."""
+    assert set(COMPILERS) == set(Compiler) - {Compiler.AUTO}
+    assert find_candidates("CPU:1") == list(COMPILERS)
+    assert find_candidates("GPU:0") == [Compiler.XLA]
+
+
+def test_the_row_says_whose_answers_are_verified(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """XLA's answers are not compared, unless its row says so."""
+    use(monkeypatch, xla=_Fake(error=10.0))
+    assert compile_graph(graph(model), (1,), Compiler.XLA).compiler is Compiler.XLA
+    row = dataclasses.replace(COMPILERS[Compiler.XLA], is_verified=True)
+    monkeypatch.setitem(COMPILERS, Compiler.XLA, row)
+    assert compile_graph(graph(model), (1,), Compiler.XLA).compiler is Compiler.TENSORFLOW
+
+
+@pytest.mark.parametrize("wanted", [Compiler.XLA, Compiler.AUTO])
+def test_a_compiler_without_the_precision_is_not_tried(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch, wanted: Compiler
+) -> None:
+    """Its row lacks the precision: the reference is used."""
+    fake = _Fake()
+    use(monkeypatch, Compiler.XLA, xla=fake)
+    row = dataclasses.replace(COMPILERS[Compiler.XLA], precisions=(Precision.FLOAT32,))
+    monkeypatch.setitem(COMPILERS, Compiler.XLA, row)
+    compiled = compile_graph(graph(model), (1,), wanted, Precision.BFLOAT16)
+    assert (compiled.compiler, fake.calls) == (Compiler.TENSORFLOW, 0)
 
 
 @pytest.mark.parametrize("compiler", [Compiler.TENSORFLOW, Compiler.XLA])
 def test_bfloat16_is_close_and_its_maps_are_float32(model: LoadedModel, compiler: Compiler) -> None:
-    """The network in bfloat16 gives other bits, and the same picture; float32 comes after."""
+    """The network in bfloat16 gives other bits and the same picture; maps are in float32."""
     exact = answers(compile_graph(graph(model, "conv3"), (2,), compiler))
     rough = answers(compile_graph(graph(model, "conv3"), (2,), compiler, Precision.BFLOAT16))
     for one, other in zip(rough, exact, strict=True):

@@ -36,7 +36,7 @@ IMAGES = np.random.default_rng(2).integers(0, 256, (2, SIZE, SIZE, 3), np.uint8)
 
 
 def body(normalized: bool) -> keras.Model:
-    """From an image to the activation that is explained."""
+    """Builds the layers from an image to the explained activation."""
     image = keras.Input((SIZE, SIZE, 3))
     x = layers.Rescaling(1 / 255)(image)
     for number in range(2):
@@ -48,7 +48,7 @@ def body(normalized: bool) -> keras.Model:
 
 
 def build(kind: str) -> tuple[keras.Model, keras.Model]:
-    """Returns a model, and of it what ends at the explained activation."""
+    """Returns a model, and its part up to the explained activation."""
     keras.utils.set_random_seed(5)
     inner = body(normalized=kind != "plain")
     image = keras.Input((SIZE, SIZE, 3)) if kind == "nested" else inner.input
@@ -82,7 +82,7 @@ WRITERS: dict[str, Callable[[keras.Model, Path], None]] = {
 
 @dataclass(frozen=True)
 class Expected:
-    """Of ``IMAGES``, computed eagerly by TensorFlow from the Keras model."""
+    """The answers to ``IMAGES``, computed eagerly by TensorFlow from the Keras model."""
 
     logits: np.ndarray
     maps: np.ndarray
@@ -105,7 +105,7 @@ def explain(model: keras.Model, inner: keras.Model, images: np.ndarray) -> Expec
 
 @dataclass(frozen=True)
 class Case:
-    """A model, where it can be loaded from, and what it must answer."""
+    """A model, its source, and its expected answers."""
 
     spec: ModelSpec
     expected: Expected
@@ -168,7 +168,7 @@ def assert_alike(graph: CompiledGraph, expected: Expected) -> None:
 def test_every_compiler_runs_every_source(
     find_case: Callable[[str, str], Case], source: str, kind: str, compiler: Compiler
 ) -> None:
-    """Without another one taking its place; logits, probabilities and maps are TensorFlow's."""
+    """No other compiler replaces it; logits, probabilities and maps are TensorFlow's."""
     case = find_case(source, kind)
     loaded = case.loaded
     layer = default_layer(loaded.network.layers)

@@ -13,7 +13,7 @@ import pytest
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.engine.ipc.child_process import Backoff, ChildProcess
 from gradcam_server.engine.ipc.process import RemoteBackend
-from gradcam_server.engine.ipc.shared_ring import create_memory
+from gradcam_server.engine.ipc.shared_ring import create_shared_memory
 from gradcam_server.errors import EngineLostError, StartupError
 from gradcam_server.serving.front_ends import pool as others
 from gradcam_server.serving.front_ends.pool import OtherFrontEnds
@@ -39,7 +39,7 @@ class Engine:
         self.let_in_count += 1
         ours, theirs = socket.socketpair()
         theirs.close()
-        return ours, create_memory()
+        return ours, create_shared_memory()
 
 
 async def share(front_ends: OtherFrontEnds, engine: Engine) -> None:
@@ -174,7 +174,7 @@ async def test_an_engine_that_is_lost_before_it_is_shared_harms_no_front_end(
     ("behaviour", "reason"),
     [
         ("die", "it ended with status 3"),
-        ("garbage", "it sent what is no message"),
+        ("garbage", "it sent bytes that are no message"),
         ("unreadable", "it sent a message that cannot be read"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a job asks of each image: the same for all of them, wherever they are explained."""
+"""The options of a job's explanations: the same for all images, whatever explains them."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -7,17 +7,17 @@ HEATMAP_TYPES = ("float16", "uint8")
 
 
 @dataclass(frozen=True)
-class Ask:
-    """What is asked of each image.
+class ExplainOptions:
+    """How each image is explained.
 
     Attributes:
-        target: The class to explain, an index or a name; None is the best one.
+        target: The class to explain, an index or a name; None is each image's best class.
         top_k: How many predictions to keep.
         method: A key of ``gradcam_client.requests.METHODS``.
         layer: The layer to explain; empty is the model's default.
         resize: A key of ``RESIZE_MODES``.
-        heatmap: How heat maps are kept: one of ``HEATMAP_TYPES``.
-        overlays: Whether to make a JPEG of each image with its heat map over it.
+        heatmap: The type in which heat maps are stored: one of ``HEATMAP_TYPES``.
+        overlays: Whether to write a JPEG of each image with its heat map over it.
     """
 
     target: int | str | None = None
@@ -29,5 +29,5 @@ class Ask:
     overlays: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns it as JSON can hold it."""
+        """Returns the options as JSON values."""
         return asdict(self)

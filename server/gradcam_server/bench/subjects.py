@@ -1,4 +1,4 @@
-"""Our graphs, and the ways of tutorials, as candidates of the graph suite."""
+"""Candidates of the graph suite: the server's graphs, and the implementations of tutorials."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from gradcam_server.domain.layers import default_layer
 from gradcam_server.domain.model_spec import BUILT_IN, EMBEDDED, ModelSpec
 from gradcam_server.domain.options import Compiler, Precision
 from gradcam_server.domain.requests import Method, ScoreType
+from gradcam_server.graphs.compilers.base import COMPILERS
 from gradcam_server.graphs.executable import CompilationCounter, CompiledGraph
 from gradcam_server.models.loading import load
 
@@ -22,28 +23,33 @@ if TYPE_CHECKING:
 
     from gradcam_server.graphs.explanation import ExplanationGraph
 
-# Their time is a matter of seconds for an image.
-_MOST_EAGER = 8
+# Eager code takes tenths of a second for an image.
+_MAX_EAGER_BATCH = 8
 _NO_GPU = {"CUDA_VISIBLE_DEVICES": "-1"}
 TARGETS = 1
 
 
-def own_subjects(spec: ModelSpec, compilers: Sequence[Compiler], device: str) -> list[Candidate]:
-    """Returns what the server can compile; by OpenVINO also in fewer bits.
+def server_subjects(spec: ModelSpec, compilers: Sequence[Compiler], device: str) -> list[Candidate]:
+    """Returns the server's graph by each compiler; on CPUs also in reduced precision.
 
     Args:
         spec: The model.
-        compilers: Which compilers.
+        compilers: The compilers.
         device: ``cpu`` or ``gpu``.
     """
     found = [(compiler, Precision.FLOAT32) for compiler in compilers]
-    if Compiler.OPENVINO in compilers and device == "cpu":
-        found += [(Compiler.OPENVINO, one) for one in (Precision.BFLOAT16, Precision.INT8)]
+    if device == "cpu":
+        found += [
+            (compiler, precision)
+            for compiler in compilers
+            if Precision.INT8 in COMPILERS[compiler].precisions
+            for precision in (Precision.BFLOAT16, Precision.INT8)
+        ]
     return [
         Candidate(
-            f"ours, {compiler}"
+            f"gradcam, {compiler}"
             + ("" if precision is Precision.FLOAT32 else f", {precision.value}"),
-            OurGraph,
+            ServerGraph,
             (spec, compiler, precision),
             device,
             exact=precision is Precision.FLOAT32,
@@ -54,8 +60,8 @@ def own_subjects(spec: ModelSpec, compilers: Sequence[Compiler], device: str) ->
 
 
 def tutorial_subjects(spec: ModelSpec, device: str) -> list[Candidate]:
-    """Returns the two ways that tutorials show."""
-    rest: Any = {"device": device, "most": _MOST_EAGER, "environment": _on(device)}
+    """Returns the two implementations that tutorials show."""
+    rest: Any = {"device": device, "max_batch_size": _MAX_EAGER_BATCH, "environment": _on(device)}
     return [
         Candidate("tutorial: predict, then a tape", Tutorial, (spec, True), **rest),
         Candidate("eager tape", Tutorial, (spec, False), **rest),
@@ -63,7 +69,7 @@ def tutorial_subjects(spec: ModelSpec, device: str) -> list[Candidate]:
 
 
 def reference_subject(spec: ModelSpec) -> Candidate:
-    """Returns what says which answers are right: Keras' own layers under an eager tape."""
+    """Returns the reference, whose answers are right: Keras' own layers under an eager tape."""
     return Candidate("reference", Tutorial, (spec, False), environment=_NO_GPU)
 
 
@@ -71,13 +77,13 @@ def _on(device: str) -> dict[str, str]:
     return _NO_GPU if device == "cpu" else {}
 
 
-class OurGraph:
-    """The server's graph, as the server calls it: from images to arrays.
+class ServerGraph:
+    """The server's graph, from images to arrays, called as the server calls it.
 
     Args:
         spec: The model.
-        compiler: What runs it.
-        precision: What the network is computed in; int8 is calibrated on the bundled photographs.
+        compiler: The compiler.
+        precision: The precision of the network; int8 is calibrated on the bundled photographs.
     """
 
     def __init__(self, spec: ModelSpec, compiler: Compiler, precision: Precision) -> None:
@@ -99,8 +105,8 @@ class OurGraph:
         def run(images: NDArray[np.uint8]) -> Answer:
             outputs = compiled.run([GraphItem(image, targets) for image in images], batch_size)
             return Answer(
-                np.stack([one.logits for one in outputs]),
-                np.stack([one.maps[0][0] for one in outputs]),
+                np.stack([output.logits for output in outputs]),
+                np.stack([output.maps[0][0] for output in outputs]),
             )
 
         return run
@@ -117,23 +123,23 @@ class OurGraph:
         samples = load_samples(None, self._model.input_size).calibration
         model = quantize(openvino.convert(graph), samples, TARGETS)
         names = openvino.output_names(graph)
-        places = openvino_runtime.load_model(model, names, self._precision)
+        executables = openvino_runtime.load_model(model, names, self._precision)
         size = self._model.input_size
         return CompiledGraph(
-            graph.key, size, self._compiler, {batch_size: places}, {batch_size: 0.0}
+            graph.key, size, self._compiler, {batch_size: executables}, {batch_size: 0.0}
         )
 
     def device_bytes(self) -> int:
-        """Returns the most memory of the first GPU; 0 if there is none."""
+        """Returns the peak memory of the first GPU; 0 if there is none."""
         return _gpu_bytes()
 
 
 class Tutorial:
-    """Grad-CAM as tutorials write it, for a batch: eager, with Keras' own layers.
+    """Grad-CAM of a batch as tutorials write it: eager, with Keras' own layers.
 
     Args:
         spec: A built-in model.
-        predicts: Whether ``model.predict`` is asked before, as most of them do.
+        predicts: Whether ``model.predict`` runs first, as in most tutorials.
     """
 
     def __init__(self, spec: ModelSpec, predicts: bool) -> None:
@@ -142,21 +148,21 @@ class Tutorial:
         from gradcam_server.models.keras_network import KerasNetwork
 
         self._model = keras_model(spec)
-        # Of another instance: ours folds normalisations into that.
+        # Of a clone: KerasNetwork folds normalisations into the model that it gets.
         layer = default_layer(KerasNetwork(keras.models.clone_model(self._model)).layers)
         outputs = [self._model.get_layer(layer).output, self._model.output]
         self._both = keras.Model(self._model.inputs, outputs)
-        self._how = spec.preprocessing or load_preprocessing(spec)
+        self._preprocessing = spec.preprocessing or load_preprocessing(spec)
         self._predicts = predicts
 
     def build(self, batch_size: int) -> Run:  # noqa: ARG002 - eager code needs no preparation
-        """Returns the function: there is nothing to compile."""
+        """Returns the function; there is nothing to compile."""
         import tensorflow as tf
 
         from gradcam_server.models.preprocessing import preprocess
 
         def run(images: NDArray[np.uint8]) -> Answer:
-            inputs = preprocess(tf.constant(images), self._how)
+            inputs = preprocess(tf.constant(images), self._preprocessing)
             if self._predicts:
                 best = self._model.predict(inputs, verbose=0, batch_size=len(images)).argmax(axis=1)
             with tf.GradientTape() as tape:
@@ -170,12 +176,12 @@ class Tutorial:
         return run
 
     def device_bytes(self) -> int:
-        """Returns the most memory of the first GPU; 0 if there is none."""
+        """Returns the peak memory of the first GPU; 0 if there is none."""
         return _gpu_bytes()
 
 
 def keras_model(spec: ModelSpec) -> keras.Model:
-    """Builds a built-in model as Keras has it, to logits.
+    """Builds a built-in model in Keras, with logits as outputs.
 
     Raises:
         StartupError: Its weights cannot be had.
@@ -196,7 +202,7 @@ def keras_model(spec: ModelSpec) -> keras.Model:
 
 
 def load_preprocessing(spec: ModelSpec) -> Any:
-    """Returns how a built-in model's pixels are scaled."""
+    """Returns the preprocessing of a built-in model."""
     from gradcam_server.domain.preprocessing import Preprocessing
     from gradcam_server.models.applications import APPLICATIONS
 

@@ -9,14 +9,14 @@ import aiohttp
 import grpc
 
 from gradcam.inference import grpc_service_pb2 as pb
-from gradcam_server.bench.load import Asker
+from gradcam_server.bench.load import LoadClient
 from gradcam_server.bench.load_clients import WrongAnswerError
 from peers.work import MODEL, decode
 
 
 @dataclass(frozen=True)
 class Http:
-    """Makes askers by POST.
+    """Makes clients by POST.
 
     Attributes:
         url: Where.
@@ -30,14 +30,14 @@ class Http:
     content_type: str = "application/octet-stream"
     timeout_s: float = 30.0
 
-    def __call__(self) -> Asker:
+    def __call__(self) -> LoadClient:
         """Makes one."""
-        return _HttpAsker(self)
+        return _HttpClient(self)
 
 
 @dataclass(frozen=True)
 class Triton:
-    """Makes askers by the Open Inference Protocol over gRPC.
+    """Makes clients by the Open Inference Protocol over gRPC.
 
     Attributes:
         address: HOST:PORT.
@@ -49,9 +49,9 @@ class Triton:
     request: bytes
     timeout_s: float = 30.0
 
-    def __call__(self) -> Asker:
+    def __call__(self) -> LoadClient:
         """Makes one."""
-        return _TritonAsker(self)
+        return _TritonClient(self)
 
 
 def plain(address: str, image: bytes) -> Http:
@@ -78,7 +78,7 @@ def triton(address: str, image: bytes) -> Triton:
     return Triton(address, request.SerializeToString())
 
 
-class _HttpAsker:
+class _HttpClient:
     def __init__(self, how: Http) -> None:
         self._how = how
         self.answer = b""
@@ -90,7 +90,7 @@ class _HttpAsker:
             headers={"Content-Type": self._how.content_type},
         )
 
-    async def ask(self) -> None:
+    async def explain(self) -> None:
         async with self._session.post(self._how.url, data=self._how.body) as answer:
             if answer.status != 200:
                 raise WrongAnswerError(f"status {answer.status}")
@@ -101,7 +101,7 @@ class _HttpAsker:
         await self._session.close()
 
 
-class _TritonAsker:
+class _TritonClient:
     def __init__(self, how: Triton) -> None:
         self._how = how
         self.answer = b""
@@ -112,7 +112,7 @@ class _TritonAsker:
         path = "/inference.GRPCInferenceService/ModelInfer"
         self._call: Any = self._channel.unary_unary(path)
 
-    async def ask(self) -> None:
+    async def explain(self) -> None:
         found = await self._call(self._how.request, timeout=self._how.timeout_s)
         answer = pb.ModelInferResponse.FromString(found)
         self.answer = answer.raw_output_contents[0][4:]

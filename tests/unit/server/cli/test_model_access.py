@@ -8,14 +8,14 @@ import pytest
 
 from gradcam_client import ImageExplanation
 from gradcam_client.results import ServingStats
-from gradcam_server.cli import explain as explain_module
 from gradcam_server.cli import local
-from gradcam_server.cli.session import Place, say_compiled
+from gradcam_server.cli.explain_output import print_result, result_as_json
+from gradcam_server.cli.model_access import ModelAccess, say_compiled
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.options import Compiler
 from gradcam_server.engine.engine import FirstUse
 
-HERE = Place(None, "efficientnet-lite0", "random", 0)
+HERE = ModelAccess(None, "efficientnet-lite0", "random", 0)
 THERE = dataclasses.replace(HERE, server="localhost:1")
 
 
@@ -84,19 +84,19 @@ def test_a_slow_compilation_is_said_on_stderr(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
-    ("place", "compile_us", "said"),
+    ("access", "compile_us", "said"),
     [
-        (THERE, 12_345_678, "the server took 12.3 s to compile this (first use)\n"),
+        (THERE, 12_345_678, "the server took 12.3 s to compile this graph (first use)\n"),
         (THERE, 1_000_000, ""),
         (THERE, 0, ""),
         (HERE, 12_345_678, ""),  # said while it went on
     ],
 )
 def test_a_server_that_compiled_long_is_the_reason_for_a_late_answer(
-    capsys: pytest.CaptureFixture[str], place: Place, compile_us: int, said: str
+    capsys: pytest.CaptureFixture[str], access: ModelAccess, compile_us: int, said: str
 ) -> None:
     """It is said after the fact, on stderr."""
-    say_compiled(place, result(compile_us))
+    say_compiled(access, result(compile_us))
     out, err = capsys.readouterr()
     assert (out, err) == ("", said)
 
@@ -116,9 +116,9 @@ def test_compiling_is_not_called_queue(
     capsys: pytest.CaptureFixture[str], compile_us: int, line: str
 ) -> None:
     """Explain prints it as a stage of its own where there was any; JSON has it always."""
-    explain_module._print(Path("cat.jpg"), result(compile_us), [])
+    print_result(Path("cat.jpg"), result(compile_us), [])
     assert capsys.readouterr().out.splitlines()[-1] == f"  time: {line}"
-    assert explain_module._as_json(Path("cat.jpg"), result(compile_us))["stats"] == {
+    assert result_as_json(Path("cat.jpg"), result(compile_us))["stats"] == {
         "decode_us": 1000,
         "queue_us": 2000,
         "compile_us": compile_us,

@@ -4,10 +4,9 @@ import threading
 
 import pytest
 
-from gradcam_server.batch.inputs import Item
 from gradcam_server.batch.schema import error_row
-from gradcam_server.cli import progress_lines as module
-from gradcam_server.cli.progress_lines import ProgressLines
+from gradcam_server.batch.sources.base import Item
+from gradcam_server.cli.progress import JobLines
 from support.made_rows import made_row
 
 
@@ -18,7 +17,7 @@ def item(index: int) -> Item:
 def test_a_line_says_how_far_the_job_is() -> None:
     """Images of earlier runs count as done, and not for the rate."""
     now = [100.0]
-    lines = ProgressLines(clock=lambda: now[0])
+    lines = JobLines(clock=lambda: now[0])
     with lines:
         lines.begin(10_000, 2_000, 3)
         assert lines.line() == "2,000 of 10,000 images (20.0 %), 3 errors"
@@ -36,7 +35,7 @@ def test_a_line_says_how_far_the_job_is() -> None:
 def test_what_remains_is_a_time(remaining: int, text: str) -> None:
     """In hours and minutes, minutes and seconds, or seconds."""
     now = [0.0]
-    lines = ProgressLines(clock=lambda: now[0])
+    lines = JobLines(clock=lambda: now[0])
     with lines:
         lines.begin(remaining + 11, 0, 0)
         for index in range(11):
@@ -45,7 +44,7 @@ def test_what_remains_is_a_time(remaining: int, text: str) -> None:
         assert f", {text} remaining" in lines.line()
 
 
-def test_lines_come_while_no_image_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_come_while_no_image_is_finished() -> None:
     """A job that waits, for a model or a server, shows that it is alive; its end ends them."""
     written: list[str] = []
     three = threading.Event()
@@ -55,8 +54,7 @@ def test_lines_come_while_no_image_is_finished(monkeypatch: pytest.MonkeyPatch) 
         if len(written) == 4:
             three.set()
 
-    monkeypatch.setattr(module, "_write", write)
-    with ProgressLines(interval_s=0.001) as lines:
+    with JobLines(interval_s=0.001, write=write) as lines:
         lines.begin(5, 0, 0)
         assert three.wait(60)
     assert written[0] == "Explaining 5 of 5 images"

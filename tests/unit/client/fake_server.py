@@ -166,14 +166,26 @@ class FakeServer(pb_grpc.ExplanationServiceServicer):
                 self.max_in_flight = max(self.max_in_flight, in_flight)
                 yield item
 
+        has_ended = threading.Event()
+
+        def note_cancelled() -> None:
+            if not has_ended.is_set():
+                self.cancelled.set()
+
+        # gRPC may keep the generator of a cancelled call open, so GeneratorExit is not enough.
+        context.add_callback(note_cancelled)
         behave = self.streams.popleft() if self.streams else self.answer_all
         try:
             for answer in behave(reading(), context):
                 if answer.HasField("response"):
                     answered.append(answer.response.predictions[0].class_index)
                 yield answer
+            has_ended.set()
         except (grpc.RpcError, GeneratorExit):  # the client gave up the call
             self.cancelled.set()
+        except Exception:
+            has_ended.set()
+            raise
 
     def _play(self, request: Any, context: grpc.ServicerContext) -> None:
         self._note(context)

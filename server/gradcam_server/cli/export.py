@@ -12,19 +12,8 @@ from gradcam_server.domain.options import Precision
 
 _MIN_CORRELATION = 0.98
 _SETTINGS = (
-    "model",
-    "weights",
-    "preprocessing",
-    "outputs",
-    "labels",
-    "input_size",
-    "custom_objects",
-    "seed",
-    "warm",
-    "batch_sizes",
-    "max_targets",
-    "log_level",
-    "log_format",
+    *("model", "weights", "preprocessing", "outputs", "labels", "input_size", "custom_objects"),
+    *("seed", "warm", "batch_sizes", "max_targets", "log_level", "log_format"),
 )
 
 

@@ -27,7 +27,7 @@ from gradcam_server.engine.backend import Backend
 from gradcam_server.errors import DeadlineError
 from gradcam_server.images.decode import declared_size, decode_image, decode_reduced, view_raw
 from gradcam_server.images.geometry import Placement, fit, shrinkage
-from gradcam_server.images.render import needs_image, render
+from gradcam_server.images.render import RenderedMap, needs_image, render
 from gradcam_server.images.work_cost import decoding_s, header_s, rendering_s
 from gradcam_server.pipeline.admission import Admission
 from gradcam_server.pipeline.budget import (
@@ -42,6 +42,7 @@ from gradcam_server.pipeline.ledger import Claim, Hold, uncounted
 from gradcam_server.pipeline.many_pass import ManyPass
 from gradcam_server.pipeline.sampling import FaithfulnessSampler, Report
 from gradcam_server.pipeline.translation import (
+    ClassMap,
     Resolved,
     class_maps,
     first_key,
@@ -208,22 +209,7 @@ class Pipeline:
             self._sampler.offer(model, request.method, image.fitted, output, extent)
             maps = list(class_maps(output, model, layers, request.layer_fusion))
             hold.move(HoldState.RENDERING)
-            rendered, stats.render_us = await self._run(
-                request,
-                rendering_s(image.pixel_count, request.forms, len(maps)),
-                not needs_image(request.forms)
-                and sum(class_map.values.size for class_map in maps) <= _FEW_VALUES,
-                lambda: [
-                    render(
-                        class_map.values,
-                        image.pixels,
-                        image.placement,
-                        request.forms,
-                        class_map.extent,
-                    )
-                    for class_map in maps
-                ],
-            )
+            rendered, stats.render_us = await self._render(request, image, maps)
         hold.move(HoldState.SENDING, answer_bytes(request, rendered))
         return make_answer(request, resolved, output, maps, rendered, image.placement, stats)
 
@@ -277,6 +263,22 @@ class Pipeline:
         stats.batch_size, stats.padded_batch_size = batch.size, batch.padded_size
         stats.dispatch_reason = batch.reason
         return image, answer.output
+
+    async def _render(
+        self, request: ExplainRequest, image: LoadedImage, maps: Sequence[ClassMap]
+    ) -> tuple[list[RenderedMap], int]:
+        """Returns the rendered maps, and the time that it took, in microseconds."""
+        pixels, placement, forms = image.pixels, image.placement, request.forms
+        value_count = sum(class_map.values.size for class_map in maps)
+        return await self._run(
+            request,
+            rendering_s(image.pixel_count, forms, len(maps)),
+            not needs_image(forms) and value_count <= _FEW_VALUES,
+            lambda: [
+                render(class_map.values, pixels, placement, forms, class_map.extent)
+                for class_map in maps
+            ],
+        )
 
     async def _run(
         self, request: ExplainRequest, expected_s: float, is_quick: bool, work: Callable[[], _T]

@@ -82,7 +82,7 @@ def resolve(request: ExplainRequest, catalog: Catalog, config: ServeConfig) -> R
 
 
 def first_key(request: ExplainRequest, resolved: Resolved, catalog: Catalog) -> GraphKey:
-    """Chooses the graph that predicts; if one pass is enough, it also explains."""
+    """Chooses the graph that predicts; without further passes it also explains."""
     layers, method = resolved.layers, request.method
     if method in MANY_PASS_METHODS or request.smooth_grad is not None:
         layers, method = (resolved.model.default_layer,), Method.GRAD_CAM

@@ -1,7 +1,7 @@
 """Fair shares of a resource among callers: whose work goes next. Pure, without a clock.
 
 Usage is counted in seconds of the resource (a thread's, a device's). Of the callers whose work
-waits, the one with the least usage goes first (start-time fair queueing), so the share of a caller
+waits, the caller with the least usage goes first (start-time fair queueing), so the share of a caller
 does not depend on how much it asks for. A caller that was idle starts level with the active caller
 that has used the least: idle time earns nothing.
 """

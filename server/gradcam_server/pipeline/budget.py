@@ -13,7 +13,7 @@ from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.requests import ExplainRequest, HeatmapFormat, LayerFusion, RawImage
 from gradcam_server.errors import InvalidRequestError
 from gradcam_server.images.render import RenderedMap, count_bytes
-from gradcam_server.pipeline.resolving import Resolved, mapped_layers
+from gradcam_server.pipeline.translation import Resolved, mapped_layers
 from gradcam_server.telemetry.memory import available_bytes
 
 BYTES_PER_PIXEL = 3

@@ -76,7 +76,7 @@ def test_int8_is_written_or_refused_with_its_agreement(
     assert not folder.exists()
     forced = export(model, *options, "--least-correlation", "1", "--force")
     assert forced.returncode == 0, forced.stderr
-    assert "best class the same for" in forced.stdout
+    assert "best class is the same for" in forced.stdout
     again = export(model, *options)
     assert again.returncode == 1
     assert "exists already" in again.stderr

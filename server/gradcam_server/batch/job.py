@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
@@ -72,7 +72,7 @@ class Job:
     def configuration(self) -> dict[str, Any]:
         """All that decides the rows and their division into shards."""
         return {
-            **self.options.as_dict(),
+            **asdict(self.options),
             **self.model,
             "limit": self.limit,
             "shard_size": self.shard_size,

@@ -18,14 +18,8 @@ from gradcam_server.batch.shards import Folder, write_atomically
 NAME = "_manifest.json"
 _FORMAT = 1
 _PACKAGES = (
-    "gradcam-server",
-    "tensorflow",
-    "tensorflow-cpu",
-    "openvino",
-    "ray",
-    "numpy",
-    "opencv-python-headless",
-    "pyarrow",
+    *("gradcam-server", "tensorflow", "tensorflow-cpu", "openvino", "ray"),
+    *("numpy", "opencv-python-headless", "pyarrow"),
 )
 
 
@@ -107,19 +101,15 @@ class Manifest:
         """Records that a run begins, with its engine and the versions of packages."""
         started = datetime.now(UTC)
         self._run = started.isoformat(timespec="microseconds")
-        note = {**engine, "outcome": "unfinished", "versions": _versions()}
-        self._change(note, {})
+        self.note({**engine, "outcome": "unfinished", "versions": _versions()}, {})
 
     def note(self, run: Mapping[str, Any], counts: Mapping[str, int]) -> None:
         """Records the progress of the run, and the counts of the whole folder."""
-        self._change(run, counts)
-
-    def _change(self, changes: Mapping[str, Any], counts: Mapping[str, int]) -> None:
         with self._folder.manifest_lock():
             manifest = read(self._folder.path)
             runs = manifest["runs"]
-            runs[self._run] = {**runs.get(self._run, {}), **changes}
-            manifest["seconds"] = round(sum(run.get("seconds", 0) for run in runs.values()), 3)
+            runs[self._run] = {**runs.get(self._run, {}), **run}
+            manifest["seconds"] = round(sum(entry.get("seconds", 0) for entry in runs.values()), 3)
             if counts:
                 manifest["counts"] = dict(counts)
             self._write(manifest)

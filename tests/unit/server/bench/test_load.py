@@ -53,4 +53,4 @@ def test_arrival_times_are_random_and_repeatable() -> None:
 )
 def test_a_generator_that_is_too_slow_says_so(records: Records, says: str) -> None:
     """By its share of a core, or by requests that were sent late."""
-    assert re.search(says, merge([records]).bottleneck)
+    assert re.search(says, merge([records], parallel=True).bottleneck)

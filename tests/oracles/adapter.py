@@ -1,4 +1,4 @@
-"""The one place where the oracles meet our code: the graph that the server compiles."""
+"""The interface of the oracles to the compiled graph."""
 
 from functools import lru_cache
 from typing import Any
@@ -62,5 +62,7 @@ def _graph(
     key = GraphKey(model.name, layers, method, ScoreType.LOGIT, targets, perturbed=True)
     graph = ExplanationGraph(loaded, key, CompilationCounter())
     # Without compile_graph, which would run the batch four times more, to time it.
-    places = find_compiler(Compiler.TENSORFLOW)(graph, Precision.FLOAT32)(size)
-    return CompiledGraph(key, network.input_size, Compiler.TENSORFLOW, {size: places}, {size: 0.0})
+    executables = find_compiler(Compiler.TENSORFLOW)(graph, Precision.FLOAT32)(size)
+    return CompiledGraph(
+        key, network.input_size, Compiler.TENSORFLOW, {size: executables}, {size: 0.0}
+    )

@@ -143,7 +143,7 @@ class Torch:
         def run(images: NDArray[np.uint8]) -> Answer:
             given = torch.from_numpy(images).to(self._device)
             with torch.set_grad_enabled(self._how == "autograd"):
-                logits, _, maps = (one.detach().cpu().numpy() for one in function(given))
+                logits, _, maps = (tensor.detach().cpu().numpy() for tensor in function(given))
             return Answer(logits, maps)
 
         return run
@@ -251,7 +251,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("graph.json"))
     arguments = parser.parse_args(given)
     spec = ModelSpec("resnet50", "resnet50", weights=arguments.weights)
-    prices = (one.split("=") for one in arguments.price_per_hour)
+    prices = (price.split("=") for price in arguments.price_per_hour)
     with tempfile.TemporaryDirectory() as folder, open_bar() as bar:
         bar.console.print("Exporting for the peers")
         with Worker(Export, environment={"CUDA_VISIBLE_DEVICES": "-1"}) as worker:
@@ -262,7 +262,8 @@ def main(given: Sequence[str] | None = None) -> None:
             bar,
             model="resnet50",
             weights=arguments.weights,
-            compilers=arguments.compiler or [one for one in Compiler if one is not Compiler.AUTO],
+            compilers=arguments.compiler
+            or [name for name in Compiler if name is not Compiler.AUTO],
             devices=devices,
             batch_sizes=[int(size) for size in arguments.batch_sizes.split(",")],
             rounds=arguments.rounds,

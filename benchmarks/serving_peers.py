@@ -104,9 +104,9 @@ def start(
 
 def free_port() -> int:
     """Returns a free port; the two after it are probably free, too."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port: int = bound.getsockname()[1]
     return port
 
 
@@ -131,7 +131,7 @@ def start_peers(
     stack: ExitStack, arguments: argparse.Namespace, image: bytes, ours: str, bar: Progress
 ) -> tuple[list[Subject], list[str]]:
     """Starts the peers that can be; returns them, and sentences about the others."""
-    pythons = dict(one.split("=", 1) for one in arguments.python)
+    pythons = dict(pair.split("=", 1) for pair in arguments.python)
     subjects, skipped = [], []
     for key in arguments.peer or PEERS:
         peer, python = PEERS[key], pythons.get(key, sys.executable)

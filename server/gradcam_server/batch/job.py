@@ -115,7 +115,7 @@ def run(job: Job, open_stage: OpenStage, report: Reporter) -> Summary:
 
     Args:
         job: The job.
-        open_stage: Opens what explains images; called only if there is work to do.
+        open_stage: Opens the stage that explains images; called only if there is work to do.
         report: Receives the progress.
 
     Raises:

@@ -1,7 +1,7 @@
 """The manifest of an output folder: which job it holds, its progress, and the time of each run.
 
-It is for people, and keeps the rows of a second job out of the folder. The shards, not the
-manifest, say what is finished.
+It is for people, and keeps the rows of a second job out of the folder. Finished parts are those
+with a shard, whatever the manifest says.
 """
 
 import hashlib

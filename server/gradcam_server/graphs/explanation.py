@@ -80,11 +80,7 @@ class ExplanationGraph:
         if self.key.channel_count:
             return *predicted, *activations
         with tf.name_scope(f"{TAIL}/"):  # the same scope again
-            maps = [
-                self._maps(activation, of_layer)
-                for activation, of_layer in zip(activations, gradients, strict=True)
-            ]
-        return *predicted, *maps
+            return *predicted, *map(self._maps, activations, gradients)
 
     def differentiate(
         self,
@@ -111,8 +107,7 @@ class ExplanationGraph:
         predicted, count = differentiated[:_PREDICTED], len(self.key.layers)
         layers = differentiated[_PREDICTED:]
         gradients = [tf.unstack(of_layer, axis=1) for of_layer in layers[count:]] or [()] * count
-        maps = map(self._maps, layers[:count], gradients)
-        return *predicted, *maps
+        return *predicted, *map(self._maps, layers[:count], gradients)
 
     def _maps(self, activation: tf.Tensor, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
         method = METHODS[self.key.method]

@@ -47,7 +47,6 @@ from gradcam_server.pipeline.translation import (
     class_maps,
     first_key,
     make_answer,
-    mapped_layers,
     resolve,
 )
 from gradcam_server.pipeline.workers import Workers
@@ -204,10 +203,9 @@ class Pipeline:
                     stats.compile_us += compile_us
                     stats.compute_us += max(elapsed_us - compile_us, 0)
                     stats.pass_count = progress.completed
-            layers = mapped_layers(request, resolved)
-            extent = model.extent(layers[0])
+            extent = model.extent(resolved.layers[0])
             self._sampler.offer(model, request.method, image.fitted, output, extent)
-            maps = list(class_maps(output, model, layers, request.layer_fusion))
+            maps = list(class_maps(output, model, resolved.layers, request.layer_fusion))
             hold.move(HoldState.RENDERING)
             rendered, stats.render_us = await self._render(request, image, maps)
         hold.move(HoldState.SENDING, answer_bytes(request, rendered))

@@ -45,7 +45,7 @@ class Resolved:
 
     Attributes:
         model: The model.
-        layers: The paths of the layers.
+        layers: The paths of the layers of the maps; for Integrated Gradients the pixels.
         targets: The classes to explain.
         passes: The passes beside the first; 0 for methods of one pass.
     """
@@ -77,6 +77,8 @@ def resolve(request: ExplainRequest, catalog: Catalog, config: ServeConfig) -> R
             raise InvalidRequestError(field, f"{count} {field}; a request may have {limit} here")
     layers = model.resolve_layers(request.layers)
     _check_fusion(request, model, layers)
+    if request.method is Method.INTEGRATED_GRADIENTS:
+        layers = (PIXELS,)
     targets = _choose_targets(request, model.labels, config.max_targets)
     return Resolved(model, layers, targets, _count_passes(request, config.max_passes))
 
@@ -88,11 +90,6 @@ def first_key(request: ExplainRequest, resolved: Resolved, catalog: Catalog) -> 
         layers, method = (resolved.model.default_layer,), Method.GRAD_CAM
     count = len(resolved.targets)
     return catalog.graph_key(resolved.model, layers, method, request.score_type, count)
-
-
-def mapped_layers(request: ExplainRequest, resolved: Resolved) -> tuple[str, ...]:
-    """Returns the layers whose values the maps show; Integrated Gradients show the pixels'."""
-    return (PIXELS,) if request.method is Method.INTEGRATED_GRADIENTS else resolved.layers
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ from gradcam_server.domain.graph_io import GraphItem, GraphTarget, by_rank
 from gradcam_server.domain.options import Compiler
 from gradcam_server.domain.requests import Method, ResizeMode, ScoreType
 from gradcam_server.graphs.executable import CompiledGraph
-from gradcam_server.pipeline.loading import load
+from gradcam_server.pipeline.pipeline import load
 
 TUTORIAL_IMAGES = 50
 _PAUSE_S = 8.0

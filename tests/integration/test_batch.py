@@ -219,7 +219,7 @@ from gradcam_server.batch.sources.opening import open_source
 from gradcam_server.batch.job import Job, run
 from gradcam_server.batch.model import identity
 from gradcam_server.batch.ray_data import RayStage
-from gradcam_server.config import ServeConfig
+from gradcam_server.config.settings import ServeConfig
 
 class Killer:
     killed = False

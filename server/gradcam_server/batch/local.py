@@ -34,7 +34,7 @@ from gradcam_server.domain.requests import (
 from gradcam_server.engine.backend import Backend, LocalBackend
 from gradcam_server.errors import ExplanationServerError, InvalidRequestError
 from gradcam_server.pipeline.explainer import Explainer
-from gradcam_server.pipeline.loading import load
+from gradcam_server.pipeline.pipeline import load
 from gradcam_server.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:

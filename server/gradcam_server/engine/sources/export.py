@@ -102,8 +102,8 @@ class ExportedSource:
         precision = self._manifest.precision
         began = perf_counter()
         try:
-            places = openvino_runtime.load_model(model, graph.outputs, precision)
-            cost_s = self._costs(places[0], graph, batch_sizes)
+            executables = openvino_runtime.load_model(model, graph.outputs, precision)
+            cost_s = self._costs(executables[0], graph, batch_sizes)
         except Exception as error:
             raise InvalidRequestError(
                 "method",
@@ -115,9 +115,9 @@ class ExportedSource:
             *(key, precision, perf_counter() - began),
             ", ".join(f"{size}: {seconds * 1e3:.1f}" for size, seconds in cost_s.items()),
         )
-        executables = dict.fromkeys(batch_sizes, places)
+        by_size = dict.fromkeys(batch_sizes, executables)
         input_size = self._manifest.input_size
-        return CompiledGraph(own_key, input_size, Compiler.OPENVINO, executables, cost_s)
+        return CompiledGraph(own_key, input_size, Compiler.OPENVINO, by_size, cost_s)
 
     def _find(self, key: GraphKey) -> tuple[GraphKey, ExportedGraph, Any]:
         """Finds a graph for at least as many targets; unused targets cost little."""

@@ -192,8 +192,8 @@ def test_tensorflow_is_not_imported(exported: Path) -> None:
     """An engine of exports warms up and answers without it."""
     code = f"""
 import sys
-from gradcam_server.config import ServeConfig
-from gradcam_server.engine import Engine
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.engine.engine import Engine
 engine = Engine(ServeConfig(model=("small={exported}",), max_targets={TARGETS}))
 engine.warm_up()
 assert engine.catalog.models[0].compiler == "openvino"

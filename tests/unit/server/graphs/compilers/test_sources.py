@@ -238,7 +238,7 @@ def test_what_cannot_be_frozen_runs_elsewhere(
     graph = ExplanationGraph(loaded, key, CompilationCounter())
     compiled = compile_graph(graph, (2,), Compiler.OPENVINO)
     assert compiled.compiler is Compiler.TENSORFLOW
-    assert "cannot be made a constant, such as a table" in caplog.text
+    assert "cannot be made constants, such as tables" in caplog.text
     output = compiled.run([GraphItem(image) for image in IMAGES], 2)
     expected = model(2 * IMAGES.astype(np.float32), training=False)
     np.testing.assert_allclose([one.probabilities for one in output], expected, rtol=1e-4)

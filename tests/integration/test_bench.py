@@ -51,5 +51,5 @@ def test_our_graph_is_measured_and_reported(tmp_path: Path) -> None:
         assert row["ms_per_image"]["median"] > row["roofline_ms"]["arithmetic"] > 0
         assert row["cost_per_million"] == pytest.approx(0.1 * row["ms_per_image"]["median"])
     bench("report", output, "-o", page)
-    assert "| ours, tensorflow |" in page.read_text("utf-8")
+    assert "| gradcam, tensorflow |" in page.read_text("utf-8")
     assert (tmp_path / "plots" / "graph.svg").exists()

@@ -101,7 +101,7 @@ def test_health_needs_trust_but_no_token(guarded: Secured) -> None:
         (("--tls-ca", "ca.pem"), "not for this address; --tls-server-name"),
         (("--tls-ca", "other.pem"), "certificate is not trusted; --tls-ca"),
         (("--tls",), "certificate is not trusted; --tls-ca"),
-        ((), "it may want TLS"),
+        ((), "it may need TLS"),
         ((*TRUST, "--tls-cert", "server.pem", "--tls-key", "other.pem"), "--tls-key must be a PEM"),
     ):
         assert message in guarded.refused("health", server, *options)
@@ -131,7 +131,7 @@ def test_every_command_asks_over_tls_with_a_token(guarded: Secured) -> None:
     ("token", "message"),
     [
         ((), "the server needs a token; --token-file"),
-        (("--token-file", "guess.token"), "the token is not known"),
+        (("--token-file", "guess.token"), "the token is unknown to this server"),
         (("--token-file", "tokens.toml"), "a server's file of hashes"),
         (("--token-file", "missing"), "missing: No such file"),
     ],

@@ -1,14 +1,18 @@
 """Images to the model's input, and maps back."""
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
+from cykooz_resizer import ImageData
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from gradcam_server.domain.layers import Extent
 from gradcam_server.domain.requests import ResizeMode
+from gradcam_server.images import geometry
 from gradcam_server.images.geometry import LETTERBOX_COLOR, enlarge, fit, shrinkage
 
 INPUT = (224, 224)
@@ -18,7 +22,9 @@ def noise(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("size", [(300, 451), (224, 500), (100, 90), (1, 3), (2000, 225)])
+@pytest.mark.parametrize(
+    "size", [(300, 451), (224, 500), (100, 90), (1, 3), (2000, 225), (3001, 1999)]
+)
 def test_stretching_is_antialiased_bilinear(size: tuple[int, int]) -> None:
     """The input equals that of Pillow's bilinear filter, as in tutorials, up to rounding."""
     image = noise(*size)
@@ -26,6 +32,23 @@ def test_stretching_is_antialiased_bilinear(size: tuple[int, int]) -> None:
     difference = fit(image, INPUT, ResizeMode.STRETCH)[0].astype(int) - np.asarray(resized)
     assert np.abs(difference).max() <= 1
     assert abs(difference.mean()) < 0.05
+
+
+@pytest.mark.parametrize("mode", list(ResizeMode))
+@pytest.mark.parametrize(("height", "width"), [(3000, 2000), (1500, 4000), (1, 1 << 20)])
+def test_large_images_are_copied_in_small_parts(
+    monkeypatch: pytest.MonkeyPatch, mode: ResizeMode, height: int, width: int
+) -> None:
+    """A copy blocks all other Python threads, so it is short whatever the size of the image."""
+    copied: list[int] = []
+
+    def copy(*arguments: Any) -> Any:
+        copied.append(len(arguments[3]) if len(arguments) > 3 else 0)
+        return ImageData(*arguments)
+
+    monkeypatch.setattr(geometry, "ImageData", copy)
+    fit(np.zeros((height, width, 3), np.uint8), INPUT, mode)
+    assert max(copied) <= 4 << 20
 
 
 def test_stretching_agrees_with_tensorflow() -> None:

@@ -8,12 +8,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from gradcam_server.batch.errors import OutputError
 from gradcam_server.batch.shards import Folder, write_atomically
+from gradcam_server.telemetry.versions import installed_versions
 
 NAME = "_manifest.json"
 _FORMAT = 1
@@ -101,7 +101,9 @@ class Manifest:
         """Records that a run begins, with its engine and the versions of packages."""
         started = datetime.now(UTC)
         self._run = started.isoformat(timespec="microseconds")
-        self.note({**engine, "outcome": "unfinished", "versions": _versions()}, {})
+        self.note(
+            {**engine, "outcome": "unfinished", "versions": installed_versions(_PACKAGES)}, {}
+        )
 
     def note(self, run: Mapping[str, Any], counts: Mapping[str, int]) -> None:
         """Records the progress of the run, and the counts of the whole folder."""
@@ -138,13 +140,3 @@ def _difference(there: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
         f"it holds a job that was configured differently: {'; '.join(changed)}. Name another "
         "folder, or give the options of the first run"
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

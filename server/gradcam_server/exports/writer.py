@@ -3,15 +3,12 @@
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import tensorflow as tf
 
-from gradcam_server import __version__
 from gradcam_server.domain.catalog import ServedModel
 from gradcam_server.domain.graph_io import GraphKey
 from gradcam_server.domain.options import Precision
@@ -30,10 +27,11 @@ from gradcam_server.graphs.executable import CompilationCounter
 from gradcam_server.graphs.explanation import ExplanationGraph
 from gradcam_server.graphs.training_mode import find_training_mode
 from gradcam_server.models.loaded import LoadedModel
+from gradcam_server.telemetry.versions import installed_versions
 
 logger = logging.getLogger(__name__)
 
-_PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "openvino", "nncf")
+_PACKAGES = ("gradcam-server", "tensorflow", "tensorflow-cpu", "keras", "openvino", "nncf")
 SAVED_MODEL, SIGNATURE = "saved_model", "explain"
 _CHECKED_SIZES = (2,)
 
@@ -126,7 +124,7 @@ class _Writer:
             max_targets=max(key.max_targets for key in keys),
             graphs=tuple(graphs),
             agreement=self._agreement,
-            versions=dict(_versions()),
+            versions=installed_versions(_PACKAGES),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             sha256={name: hash_file(path) for name, path in files.items()},
             sizes={name: path.stat().st_size for name, path in files.items()},
@@ -208,10 +206,3 @@ def _refuse(agreement: Agreement, min_correlation: float) -> None:
             "calibrate on images like those of your requests (--images), lower "
             "--least-correlation, or use --force"
         )
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    yield "gradcam-server", __version__
-    for package in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            yield package, version(package)

@@ -231,7 +231,7 @@ class Killer:
         if not self.killed:
             (engine,) = [
                 one for one in psutil.Process().children(recursive=True)
-                if "_Engine" in " ".join(one.cmdline())
+                if "EngineActor" in " ".join(one.cmdline())
             ]
             engine.kill()
             self.killed = True

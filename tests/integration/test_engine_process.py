@@ -197,7 +197,7 @@ def test_a_reload_that_fails_keeps_the_old_models(tmp_path: Path, cat_jpeg: byte
                 "weights = 'random'"
             )
             server.send_signal(signal.SIGHUP)
-            server.wait_for("INFO gradcam_server.serving.server: Reloaded")
+            server.wait_for("INFO gradcam_server.serving.reloading: Reloaded")
             newest = client.explain(cat_jpeg)
             assert (newest.model, newest.model_version, newest.top.index) == ("mine", "2", 285)
             older = client.explain(cat_jpeg, model="mine", model_version="1")

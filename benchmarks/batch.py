@@ -1,16 +1,16 @@
-"""What gradcam batch makes of the bare graph: local, on Ray, and beside the tutorials' loop.
+"""Compares the throughput of gradcam batch (local, on Ray) with the bare graph and a tutorial.
 
-    bare graph   the same compiled graph on images that are decoded already, in its best batches
+    bare graph   the job's compiled graph on decoded images, in its fastest batch size
     decoding     reading, decoding and resizing alone, on as many threads as there are cores
-    local        gradcam batch: from the files to the shards, its engine warm
-    ray          the same on Ray Data; from the first row on, because its engines start anew, and
-                 the time of decoding all, because Ray decodes ahead while they start
-    ray, whole   all of that job, the start and end of Ray and its engines included
+    local        gradcam batch from files to shards, with a warm engine
+    ray          the same on Ray Data: the time from the first row on, plus that of decoding, since
+                 Ray decodes ahead while its engines start
+    ray, whole   the whole job on Ray, with the start and end of Ray and of its engines
     tutorial     a loop over the first images: load_img, predict, a tape, np.save
 
-All but the last take turns in one run, in another order in each round, over the same images; each
-round gives ratios. Decoding and the graph share the cores, so no job can be faster than both one
-after the other on all of them: the last column says how near to that it comes.
+All but the last take turns over the same images, and each round gives ratios. Decoding and the
+graph share the cores, so no job can be faster than decoding and graph one after the other on all
+cores: the ratio to that bound is reported, too.
 
 Usage: PYTHONPATH=benchmarks python benchmarks/batch.py FOLDER [--count N] [--rounds N] [--no-ray]
        [--model M] [--weights W] [--compiler C] [--compute-streams N]
@@ -54,7 +54,7 @@ from gradcam_server.domain.graph_io import GraphItem, GraphTarget, by_rank
 from gradcam_server.domain.options import Compiler
 from gradcam_server.domain.requests import Method, ResizeMode, ScoreType
 from gradcam_server.graphs.executable import CompiledGraph
-from gradcam_server.pipeline.loading import load
+from gradcam_server.pipeline.pipeline import load
 
 TUTORIAL_IMAGES = 50
 _PAUSE_S = 8.0
@@ -63,7 +63,7 @@ _RAY = "ray, whole"
 
 @dataclass
 class Timed:
-    """A reporter that notes when rows come."""
+    """Receives a job's progress, and stores the times of its rows."""
 
     times: list[float] = field(default_factory=list)
 
@@ -116,13 +116,13 @@ def time_job(
     job: Callable[[Path], Job],
     open_stage: Callable[[], AbstractContextManager[Stage]],
 ) -> tuple[float, float]:
-    """Returns the seconds of a job, and those it would take at its speed after the first row."""
+    """Returns the seconds of a job, and those it would take at its rate after the first row."""
     report = Timed()
     with tempfile.TemporaryDirectory() as folder:
         started = perf_counter()
         run_job(job(Path(folder)), open_stage, report)
         ended = perf_counter()
-    # Those that came at once with the first one were made before it.
+    # Rows that arrive together with the first row were computed before it.
     first = sum(at - report.times[0] < 0.2 for at in report.times)
     late = (
         (report.times[-1] - report.times[first - 1])
@@ -133,7 +133,7 @@ def time_job(
 
 
 def tutorial(source: Source, config: ServeConfig) -> float:
-    """Returns the seconds for each image of the tutorials' loop."""
+    """Returns the median seconds per image of the tutorials' loop."""
     from keras.utils import img_to_array, load_img
 
     from gradcam_server.bench.subjects import Tutorial
@@ -200,7 +200,7 @@ def measure(arguments: argparse.Namespace, config: ServeConfig, source: Source) 
             from gradcam_server.batch.ray_data import RayStage
 
             def run_ray() -> float:
-                # Its processes are gone between the rounds: idle ones would slow down the others.
+                # Ray ends between rounds: its idle processes would slow down the other subjects.
                 whole, from_first_row = time_job(job, lambda: RayStage(config, options))
                 late.append(from_first_row)
                 return whole
@@ -220,7 +220,7 @@ def measure(arguments: argparse.Namespace, config: ServeConfig, source: Source) 
                 print(
                     f"round {number}: {name}: {count / seconds[name][-1]:.1f} images/s", flush=True
                 )
-                # Ray's processes take a while to end, on the same cores.
+                # Ray's processes end slowly, and use the same cores.
                 time.sleep(_PAUSE_S if name == _RAY else 0.5)
         batch_size = graph.max_batch_size
     if late:
@@ -242,7 +242,7 @@ def measure(arguments: argparse.Namespace, config: ServeConfig, source: Source) 
                 "images_per_s_median": float(np.median(rate)),
                 "ratio_to_bare_graph_quartiles": quartiles(rate / rates["bare graph"]),
                 "ratio_to_possible_quartiles": quartiles(rate / possible),
-                # Steadier than the rates where others use the cores; Ray's is in its processes.
+                # More stable than rates on a busy machine; that of Ray leaves out its processes.
                 "cpu_ms_per_image_median": float(np.median(cpu_ms[name])),
             }
             for name, rate in rates.items()

@@ -1,9 +1,9 @@
-"""The same job by every engine, each killed (kill -9) at random moments and run again: same rows?
+"""Checks that a job gives the same rows by every engine, although it is killed at random times.
 
-    local, ray     gradcam batch, killed with all its processes
-    servers        gradcam batch --server, killed likewise, by two servers that this starts
+    local, ray     gradcam batch, killed (kill -9) with all its processes
+    servers        gradcam batch --server with two servers, killed likewise
 
-Ids must be the inputs, each once; classes must be equal, and maps within the rounding of float16.
+Each input's id must occur once; classes must be equal, and maps equal to the rounding of float16.
 
 Usage: PYTHONPATH=tests python benchmarks/batch_engines.py FOLDER [--kills 3] [--seed S]
        [--engine E]... [--output FILE] [OPTIONS OF gradcam serve FOR THE MODEL]
@@ -31,16 +31,14 @@ from support.server import GRADCAM, RunningServer
 ENGINES = ("local", "ray", "servers")
 SERVERS = 2
 _WAIT_S = 1800
-# Before that a job has hardly begun.
-_EARLIEST_S = 4.0
 
 
 def run_killed(command: Sequence[str], output: Path, kills: int, chance: random.Random) -> float:
-    """Runs a job to its end, although it is killed; returns the seconds of the last run."""
+    """Kills a job ``kills`` times, then runs it to its end; returns the seconds of the last run."""
     for _ in range(kills):
         process = start(command)
         before = shards(output)
-        # In its midst: once it has written some of what is left.
+        # Killed once it has written one to three more shards.
         wanted = before + chance.randint(1, 3)
         began = time.monotonic()
         while process.poll() is None and shards(output) < wanted:
@@ -82,7 +80,7 @@ def maps(table: pd.DataFrame) -> Any:
 
 
 def compare(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, Any]:
-    """Says how two results differ; maps by the greatest difference over the map's maximum."""
+    """Compares two results; maps by the maximum difference over the map's maximum."""
     given, found = maps(one), maps(other)
     scale = np.maximum(given.max(axis=1), 1e-12)
     return {
@@ -114,9 +112,10 @@ def main() -> None:
             job += ["--shard-size", str(arguments.shard_size)]
             if engine == "servers":
                 servers = [RunningServer(*options) for _ in range(SERVERS)]
-                for one in servers:
-                    stack.callback(one.kill)
-                job += ["--server", ",".join(one.wait_ready().address for one in servers)]
+                for server in servers:
+                    stack.callback(server.kill)
+                addresses = [server.wait_ready().address for server in servers]
+                job += ["--server", ",".join(addresses)]
             else:
                 job += ["--engine", engine, *options]
             print(engine, flush=True)

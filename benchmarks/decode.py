@@ -1,8 +1,8 @@
-"""What decoding JPEGs at a reduced scale saves, and what it changes in the answers.
+"""Measures the time that decoding JPEGs at a reduced scale saves, and how much it changes answers.
 
-Photographs are enlarged to some megapixels and encoded again. Both ways of decoding, each with
-the resize to the model's input, are timed in turns; the ratio is that of each round. The answers
-of the trained efficientnet-lite0 are compared image by image.
+Photographs are enlarged to some megapixels and encoded again. Full and reduced decoding, each with
+the resize to the model's input, are timed in turns; each round gives a ratio. The answers of the
+trained efficientnet-lite0 are compared image by image.
 
 Usage: python benchmarks/decode.py [FOLDER] [--rounds N] [--output FILE]
 """
@@ -50,7 +50,7 @@ def read_photographs(folder: Path) -> dict[str, Image.Image]:
 
 
 def enlarged(photograph: Image.Image, megapixels: float) -> bytes:
-    """Encodes a photograph as a JPEG of about so many megapixels."""
+    """Encodes a photograph as a JPEG of about that many megapixels."""
     scale = (megapixels * 1e6 / (photograph.width * photograph.height)) ** 0.5
     size = round(photograph.width * scale), round(photograph.height * scale)
     buffer = io.BytesIO()
@@ -64,7 +64,7 @@ def whole(data: bytes) -> NDArray[np.uint8]:
 
 
 def reduced(data: bytes) -> NDArray[np.uint8]:
-    """Decodes at a reduced scale where that is enough, and resizes."""
+    """Decodes at a reduced scale if that is enough, and resizes."""
     pixels, size = decode_reduced(
         data, MAX_PIXELS, lambda size: shrinkage(size, SIZE, ResizeMode.STRETCH)
     )
@@ -78,12 +78,12 @@ def seconds(work: Callable[[bytes], object], data: bytes) -> float:
 
 
 def time_ratios(files: list[bytes], rounds: int) -> list[float]:
-    """Returns reduced over whole, once for each round and file."""
+    """Returns the time of reduced over whole decoding, for each round and file."""
     return [seconds(reduced, data) / seconds(whole, data) for _ in range(rounds) for data in files]
 
 
 def open_model() -> Explain:
-    """Returns what predicts one image and explains one class of it."""
+    """Returns a function that predicts an image and explains one of its classes."""
     config = ServeConfig(model=("efficientnet-lite0",), compiler=Compiler.TENSORFLOW)
     source = open_source(model_specs(config)[0], config, CompilationCounter())
     layers = (source.served.default_layer,)
@@ -93,7 +93,7 @@ def open_model() -> Explain:
 
 
 def compare(files: list[bytes], explain: Explain) -> dict[str, Any]:
-    """Compares the answers of both ways; the maps are those of one class, the top one of whole."""
+    """Compares the answers for both images; the maps are of the best class by whole decoding."""
     same, differences, correlations, pixels = 0, [], [], []
     for data in files:
         inputs = whole(data), reduced(data)

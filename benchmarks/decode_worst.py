@@ -1,8 +1,8 @@
-"""What the dearest images that a server decodes cost: CPU seconds and memory, by format.
+"""Measures CPU seconds and memory to decode the most expensive images that a server accepts.
 
-Each image has the most pixels that the default settings allow, and is written to be dear: as many
-scans, the slowest filter and the widest samples that are let in. Each is decoded alone, in a
-process of its own, on one thread. A baseline JPEG of 31 MiB is what they are compared with.
+Each image has the maximum number of pixels by the default settings, and is expensive to decode: it
+has the maximum number of scans, the slowest filter or the widest samples. Each is decoded alone, in
+a process of its own, on one thread. They are compared with a baseline JPEG of 31 MiB.
 
 Usage: python benchmarks/decode_worst.py [--output FILE]
 """
@@ -39,7 +39,7 @@ CONTEXT = multiprocessing.get_context("fork")
 
 
 def noise(amplitude: int, channels: int = 3) -> Image.Image:
-    """Draws a cloudy image with so much noise that its file has about the size of a message."""
+    """Makes a smooth image with so much noise that its file is about as large as a message."""
     random = np.random.default_rng(0)
     coarse = random.integers(0, 256, (SIDE // 8 + 1, SIDE // 8 + 1, channels), np.uint8)
     pixels = cv2.resize(coarse, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR).astype(np.int16)
@@ -48,7 +48,7 @@ def noise(amplitude: int, channels: int = 3) -> Image.Image:
 
 
 def encoded(amplitude: int, format: str, channels: int = 3, **options: object) -> bytes:
-    """Encodes such an image."""
+    """Encodes an image of ``noise``."""
     buffer = io.BytesIO()
     noise(amplitude, channels).save(buffer, format, **options)
     return buffer.getvalue()
@@ -60,7 +60,7 @@ def segment(marker: int, content: bytes) -> bytes:
 
 
 def jpeg_of_scans(frame: int, scan: Callable[[int], tuple[bytes, bytes]]) -> bytes:
-    """Returns a progressive JPEG whose scans hold next to nothing.
+    """Returns a progressive JPEG whose scans hold almost no data.
 
     Args:
         frame: The marker of its frame: Huffman or arithmetic codes.
@@ -71,7 +71,7 @@ def jpeg_of_scans(frame: int, scan: Callable[[int], tuple[bytes, bytes]]) -> byt
     return b"".join(
         [
             b"\xff\xd8" + segment(0xDB, bytes([0] + [1] * 64)),
-            segment(frame, size + b"".join(bytes((one, 0x11, 0)) for one in (1, 2, 3))),
+            segment(frame, size + b"".join(bytes((component, 0x11, 0)) for component in (1, 2, 3))),
             segment(0xC4, b"\x00" + one_code + b"\x00"),  # no difference of DC
             segment(0xC4, b"\x10" + one_code + b"\xe0"),  # no AC in 2 ** 14 blocks or more
             *(
@@ -84,17 +84,17 @@ def jpeg_of_scans(frame: int, scan: Callable[[int], tuple[bytes, bytes]]) -> byt
 
 
 def blocks() -> int:
-    """Returns the blocks of each component."""
+    """Returns the number of blocks of each component."""
     return (-(-SIDE // 8)) ** 2
 
 
 def dc_scan(_: int) -> tuple[bytes, bytes]:
-    """All components' DC."""
+    """Returns a scan of the DC coefficients of all components."""
     return bytes((3, 1, 0, 2, 0, 3, 0, 0, 0, 1)), bytes(3 * blocks() // 8 + 1)
 
 
 def refinement(number: int) -> tuple[bytes, bytes]:
-    """One component's AC, one bit more; the first one is of DC."""
+    """Returns a scan that refines the AC coefficients of a component; the first scan is of DC."""
     if not number:
         return dc_scan(0)
     bits = ("0" + "1" * 14) * (blocks() // (2**15 - 1) + 1)
@@ -104,7 +104,7 @@ def refinement(number: int) -> tuple[bytes, bytes]:
 
 
 def arithmetic(number: int) -> tuple[bytes, bytes]:
-    """The same in random arithmetic codes."""
+    """Returns such a scan in random arithmetic codes."""
     data = np.random.default_rng(number).integers(0, 255, 3 * MIB // 2, np.uint8).tobytes()
     return refinement(number)[0], data
 
@@ -116,7 +116,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png(side: int, *, frames: int = 0, texts: int = 0) -> bytes:
-    """Returns a PNG of 16-bit RGBA by the Paeth filter, an animation if it has frames."""
+    """Returns a PNG of 16-bit RGBA with the Paeth filter; with ``frames`` an animation."""
     rows = zlib.compress((b"\4" + bytes(8 * side)) * side, 9)
     header = struct.pack(">IIBBBBB", side, side, 16, 6, 0, 0, 0)
     parts = [b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", header)]
@@ -124,8 +124,8 @@ def png(side: int, *, frames: int = 0, texts: int = 0) -> bytes:
     if frames:
         parts.append(chunk(b"acTL", struct.pack(">II", frames, 0)))
     for number in range(frames):
-        place = struct.pack(">IIIIHHBB", side, side, 0, 0, 1, 10, 0, 0)
-        parts.append(chunk(b"fcTL", (2 * number).to_bytes(4) + place))
+        region = struct.pack(">IIIIHHBB", side, side, 0, 0, 1, 10, 0, 0)
+        parts.append(chunk(b"fcTL", (2 * number).to_bytes(4) + region))
         if number:
             parts.append(chunk(b"fdAT", (2 * number - 1).to_bytes(4) + rows))
         else:
@@ -136,7 +136,7 @@ def png(side: int, *, frames: int = 0, texts: int = 0) -> bytes:
 
 
 def bmp() -> bytes:
-    """Returns a BMP of runs of one pixel."""
+    """Returns a run-length encoded BMP with runs of one pixel."""
     palette = bytes(1024)
     start, runs = 54 + len(palette), b"\1\1" * (15 * MIB) + b"\0\1"
     info = struct.pack("<IiiHHIIiiII", 40, SIDE, SIDE, 1, 8, 1, 0, 0, 0, 256, 0)
@@ -160,16 +160,16 @@ CASES: dict[str, Callable[[], bytes]] = {
 
 
 def measure(name: str) -> dict[str, Any]:
-    """Decodes one image. Must be called in a process of its own, which measures its memory."""
+    """Decodes one image, in a process of its own: the peak memory is that of the process."""
     parent, child = CONTEXT.Pipe()
     writer = CONTEXT.Process(target=lambda: child.send_bytes(CASES[name]()))
-    writer.start()  # what encoding takes is no part
+    writer.start()  # encodes in another process, to leave out its memory
     data = parent.recv_bytes()
     writer.join()
     cv2.setNumThreads(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.process_time()
-    with suppress(InvalidRequestError):  # found to be corrupt, after the work
+    with suppress(InvalidRequestError):  # the image is found to be corrupt after the work
         decode_image(data, MAX_PIXELS)
     seconds = time.process_time() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -182,7 +182,7 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures all, and writes the figures."""
+    """Measures all images, and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parent / "results" / "decode_worst.json"
@@ -191,7 +191,7 @@ def main() -> None:
     results = []
     for name in track(CASES, "Decoding"):
         receiver, sender = CONTEXT.Pipe(duplex=False)
-        process = CONTEXT.Process(target=lambda to=sender, one=name: to.send(measure(one)))
+        process = CONTEXT.Process(target=lambda to=sender, case=name: to.send(measure(case)))
         process.start()
         results.append(receiver.recv())
         process.join()
@@ -202,8 +202,8 @@ def main() -> None:
         "results": results,
     }
     output.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
-    for one in results:
-        print(*one.values(), sep="\t")
+    for result in results:
+        print(*result.values(), sep="\t")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What the explanation costs over the prediction: the same compiled graph with and without it.
+"""Measures the cost of the explanation: the same compiled graph with and without it.
 
-Alternatives are interleaved in one run, and each round gives one ratio, so that the
-machine's moods cancel; the figures are the median ratio and its quartiles.
+The alternatives take turns, and each round gives one ratio, so that noise of the machine cancels;
+the figures are the median ratio and its quartiles.
 
 Usage: python benchmarks/explanation_cost.py [--model M] [--compiler C] [--rounds N] [--output FILE]
 """
@@ -48,7 +48,7 @@ class PredictionGraph(ExplanationGraph):
         against: tf.Tensor,
         precision: Precision = Precision.FLOAT32,
     ) -> tuple[tf.Tensor, ...]:
-        """Returns the logits, the probabilities, and what it was given."""
+        """Returns the logits, the probabilities, and the given classes."""
         _, logits = self.run_network(images, (), precision)
         return logits, tf.nn.softmax(logits), classes + 0, tf.cast(against, tf.float32)
 
@@ -56,7 +56,7 @@ class PredictionGraph(ExplanationGraph):
 def compiled(
     model: LoadedModel, batch_size: int, compiler: Compiler, targets: int | None
 ) -> Callable[[NDArray[np.uint8]], list[GraphOutput]]:
-    """Compiles the server's graph at the default layer; without targets the prediction alone."""
+    """Compiles the server's graph at the default layer; without targets, only the prediction."""
     layers = () if targets is None else (default_layer(model.network.layers),)
     make = PredictionGraph if targets is None else ExplanationGraph
     key = GraphKey(model.name, layers, Method.GRAD_CAM, ScoreType.LOGIT, targets or 1)
@@ -68,7 +68,7 @@ def compiled(
 
 
 def measure(model: LoadedModel, batch_size: int, compiler: Compiler, rounds: int) -> dict[str, Any]:
-    """Times all alternatives, interleaved; checks first that they predict alike."""
+    """Checks that all alternatives give the same logits, then times them in turns."""
     shape = (batch_size, *model.input_size, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     alternatives = {"prediction": compiled(model, batch_size, compiler, None)}

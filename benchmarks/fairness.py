@@ -1,4 +1,4 @@
-"""What interactive requests lose to others that ask as much as they can.
+"""Measures the latency of interactive requests beside callers that send as much as they can.
 
     offline      one stream of the same images with a lower priority
     pixels       four callers that stream JPEGs of 50 megapixels, with the same priority
@@ -6,9 +6,9 @@
     segments     the same with JPEGs of 31 MiB, nearly all of it comments
     messages     the same JPEGs, by eight unary calls at a time of each caller
 
-Phases with and without the others alternate in one run, and each pair gives one ratio, so that
-the machine's moods cancel. Interactive requests arrive at random at a constant mean rate, whether
-or not the last one was answered, and their latency counts from their arrival.
+Phases with and without these callers alternate, and each pair gives one ratio, so that noise of the
+machine cancels. Interactive requests are due at random times with a constant mean rate, whatever
+happens to earlier requests, and their latency counts from the due time.
 
 Usage: PYTHONPATH=tests python benchmarks/fairness.py [--others CASE] [--rounds N] [--seconds S]
        [--rate R] [--output FILE]
@@ -60,7 +60,7 @@ def progressive() -> bytes:
 
 
 def many_segments() -> bytes:
-    """Returns a JPEG of 31 MiB that has as many segments as a server takes, all but a few empty."""
+    """Returns a JPEG of 31 MiB with the maximum number of segments, nearly all of them comments."""
     image = IMAGE.read_bytes()
     length = FLOOD_FILE_BYTES // FLOOD_SEGMENTS
     comment = b"\xff\xfe" + length.to_bytes(2, "big") + bytes(length - 2)
@@ -69,14 +69,14 @@ def many_segments() -> bytes:
 
 @dataclass(frozen=True)
 class Others:
-    """Who asks beside the interactive requests.
+    """The callers beside the interactive requests.
 
     Attributes:
-        image: Makes the file that each of them sends.
-        count: Callers, each with a connection of its own.
-        priority: Of their requests.
-        max_in_flight: Requests of each at a time.
-        is_streamed: Whether they go in a stream, or in calls of their own.
+        image: Makes the file that they send.
+        count: Number of callers, each with its own connection.
+        priority: The priority of their requests.
+        max_in_flight: Concurrent requests of each caller.
+        is_streamed: Whether they send on a stream, or by unary calls.
     """
 
     image: Callable[[], bytes]
@@ -95,9 +95,9 @@ CASES = {
 }
 
 
-def ask_on(address: str, case: str, on: Event, answered: Any, batch_us: Any) -> None:
-    """Asks as fast as the server reads, while ``on`` is set."""
-    # Real callers have machines of their own: theirs must not take the server's CPUs here.
+def send_all(address: str, case: str, on: Event, answered: Any, batch_us: Any) -> None:
+    """Sends as fast as the server reads, while ``on`` is set."""
+    # Real callers have their own machines: these processes must leave the CPUs to the server.
     os.nice(19)
     others = CASES[case]
     image = others.image()
@@ -113,9 +113,9 @@ def ask_on(address: str, case: str, on: Event, answered: Any, batch_us: Any) -> 
             yield image
 
     def call(client: Client) -> None:
-        for one in images():
+        for item in images():
             with suppress(OverloadedError):
-                count(client.explain(one, priority=others.priority))
+                count(client.explain(item, priority=others.priority))
 
     with Client(address) as client:
         if not others.is_streamed:
@@ -130,25 +130,25 @@ def ask_on(address: str, case: str, on: Event, answered: Any, batch_us: Any) -> 
 def interactive(
     client: Client, pool: ThreadPoolExecutor, seconds: float, rate: float
 ) -> list[tuple[float, ImageExplanation]]:
-    """Asks at random times; returns the latencies in milliseconds, and the answers."""
+    """Sends at random times; returns the latencies in milliseconds, and the answers."""
     image = IMAGE.read_bytes()
     chance = random.Random(0)  # noqa: S311 - arrival times
 
-    def ask(due: float) -> tuple[float, ImageExplanation]:
+    def explain(due: float) -> tuple[float, ImageExplanation]:
         answer = client.explain(image)
         return (time.perf_counter() - due) * 1e3, answer
 
-    asked = []
+    futures = []
     due = time.perf_counter()
     end = due + seconds
     while (due := due + chance.expovariate(rate)) < end:
         time.sleep(max(due - time.perf_counter(), 0))
-        asked.append(pool.submit(ask, due))
-    return [one.result() for one in asked]
+        futures.append(pool.submit(explain, due))
+    return [future.result() for future in futures]
 
 
 def summary(found: list[tuple[float, ImageExplanation]]) -> dict[str, Any]:
-    """Percentiles of the latency, and where the time of the slowest twentieth went."""
+    """Returns percentiles of the latency, and the stages of the slowest 5 % of the requests."""
     latencies = np.array([latency for latency, _ in found])
     slow = [answer for latency, answer in found if latency >= np.percentile(latencies, 95)]
     percentiles = zip(("p50", "p95", "p99"), np.percentile(latencies, [50, 95, 99]), strict=True)
@@ -156,18 +156,18 @@ def summary(found: list[tuple[float, ImageExplanation]]) -> dict[str, Any]:
         "requests": len(found),
         "ms": {name: round(float(value), 1) for name, value in percentiles},
         "slowest_5_percent_ms": {
-            stage: round(float(np.mean([getattr(one.stats, stage) for one in slow])) / 1e3, 1)
+            stage: round(float(np.mean([getattr(answer.stats, stage) for answer in slow])) / 1e3, 1)
             for stage in STAGES
         },
     }
 
 
 def measure(address: str, case: str, rounds: int, seconds: float, rate: float) -> dict[str, Any]:
-    """Alternates phases with and without the others."""
+    """Alternates phases with and without the other callers."""
     spawn = multiprocessing.get_context("spawn")
     on, answered, batch_us = spawn.Event(), spawn.Value("l", 0), spawn.Value("l", 0)
     others = [
-        spawn.Process(target=ask_on, args=(address, case, on, answered, batch_us), daemon=True)
+        spawn.Process(target=send_all, args=(address, case, on, answered, batch_us), daemon=True)
         for _ in range(CASES[case].count)
     ]
     for other in others:
@@ -205,7 +205,7 @@ def measure(address: str, case: str, rounds: int, seconds: float, rate: float) -
 
 
 def settle(answered: Any, on: Event) -> None:
-    """Waits until the others have begun, or until what they had in flight is answered."""
+    """Waits until the other callers have started, or until their requests are answered."""
     seen = -1
     while seen != answered.value:
         seen = answered.value
@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("--others", choices=CASES, default="offline")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=8)
-    parser.add_argument("--rate", type=float, default=6, help="interactive requests in a second")
+    parser.add_argument("--rate", type=float, default=6, help="interactive requests per second")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     server = RunningServer(*SERVER)

@@ -1,9 +1,9 @@
-"""The graph suite with peers: torch, ONNX Runtime and OpenVINO beside our own graphs.
+"""Runs the graph suite with peers: torch, ONNX Runtime and OpenVINO beside the server's graphs.
 
-The peers get the same ResNet50 with the same weights, as a PyTorch twin: with autograd, as
-libraries of explanations do it; and exported by hand in closed form. At the last layer before the
-global pooling the gradient of a logit is the dense layer's row over the number of positions, so
-no backward pass is needed. That holds there only; our graph derives it at any layer.
+The peers get the same ResNet50 with the same weights, as a PyTorch twin: with autograd, as in
+libraries of explanations; and exported by hand in closed form. At the last layer before the global
+pooling the gradient of a logit is the dense layer's row over the number of positions, so no
+backward pass is needed. That holds at this layer only; the server's graph works at any layer.
 
 Usage: PYTHONPATH=tests python benchmarks/graph_peers.py [--batch-sizes 1,8] [--output FILE]
 """
@@ -36,10 +36,10 @@ OPENVINO = {"float32": "openvino", "bfloat16": "openvino", "int8": "nncf"}
 
 
 class Export:
-    """Writes what the peers load, in a process that is gone before they are measured."""
+    """Writes the models of the peers, in a process that ends before they are measured."""
 
     def write(self, spec: ModelSpec, folder: str) -> None:
-        """Writes Keras' weights for the twin, and the closed form for those who are installed."""
+        """Writes Keras' weights for the twin, and the closed form for the installed runtimes."""
         import torch
 
         from gradcam_server.models.built_in import build
@@ -75,7 +75,7 @@ def is_installed(name: str) -> bool:
 
 
 def twin(weights: str) -> Any:
-    """Reads the twin."""
+    """Loads the twin."""
     import torch
 
     from oracles.torch_resnet50 import ResNet50
@@ -87,7 +87,7 @@ def twin(weights: str) -> Any:
 
 
 def prepared(images: Any) -> Any:
-    """uint8 RGB (B, H, W, 3) to what the twin takes, a part of each graph."""
+    """Converts uint8 RGB (B, H, W, 3) to the twin's input, as a part of each graph."""
     import torch
 
     pixels = images.flip(-1).permute(0, 3, 1, 2).to(torch.float32)
@@ -116,7 +116,7 @@ def closed_form(weights: str) -> Any:
 
 
 class Torch:
-    """torch: autograd by a hook-free split, or the closed form, eager or compiled."""
+    """torch: autograd without hooks, or the closed form, eager or compiled."""
 
     def __init__(self, weights: str, how: str, device: str) -> None:
         import torch
@@ -127,7 +127,7 @@ class Torch:
         self._model = made.to(self._device).to(memory_format=torch.channels_last)
 
     def build(self, batch_size: int) -> Run:  # noqa: ARG002 - torch sees it in the images
-        """Compiles, if that is asked for."""
+        """Compiles, if ``how`` is ``compiled``."""
         import torch
 
         function: Callable[[Any], Any] = self._model
@@ -143,7 +143,7 @@ class Torch:
         def run(images: NDArray[np.uint8]) -> Answer:
             given = torch.from_numpy(images).to(self._device)
             with torch.set_grad_enabled(self._how == "autograd"):
-                logits, _, maps = (one.detach().cpu().numpy() for one in function(given))
+                logits, _, maps = (tensor.detach().cpu().numpy() for tensor in function(given))
             return Answer(logits, maps)
 
         return run
@@ -151,7 +151,7 @@ class Torch:
     def _by_autograd(self, images: Any) -> Any:
         import torch
 
-        # Only from the explained layer on: kinder than a backward pass through the network.
+        # Only from the explained layer on: cheaper than a backward pass through the network.
         activation = self._model.features(prepared(images)).requires_grad_()
         logits = self._model.predictions(activation.mean(dim=(2, 3)))
         (gradient,) = torch.autograd.grad(logits.max(dim=1).values.sum(), activation)
@@ -159,7 +159,7 @@ class Torch:
         return logits, torch.softmax(logits, dim=1), maps
 
     def device_bytes(self) -> int:
-        """Returns the most memory of the GPU."""
+        """Returns the peak memory of the GPU."""
         import torch
 
         return int(torch.cuda.max_memory_allocated()) if self._device.type == "cuda" else 0
@@ -195,7 +195,7 @@ class OpenVino:
 
     def __init__(self, folder: str, precision: str) -> None:
         self._path = f"{folder}/{'int8' if precision == 'int8' else 'float32'}.xml"
-        # Where the processor has bfloat16, OpenVINO uses it unless it is told not to.
+        # On processors with bfloat16, OpenVINO uses it by default.
         self._hint = "bf16" if precision == "bfloat16" else "f32"
 
     def build(self, batch_size: int) -> Run:
@@ -215,7 +215,7 @@ class OpenVino:
 
 
 def candidates(folder: str, device: str) -> tuple[list[Candidate], list[str]]:
-    """Returns the peers that are installed, and sentences about those that are not."""
+    """Returns the installed peers, and sentences about those that are missing."""
     weights = f"{folder}/{WEIGHTS}"
     hidden = {"CUDA_VISIBLE_DEVICES": "-1"} if device == "cpu" else {}
     rest: dict[str, Any] = {"device": device, "environment": hidden}
@@ -242,7 +242,7 @@ def candidates(folder: str, device: str) -> tuple[list[Candidate], list[str]]:
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", default="random", choices=["imagenet", "random"])
-    parser.add_argument("--compiler", action="append", help="of ours; all by default")
+    parser.add_argument("--compiler", action="append", help="of the server's graph; all by default")
     parser.add_argument("--device", action="append", choices=["cpu", "gpu"])
     parser.add_argument("--batch-sizes", default="1,2,4,8,16,32,64")
     parser.add_argument("--rounds", type=int, default=10)
@@ -251,7 +251,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("graph.json"))
     arguments = parser.parse_args(given)
     spec = ModelSpec("resnet50", "resnet50", weights=arguments.weights)
-    prices = (one.split("=") for one in arguments.price_per_hour)
+    prices = (price.split("=") for price in arguments.price_per_hour)
     with tempfile.TemporaryDirectory() as folder, open_bar() as bar:
         bar.console.print("Exporting for the peers")
         with Worker(Export, environment={"CUDA_VISIBLE_DEVICES": "-1"}) as worker:
@@ -262,7 +262,8 @@ def main(given: Sequence[str] | None = None) -> None:
             bar,
             model="resnet50",
             weights=arguments.weights,
-            compilers=arguments.compiler or [one for one in Compiler if one is not Compiler.AUTO],
+            compilers=arguments.compiler
+            or [name for name in Compiler if name is not Compiler.AUTO],
             devices=devices,
             batch_sizes=[int(size) for size in arguments.batch_sizes.split(",")],
             rounds=arguments.rounds,

@@ -1,4 +1,4 @@
-"""Makes many real JPEGs from a few photographs: crops, mirrors and recompression, by a seed.
+"""Makes many JPEGs from a few photographs: random crops, mirror images and qualities.
 
 Usage: python benchmarks/make_images.py OUTPUT [--count N] [--source FOLDER] [--seed S]
 """
@@ -29,13 +29,13 @@ def main() -> None:
 
 
 def make_images(output: Path, count: int, source: Path = PHOTOS, seed: int = 0) -> list[Path]:
-    """Writes JPEGs into folders of a thousand; the same ones each time.
+    """Writes JPEGs into folders of a thousand; the same files for the same seed.
 
     Args:
         output: The folder.
-        count: How many.
+        count: The number of files.
         source: A folder of photographs.
-        seed: Of the generator.
+        seed: Seed of the random generator.
     """
     photos = [
         np.asarray(cv2.imread(str(path), cv2.IMREAD_COLOR), np.uint8)
@@ -43,7 +43,7 @@ def make_images(output: Path, count: int, source: Path = PHOTOS, seed: int = 0) 
         if path.suffix in (".jpg", ".jpeg", ".png")
     ]
     if not photos:
-        raise SystemExit(f"{source}: there is no photograph in it")
+        raise SystemExit(f"{source}: it holds no photographs")
     generator = np.random.default_rng(seed)
     paths = []
     for number in track(range(count), "Making images", disable=count < PER_FOLDER):
@@ -57,7 +57,7 @@ def make_images(output: Path, count: int, source: Path = PHOTOS, seed: int = 0) 
 
 
 def vary(photo: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.uint8]:
-    """Returns a part of a photograph, mirrored or not, of another size; uint8 BGR."""
+    """Returns a random part of a photograph, mirrored or not, resized; uint8 BGR."""
     height, width, _ = photo.shape
     part = generator.uniform(MIN_PART, 1)
     rows, columns = int(height * part), int(width * part)

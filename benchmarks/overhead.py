@@ -1,10 +1,10 @@
-"""What the front end costs: the real service with an engine that answers at once.
+"""Measures the cost of the front end: the real service with an engine that answers at once.
 
-    raw images   against a bare grpc.aio server that takes and answers the same bytes
-    JPEGs        against the same with nothing but OpenCV's decoder, on as many threads
+    raw images   against a bare grpc.aio server that receives and sends the same bytes
+    JPEGs        against the same server with OpenCV's decoder, on as many threads
 
-The servers are processes, all up during the run, and are asked in turns by one client that knows
-only bytes: each round gives one ratio of rates, and one of the CPU time of the servers.
+The servers are processes that run during the whole run. One client, which handles only bytes, uses
+them in turns: each round gives a ratio of rates, and a ratio of the servers' CPU times.
 
 Usage: PYTHONPATH=tests python benchmarks/overhead.py [--rounds N] [--output FILE]
 """
@@ -61,7 +61,7 @@ def raw_request() -> bytes:
 
 
 def jpegs() -> dict[str, bytes]:
-    """Returns a small file, and one of 2 megapixels with as much detail: tiles of the first."""
+    """Returns a small file, and a file of 2 megapixels with as much detail: tiles of the first."""
     small = PHOTO.read_bytes()
     pixels = cv2.imdecode(np.frombuffer(small, np.uint8), cv2.IMREAD_COLOR)
     assert pixels is not None
@@ -74,7 +74,7 @@ def jpeg_request(file: bytes) -> bytes:
 
 
 async def serve_real(server: grpc.aio.Server) -> None:
-    """Adds the service as the server has it, but for the engine."""
+    """Adds the service of the server, with an engine that answers at once."""
     config, metrics, lifecycle = ServeConfig(), Metrics(), Lifecycle()
     service = ExplanationService(config, Calls(lifecycle, metrics, NO_TRACER))
     service.publish(Explainer(config, InstantBackend(), metrics))
@@ -85,11 +85,11 @@ async def serve_real(server: grpc.aio.Server) -> None:
 async def serve_bytes(
     server: grpc.aio.Server, work: Callable[[], Awaitable[object]] | None
 ) -> None:
-    """Adds the same methods for bytes: they answer what the real service answers.
+    """Adds the same methods on bytes, with the answers of the real service.
 
     Args:
         server: The server.
-        work: What to do with each request before; None for an echo.
+        work: Work before each answer; None for none.
     """
     explainer = Explainer(ServeConfig(), InstantBackend(), Metrics())
     request = to_request(pb.ExplainImageRequest.FromString(raw_request()))
@@ -131,7 +131,7 @@ async def serve_bytes(
 
 
 def decode_on(threads: ThreadPoolExecutor, file: bytes) -> Callable[[], Awaitable[object]]:
-    """Returns work that only decodes a file."""
+    """Returns a function that decodes a file on a thread."""
     photo = np.frombuffer(file, np.uint8)
 
     def decode() -> Awaitable[object]:
@@ -141,8 +141,8 @@ def decode_on(threads: ThreadPoolExecutor, file: bytes) -> Callable[[], Awaitabl
     return decode
 
 
-async def serve(kind: str, tell: Connection) -> None:
-    """Serves until it is killed."""
+async def serve(kind: str, pipe: Connection) -> None:
+    """Serves until the process is killed; sends the port on ``pipe``."""
     share_heap()
     cv2.setNumThreads(1)
     access = AccessInterceptor(Access(ServeConfig()))
@@ -155,12 +155,12 @@ async def serve(kind: str, tell: Connection) -> None:
         await serve_bytes(server, decode_on(ThreadPoolExecutor(THREADS), jpegs()[kind]))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    tell.send(port)
+    pipe.send(port)
     await server.wait_for_termination()
 
 
-def run_server(kind: str, tell: Connection) -> None:
-    asyncio.run(serve(kind, tell))
+def run_server(kind: str, pipe: Connection) -> None:
+    asyncio.run(serve(kind, pipe))
 
 
 @dataclass
@@ -176,7 +176,7 @@ class Server:
 
 
 async def send_unary(channel: grpc.aio.Channel, request: bytes, end: float) -> int:
-    """Asks until a time of ``perf_counter``; returns how many answers came."""
+    """Sends requests until ``end``, a time of ``perf_counter``; returns the number of answers."""
     call: Any = channel.unary_unary(UNARY)
 
     async def send_all() -> int:
@@ -190,7 +190,7 @@ async def send_unary(channel: grpc.aio.Channel, request: bytes, end: float) -> i
 
 
 async def send_streams(channel: grpc.aio.Channel, request: bytes, end: float) -> int:
-    """As ``send_unary``, over streams."""
+    """Does the same as ``send_unary``, over streams."""
     item = pb.StreamExplainImagesRequest(
         request=pb.ExplainImageRequest.FromString(request)
     ).SerializeToString()
@@ -216,7 +216,7 @@ SendRequests = Callable[[grpc.aio.Channel, bytes, float], Awaitable[int]]
 
 
 async def measure(server: Server, send: SendRequests, request: bytes) -> tuple[float, float]:
-    """Returns answers per second, and the server's CPU seconds for each."""
+    """Returns answers per second, and the server's CPU seconds per answer."""
     cpu_s, began = server.cpu_s(), perf_counter()
     count = await send(server.channel, request, began + SECONDS)
     return count / (perf_counter() - began), (server.cpu_s() - cpu_s) / count
@@ -225,7 +225,7 @@ async def measure(server: Server, send: SendRequests, request: bytes) -> tuple[f
 async def compare(
     real: Server, base: Server, send: SendRequests, request: bytes, rounds: int
 ) -> dict[str, Any]:
-    """Asks both in turns."""
+    """Measures both servers in turns."""
     ours: list[tuple[float, float]] = []
     theirs: list[tuple[float, float]] = []
     for number in track(range(rounds + 1)):
@@ -246,7 +246,7 @@ async def compare(
 
 
 def _quartiles(ratios: Any) -> list[float]:
-    return [round(float(one), 3) for one in np.percentile(ratios, [25, 50, 75])]
+    return [round(float(value), 3) for value in np.percentile(ratios, [25, 50, 75])]
 
 
 async def compare_all(ports: dict[str, tuple[int, int]], rounds: int) -> dict[str, Any]:
@@ -291,7 +291,7 @@ def main() -> None:
             process.kill()
     report = {
         "baselines": {
-            "raw": "a grpc.aio server that takes and answers the same bytes",
+            "raw": "a grpc.aio server that receives and sends the same bytes",
             "jpegs": f"the same, and cv2.imdecode on {THREADS} threads",
         },
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, clients included",

@@ -66,13 +66,13 @@ PEERS = {
 
 
 async def explain_once(make: MakeLoadClient) -> bytes:
-    """Returns a peer's answer."""
+    """Sends one request to a peer, and returns the answer."""
     client = make()
     await client.open()
     try:
         async with asyncio.timeout(TRY_S):
             await client.explain()
-        answer: bytes = getattr(client, "answer")  # noqa: B009 - ours all have it
+        answer: bytes = getattr(client, "answer")  # noqa: B009 - all peers' clients have it
         return answer
     finally:
         await client.close()
@@ -81,7 +81,7 @@ async def explain_once(make: MakeLoadClient) -> bytes:
 def start(
     peer: Peer, python: str, image: bytes, delay_ms: float, serve: list[str]
 ) -> RunningServer:
-    """Starts a peer; returns when it has answered.
+    """Starts a peer, and waits for its first answer.
 
     Raises:
         StartError: It does not answer.
@@ -92,7 +92,7 @@ def start(
     def is_ready(_: str) -> str | None:
         try:
             asyncio.run(explain_once(peer.make_client(address, image)))
-        except Exception:  # noqa: BLE001 - whatever it is that is not there yet
+        except Exception:  # noqa: BLE001 - the peer is not ready yet
             return None
         return address
 
@@ -103,21 +103,21 @@ def start(
 
 
 def free_port() -> int:
-    """Finds a port; the two after it are likely to be free as well."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
+    """Returns a free port; the two after it are probably free, too."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port: int = bound.getsockname()[1]
     return port
 
 
 def is_installed(package: str, python: str) -> bool:
-    """Whether a Python can import a package."""
+    """Returns whether a Python interpreter can import a package."""
     command = [python, "-c", f"import {package}"]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def agrees(answer: bytes, address: str, image: bytes) -> bool:
-    """Whether a peer finds the class and the map that we find."""
+    """Returns whether a peer gives the same class and map as the gradcam server."""
     with Client(address) as client:
         explanation = client.explain(image).explanations[0]
     best, heatmap = decode(answer)
@@ -131,7 +131,7 @@ def start_peers(
     stack: ExitStack, arguments: argparse.Namespace, image: bytes, ours: str, bar: Progress
 ) -> tuple[list[Subject], list[str]]:
     """Starts the peers that can be; returns them, and sentences about the others."""
-    pythons = dict(one.split("=", 1) for one in arguments.python)
+    pythons = dict(pair.split("=", 1) for pair in arguments.python)
     subjects, skipped = [], []
     for key in arguments.peer or PEERS:
         peer, python = PEERS[key], pythons.get(key, sys.executable)
@@ -149,7 +149,7 @@ def start_peers(
         make = peer.make_client(server.address, image)
         if not agrees(asyncio.run(explain_once(make)), ours, image):
             server.close()
-            skipped.append(f"{peer.name} gave another answer than ours, so it was not timed.")
+            skipped.append(f"{peer.name} gave another answer than the server, so it was not timed.")
             continue
         subjects.append(Subject(peer.name, {("jpeg", "unary"): make}, server.pid, server.ready_s))
     return subjects, skipped

@@ -1,8 +1,8 @@
-"""Minutes at saturation: do memory, file descriptors and threads of the server stay as they are?
+"""Checks that the server's memory, file descriptors and threads do not grow at saturation.
 
 Medians of the last quarter of the time after warming up are compared with those of the first
-quarter. Then the same for a server that leaks 20 kB a request on purpose: if that is not caught,
-the first verdict means nothing.
+quarter. The same is done for a server that leaks 20 kB per request on purpose: if that leak is not
+caught, the first verdict is worthless.
 
 Usage: PYTHONPATH=tests python benchmarks/soak.py [--minutes N] [--output FILE]
 """
@@ -48,21 +48,21 @@ _PARTS = ("front end", "engine")
 
 
 class Load:
-    """Clients that keep a server busy: unary and streams, good, bad and impatient requests."""
+    """Clients that keep a server busy, by unary calls and streams: valid, invalid, timed out."""
 
     def __init__(self, address: str) -> None:
         self._address = address
         self._stop = threading.Event()
         self.answered = 0
         self._threads = [
-            *(threading.Thread(target=self._ask, args=(n,)) for n in range(UNARY_CLIENTS)),
+            *(threading.Thread(target=self._unary, args=(n,)) for n in range(UNARY_CLIENTS)),
             *(threading.Thread(target=self._stream, args=(n,)) for n in range(STREAMS)),
         ]
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Ends when all is answered."""
+        """Stops sending, and waits for the last answers."""
         self._stop.set()
         for thread in self._threads:
             thread.join()
@@ -75,14 +75,14 @@ class Load:
                 return
             yield image
 
-    def _ask(self, number: int) -> None:
+    def _unary(self, number: int) -> None:
         heatmaps = ([Raw()], [OverlayJpeg()], [GrayPng(), Raw()])[number % 3]
         with Client(self._address, retry=RetryPolicy(max_attempts=1)) as client:
-            for turn, image in enumerate(self._images()):
-                timeout_s = 0.02 if turn % 20 == number else 60
-                with suppress(GradCamError):  # as some are meant to
+            for count, image in enumerate(self._images()):
+                timeout_s = 0.02 if count % 20 == number else 60
+                with suppress(GradCamError):  # some requests fail on purpose
                     client.explain(
-                        image, timeout_s=timeout_s, heatmaps=heatmaps, top_k=1 + turn % 3
+                        image, timeout_s=timeout_s, heatmaps=heatmaps, top_k=1 + count % 3
                     )
                 self.answered += 1
 
@@ -93,7 +93,7 @@ class Load:
 
 
 def anonymous(pid: int) -> int:
-    """Returns the memory of a process without its files: those come and go with other processes."""
+    """Returns the anonymous memory of a process; mapped files depend on other processes."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii")
     return 1024 * sum(
         int(found) for found in re.findall(r"^(?:Anonymous|Swap): *(\d+)", text, re.M)
@@ -101,7 +101,7 @@ def anonymous(pid: int) -> int:
 
 
 def sample(server: RunningServer) -> list[int]:
-    """Anonymous and resident memory, descriptors and threads of both processes."""
+    """Returns anonymous and resident memory, descriptors and threads of both processes."""
     front_end = psutil.Process(server.pid)
     (engine,) = front_end.children()
     found = []
@@ -120,12 +120,12 @@ def judge(samples: NDArray[np.int64]) -> dict[str, Any]:
         columns = slice(4 * number, 4 * number + 4)
         before, after = np.median(first[:, columns], axis=0), np.median(last[:, columns], axis=0)
         report[part] = {
-            "anonymous_mib": [round(float(one[0]) / 2**20, 1) for one in (before, after)],
-            "resident_mib": [round(float(one[1]) / 2**20, 1) for one in (before, after)],
+            "anonymous_mib": [round(float(medians[0]) / 2**20, 1) for medians in (before, after)],
+            "resident_mib": [round(float(medians[1]) / 2**20, 1) for medians in (before, after)],
             "growth": round(float(after[0] / before[0] - 1), 4),
             "anonymous_mib_each_10_s": (samples[::10, columns][:, 0] >> 20).tolist(),
-            "max_file_descriptors": [int(one[:, columns][:, 2].max()) for one in (first, last)],
-            "max_threads": [int(one[:, columns][:, 3].max()) for one in (first, last)],
+            "max_file_descriptors": [int(rows[:, columns][:, 2].max()) for rows in (first, last)],
+            "max_threads": [int(rows[:, columns][:, 3].max()) for rows in (first, last)],
         }
     report["flat"] = all(
         report[part]["growth"] < MAX_GROWTH
@@ -137,7 +137,7 @@ def judge(samples: NDArray[np.int64]) -> dict[str, Any]:
 
 
 def soak(minutes: float) -> dict[str, Any]:
-    """Keeps a server busy; returns the verdict."""
+    """Keeps a server busy for some minutes; returns the verdict."""
     server = RunningServer(*SERVER)
     try:
         load = Load(server.wait_ready().address)
@@ -168,7 +168,7 @@ def soak(minutes: float) -> dict[str, Any]:
 
 @contextmanager
 def leaking() -> Iterator[None]:
-    """Servers leak within."""
+    """Servers that start in this context leak."""
     with tempfile.TemporaryDirectory() as folder:
         gradcam = Path(folder) / "gradcam"
         gradcam.write_text(f"#!{sys.executable}\nfrom support.leaky import run\nrun()\n", "utf-8")
@@ -178,7 +178,7 @@ def leaking() -> Iterator[None]:
 
 
 def main() -> int:
-    """Returns the exit status: 1 if something grows, or the control was not caught."""
+    """Returns the exit status: 1 if the server grows, or the leak is not caught."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--control-minutes", type=float, default=CONTROL_MINUTES)
@@ -186,7 +186,7 @@ def main() -> int:
     arguments = parser.parse_args()
     verdict = soak(arguments.minutes)
     print(json.dumps(verdict, indent=2), flush=True)
-    print("With a leak of 20 kB a request:")
+    print("With a leak of 20 kB per request:")
     with leaking():
         control = soak(arguments.control_minutes)
     report = {

@@ -1,4 +1,4 @@
-"""The main job, end to end: a real server, a real client, one photograph; writes out.jpg."""
+"""Demonstrates the server: starts it, explains one photograph over gRPC, and writes out.jpg."""
 
 import re
 import signal
@@ -28,15 +28,15 @@ def main() -> int:
             print("".join(log), file=sys.stderr)
             return server.wait() or 1
         assert address
-        print(f"Asking {address} about {PHOTO}:\n", flush=True)
+        print(f"Explaining {PHOTO} on {address}:\n", flush=True)
         explain = [GRADCAM, "explain", PHOTO, "--server", address]
-        asked = subprocess.run([*explain, "-o", "out.jpg"], cwd=ROOT, check=False)
+        client = subprocess.run([*explain, "-o", "out.jpg"], cwd=ROOT, check=False)
     finally:
         server.send_signal(signal.SIGTERM)
         log += server.communicate()[1].splitlines(keepends=True)
-    if asked.returncode or server.returncode:
+    if client.returncode or server.returncode:
         print("".join(log), file=sys.stderr)
-        return asked.returncode or server.returncode
+        return client.returncode or server.returncode
     print("\nThe server has stopped. Red is where the model looked: open out.jpg")
     return 0
 

@@ -16,8 +16,8 @@ from grpc_tools import protoc
 ROOT = Path(__file__).resolve().parent.parent
 PROTO_ROOT = ROOT / "proto"
 SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py")
-# Other packages register the same names, such as inference.ModelInferRequest of tritonclient,
-# and the default pool has room for one of each: these stubs keep theirs to themselves.
+# Other packages, such as tritonclient, register the same names (inference.ModelInferRequest), and
+# the default pool holds one message of a name: these stubs use pools of their own.
 PRIVATE_POOLS = ("gradcam/inference/grpc_service_pb2.py",)
 
 
@@ -49,7 +49,7 @@ def generate(destination: Path) -> None:
 
 
 def stale(fresh: Path) -> list[str]:
-    """Returns a diff for every committed stub that differs from ``fresh``."""
+    """Returns a diff for each committed stub that differs from ``fresh``."""
     names = {
         path.relative_to(root)
         for root in (fresh, PROTO_ROOT)

@@ -1,9 +1,8 @@
-"""Does what the Dockerfile does, without Docker: installs into an empty folder and serves.
+"""Runs the Dockerfile's steps without Docker: installs into an empty folder and serves.
 
-It takes COPY, RUN, ENV, HEALTHCHECK and CMD from the Dockerfile itself: the files of
-COPY alone go into an empty folder, the install step runs there, and the installed
-server must pass the health check and answer. Only the folder and the port differ, and pip may use
-its cache and need not compile.
+COPY, RUN, ENV, HEALTHCHECK and CMD come from the Dockerfile itself: only the files of COPY go into
+an empty folder, the install step runs there, and the installed server must pass the health check
+and answer. Only the folder and the port differ, and pip may use its cache and need not compile.
 
 Usage: python scripts/try_dockerfile.py
 """
@@ -34,7 +33,7 @@ def instructions() -> list[tuple[str, str]]:
 
 
 def copy_context(steps: list[tuple[str, str]], folder: Path) -> None:
-    """Copies what the build stage copies, and nothing else."""
+    """Copies the files that the build stage copies, and no others."""
     for name, argument in steps:
         if name == "COPY" and "--from" not in argument:
             *sources, _ = argument.split()
@@ -47,7 +46,7 @@ def copy_context(steps: list[tuple[str, str]], folder: Path) -> None:
 
 
 def install(steps: list[tuple[str, str]], context: Path, prefix: Path) -> None:
-    """Runs the build stage's RUN."""
+    """Runs the RUN of the build stage."""
     command = next(argument for name, argument in steps if name == "RUN")
     device = next(a.split("=")[1] for n, a in steps if n == "ARG" and a.startswith("DEVICE="))
     command = command.replace(PREFIX, str(prefix)).replace(" --no-cache-dir", "")
@@ -56,7 +55,7 @@ def install(steps: list[tuple[str, str]], context: Path, prefix: Path) -> None:
 
 
 def serve(steps: list[tuple[str, str]], prefix: Path, home: Path) -> None:
-    """Starts ENTRYPOINT and CMD with ENV; asks HEALTHCHECK; explains; stops."""
+    """Starts ENTRYPOINT and CMD with ENV, runs HEALTHCHECK, explains a photograph, and stops."""
     given = dict(re.findall(r"(\w+)=(\S+)", " ".join(a for n, a in steps if n == "ENV")))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -83,7 +82,7 @@ def serve(steps: list[tuple[str, str]], prefix: Path, home: Path) -> None:
 
 
 def clean(**variables: str) -> dict[str, str]:
-    """Returns this environment without what would leak another installation into it."""
+    """Returns this environment without the variables of another installation."""
     leaks = re.compile(r"(PYTHON|VIRTUAL_ENV|GRADCAM_)")
     return {k: v for k, v in os.environ.items() if not leaks.match(k)} | variables
 

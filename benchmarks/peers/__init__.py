@@ -1,5 +1,5 @@
-"""Other servers around the same graph: PYTHONPATH=benchmarks python -m peers.X.
+"""Other servers with the same graph: PYTHONPATH=benchmarks python -m peers.X.
 
-Each takes ``--port``, ``--delay-ms`` (how long a batch may wait to fill) and, after ``--``, the
+Each takes ``--port``, ``--delay-ms`` (how long a batch waits to fill) and, after ``--``, the
 options of ``gradcam serve`` for model, compiler and batch sizes.
 """

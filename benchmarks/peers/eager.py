@@ -1,4 +1,4 @@
-"""What people write to explain one photograph: TensorFlow, a Keras model and an eager tape.
+"""A usual script to explain one photograph: TensorFlow, a Keras model and an eager tape.
 
 Usage: python benchmarks/peers/eager.py IMAGE MODEL TARGETS METHOD [METHOD ...]
 """

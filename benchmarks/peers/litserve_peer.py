@@ -29,7 +29,7 @@ class Api(litserve.LitAPI):
         return list(inputs)
 
     def predict(self, x: Any) -> list[bytes]:
-        # A batch of one comes without its list.
+        # LitServe passes a batch of one without its list.
         return self._compute(x if isinstance(x, list) else [x])
 
     def unbatch(self, output: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What asks the peers, as ``gradcam_server.bench.load_clients`` asks us."""
+"""Load clients of the peers, like ``gradcam_server.bench.load_clients`` of the server."""
 
 import base64
 import json
@@ -16,12 +16,12 @@ from peers.work import MODEL, decode
 
 @dataclass(frozen=True)
 class Http:
-    """Makes clients by POST.
+    """Makes clients that POST an image.
 
     Attributes:
-        url: Where.
-        body: What is posted.
-        content_type: What that is.
+        url: The URL.
+        body: The body of the request.
+        content_type: The type of the body.
         timeout_s: The deadline of each request.
     """
 
@@ -31,13 +31,13 @@ class Http:
     timeout_s: float = 30.0
 
     def __call__(self) -> LoadClient:
-        """Makes one."""
+        """Makes a client."""
         return _HttpClient(self)
 
 
 @dataclass(frozen=True)
 class Triton:
-    """Makes clients by the Open Inference Protocol over gRPC.
+    """Makes clients of the Open Inference Protocol over gRPC.
 
     Attributes:
         address: HOST:PORT.
@@ -50,7 +50,7 @@ class Triton:
     timeout_s: float = 30.0
 
     def __call__(self) -> LoadClient:
-        """Makes one."""
+        """Makes a client."""
         return _TritonClient(self)
 
 
@@ -71,7 +71,7 @@ def litserve(address: str, image: bytes) -> Http:
 
 
 def triton(address: str, image: bytes) -> Triton:
-    """Asks with the file as a tensor of bytes."""
+    """Sends the file as a tensor of bytes."""
     tensor = pb.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=[1, 1])
     content = len(image).to_bytes(4, "little") + image
     request = pb.ModelInferRequest(model_name=MODEL, inputs=[tensor], raw_input_contents=[content])
@@ -79,19 +79,19 @@ def triton(address: str, image: bytes) -> Triton:
 
 
 class _HttpClient:
-    def __init__(self, how: Http) -> None:
-        self._how = how
+    def __init__(self, settings: Http) -> None:
+        self._settings = settings
         self.answer = b""
 
     async def open(self) -> None:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=self._how.timeout_s),
-            headers={"Content-Type": self._how.content_type},
+            timeout=aiohttp.ClientTimeout(total=self._settings.timeout_s),
+            headers={"Content-Type": self._settings.content_type},
         )
 
     async def explain(self) -> None:
-        async with self._session.post(self._how.url, data=self._how.body) as answer:
+        async with self._session.post(self._settings.url, data=self._settings.body) as answer:
             if answer.status != 200:
                 raise WrongAnswerError(f"status {answer.status}")
             self.answer = await answer.read()
@@ -102,18 +102,18 @@ class _HttpClient:
 
 
 class _TritonClient:
-    def __init__(self, how: Triton) -> None:
-        self._how = how
+    def __init__(self, settings: Triton) -> None:
+        self._settings = settings
         self.answer = b""
 
     async def open(self) -> None:
         options = (("grpc.use_local_subchannel_pool", 1),)
-        self._channel = grpc.aio.insecure_channel(self._how.address, options)
+        self._channel = grpc.aio.insecure_channel(self._settings.address, options)
         path = "/inference.GRPCInferenceService/ModelInfer"
         self._call: Any = self._channel.unary_unary(path)
 
     async def explain(self) -> None:
-        found = await self._call(self._how.request, timeout=self._how.timeout_s)
+        found = await self._call(self._settings.request, timeout=self._settings.timeout_s)
         answer = pb.ModelInferResponse.FromString(found)
         self.answer = answer.raw_output_contents[0][4:]
         decode(self.answer)

@@ -40,7 +40,7 @@ class Compute(mosec.Worker):
 OPTIONS = Options.read()
 
 if __name__ == "__main__":
-    # mosec reads --port from our command line; its workers read that line, too.
+    # mosec and its workers read --port from the command line.
     os.environ.update(MOSEC_ADDRESS="127.0.0.1", MOSEC_TIMEOUT="60000", MOSEC_LOG_LEVEL="warning")
     server = mosec.Server()
     server.append_worker(Decode)

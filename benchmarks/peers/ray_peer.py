@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-# On loopback, for the time of a run: no token is left behind, and nothing is reported.
+# On loopback, for one run: no token is stored, and no usage is reported.
 os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
 
 import numpy as np
@@ -22,12 +22,12 @@ OPTIONS = Options.read()
 
 
 class Replica:
-    """The only one: the cores are its own."""
+    """The only replica: it has all cores."""
 
     def __init__(self, options: Options) -> None:
         self._threads, self._device = ThreadPoolExecutor(4), ThreadPoolExecutor(1)
         self._decode = Decoder(options)
-        self._graph = self._device.submit(Graph, options).result()  # here runs an event loop
+        self._graph = self._device.submit(Graph, options).result()  # this thread runs an event loop
 
     async def __call__(self, request: Request) -> Response:
         data = await request.body()
@@ -43,7 +43,7 @@ class Replica:
 
 
 if __name__ == "__main__":
-    # Not a cluster that somebody left behind.
+    # A new cluster, not one that runs already.
     ray.init("local", include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": OPTIONS.port})
     deployment: Any = serve.deployment(Replica)

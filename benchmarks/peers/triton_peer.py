@@ -18,8 +18,8 @@ if __name__ == "__main__":
     @batch
     def explain(image: Any) -> dict[str, Any]:
         """Decodes and computes what Triton batched."""
-        images = list(threads.map(decode, (bytes(one[0]) for one in image)))
-        return {"answer": np.array([[one] for one in graph(images)], dtype=object)}
+        images = list(threads.map(decode, (bytes(item[0]) for item in image)))
+        return {"answer": np.array([[answer] for answer in graph(images)], dtype=object)}
 
     config = TritonConfig(
         http_port=options.port + 1,

@@ -1,4 +1,4 @@
-"""The work that every peer does, by our own functions: decode, resize, compute, answer."""
+"""The work of every peer, by the server's own functions: decode, resize, compute, answer."""
 
 import argparse
 import asyncio
@@ -21,10 +21,10 @@ MODEL = "gradcam"
 
 @dataclass(frozen=True)
 class Options:
-    """What a peer's script is given.
+    """The options of a peer's script.
 
     Attributes:
-        port: Where to listen, on 127.0.0.1.
+        port: The port, on 127.0.0.1.
         delay_ms: How long a batch may wait to fill.
         serve: Options of ``gradcam serve``.
     """
@@ -50,12 +50,12 @@ class Options:
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """(height, width) of the input of all models that are measured here."""
+        """(height, width) of the input of all measured models."""
         return (224, 224)
 
 
 class Decoder:
-    """From the bytes of a file to the model's input."""
+    """Decodes the bytes of a file to the model's input."""
 
     def __init__(self, options: Options) -> None:
         self._size = options.input_size
@@ -81,20 +81,20 @@ class Graph:
         self._graph: Any = asyncio.run(engine.graph(key))
 
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[bytes]:
-        """Computes images in batches of the sizes that the server itself would choose."""
+        """Computes images in the batch sizes that the server would choose."""
         targets = [GraphTarget(by_rank(0))]
         items = [GraphItem(image, targets) for image in images]
         answers: list[bytes] = []
         while items:
             take, padded = self._graph.plan(len(items))
             outputs = self._graph.run(items[:take], padded)
-            answers += [encode(one.probabilities, one.maps[0][0]) for one in outputs]
+            answers += [encode(output.probabilities, output.maps[0][0]) for output in outputs]
             items = items[take:]
         return answers
 
 
 def encode(probabilities: NDArray[np.float32], signed_map: NDArray[np.float32]) -> bytes:
-    """Writes the best classes, their probabilities and the map: less than we answer ourselves."""
+    """Writes the best classes, their probabilities and the map: less than the server answers."""
     best = np.argsort(-probabilities)[:TOP]
     heatmap = np.maximum(signed_map, 0)
     parts = (best.astype("<i4"), probabilities[best].astype("<f4"), heatmap.astype("<f4"))
@@ -102,6 +102,6 @@ def encode(probabilities: NDArray[np.float32], signed_map: NDArray[np.float32]) 
 
 
 def decode(answer: bytes) -> tuple[int, NDArray[np.float32]]:
-    """Reads the best class and the map, flat."""
+    """Reads the best class and the flattened map."""
     best = int(np.frombuffer(answer, "<i4", 1)[0])
     return best, np.frombuffer(answer, "<f4", offset=8 * TOP)

@@ -1,4 +1,4 @@
-"""Requests that can be told apart by their answers, and the judge of these."""
+"""Requests whose answers all differ, with their expected answers."""
 
 import pickle
 from collections.abc import Iterable, Sequence
@@ -34,14 +34,14 @@ _OPTIONS: Sequence[dict[str, Any]] = (
 
 @dataclass(frozen=True)
 class Case:
-    """A request and what it must be answered.
+    """A request and its expected answer.
 
     Attributes:
-        name: For people.
+        name: A name for people.
         message: The request, serialised.
         code: The gRPC code of the answer.
-        logits: If it is OK: of all classes, which no other case shares.
-        explained: If it is OK: the explained classes, with the sizes of their heat maps.
+        logits: If the code is OK: the logits of all classes, which no other case shares.
+        explained: If the code is OK: the explained classes and the sizes of their heat maps.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Case:
         return pb.ExplainImageRequest.FromString(self.message)
 
     def accepts(self, response: pb.ExplainImageResponse) -> bool:
-        """Whether it is the answer to this request, and right."""
+        """Returns whether a response is the expected answer."""
         logits = np.array(response.logits, np.float32)
         return (
             self.logits is not None
@@ -67,7 +67,7 @@ class Case:
 
 
 def make_cases(address: str) -> list[Case]:
-    """Makes the cases; what they must be answered is found by asking one by one."""
+    """Makes the cases; their expected answers are those of a server that is asked one by one."""
     with grpc.insecure_channel(address) as channel:
         stub = pb_grpc.ExplanationServiceStub(channel)
         cases = [_expect(stub, case) for case in _good()]
@@ -88,7 +88,7 @@ def save(cases: Iterable[Case], path: Path) -> None:
 
 
 def load(path: Path) -> list[Case]:
-    """Reads what ``save`` wrote."""
+    """Reads cases that ``save`` wrote."""
     loaded: list[Case] = pickle.loads(path.read_bytes())
     return loaded
 

@@ -1,9 +1,9 @@
-"""Clients that ask in every way, impatient ones too, and judge each answer.
+"""Clients that send requests in every way, patient or not, and check each answer.
 
     python -m faults.clients ADDRESS CASES_FILE SEED
 
-is a client to be killed: it asks on until then, and tells on its output what it began
-and what became of it.
+is a client that sends requests until it is killed. It writes BEGUN and then the outcome of each
+request to its output.
 """
 
 import random
@@ -20,8 +20,8 @@ from faults.cases import Case, load
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
 
-Tell = Callable[[str], None]
-"""Told BEGUN when a request is about to be sent, then once what became of it."""
+Report = Callable[[str], None]
+"""Called with BEGUN before a request is sent, and later with its outcome."""
 
 BEGUN = "begun"
 RIGHT = "right"
@@ -31,45 +31,45 @@ _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 class Client:
-    """Asks for cases drawn at random, in a way drawn at random.
+    """Sends random cases in random ways.
 
     Args:
         address: The server.
-        cases: What to ask.
-        seed: Of all that is random.
-        tell: Told of each request.
+        cases: The cases to send.
+        seed: The seed of all random choices.
+        report: Called twice for each request.
     """
 
-    def __init__(self, address: str, cases: Sequence[Case], seed: int, tell: Tell) -> None:
-        # A connection of its own for each client, so that its end is the connection's.
+    def __init__(self, address: str, cases: Sequence[Case], seed: int, report: Report) -> None:
+        # Each client has its own connection, which ends with the client.
         options = (("grpc.use_local_subchannel_pool", 1),)
         self._channel = grpc.insecure_channel(address, options)
         self._stub = pb_grpc.ExplanationServiceStub(self._channel)
         self._random = random.Random(seed)
         self._cases = cases
-        self._tell = tell
+        self._report = report
 
     def run(self, go_on: Callable[[], bool]) -> None:
-        """Asks as long as it may."""
+        """Sends requests while ``go_on`` returns true."""
         ways = (self._wait, self._wait, self._cancel, self._time_out, self._stream, self._break_off)
         with self._channel:
             while go_on():
                 self._random.choice(ways)()
 
     def _wait(self) -> None:
-        self._ask("waited", _PATIENT_S)
+        self._send("waited", _PATIENT_S)
 
     def _time_out(self) -> None:
-        self._ask("timed out", self._random.expovariate(1 / 0.05) + 1e-3, "DEADLINE_EXCEEDED")
+        self._send("timed out", self._random.expovariate(1 / 0.05) + 1e-3, "DEADLINE_EXCEEDED")
 
     def _cancel(self) -> None:
-        self._ask("cancelled", _PATIENT_S, "CANCELLED", self._random.expovariate(1 / 0.05))
+        self._send("cancelled", _PATIENT_S, "CANCELLED", self._random.expovariate(1 / 0.05))
 
-    def _ask(
+    def _send(
         self, way: str, timeout_s: float, gave_up: str = "", cancel_in_s: float | None = None
     ) -> None:
         case = self._random.choice(self._cases)
-        self._tell(BEGUN)
+        self._report(BEGUN)
         call = self._stub.ExplainImage.future(case.request, timeout=timeout_s)
         if cancel_in_s is not None:
             time.sleep(cancel_in_s)
@@ -84,17 +84,17 @@ class Client:
             self._judge(case, "OK", response)
             return
         if code == gave_up:
-            self._tell(way)
+            self._report(way)
         else:
             self._judge(case, code, None)
 
     def _stream(self) -> None:
-        self._ask_stream(answers_before_end=None)
+        self._send_stream(answers_before_end=None)
 
     def _break_off(self) -> None:
-        self._ask_stream(answers_before_end=self._random.randrange(6))
+        self._send_stream(answers_before_end=self._random.randrange(6))
 
-    def _ask_stream(self, answers_before_end: int | None) -> None:
+    def _send_stream(self, answers_before_end: int | None) -> None:
         waiting = {
             str(number): self._random.choice(self._cases)
             for number in range(self._random.randint(1, 24))
@@ -105,7 +105,7 @@ class Client:
                 yield pb.StreamExplainImagesRequest(correlation_id=key, request=case.request)
 
         for _ in waiting:
-            self._tell(BEGUN)
+            self._report(BEGUN)
         call = self._stub.StreamExplainImages(messages(), timeout=_PATIENT_S)
         try:
             while answers_before_end != 0:
@@ -114,44 +114,44 @@ class Client:
                     break
                 if answers_before_end is not None:
                     answers_before_end -= 1
-                case = waiting.pop(answer.correlation_id)  # each is answered once
+                case = waiting.pop(answer.correlation_id)  # each case is answered once
                 if answer.HasField("response"):
                     self._judge(case, "OK", answer.response)
                 else:
                     self._judge(case, _CODES[answer.error.code], None)
         except (grpc.RpcError, KeyError) as error:
-            self._tell(f"{WRONG}: the stream: {error!r}")
+            self._report(f"{WRONG}: the stream: {error!r}")
         call.cancel()
         for case in waiting.values():
             broken = answers_before_end == 0
-            self._tell("broken off" if broken else f"{WRONG}: {case.name}: no answer")
+            self._report("broken off" if broken else f"{WRONG}: {case.name}: no answer")
 
     def _judge(self, case: Case, code: str, response: pb.ExplainImageResponse | None) -> None:
         if code != case.code:
-            self._tell(f"{WRONG}: {case.name}: {code} in place of {case.code}")
+            self._report(f"{WRONG}: {case.name}: {code} in place of {case.code}")
         elif response is None:
-            self._tell(f"{RIGHT} {code}")
+            self._report(f"{RIGHT} {code}")
         elif case.accepts(response):
-            self._tell(RIGHT)
+            self._report(RIGHT)
         else:
-            self._tell(f"{WRONG}: {case.name}: another answer than alone")
+            self._report(f"{WRONG}: {case.name}: not the answer of a lone request")
 
 
 class Tally:
-    """Counts what clients tell; safe for threads."""
+    """Counts the reports of clients; safe for threads."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def tell(self, what: str) -> None:
-        """Counts one."""
+    def report(self, outcome: str) -> None:
+        """Counts a report."""
         with self._lock:
-            self.counts[what] += 1
+            self.counts[outcome] += 1
 
     @property
     def begun(self) -> int:
-        """Requests so far."""
+        """Requests that were begun so far."""
         return self.counts[BEGUN]
 
 
@@ -161,13 +161,13 @@ def main() -> None:
     cases = load(Path(path))
     lock = threading.Lock()
 
-    def tell(what: str) -> None:
+    def report(outcome: str) -> None:
         with lock:
-            sys.stdout.write(f"{what}\n")
+            sys.stdout.write(f"{outcome}\n")
             sys.stdout.flush()
 
     for number in range(4):
-        client = Client(address, cases, 4 * int(seed) + number, tell)
+        client = Client(address, cases, 4 * int(seed) + number, report)
         threading.Thread(target=client.run, args=(lambda: True,)).start()
 
 

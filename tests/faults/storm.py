@@ -18,16 +18,16 @@ _PROCESSES = "processes killed"
 
 
 def storm(address: str, cases: Sequence[Case], requests: int, folder: Path) -> Counter[str]:
-    """Sends about so many requests.
+    """Sends requests from threads and from processes that are killed.
 
     Args:
         address: The server.
-        cases: What to ask.
-        requests: How many at least.
-        folder: An empty one.
+        cases: The cases to send.
+        requests: The minimum number of requests.
+        folder: An empty folder.
 
     Returns:
-        How many there were (BEGUN), and what became of how many of them.
+        The number of requests (BEGUN) and of each outcome.
     """
     path = folder / "cases"
     save(cases, path)
@@ -37,7 +37,7 @@ def storm(address: str, cases: Sequence[Case], requests: int, folder: Path) -> C
         return tally.begun < requests
 
     threads = [
-        threading.Thread(target=Client(address, cases, seed, tally.tell).run, args=(go_on,))
+        threading.Thread(target=Client(address, cases, seed, tally.report).run, args=(go_on,))
         for seed in range(_THREADS)
     ]
 
@@ -59,7 +59,7 @@ def storm(address: str, cases: Sequence[Case], requests: int, folder: Path) -> C
 
 
 def _live_and_die(address: str, path: Path, seed: int, life_s: float, tally: Tally) -> None:
-    """Runs a client process and kills it when it has asked for some seconds."""
+    """Runs a client process and kills it after some seconds of requests."""
     process = subprocess.Popen(
         [sys.executable, "-m", "faults.clients", address, str(path), str(seed)],
         stdout=subprocess.PIPE,
@@ -72,16 +72,16 @@ def _live_and_die(address: str, path: Path, seed: int, life_s: float, tally: Tal
     for number, line in enumerate(process.stdout):
         if number == 0:
             killer.start()
-        what = line.rstrip("\n")
-        in_work += 1 if what == BEGUN else -1
-        tally.tell(what)
+        outcome = line.rstrip("\n")
+        in_work += 1 if outcome == BEGUN else -1
+        tally.report(outcome)
     process.stdout.close()
     process.wait()
-    tally.tell(_PROCESSES)
+    tally.report(_PROCESSES)
     for _ in range(in_work):
-        tally.tell(KILLED)
+        tally.report(KILLED)
 
 
 def outcomes(counts: Counter[str]) -> int:
-    """Returns how many requests have an outcome."""
+    """Returns the number of requests that have an outcome."""
     return counts.total() - counts[BEGUN] - counts[_PROCESSES]

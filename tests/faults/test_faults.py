@@ -34,7 +34,7 @@ from support.server import TRACED, RunningServer, quick
 from support.unread import frame, greeting, headers
 
 REQUESTS = int(os.environ.get("FAULT_REQUESTS", "800"))
-PLACES = 8
+SLOTS = 8
 ONCE = RetryPolicy(max_attempts=1)
 SETTLE_S = 60
 LATE_THREADS = 4
@@ -47,7 +47,7 @@ def server() -> Iterator[RunningServer]:
         yield running.wait_ready()
         assert "Traceback" not in running.text, running.text
         assert running.stop() == 0
-        # Nobody asks any more: whatever the server still counts, it has forgotten to end.
+        # No client is left: a request that still counts was forgotten.
         assert "Draining 0 requests" in running.text
     finally:
         running.kill()
@@ -60,7 +60,7 @@ def cases(server: RunningServer) -> list[Case]:
 
 @pytest.fixture
 def small_queue() -> Iterator[RunningServer]:
-    running = RunningServer(*quick(), "--max-queue-length", str(PLACES + 1), "--watchdog-s", "120")
+    running = RunningServer(*quick(), "--max-queue-length", str(SLOTS + 1), "--watchdog-s", "120")
     try:
         yield running.wait_ready()
         assert "Traceback" not in running.text, running.text
@@ -69,26 +69,26 @@ def small_queue() -> Iterator[RunningServer]:
 
 
 def processes(server: RunningServer) -> tuple[psutil.Process, psutil.Process]:
-    """The front end and the engine."""
+    """Returns the front end and the engine."""
     front_end = psutil.Process(server.pid)
     (engine,) = front_end.children()
     return front_end, engine
 
 
 def held(server: RunningServer) -> list[int]:
-    """File descriptors and threads of both processes."""
+    """Returns the numbers of file descriptors and threads of both processes."""
     pair = processes(server)
     return [one.num_fds() for one in pair] + [one.num_threads() for one in pair]
 
 
 def is_as(before: list[int], server: RunningServer) -> bool:
-    """Whether a server holds no more than before, but for threads of its pools that start late."""
-    most = zip(before, (0, 0, LATE_THREADS, LATE_THREADS), strict=True)
-    return all(now <= then + late for now, (then, late) in zip(held(server), most, strict=True))
+    """Returns whether a server holds no more than before, except late threads of its pools."""
+    limits = zip(before, (0, 0, LATE_THREADS, LATE_THREADS), strict=True)
+    return all(now <= then + late for now, (then, late) in zip(held(server), limits, strict=True))
 
 
 def wait_until(holds: Callable[[], bool]) -> bool:
-    """Waits for something that must come about soon."""
+    """Waits until a condition holds, for ``SETTLE_S`` at most; returns whether it does."""
     deadline = time.monotonic() + SETTLE_S
     while not holds() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -96,7 +96,7 @@ def wait_until(holds: Callable[[], bool]) -> bool:
 
 
 def check(server: RunningServer, cases: Sequence[Case], *, alone: bool = True) -> None:
-    """Every case is answered as it must be, over a new connection; alone from an empty queue."""
+    """Checks the answer to every case over a new connection, alone in its batch if ``alone``."""
     options = (("grpc.use_local_subchannel_pool", 1),)
     with grpc.insecure_channel(server.address, options) as channel:
         stub = pb_grpc.ExplanationServiceStub(channel)
@@ -109,7 +109,7 @@ def check(server: RunningServer, cases: Sequence[Case], *, alone: bool = True) -
 
 
 def check_together(server: RunningServer, cases: Sequence[Case]) -> None:
-    """As ``check``, from two clients at once."""
+    """Checks every case from two clients at once."""
     with ThreadPoolExecutor(2) as clients:
         list(clients.map(lambda _: check(server, cases, alone=False), range(2)))
 
@@ -119,7 +119,7 @@ def test_no_client_harms_another(
     server: RunningServer, cases: list[Case], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Among killed, cancelled, late and broken-off clients every other answer is right."""
-    storm(server.address, cases, 200, tmp_path)  # threads and buffers are there then
+    storm(server.address, cases, 200, tmp_path)  # then all threads and buffers exist
     before = held(server)
     counts = storm(server.address, cases, REQUESTS, tmp_path)
     with capfd.disabled():
@@ -140,7 +140,7 @@ def test_no_client_harms_another(
 def test_a_full_queue_refuses_exactly_the_surplus(
     small_queue: RunningServer, cat_jpeg: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """While the engine stands still 8 calls of a caller wait, which leaves a place for others.
+    """While the engine is stopped 8 calls of a caller wait, which leaves a slot for others.
 
     All further calls are refused; a stream waits.
     """
@@ -159,9 +159,9 @@ def test_a_full_queue_refuses_exactly_the_surplus(
 
             os.kill(engine.pid, signal.SIGSTOP)
             try:
-                unary = [pool.submit(ask, number) for number in range(PLACES + surplus)]
+                unary = [pool.submit(ask, number) for number in range(SLOTS + surplus)]
                 wait_until(lambda: len(refused) >= surplus)  # noqa: B023
-                time.sleep(0.5)  # a moment for one too many
+                time.sleep(0.5)  # time for a wrong refusal
                 streamed = pool.submit(lambda: list(client.explain_stream([cat_jpeg] * 20)))
                 time.sleep(0.5)
                 assert len(refused) == surplus
@@ -170,12 +170,12 @@ def test_a_full_queue_refuses_exactly_the_surplus(
                 os.kill(engine.pid, signal.SIGCONT)
             answers = [one.result() for one in unary]
             answered = [one for one in answers if isinstance(one, ImageExplanation)]
-            assert [one.top.index for one in answered] == [285] * PLACES
+            assert [one.top.index for one in answered] == [285] * SLOTS
             assert [one.unwrap().top.index for one in streamed.result()] == [285] * 20
         assert all(one.retry_after_s for one in refused)
         with capfd.disabled():
             print(
-                f"\n{PLACES + surplus} calls for {PLACES} places: {len(refused)} refused with "
+                f"\n{SLOTS + surplus} calls for {SLOTS} slots: {len(refused)} refused with "
                 f"RetryInfo, {len(answered)} answered; 20 of a stream waited"
             )
 
@@ -183,7 +183,7 @@ def test_a_full_queue_refuses_exactly_the_surplus(
 def test_a_client_that_does_not_read_harms_only_itself(
     server: RunningServer, cases: list[Case], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The server stops taking its requests; others are answered; it gets all once it reads."""
+    """The server stops reading its requests; others are answered; it gets all once it reads."""
     total, size = 600, 256
     rng = np.random.default_rng(0)
     request = build_request(
@@ -201,7 +201,7 @@ def test_a_client_that_does_not_read_harms_only_itself(
     with grpc.insecure_channel(server.address) as channel:
         call = pb_grpc.ExplanationServiceStub(channel).StreamExplainImages(messages())
         seen = -1
-        while seen != taken:  # until the server takes no more
+        while seen != taken:  # until the server reads no more
             seen = taken
             time.sleep(2)
         stalled_at, resident = taken, front_end.memory_info().rss
@@ -220,11 +220,11 @@ def test_a_client_that_does_not_read_harms_only_itself(
 def test_half_open_connections_harm_nobody(
     server: RunningServer, cases: list[Case], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Peers that say nothing, stop within a frame or a message, or never end a call.
+    """Peers are silent, stop within a frame or a message, or never end a call.
 
-    The server hangs up on those that have not even greeted.
+    The server closes the connections of peers that have not sent the HTTP/2 greeting.
     """
-    check_together(server, cases)  # the server has all threads that it will have
+    check_together(server, cases)  # then the server has all its threads
     before = held(server)
     host, port = server.address.rsplit(":", 1)
     kinds = _half_open(cases[0])
@@ -243,7 +243,7 @@ def test_half_open_connections_harm_nobody(
         while sockets[number].recv(1024):
             pass
     for number, connection in enumerate(sockets):
-        if number % 2:  # a reset, as when the peer's machine comes back without its connections
+        if number % 2:  # a reset, as by a peer's machine that has restarted
             linger = np.array([1, 0], np.int32).tobytes()
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         connection.close()
@@ -255,7 +255,7 @@ def test_half_open_connections_harm_nobody(
 
 
 def _half_open(case: Case) -> list[tuple[str, bytes]]:
-    """What peers say before they fall silent: HTTP/2 by hand."""
+    """Returns the bytes that peers send before they are silent: HTTP/2 by hand."""
 
     def call(method: str) -> bytes:
         return greeting() + headers(f"/gradcam.v1.ExplanationService/{method}")

@@ -1,7 +1,7 @@
 """Fuzzes every entry point: python -m fuzz [--inputs N] [--seed S] [ENTRY_POINT ...].
 
-Each runs in a process of its own, so that a crash is a finding too. Findings are kept in
-.cache/fuzz/findings; repaired ones belong in tests/fuzz/regressions/ENTRY_POINT.
+Each entry point runs in its own process, so that a crash is a finding too. Findings are kept in
+.cache/fuzz/findings; repaired findings belong in tests/fuzz/regressions/ENTRY_POINT.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 from fuzz.entry_points import Services, entry_points
 
 FINDINGS = Path(".cache/fuzz/findings")
-# Of the least, for what reads no more than a name; the decoder and the requests share the rest.
+# For entry points that read little more than a name; the decoder and the requests share the rest.
 _SMALL_INPUTS = 2000
 _HEAVY = {
     "image": 0.6,
@@ -32,8 +32,8 @@ def fuzz(name: str, inputs: int, seed: int) -> tuple[int, dict[str, int], bool]:
     """Runs one entry point.
 
     Returns:
-        The inputs that it was given, what became of them (of nearly all), and whether one
-        of them broke it.
+        The number of inputs, the number of each outcome (of nearly all inputs), and whether an
+        input broke the entry point.
     """
     FINDINGS.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -60,8 +60,8 @@ def fuzz(name: str, inputs: int, seed: int) -> tuple[int, dict[str, int], bool]:
 
 
 def main() -> int:
-    """Returns the exit status: 1 if anything was found."""
-    names = [one.name for one in entry_points(Services())]
+    """Returns the exit status: 1 if an input broke an entry point."""
+    names = [entry_point.name for entry_point in entry_points(Services())]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="ENTRY_POINT", choices=[*names, []])
     parser.add_argument("--inputs", type=int, default=200_000)

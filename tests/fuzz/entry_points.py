@@ -1,4 +1,4 @@
-"""All ways by which bytes of strangers come in, and what must hold whatever they are."""
+"""All entry points for bytes of clients, and what must hold for any bytes."""
 
 import asyncio
 import logging
@@ -41,9 +41,9 @@ from gradcam_server.transport.open_inference.service import InferenceService
 
 INPUT_SIZE = (12, 10)
 MAX_PIXELS = 200_000
-# What gRPC lets through as the trailers of a call by default, with room for the rest.
+# The default limit of gRPC for the trailers of a call, less some room for other trailers.
 MAX_STATUS_BYTES = 7000
-# What an engine may fail with.
+# Errors that an engine may raise.
 _ERRORS = (
     QueueFullError("full", 0.5),
     DeadlineError("late"),
@@ -74,7 +74,7 @@ def _model(version: str) -> ServedModel:
 
 
 class FakeBackend:
-    """Answers at once, in the right shapes, or fails; its maps have all that maps can have."""
+    """Answers at once, in the right shapes, or fails; its maps have extreme values."""
 
     catalog = Catalog((_model(""), _model("2")), (), (1, 4), 5)
     compilation_count = 1
@@ -86,7 +86,7 @@ class FakeBackend:
         on_dispatch: OnDispatch | None = None,
         urgency: Urgency = Urgency(),  # noqa: B008 - it is frozen
     ) -> Answer[GraphOutput]:
-        """Computes one image, badly."""
+        """Returns random outputs for an image, or raises."""
         assert item.image.shape == (*INPUT_SIZE, 3)
         if on_dispatch is not None:
             on_dispatch()
@@ -112,11 +112,11 @@ class FakeBackend:
         return Answer(output, BatchReport(1, 1, DispatchReason.IDLE, 1))
 
     async def close(self) -> None:
-        """Nothing to stop."""
+        """Does nothing."""
 
 
 class _Context:
-    """The server's side of a call, and what the client was told."""
+    """The server's side of a call, with the answers and the code that the client gets."""
 
     def __init__(self) -> None:
         self.answers: list[Any] = []
@@ -145,7 +145,7 @@ class _Context:
 
 
 class _Faults(logging.Handler):
-    """Raises again what the server took for a fault of its own, or lost, while it listens."""
+    """Raises errors that the server logs as its own faults or loses, while it listens."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -157,7 +157,7 @@ class _Faults(logging.Handler):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        # Not longer: what other tests of this process log is not ours.
+        # No longer: other tests of this process log, too.
         logging.getLogger().addHandler(self)
         try:
             yield
@@ -169,7 +169,7 @@ class _Faults(logging.Handler):
 
 
 class Services:
-    """Both services without a network, on an event loop of their own."""
+    """Both services without a network, on their own event loop."""
 
     def __init__(self) -> None:
         self._faults = _Faults()
@@ -211,12 +211,12 @@ async def _await(work: Awaitable[Any]) -> Any:
 
 
 class EntryPoint:
-    """A way in: how its inputs are made, and what must hold of each.
+    """An entry point: makes its inputs and checks them.
 
     Args:
-        name: For people.
+        name: A name for people.
         message: The type of the message; None for an image file.
-        check: Raises if an input breaks what must hold; returns what became of it.
+        check: Processes an input and returns its outcome; raises if the server is at fault.
     """
 
     def __init__(
@@ -227,17 +227,17 @@ class EntryPoint:
         self._check = check
 
     def check(self, data: bytes) -> str:
-        """Lets an input in."""
+        """Processes an input; returns its outcome."""
         if self._message is None:
             return self._check(data)
         try:
             message = self._message.FromString(data)
         except DecodeError:
-            return "no message"  # gRPC refuses it before we see it
+            return "no message"  # gRPC refuses it before the server sees it
         return self._check(message)
 
     def seeds(self) -> list[bytes]:
-        """Inputs to begin with."""
+        """Returns the first inputs."""
         if self._message is None:
             return list(image_files())
         return [self._random(random.Random(seed)) for seed in range(30)]
@@ -282,7 +282,7 @@ def _image(data: bytes) -> str:
 
 
 def entry_points(services: Services) -> list[EntryPoint]:
-    """Returns all, the image decoder first."""
+    """Returns all entry points, the image decoder first."""
     v1, oip = services.explanation, services.inference
 
     def explain_stream(message: pb.StreamExplainImagesRequest) -> str:

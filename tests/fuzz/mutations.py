@@ -1,4 +1,4 @@
-"""Inputs that are nearly right: image files and messages, changed at random."""
+"""Inputs that are nearly valid: image files and messages, changed at random."""
 
 import io
 import random
@@ -32,7 +32,7 @@ _MAX_DEPTH = 4
 
 @cache
 def image_files() -> tuple[bytes, ...]:
-    """Small files of every format and kind that is accepted."""
+    """Returns small files of every accepted format and kind."""
     rng = np.random.default_rng(0)
     smooth = np.linspace(0, 255, 24 * 17 * 3).reshape(24, 17, 3)
     pixels = (smooth + rng.normal(0, 20, smooth.shape)).clip(0, 255).astype(np.uint8)
@@ -85,7 +85,7 @@ def _flip(data: bytes, rng: random.Random) -> bytes:
 
 
 def _overwrite_number(data: bytes, rng: random.Random) -> bytes:
-    """Puts an extreme 16- or 32-bit number somewhere, in the header as often as behind it."""
+    """Writes an extreme 16- or 32-bit number, in the header as often as behind it."""
     form = rng.choice(("<I", ">I", "<H", ">H"))
     high = 2 ** (8 * struct.calcsize(form)) - 1
     number = rng.choice((0, 1, 255, 32768, 65535, high // 2, high // 2 + 1, high - 1, high))
@@ -106,7 +106,7 @@ def _repeat(data: bytes, rng: random.Random) -> bytes:
 
 
 def _exif(data: bytes, rng: random.Random) -> bytes:
-    """Puts EXIF data in a JPEG: an orientation that may be none, or garbage."""
+    """Puts EXIF data in a JPEG: an orientation, valid or not, or garbage."""
     order = rng.choice((b"II*\0", b"MM\0*"))
     form = "<" if order[:2] == b"II" else ">"
     entry = struct.pack(
@@ -217,7 +217,7 @@ def _scalar(field: FieldDescriptor, rng: random.Random) -> Any:
     if kind == FieldDescriptor.CPPTYPE_BOOL:
         return rng.random() < 0.5
     if kind == FieldDescriptor.CPPTYPE_ENUM:
-        # Mostly one that is known; an open enum takes any.
+        # Mostly a known value; an open enum takes any.
         return rng.choice((*range(11), *range(11), -1, 99, 2**31 - 1))
     if kind in (FieldDescriptor.CPPTYPE_FLOAT, FieldDescriptor.CPPTYPE_DOUBLE):
         return rng.choice(_NUMBERS)
@@ -243,7 +243,7 @@ def _bytes(rng: random.Random) -> bytes:
 
 
 def _make_consistent(message: Message, rng: random.Random) -> None:
-    """Often gives pixels the number of bytes that their size needs, or else hardly any fit."""
+    """Often gives raw pixels the right number of bytes, as random sizes hardly ever match."""
     if rng.random() < 0.3:
         return
     match message.DESCRIPTOR.name:
@@ -258,7 +258,7 @@ def _make_consistent(message: Message, rng: random.Random) -> None:
 
 
 def _one_image(message: Any, rng: random.Random) -> None:
-    """Leaves three fields as they are, and sets the others to what is valid."""
+    """Keeps three fields and sets the others to valid values."""
     kept = rng.sample(_fields(message), 3)
     changed = type(message)()
     changed.CopyFrom(message)

@@ -1,8 +1,8 @@
-"""Lets atheris, guided by coverage, look for inputs that break one entry point.
+"""Searches for inputs that break an entry point, with atheris, guided by coverage.
 
     python -m fuzz.target ENTRY_POINT COUNTS_FILE [libFuzzer options] [CORPUS]
 
-An input that raises, crashes, hangs or takes too much memory ends it, and is kept.
+An input that raises, crashes, hangs or takes too much memory ends the search, and is kept.
 """
 
 import json
@@ -16,7 +16,7 @@ import atheris
 with atheris.instrument_imports(include=["gradcam_server", "PIL"]):
     from fuzz.entry_points import Services, entry_points
 
-_TELL_EVERY = 100
+_WRITE_EVERY = 100
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
 
     def check(data: bytes) -> None:
         counts[entry_point.check(data)] += 1
-        if counts.total() % _TELL_EVERY == 0:
+        if counts.total() % _WRITE_EVERY == 0:
             Path(counts_file).write_text(json.dumps(counts), "ascii")
 
     def mutate(data: bytes, max_size: int, seed: int) -> bytes:

@@ -1,4 +1,4 @@
-"""A short run of the fuzzer with fixed seeds, and what the long ones have found."""
+"""A short run of the fuzzer with fixed seeds, and the findings of long runs."""
 
 import random
 import subprocess
@@ -17,7 +17,7 @@ ENTRY_POINTS = entry_points(Services())
 
 @pytest.mark.parametrize("entry_point", ENTRY_POINTS, ids=lambda one: one.name)
 def test_no_input_is_a_fault_of_the_server(entry_point: EntryPoint) -> None:
-    """Whatever comes in is answered, or refused by a code that blames the caller."""
+    """Every input is answered, or refused with a code that blames the caller."""
     found: Counter[str] = Counter()
     seeds = entry_point.seeds()
     for number in range(INPUTS):
@@ -32,7 +32,7 @@ def test_no_input_is_a_fault_of_the_server(entry_point: EntryPoint) -> None:
 
 
 @pytest.mark.parametrize("entry_point", ENTRY_POINTS, ids=lambda one: one.name)
-def test_what_was_found_stays_repaired(entry_point: EntryPoint) -> None:
+def test_findings_stay_repaired(entry_point: EntryPoint) -> None:
     """Inputs that once broke something: tests/fuzz/regressions/ENTRY_POINT/."""
     for path in sorted((REGRESSIONS / entry_point.name).glob("*")):
         entry_point.check(path.read_bytes())

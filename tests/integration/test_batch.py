@@ -1,4 +1,4 @@
-"""``gradcam batch`` as a user runs it: the same rows wherever they are made, whatever dies."""
+"""``gradcam batch`` as a user runs it: the same rows by every engine, whatever is killed."""
 
 import importlib.util
 import os
@@ -27,7 +27,7 @@ SHARDS = ("--shard-size", "16")
 
 @pytest.fixture(scope="module")
 def photos(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Crops of the bundled photographs, and three files that are no images."""
+    """Crops of the bundled photographs, and three files that are not images."""
     folder = tmp_path_factory.mktemp("photos")
     generator = np.random.default_rng(0)
     originals = [cv2.imread(str(path)) for path in sorted(images.glob("*.jpg"))]
@@ -98,7 +98,7 @@ def wait_until(has_come, process: subprocess.Popen[bytes]) -> None:  # type: ign
 
 
 def test_killed_and_run_again_it_has_every_image_once(local: Path) -> None:
-    """A kill -9 costs time, and leaves nothing behind."""
+    """After kill -9 the same command finishes the job, and no temporary file is left."""
     table = pd.read_parquet(local)
     assert sorted(table["index"]) == list(range(TOTAL))
     assert table["id"].is_unique
@@ -109,7 +109,7 @@ def test_killed_and_run_again_it_has_every_image_once(local: Path) -> None:
 
 
 def test_images_that_cannot_be_read_are_rows(local: Path) -> None:
-    """They say why; the others are explained."""
+    """Their rows hold the error; the other images are explained."""
     table = rows(local)
     assert set(table.index[table["status"] == "error"]) == set(BROKEN)
     assert "truncated or corrupt" in table["error"]["broken/cut.jpg"]
@@ -157,7 +157,7 @@ def test_overlays_lie_beside(local: Path) -> None:
 
 
 def test_too_many_errors_end_it(photos: Path, tmp_path: Path) -> None:
-    """With a status of 1, and what failed."""
+    """The exit status is 1, and the error names what failed."""
     done = batch(photos / "broken", tmp_path / "out", *quick(), "--errors-max", 1)
     assert done.returncode == 1
     assert "more than 1 images failed" in done.stderr
@@ -166,7 +166,7 @@ def test_too_many_errors_end_it(photos: Path, tmp_path: Path) -> None:
 
 
 def test_a_gallery_is_made_of_it(local: Path, tmp_path: Path) -> None:
-    """One file."""
+    """The gallery is one file."""
     page = tmp_path / "page.html"
     done = subprocess.run([GRADCAM, "gallery", local, "-o", page], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -176,7 +176,7 @@ def test_a_gallery_is_made_of_it(local: Path, tmp_path: Path) -> None:
 def test_servers_give_the_same_rows_though_one_dies(
     server: RunningServer, local: Path, photos: Path, tmp_path: Path
 ) -> None:
-    """What it had not answered is asked of the others; no model is loaded here."""
+    """Unanswered images go to the other server; no model is loaded here."""
     second = RunningServer(*quick())
     try:
         second.wait_ready()
@@ -201,7 +201,7 @@ def test_servers_give_the_same_rows_though_one_dies(
 
 
 def test_without_any_server_it_says_so(photos: Path, tmp_path: Path) -> None:
-    """And makes no folder of errors."""
+    """The job ends without error rows."""
     done = batch(photos, tmp_path / "out", "--server", "localhost:1")
     assert done.returncode == 1
     assert "no server answers" in done.stderr
@@ -219,7 +219,7 @@ from gradcam_server.batch.sources.opening import open_source
 from gradcam_server.batch.job import Job, run
 from gradcam_server.batch.model import identity
 from gradcam_server.batch.ray_data import RayStage
-from gradcam_server.config import ServeConfig
+from gradcam_server.config.settings import ServeConfig
 
 class Killer:
     killed = False
@@ -231,7 +231,7 @@ class Killer:
         if not self.killed:
             (engine,) = [
                 one for one in psutil.Process().children(recursive=True)
-                if "_Engine" in " ".join(one.cmdline())
+                if "EngineActor" in " ".join(one.cmdline())
             ]
             engine.kill()
             self.killed = True
@@ -248,7 +248,7 @@ if __name__ == "__main__":
 def test_ray_gives_the_same_rows_though_an_engine_is_killed(
     local: Path, photos: Path, tmp_path: Path
 ) -> None:
-    """An actor that dies is started again, and its images are explained again."""
+    """A dead actor is restarted, and its images are explained again."""
     output = tmp_path / "out"
     done = subprocess.run(
         [sys.executable, "-c", RAY, photos, output, f"efficientnet-lite0={exported_model()}"],

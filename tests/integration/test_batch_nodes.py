@@ -20,7 +20,7 @@ COUNT = 200
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
 def test_a_node_that_is_lost_costs_no_image_and_doubles_none(tmp_path: Path) -> None:
-    """Its engines and tasks go to the node that is left, though it has fewer CPUs than engines."""
+    """Its engines and tasks move to the remaining node, which has fewer CPUs than engines."""
     photos, output = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
     for number in range(COUNT):

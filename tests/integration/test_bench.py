@@ -16,7 +16,7 @@ def bench(*arguments: str | Path) -> None:
 
 
 def test_a_running_server_is_measured(server: RunningServer, images: Path, tmp_path: Path) -> None:
-    """Every payload and call in a closed loop, the first in an open one; nothing fails."""
+    """Every payload and call is measured in a closed loop, the first in an open loop."""
     output = tmp_path / "serving.json"
     bench(
         *("serving", "--server", server.address, "--pid", str(server.pid)),
@@ -37,7 +37,7 @@ def test_a_running_server_is_measured(server: RunningServer, images: Path, tmp_p
 
 
 def test_our_graph_is_measured_and_reported(tmp_path: Path) -> None:
-    """Checked against the eager tape, timed, above its floor; the page has it."""
+    """The graph is checked against the eager tape, and its time is above the roofline."""
     output, page = tmp_path / "graph.json", tmp_path / "page.md"
     bench(
         *("graph", "--model", "efficientnet-lite0", "--weights", "imagenet", "--no-tutorials"),
@@ -51,5 +51,5 @@ def test_our_graph_is_measured_and_reported(tmp_path: Path) -> None:
         assert row["ms_per_image"]["median"] > row["roofline_ms"]["arithmetic"] > 0
         assert row["cost_per_million"] == pytest.approx(0.1 * row["ms_per_image"]["median"])
     bench("report", output, "-o", page)
-    assert "| ours, tensorflow |" in page.read_text("utf-8")
+    assert "| gradcam, tensorflow |" in page.read_text("utf-8")
     assert (tmp_path / "plots" / "graph.svg").exists()

@@ -1,4 +1,4 @@
-"""A model that a user brings: transfer learning, saved, served, explained, from the shell."""
+"""A user's own model from transfer learning is saved, served and explained from the shell."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ LAYER = "mobilenetv2/out_relu"
 
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the Keras guide on transfer learning makes: a nested base, pooling, a softmax head."""
+    """A model as in Keras' guide on transfer learning: a nested base, pooling, a softmax head."""
     keras.utils.set_random_seed(1)
     base = keras.applications.MobileNetV2(
         input_shape=(96, 96, 3), include_top=False, weights=None, name="mobilenetv2"
@@ -41,13 +41,13 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def photo(images: Path, tmp_path: Path) -> Path:
-    """A photograph of the model's input size: random weights magnify what resizers do unlike."""
+    """A photograph of the model's input size: random weights amplify differences of resizers."""
     Image.open(images / "cat.jpg").convert("RGB").resize((96, 96)).save(tmp_path / "cat.png")
     return tmp_path / "cat.png"
 
 
 def expected_map(model_file: Path, photo: Path, index: int) -> np.ndarray:
-    """Grad-CAM of the logit, by hand: the base, then the head's weights."""
+    """Grad-CAM of the logit, computed by hand from the base and the head's weights."""
     model = keras.models.load_model(model_file)
     pixels = np.asarray(Image.open(photo), np.float32)[None] / 127.5 - 1
     activation = model.layers[0](tf.constant(pixels), training=False).numpy()[0]

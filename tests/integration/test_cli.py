@@ -99,7 +99,7 @@ def test_a_server_and_this_process_answer_alike(
 
 
 def test_several_images_with_a_bad_one(server: RunningServer, images: Path, tmp_path: Path) -> None:
-    """The bad one is reported, the others are written, and the exit status is 1."""
+    """The bad image is reported, the others are written, and the exit status is 1."""
     (tmp_path / "bad.jpg").write_text("no image")
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "cat.jpg").write_bytes((images / "espresso.jpg").read_bytes())
@@ -154,7 +154,7 @@ def test_one_output_file_for_several_images_is_refused(images: Path) -> None:
 
 
 def test_missing_weights_are_explained_in_process_too(images: Path, tmp_path: Path) -> None:
-    """A user offline learns the ways out."""
+    """The error names the alternatives for a user without network."""
     ended = gradcam("explain", images / "cat.jpg", "--weights", tmp_path / "no.h5", status=1)
     assert "does not exist. Ways out" in ended.stderr
 
@@ -177,7 +177,7 @@ def test_layers_of_a_server_agree(server: RunningServer, local: Path) -> None:
 
 
 def test_health_is_an_exit_status(server: RunningServer) -> None:
-    """0 when serving; 1 when there is nothing."""
+    """The exit status is 0 if the server serves, and 1 if there is none."""
     assert gradcam("health", server.address).stdout == "SERVING\n"
     ended = gradcam("health", "127.0.0.1:9", status=1)
     assert "127.0.0.1:9" in ended.stderr
@@ -185,5 +185,5 @@ def test_health_is_an_exit_status(server: RunningServer) -> None:
 
 @pytest.mark.parametrize("command", ["serve", "explain", "layers", "health"])
 def test_help_is_there(command: str) -> None:
-    """Every command explains itself, without TensorFlow."""
+    """Every command prints its help without TensorFlow."""
     assert f"Usage: gradcam {command}" in gradcam(command, "--help").stdout

@@ -1,4 +1,4 @@
-"""The commands that ask a server, with its TLS, mutual TLS and tokens."""
+"""Commands that connect to a server with TLS, mutual TLS and tokens."""
 
 import json
 import os
@@ -47,7 +47,7 @@ class Secured:
         return ended
 
     def refused(self, *arguments: str | Path, **variables: str) -> str:
-        """Returns the one line that a command fails with."""
+        """Returns the one line of a command's error."""
         ended = self.gradcam(*arguments, status=1, **variables)
         assert ended.stdout == ""
         (line,) = ended.stderr.splitlines()
@@ -66,7 +66,7 @@ def serving(server: Secured) -> Iterator[Secured]:
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
-    """TLS and tokens, at an address that is not in the certificate; and administration."""
+    """A server with TLS and tokens, whose address is not in its certificate, and an admin port."""
     folder = tmp_path_factory.mktemp("guarded")
     tokens = []
     for name in ("alice", "root"):
@@ -80,7 +80,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
 
 @pytest.fixture(scope="module")
 def mutual(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
-    """Clients need a certificate of clients.pem: alice has one, eve has another's."""
+    """A server whose clients need a certificate: alice's is valid, eve's is not."""
     folder, clients = tmp_path_factory.mktemp("mutual"), Authority("clients")
     (folder / "clients.pem").write_bytes(clients.certificate)
     clients.issue("alice").write(folder, "alice")
@@ -94,21 +94,21 @@ CAT = ROOT / "examples" / "images" / "cat.jpg"
 
 
 def test_health_needs_trust_but_no_token(guarded: Secured) -> None:
-    """The authority and the name are checked; each failure says what would be right."""
+    """The authority and the name are checked; each error says what is right."""
     server = guarded.running.address
     assert guarded.gradcam("health", server, *TRUST).stdout == "SERVING\n"
     for options, message in (
         (("--tls-ca", "ca.pem"), "not for this address; --tls-server-name"),
         (("--tls-ca", "other.pem"), "certificate is not trusted; --tls-ca"),
         (("--tls",), "certificate is not trusted; --tls-ca"),
-        ((), "it may want TLS"),
+        ((), "it may need TLS"),
         ((*TRUST, "--tls-cert", "server.pem", "--tls-key", "other.pem"), "--tls-key must be a PEM"),
     ):
         assert message in guarded.refused("health", server, *options)
 
 
 def test_every_command_asks_over_tls_with_a_token(guarded: Secured) -> None:
-    """By flags and by variables alike."""
+    """Flags and variables have the same effect."""
     where = ("--server", guarded.running.address, *TRUST, *ALICE)
     ended = guarded.gradcam("explain", CAT, *where, "-o", "out.jpg")
     assert "Egyptian cat" in ended.stdout
@@ -131,7 +131,7 @@ def test_every_command_asks_over_tls_with_a_token(guarded: Secured) -> None:
     ("token", "message"),
     [
         ((), "the server needs a token; --token-file"),
-        (("--token-file", "guess.token"), "the token is not known"),
+        (("--token-file", "guess.token"), "the token is unknown to this server"),
         (("--token-file", "tokens.toml"), "a server's file of hashes"),
         (("--token-file", "missing"), "missing: No such file"),
     ],
@@ -139,7 +139,7 @@ def test_every_command_asks_over_tls_with_a_token(guarded: Secured) -> None:
 def test_a_refused_token_is_one_line(
     guarded: Secured, token: tuple[str, ...], message: str
 ) -> None:
-    """Whatever is asked; the token is not in it."""
+    """The error of every command is one line without the token."""
     for command in (("layers",), ("explain", CAT)):
         line = guarded.refused(*command, "--server", guarded.running.address, *TRUST, *token)
         assert message in line
@@ -147,14 +147,14 @@ def test_a_refused_token_is_one_line(
 
 
 def test_an_unknown_authority_is_one_line(guarded: Secured) -> None:
-    """For calls and streams, which try again before they give up."""
+    """The error of calls and streams, which retry, is one line."""
     for command in (("layers",), ("explain", CAT)):
         where = ("--server", guarded.running.address, "--tls-ca", "other.pem")
         assert "certificate is not trusted" in guarded.refused(*command, *where, *ALICE)
 
 
 def test_administration_goes_by_tokens_and_no_variable_of_tls(guarded: Secured) -> None:
-    """Its port speaks plain text on loopback, whatever is set for the other one."""
+    """The admin port has no TLS: variables for the public port have no effect on it."""
     found = re.search(r"Administered on (\S+)", guarded.running.text)
     assert found
     variables = {"GRADCAM_CLIENT_TLS_CA": "ca.pem", "GRADCAM_CLIENT_TOKEN_FILE": "alice.token"}
@@ -170,7 +170,7 @@ def test_administration_goes_by_tokens_and_no_variable_of_tls(guarded: Secured) 
 
 
 def test_mutual_tls_needs_a_known_certificate(mutual: Secured) -> None:
-    """None, another's, and half of a pair are refused, health too."""
+    """No certificate, another authority's, and half of a pair are refused, by health, too."""
     trust, server = ("--tls-ca", "ca.pem"), mutual.running.address
     alice = ("--tls-cert", "alice.pem", "--tls-key", "alice.key")
     assert mutual.gradcam("health", server, *trust, *alice).stdout == "SERVING\n"
@@ -185,7 +185,7 @@ def test_mutual_tls_needs_a_known_certificate(mutual: Secured) -> None:
 
 
 def test_the_images_health_check_goes_by_variables(mutual: Secured) -> None:
-    """The Dockerfile's command, with the server's own certificate as what to trust."""
+    """The Dockerfile's command works with variables that trust the server's own certificate."""
     check = re.search(r"HEALTHCHECK.*?CMD (\[.*?\])", (ROOT / "Dockerfile").read_text(), re.DOTALL)
     assert check
     env = {

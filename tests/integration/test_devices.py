@@ -51,7 +51,7 @@ def test_all_devices_compute_and_all_answers_are_right(model: Path, compiler: st
 
 
 def test_a_device_that_is_not_there_is_named(model: Path) -> None:
-    """The server ends with those that are there."""
+    """The error lists the devices that exist."""
     server = RunningServer("--model", f"small={model}", "--device", "GPU:7")
     try:
         assert server.process.wait(60) == 1

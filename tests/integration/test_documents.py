@@ -1,4 +1,4 @@
-"""What the README and the Dockerfile say works."""
+"""The commands and code of the README and the Dockerfile work."""
 
 import re
 import shlex
@@ -61,7 +61,7 @@ def test_the_readmes_explain_commands_run(server: RunningServer, folder: Path) -
 
 @pytest.mark.timeout(900)
 def test_the_dockerfiles_steps_give_a_server_that_answers() -> None:
-    """What the Dockerfile copies is enough to install; the result is healthy and answers."""
+    """The files that the Dockerfile copies are enough to install a server that answers."""
     script = ROOT / "scripts" / "try_dockerfile.py"
     ended = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr

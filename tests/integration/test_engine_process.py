@@ -38,7 +38,7 @@ def server() -> Iterator[RunningServer]:
 
 
 def shared_memories(server: RunningServer) -> int:
-    """How many mappings of memory the front end shares with engines, as the system sees it."""
+    """Returns the number of memory mappings that the front end shares with engines."""
     maps = Path(f"/proc/{server.pid}/maps").read_text("ascii")
     return maps.count("/memfd:gradcam-images")
 
@@ -46,7 +46,7 @@ def shared_memories(server: RunningServer) -> int:
 def test_an_engine_that_is_killed_loses_no_request_that_is_retried(
     server: RunningServer, images: Path
 ) -> None:
-    """Kill -9 under load, unary and stream: every request gets its own right answer."""
+    """After kill -9 under load, every unary and streamed request gets its own answer."""
     photos = {name: (images / f"{name}.jpg").read_bytes() for name in TOP}
     names = [list(TOP)[number % 2] for number in range(600)]
     (old,) = server.engines()
@@ -68,7 +68,7 @@ def test_an_engine_that_is_killed_loses_no_request_that_is_retried(
     assert "The engine is back" in server.text
     (new,) = server.engines()
     assert new.pid != old.pid
-    assert shared_memories(server) == 1  # the old engine's has gone with it
+    assert shared_memories(server) == 1  # the old engine's mapping is gone
     print(f"{len(answers)} answers, all right, over one kill -9")
 
 
@@ -90,7 +90,7 @@ def test_a_lost_engine_flips_health_and_says_when_to_come_again(
 
 
 def test_an_engine_that_hangs_is_killed(server: RunningServer, cat_jpeg: bytes) -> None:
-    """The watchdog takes a silent engine for lost; what waits is answered by the next one."""
+    """The watchdog kills a silent engine; the next engine answers the waiting requests."""
     (engine,) = server.engines()
     # On a busy machine an engine takes longer to start than the one before it did.
     patient = RetryPolicy(max_attempts=10)
@@ -103,7 +103,7 @@ def test_an_engine_that_hangs_is_killed(server: RunningServer, cat_jpeg: bytes) 
 def test_a_server_that_is_out_of_descriptors_heals_when_there_are_some_again(
     server: RunningServer, cat_jpeg: bytes
 ) -> None:
-    """A reload fails and the old engine goes on; a lost engine is tried again until it starts."""
+    """A reload fails and the old engine continues; a lost engine is restarted until it starts."""
     process = psutil.Process(server.pid)
     limits = process.rlimit(psutil.RLIMIT_NOFILE)
     with Client(server.address, timeout_s=60) as client:
@@ -124,7 +124,7 @@ def test_a_server_that_is_out_of_descriptors_heals_when_there_are_some_again(
 
 
 def test_what_is_too_late_takes_no_device_time(server: RunningServer, cat_jpeg: bytes) -> None:
-    """Requests whose deadlines pass while the engine stands still never get into a batch."""
+    """Requests whose deadlines pass while the engine is stopped never get into a batch."""
     (engine,) = server.engines()
 
     def compute(client: Client) -> None:
@@ -144,7 +144,7 @@ def test_what_is_too_late_takes_no_device_time(server: RunningServer, cat_jpeg: 
 
 
 def test_a_reload_under_load_drops_no_request(server: RunningServer, cat_jpeg: bytes) -> None:
-    """SIGHUP puts a new engine in the old one's place; not one request fails or waits for it."""
+    """SIGHUP replaces the engine; no request fails or waits for the new one."""
     (old,) = server.engines()
     stop = threading.Event()
     outcomes: Counter[str] = Counter()
@@ -178,7 +178,7 @@ def test_a_reload_under_load_drops_no_request(server: RunningServer, cat_jpeg: b
 
 
 def test_a_reload_that_fails_keeps_the_old_models(tmp_path: Path, cat_jpeg: bytes) -> None:
-    """The log says why, and requests are answered as before; repaired, it succeeds."""
+    """The log has the reason, and requests are answered as before; after a repair it succeeds."""
     file = tmp_path / "gradcam.toml"
     export = f"path = '{exported_model()}'\n"
     file.write_text(f"[[models]]\nname = 'efficientnet-lite0'\n{export}")
@@ -197,7 +197,7 @@ def test_a_reload_that_fails_keeps_the_old_models(tmp_path: Path, cat_jpeg: byte
                 "weights = 'random'"
             )
             server.send_signal(signal.SIGHUP)
-            server.wait_for("INFO gradcam_server.serving.server: Reloaded")
+            server.wait_for("INFO gradcam_server.serving.reloading: Reloaded")
             newest = client.explain(cat_jpeg)
             assert (newest.model, newest.model_version, newest.top.index) == ("mine", "2", 285)
             older = client.explain(cat_jpeg, model="mine", model_version="1")
@@ -208,7 +208,7 @@ def test_a_reload_that_fails_keeps_the_old_models(tmp_path: Path, cat_jpeg: byte
 
 
 def test_the_engine_never_outlives_the_server() -> None:
-    """Kill -9 of the server itself leaves no engine behind, warming up or serving."""
+    """After kill -9 of the server no engine remains, whether it was warming up or serving."""
     for wait in (False, True):
         server = RunningServer(*quick())
         try:

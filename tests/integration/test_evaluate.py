@@ -54,7 +54,7 @@ def masks(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def remote(
     server: RunningServer, images: Path, masks: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """The report of a server on two photographs, a file that is no image, and its plot."""
+    """The report by a server on two photographs and a file that is not an image, and its plot."""
     folder = tmp_path_factory.mktemp("evaluate")
     (folder / "bad.jpg").write_text("no image")
     ended = gradcam(
@@ -80,7 +80,7 @@ def areas(
 
 
 def test_grad_cam_is_more_faithful_than_chance(local: LocalClient, images: Path) -> None:
-    """Its pixels destroy and build up the cat sooner than those of random maps of its size."""
+    """Deletion and insertion by Grad-CAM are better than by random maps of its size."""
     image = load_image(images / "cat.jpg", 512)
     (outcome,) = local.explain_stream([image], classes=[EGYPTIAN_CAT], heatmaps=[ImageArray()])
     heatmap = outcome.unwrap().explanations[0].heatmaps[0].array
@@ -101,7 +101,7 @@ def test_grad_cam_is_more_faithful_than_chance(local: LocalClient, images: Path)
 
 
 def test_the_report_has_what_it_promises(remote: dict[str, Any], images: Path) -> None:
-    """Values and curves for each image, means for each method, and how they were made."""
+    """It has values and curves for each image, means for each method, and the protocol."""
     report = remote["report"]
     assert report.keys() == {"model", "protocol", "methods", "images"}
     assert report["model"] == MODEL
@@ -132,7 +132,7 @@ def test_the_report_has_what_it_promises(remote: dict[str, Any], images: Path) -
 
 
 def test_smoothgrad_stands_beside_its_method(images: Path, tmp_path: Path) -> None:
-    """``--smooth`` adds a row for each method of one pass; the maps are others."""
+    """``--smooth`` adds a row for each one-pass method, with other maps."""
     report = tmp_path / "report.json"
     gradcam(
         *("evaluate", images / "cat.jpg", "--model", MODEL, "--steps", "5"),
@@ -145,7 +145,7 @@ def test_smoothgrad_stands_beside_its_method(images: Path, tmp_path: Path) -> No
 
 
 def test_masks_count_where_there_are_some(remote: dict[str, Any], masks: Path) -> None:
-    """The hottest pixel is on the cat's face; the image without a mask has no such values."""
+    """The hottest pixel is on the cat's face; an image without a mask has no such values."""
     cat, _, espresso = remote["report"]["images"]
     assert cat["mask"] == str(masks / "cat.png")
     assert cat["methods"]["gradcam"]["pointing_percent"] == 100
@@ -156,7 +156,7 @@ def test_masks_count_where_there_are_some(remote: dict[str, Any], masks: Path) -
 
 
 def test_a_bad_image_is_reported_and_the_others_go_on(remote: dict[str, Any]) -> None:
-    """It is named on stderr and in the report; the table has the others."""
+    """The image is named on stderr and in the report; the table has the other images."""
     ended, bad = remote["ended"], remote["report"]["images"][1]
     assert bad["error"]["code"] == "OSError"
     assert f"Error: {bad['path']}: " in ended.stderr
@@ -198,7 +198,7 @@ def test_this_process_measures_what_a_server_does(
 
 
 def test_a_class_that_there_is_not_is_reported(server: RunningServer, images: Path) -> None:
-    """The server's own words, for the image and method, and nothing to average."""
+    """The server's error is reported for the image and method; there are no means."""
     ended = gradcam(
         *("evaluate", images / "cat.jpg", "--server", server.address),
         *("--class", "nonsense", "--method", "gradcam", "--json"),
@@ -257,7 +257,7 @@ def test_wrong_usage_of_compare_is_refused(
 
 
 def test_a_photograph_is_read_upright_and_small(tmp_path: Path) -> None:
-    """EXIF orientation counts, no side is longer than asked, and 16 bits keep the high byte."""
+    """EXIF orientation is applied, the longest side is limited, and 16 bits keep the high byte."""
     photo = Image.new("RGB", (400, 200), (200, 10, 10))
     exif = photo.getexif()
     exif[0x0112] = 6  # turn right
@@ -269,7 +269,7 @@ def test_a_photograph_is_read_upright_and_small(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA"])
 def test_a_mask_is_what_is_not_zero(mode: str, tmp_path: Path) -> None:
-    """Black and white, grey, indexed and coloured masks mean the same."""
+    """Black and white, grey, indexed and coloured masks give the same object."""
     grey = np.zeros((20, 30), np.uint8)
     grey[5:10, 20:] = 255 if mode == "1" else 1
     Image.new("RGB", (30, 20)).save(tmp_path / "photo.png")
@@ -285,7 +285,7 @@ def test_a_mask_is_what_is_not_zero(mode: str, tmp_path: Path) -> None:
 
 
 def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
-    """It would mark another part of the image."""
+    """A mask of another size would mark another part of the image."""
     Image.new("RGB", (30, 20)).save(tmp_path / "photo.png")
     Image.new("L", (20, 30)).save(tmp_path / "mask.png")
     with pytest.raises(ValueError, match=r"is \(20, 30\) \(width, height\), not \(30, 20\)"):

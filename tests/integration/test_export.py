@@ -1,4 +1,4 @@
-"""``gradcam export``, and a server of what it wrote."""
+"""``gradcam export``, and a server of the exported folder."""
 
 import subprocess
 from pathlib import Path
@@ -30,7 +30,7 @@ def export(model: Path, *options: str) -> "subprocess.CompletedProcess[str]":
 def test_a_server_runs_an_export_without_tensorflow(
     model: Path, tmp_path: Path, images: Path
 ) -> None:
-    """It answers as a server of the model does; what was not exported is NOT_FOUND or refused."""
+    """It gives the answers of a server of the model; what is not exported is refused."""
     folder = tmp_path / "small"
     done = export(model, "-o", str(folder), "--warm", "layercam@conv3")
     assert done.returncode == 0, done.stderr

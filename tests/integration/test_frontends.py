@@ -1,4 +1,4 @@
-"""Several front ends on one port with one engine: what holds for one holds for all of them."""
+"""Several front ends on one port with one engine behave like one front end."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ def server() -> Iterator[RunningServer]:
 
 
 def others(server: RunningServer) -> list[psutil.Process]:
-    """The front ends beside the first, as the system sees them."""
+    """Returns the front-end processes beside the first."""
     children = psutil.Process(server.pid).children()
     alive = [one for one in children if one.status() != psutil.STATUS_ZOMBIE]
     return [one for one in alive if "gradcam_server.serving.front_ends.main" in one.cmdline()]
@@ -49,12 +49,12 @@ def wait_until(what: str, is_so: object, timeout_s: float = 60) -> None:
 
 
 def all_complete(server: RunningServer) -> bool:
-    """Whether all front ends are there and listen, as the server itself tells it."""
+    """Returns whether all front ends listen, by the server's own metrics."""
     return len(others(server)) == COUNT - 1 and server.metric("gradcam_front_ends") == COUNT
 
 
 def connections(process: psutil.Process) -> int:
-    """How many clients a process is connected with."""
+    """Returns the number of clients connected to a process."""
     return sum(one.status == psutil.CONN_ESTABLISHED for one in process.net_connections("tcp"))
 
 
@@ -76,7 +76,7 @@ def test_connections_are_spread_and_all_are_answered(server: RunningServer, imag
     assert all(spread), spread
     assert len(server.engines()) == 1
     assert server.metric("gradcam_batched_images_total") == before + 320
-    # What the others count is added; they write it before they answer.
+    # The others' counts are added; they write them before they answer.
     assert server.metric("gradcam_requests_total", code="OK") >= counted + 160
     for number in range(1, COUNT):
         name = "gradcam_front_end_resident_bytes"
@@ -86,7 +86,7 @@ def test_connections_are_spread_and_all_are_answered(server: RunningServer, imag
 def test_a_front_end_that_is_killed_loses_no_request_that_is_retried(
     server: RunningServer, cat_jpeg: bytes
 ) -> None:
-    """Kill -9 of one under load: its calls are answered by others, and it is started again."""
+    """After kill -9 under load, the others answer its calls, and it is started again."""
     victim = others(server)[0]
     restarts = server.metric("gradcam_front_end_restarts_total")
     before = {one.pid for one in others(server)}
@@ -107,7 +107,7 @@ def test_a_front_end_that_is_killed_loses_no_request_that_is_retried(
 
 
 def test_a_lost_engine_is_told_by_every_front_end(server: RunningServer, cat_jpeg: bytes) -> None:
-    """All say UNAVAILABLE with RetryInfo and NOT_SERVING, and all answer by the new engine."""
+    """All answer UNAVAILABLE with RetryInfo and NOT_SERVING, until all use the new engine."""
     clients = [
         Client(
             server.address,
@@ -137,7 +137,7 @@ def test_a_lost_engine_is_told_by_every_front_end(server: RunningServer, cat_jpe
 
 
 def test_a_reload_under_load_drops_no_request(server: RunningServer, cat_jpeg: bytes) -> None:
-    """SIGHUP: all front ends go over to the new engine; not one request fails."""
+    """After SIGHUP all front ends use the new engine; no request fails."""
     (old,) = server.engines()
     stop = threading.Event()
     outcomes: Counter[str] = Counter()
@@ -169,7 +169,7 @@ def test_a_reload_under_load_drops_no_request(server: RunningServer, cat_jpeg: b
 
 
 def test_a_second_server_on_the_port_is_refused(server: RunningServer) -> None:
-    """Although front ends share a port, servers do not: the second would take half the calls."""
+    """Front ends share a port, but servers do not: a second server would get half the calls."""
     port = server.address.rpartition(":")[2]
     for options in (("--frontends", "2"), ()):
         ended = subprocess.run(
@@ -183,7 +183,7 @@ def test_a_second_server_on_the_port_is_refused(server: RunningServer) -> None:
         assert "is the port in use?" in ended.stderr
 
 
-# The last: it stops the server.
+# This test is last: it stops the server.
 def test_a_drain_answers_what_is_in_work_on_all_and_leaves_no_process(
     server: RunningServer, cat_jpeg: bytes
 ) -> None:

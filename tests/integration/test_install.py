@@ -1,4 +1,4 @@
-"""The built wheel in fresh environments: what a plain install brings, and what it needs."""
+"""The built wheel in fresh environments: an install without extras, and its requirements."""
 
 import subprocess
 import sys
@@ -58,7 +58,7 @@ def test_the_client_needs_neither_tensorflow_nor_opencv(
 
 @pytest.mark.timeout(600)
 def test_what_needs_the_server_says_how_to_get_it(plain: Path, images: Path) -> None:
-    """No traceback without TensorFlow: the extra is named."""
+    """Without TensorFlow the error names the extra, without a traceback."""
     for command in (("serve",), ("layers",), ("explain", images / "cat.jpg")):
         message = run(plain / "gradcam", *command, status=1)
         assert "pip install 'gradcam-server[cpu]'" in message

@@ -91,7 +91,7 @@ def test_sigterm_under_load_loses_no_accepted_request(
 def test_sigterm_during_a_stream_answers_what_was_read(
     started: list[RunningServer], cat_jpeg: bytes
 ) -> None:
-    """A stream ends with UNAVAILABLE after its last answers; nothing is left without outcome."""
+    """A stream ends with UNAVAILABLE after its last answers; every image read has an outcome."""
     server = serve(started).wait_ready()
     with Client(server.address, retry=ONCE) as client:
         outcomes = client.explain_stream(cat_jpeg for _ in range(2000))
@@ -106,7 +106,7 @@ def test_sigterm_during_a_stream_answers_what_was_read(
 
 
 def test_a_second_signal_ends_the_drain(started: list[RunningServer], images: Path) -> None:
-    """An operator who presses Ctrl-C twice does not wait for a slow request."""
+    """A second Ctrl-C does not wait for a slow request."""
     server = serve(started, "--drain-timeout-s", "60").wait_ready()
     big = b"".join([(images / "cat.jpg").read_bytes()])
     with Client(server.address, retry=ONCE) as client, ThreadPoolExecutor(1) as pool:
@@ -123,7 +123,7 @@ def test_a_second_signal_ends_the_drain(started: list[RunningServer], images: Pa
 
 
 def test_sigterm_while_warming_up_stops_at_once(started: list[RunningServer]) -> None:
-    """A rollout that changes its mind does not wait for the compiler."""
+    """SIGTERM during the compilation stops the server at once."""
     server = serve(started, *TRACED, "--batch-sizes", "1,2,4,8,16,32")
     assert server.address
     assert server.stop() == 0
@@ -154,7 +154,7 @@ def test_queue_overflow_is_refused_with_a_time_to_retry(
 
 
 def test_environment_variables_configure_and_flags_win(started: list[RunningServer]) -> None:
-    """Every option has its variable."""
+    """Every option has a variable, which a flag overrides."""
     server = RunningServer(
         "--batch-sizes",
         "1",
@@ -187,7 +187,7 @@ def run_serve(*options: str, **variables: str) -> subprocess.CompletedProcess[st
 
 
 def test_missing_imagenet_weights_stop_the_server_with_the_ways_out(tmp_path: Path) -> None:
-    """No traceback: one message that names a file, the embedded model and random weights."""
+    """One message, without a traceback, names a file, the embedded model and random weights."""
     started = time.monotonic()
     proxy = "http://127.0.0.1:9"  # nothing listens there: no network, wherever the test runs
     ended = run_serve(KERAS_HOME=str(tmp_path), https_proxy=proxy, HTTPS_PROXY=proxy)
@@ -200,7 +200,7 @@ def test_missing_imagenet_weights_stop_the_server_with_the_ways_out(tmp_path: Pa
 
 
 def test_a_port_in_use_is_named() -> None:
-    """Two servers never share a port."""
+    """The error names the port: two servers never share one."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -224,7 +224,7 @@ def test_a_port_in_use_is_named() -> None:
     ],
 )
 def test_bad_settings_are_refused_before_serving(options: tuple[str, ...], message: str) -> None:
-    """The message says what would be right, and the exit status is not 0."""
+    """The message says what is right, and the exit status is not 0."""
     ended = run_serve(*options)
     assert ended.returncode in {1, 2}
     assert message in ended.stderr

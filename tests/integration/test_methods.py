@@ -32,7 +32,7 @@ LAYERS = ["block3b_add", "block5c_add", "top_activation"]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    """A server on which graphs are quickly made, with LayerCAM kept warm."""
+    """A server that compiles quickly, with LayerCAM warm."""
     running = RunningServer(
         *("--model", "efficientnet-lite0", "--compiler", "tensorflow", "--batch-sizes", "1,4"),
         *("--warm", "layercam", "--warm", f"layercam@{'+'.join(LAYERS)}"),
@@ -72,7 +72,7 @@ def assert_same(actual: ImageExplanation, expected: ImageExplanation) -> None:
 def test_mixed_methods_scores_and_layers_are_each_answered_right(
     client: Client, images: Path
 ) -> None:
-    """80 requests at once, of all kinds: each is batched with its like and answered as asked."""
+    """80 concurrent requests of all kinds: batches are of one graph, and answers are right."""
     kinds: list[dict[str, Any]] = [
         *({"method": method} for method in ONE_PASS),
         {"classes": [(285, 281), 282], "method": "hirescam"},
@@ -103,7 +103,7 @@ def test_mixed_methods_scores_and_layers_are_each_answered_right(
 
 
 def test_what_was_named_is_warm(client: Client, cat_jpeg: bytes) -> None:
-    """``--warm`` spares the first request the compiler."""
+    """With ``--warm`` the first request does not compile."""
     one = client.explain(cat_jpeg, method="layercam")
     other = client.explain(cat_jpeg, method="layercam", layer=LAYERS, layer_fusion="layercam")
     assert one.stats.compile_us == other.stats.compile_us == 0
@@ -111,7 +111,7 @@ def test_what_was_named_is_warm(client: Client, cat_jpeg: bytes) -> None:
 
 
 def test_methods_coincide_where_the_head_is_linear(client: Client, cat_jpeg: bytes) -> None:
-    """After global pooling and one dense layer, three methods are one, and two are another."""
+    """After global pooling and one dense layer, three methods are equal, and two others are."""
     maps = {m: client.explain(cat_jpeg, method=m).explanations[0].heatmap for m in ONE_PASS}
     scale = maps["gradcam"].max()
     for same in ("hirescam", "xgradcam"):
@@ -122,7 +122,7 @@ def test_methods_coincide_where_the_head_is_linear(client: Client, cat_jpeg: byt
 
 
 def test_fused_layers_are_one_fine_map(client: Client, cat_jpeg: bytes) -> None:
-    """LayerCAM's fusion has the finest layer's resolution and values from 0 to 1."""
+    """LayerCAM's fusion has the highest layer resolution and values from 0 to 1."""
     (fused,) = client.explain(
         cat_jpeg, layer=LAYERS, method="layercam", layer_fusion="layercam"
     ).explanations
@@ -167,7 +167,7 @@ def test_integrated_gradients_are_complete(client: Client, cat_jpeg: bytes) -> N
 def test_methods_of_many_passes_see_the_cat(
     client: Client, cat_jpeg: bytes, options: dict[str, Any], passes: int
 ) -> None:
-    """The heat is on the animal's head, the cost is reported, and a repetition is the same."""
+    """The heat is on the cat's head, the passes are reported, and a repetition is equal."""
     forms = [ImageArray(), Raw()]
     first = client.explain(cat_jpeg, heatmaps=forms, **options)
     again = client.explain(cat_jpeg, heatmaps=forms, **options)
@@ -184,7 +184,7 @@ def test_methods_of_many_passes_see_the_cat(
 
 @pytest.mark.parametrize("place", ["client", "local"])
 def test_progress_is_told(request: pytest.FixtureRequest, cat_jpeg: bytes, place: str) -> None:
-    """Completed passes grow towards the total, and then comes the answer."""
+    """Completed passes grow up to the total, before the answer."""
     told: list[Progress] = []
     (outcome,) = request.getfixturevalue(place).explain_stream(
         [cat_jpeg], method="scorecam", pass_count=250, on_progress=told.append
@@ -199,7 +199,7 @@ def test_progress_is_told(request: pytest.FixtureRequest, cat_jpeg: bytes, place
 def test_many_passes_never_starve_one_pass(
     client: Client, server: RunningServer, cat_jpeg: bytes
 ) -> None:
-    """Twenty ordinary requests, one after the other, overtake two of 128 passes each."""
+    """Twenty one-pass requests, one after the other, overtake two requests of 128 passes."""
     client.explain(cat_jpeg, method="scorecam", pass_count=1)  # compiled
     with ThreadPoolExecutor(2) as pool:
         heavy = [
@@ -238,13 +238,13 @@ def test_many_passes_never_starve_one_pass(
 def test_what_cannot_be_explained_is_refused(
     client: Client, cat_jpeg: bytes, options: dict[str, Any], kind: type[Exception], message: str
 ) -> None:
-    """The error says what would be right, before any pass is spent."""
+    """The error says what is right, before any pass runs."""
     with pytest.raises(kind, match=message):
         client.explain(cat_jpeg, **options)
 
 
 def test_saturated_probabilities_are_flagged(client: Client, images: Path) -> None:
-    """A probability whose gradient is lost says so; the logit of the same class does not."""
+    """A probability whose gradient is lost in rounding is flagged; the logit is not."""
     flat = np.zeros((32, 32, 3), np.uint8)
     (unlikely,) = client.explain(flat, classes=[967], score_type="probability").explanations
     (logit,) = client.explain(flat, classes=[967]).explanations

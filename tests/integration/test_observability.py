@@ -24,7 +24,7 @@ NATIVE_WORDS = Path(__file__).resolve().parent.parent / "support" / "native_word
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """Everything observable is on, and every answer is measured."""
+    """A server with metrics, probes, logs and traces, that samples every answer."""
     folder = tmp_path_factory.mktemp("observability")
     running = RunningServer(
         *("--model", MODEL, "--compiler", "tensorflow", "--batch-sizes", "1,4"),
@@ -46,7 +46,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="module")
 def traffic(server: RunningServer, images: Path) -> Client:
-    """Two unary requests, three of a stream (one bad), one for a model that is not there."""
+    """Two unary requests, three of a stream (one invalid), one for an unknown model."""
     with Client(server.address) as client:
         for _ in range(2):
             client.explain(images / "cat.jpg", smooth_grad=SmoothGrad(2))
@@ -86,7 +86,7 @@ def value(server: RunningServer, name: str, **labels: str) -> float:
 
 @pytest.mark.usefixtures("traffic")
 def test_requests_are_counted_by_rpc_model_and_code(server: RunningServer) -> None:
-    """Each image of a stream is one; an unknown model is no label."""
+    """Each image of a stream counts; an unknown model does not become a label."""
     counts = {
         ("ExplainImage", MODEL, "OK"): 2,
         ("ExplainImage", "", "NOT_FOUND"): 1,
@@ -102,7 +102,7 @@ def test_requests_are_counted_by_rpc_model_and_code(server: RunningServer) -> No
 
 @pytest.mark.usefixtures("traffic")
 def test_batches_add_up(server: RunningServer) -> None:
-    """Images in batches are the passes of all requests and of what was sampled."""
+    """Images in batches are the passes of all requests and of sampling."""
     found = metrics(server)
     of_model = frozenset({("model", MODEL)})
     images = found["gradcam_batched_images_total", of_model]
@@ -138,7 +138,7 @@ def test_sampled_answers_show_that_maps_are_faithful(server: RunningServer) -> N
 
 
 def test_a_lost_engine_shows(server: RunningServer, traffic: Client, cat_jpeg: bytes) -> None:
-    """The probe says no until it is back, and the restart is counted."""
+    """The probe fails until the engine is back, and the restart is counted."""
     before = value(server, "gradcam_engine_restarts_total")
     (engine,) = server.engines()
     engine.kill()
@@ -153,14 +153,14 @@ def test_a_lost_engine_shows(server: RunningServer, traffic: Client, cat_jpeg: b
 
 
 def broken(content: bytes) -> bytes:
-    """Files about which a decoder may complain on stderr."""
+    """Files for which a decoder may print warnings."""
     middle = len(content) // 2
     return content[:middle] + b"\x00\xff\x03" * 20 + content[middle + 60 :]
 
 
 @pytest.mark.usefixtures("traffic")
 def test_the_log_is_json_without_image_content(server: RunningServer, cat_jpeg: bytes) -> None:
-    """Every line is one object with time, level, logger and message; native code's, too."""
+    """Every line, also of native code, is an object with time, level, logger and message."""
     png = io.BytesIO()
     Image.open(io.BytesIO(cat_jpeg)).save(png, "png")
     with Client(server.address) as client:

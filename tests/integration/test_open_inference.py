@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, through a client that we did not write: tritonclient."""
+"""The Open Inference Protocol, through an independent client: tritonclient."""
 
 import queue
 import re
@@ -45,7 +45,7 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="module")
 def client(server: RunningServer) -> Iterator[Client]:
-    """Our own client."""
+    """The gradcam client."""
     with Client(server.address) as client:
         yield client
 
@@ -104,7 +104,7 @@ def refusal(call: Callable[[], object]) -> tuple[str, str]:
 
 
 def test_it_is_live_and_ready(oip: Any, server: RunningServer) -> None:
-    """Ready for the models that it has; health and reflection know the service, too."""
+    """It is ready for its models; health and reflection know the service, too."""
     assert oip.is_server_live()
     assert oip.is_server_ready()
     assert oip.is_model_ready(MODEL)
@@ -151,7 +151,7 @@ def test_it_describes_itself_and_its_models(oip: Any) -> None:
 def test_it_answers_what_our_own_client_is_answered(
     oip: Any, client: Client, cat: NDArray[np.uint8], cat_jpeg: bytes, encoded: bool
 ) -> None:
-    """Pixels and files: the same logits, probabilities and heat map as over gradcam.v1."""
+    """Pixels and files give the same logits, probabilities and heat map as over gradcam.v1."""
     inputs = files(cat_jpeg) if encoded else pixels(cat)
     answer = oip.infer(MODEL, inputs, request_id="seven")
     expected = client.explain(cat_jpeg if encoded else cat, include_logits=True)
@@ -185,7 +185,7 @@ def test_images_of_a_batch_are_answered_as_if_alone(
 def test_parameters_choose_class_method_and_layer(
     oip: Any, client: Client, cat: NDArray[np.uint8]
 ) -> None:
-    """Each is what the same choice means over gradcam.v1."""
+    """Each parameter has the same effect as over gradcam.v1."""
 
     def heatmap(**parameters: Any) -> NDArray[np.float32]:
         answer = oip.infer(MODEL, pixels(cat), parameters=parameters, outputs=wanted("heatmap"))
@@ -204,7 +204,7 @@ def test_parameters_choose_class_method_and_layer(
 
 
 def test_only_what_is_asked_for_is_sent(oip: Any, cat: NDArray[np.uint8]) -> None:
-    """Outputs come in the order of the request, and no others."""
+    """Only the requested outputs are sent, in the order of the request."""
     answer = oip.infer(MODEL, pixels(cat), outputs=wanted("probabilities", "logits"))
     names = [one.name for one in answer.get_response().outputs]
     assert names == ["probabilities", "logits"]
@@ -217,7 +217,7 @@ def test_only_what_is_asked_for_is_sent(oip: Any, cat: NDArray[np.uint8]) -> Non
 def test_calls_in_parallel_get_their_own_answers(
     oip: Any, cat: NDArray[np.uint8], espresso: NDArray[np.uint8]
 ) -> None:
-    """async_infer: each callback has the answer to its request."""
+    """Each callback of async_infer gets the answer to its request."""
     answers: queue.Queue[tuple[int, Any, Any]] = queue.Queue()
     for index in range(6):
         oip.async_infer(
@@ -238,7 +238,7 @@ def test_calls_in_parallel_get_their_own_answers(
 def test_a_stream_answers_each_request_in_order(
     oip: Any, cat: NDArray[np.uint8], espresso: NDArray[np.uint8]
 ) -> None:
-    """Bad requests are answered by errors, at their place, and the stream goes on."""
+    """Bad requests are answered by errors, in order, and the stream goes on."""
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
     oip.start_stream(lambda result, error: answers.put((result, error)))
     bad = {3: (MODEL, files(b"no image")), 7: ("resnet18", pixels(cat))}
@@ -262,7 +262,7 @@ def test_a_stream_answers_each_request_in_order(
 
 
 def test_statistics_add_up(oip: Any, cat: NDArray[np.uint8], cat_jpeg: bytes) -> None:
-    """Images, batches, successes and failures of what was sent in between, and no other."""
+    """Images, batches, successes and failures are those of the requests in between."""
 
     def statistics() -> Any:
         (one,) = oip.get_inference_statistics(MODEL).model_stats
@@ -276,7 +276,7 @@ def test_statistics_add_up(oip: Any, cat: NDArray[np.uint8], cat_jpeg: bytes) ->
     refusal(lambda: oip.infer(MODEL, pixels(cat), outputs=wanted("saliency")))
     after = statistics()
     assert after.inference_count - before.inference_count == 3 + 8
-    # One batch each for the three, and two to eight for the eight.
+    # One batch for each of the three images, and two to eight for the eight.
     assert 3 + 2 <= after.execution_count - before.execution_count <= 3 + 8
     assert after.last_inference > before.last_inference
     stages, earlier = after.inference_stats, before.inference_stats
@@ -290,7 +290,7 @@ def test_statistics_add_up(oip: Any, cat: NDArray[np.uint8], cat_jpeg: bytes) ->
 
 
 def test_errors_say_what_was_wrong(oip: Any, cat: NDArray[np.uint8]) -> None:
-    """The codes of gradcam.v1, and messages that say what would be right."""
+    """The codes are those of gradcam.v1, and messages say what is right."""
 
     def infer(inputs: list[Any], model: str = MODEL, **options: Any) -> tuple[str, str]:
         return refusal(lambda: oip.infer(model, inputs, **options))
@@ -321,7 +321,7 @@ def test_errors_say_what_was_wrong(oip: Any, cat: NDArray[np.uint8]) -> None:
 
 
 def test_a_bad_image_of_a_batch_is_named(oip: Any, cat_jpeg: bytes) -> None:
-    """None is answered, and the error says which to look at."""
+    """No image is answered, and the error names the bad one."""
     code, message = refusal(lambda: oip.infer(MODEL, files(cat_jpeg, cat_jpeg, b"no image")))
     assert code == "StatusCode.INVALID_ARGUMENT"
     assert message.startswith("image 2: ")
@@ -372,12 +372,12 @@ def test_clients_that_go_leave_nothing_behind(
             call.cancel()
     for _ in range(10):
         assert oip.infer(MODEL, pixels(cat)).as_numpy("logits").argmax() == 285
-    # At least those of the streams that were in work.
+    # At least those of the streams in progress.
     assert fails() - before >= 3
 
 
 def test_a_stream_ends_when_the_server_drains(cat: NDArray[np.uint8]) -> None:
-    """What was read is answered; then the client learns that it must send elsewhere."""
+    """Requests that were read are answered; then the stream ends with UNAVAILABLE."""
     server = RunningServer(*quick())
     try:
         with triton.InferenceServerClient(server.wait_ready().address) as oip:
@@ -395,7 +395,7 @@ def test_a_stream_ends_when_the_server_drains(cat: NDArray[np.uint8]) -> None:
 
 
 def test_a_cold_server_is_live_and_not_ready(cat: NDArray[np.uint8]) -> None:
-    """Before it is warm it says so, and refuses for the moment."""
+    """Before it is warm it is live but not ready, and refuses requests."""
     server = RunningServer(*TRACED)
     try:
         with triton.InferenceServerClient(server.address) as oip:

@@ -1,4 +1,4 @@
-"""The application on Ray Serve: what a server answers, by two replicas, one killed under load."""
+"""The application on Ray Serve answers as a server, by two replicas, one killed under load."""
 
 import itertools
 import threading
@@ -103,7 +103,7 @@ def test_two_models_are_served_at_once(client: Client, cat_jpeg: bytes) -> None:
 
 
 def test_health_is_asked_as_of_a_server(client: Client) -> None:
-    """By grpc.health.v1, which a replica answers."""
+    """A replica answers grpc.health.v1."""
     assert client.health() == "SERVING"
     assert client.health("gradcam.v1.ExplanationService") == "SERVING"
     with pytest.raises(NotFoundError):
@@ -111,7 +111,7 @@ def test_health_is_asked_as_of_a_server(client: Client) -> None:
 
 
 def test_a_bad_image_has_the_details_that_a_server_gives(server: RunningRayApp) -> None:
-    """The field that is wrong comes through the proxy in google.rpc.Status."""
+    """The proxy passes on google.rpc.Status with the wrong field."""
     with connect(server.address) as channel:
         explain = pb_grpc.ExplanationServiceStub(channel).ExplainImage
         status = rpc_status.from_call(failure(explain, pb.ExplainImageRequest(encoded_image=b"x")))
@@ -123,14 +123,14 @@ def test_a_bad_image_has_the_details_that_a_server_gives(server: RunningRayApp) 
 
 
 def test_a_call_ends_at_its_deadline(client: Client, cat_jpeg: bytes) -> None:
-    """Even if computing would take longer; and the next call is answered."""
+    """A call ends at its deadline even while it is computed, and the next call is answered."""
     with pytest.raises(DeadlineExceededError):
         client.explain(cat_jpeg, method="scorecam", timeout_s=0.1)
     assert client.explain(cat_jpeg).top.index == 285
 
 
 def test_a_stream_reports_progress(client: Client, cat_jpeg: bytes) -> None:
-    """Of methods of many passes, while they compute."""
+    """Methods of many passes report progress while they compute."""
     told: list[Progress] = []
     (outcome,) = client.explain_stream([cat_jpeg], method="scorecam", on_progress=told.append)
     assert outcome.unwrap().top.index == 285
@@ -139,7 +139,7 @@ def test_a_stream_reports_progress(client: Client, cat_jpeg: bytes) -> None:
 
 
 def crops(images: Path, count: int) -> list[bytes]:
-    """Parts of a photograph, each another one."""
+    """Different parts of a photograph."""
     photo = cv2.imread(str(images / "espresso.jpg"))
     assert photo is not None
     rng = np.random.default_rng(0)

@@ -150,7 +150,7 @@ def test_calls_need_a_token_that_is_known(guarded: Guarded, stub: Any, cat_jpeg:
 
 
 def test_health_is_open_and_reflection_is_not(guarded: Guarded) -> None:
-    """Probes have no token; the list of services is for callers, and has no administration."""
+    """Probes need no token; reflection does, and does not list the admin service."""
     with connect(guarded.address) as channel:
         check: Any = health_pb2_grpc.HealthStub(channel)
         assert check.Check(health_pb2.HealthCheckRequest()).status == 1
@@ -164,7 +164,7 @@ def test_health_is_open_and_reflection_is_not(guarded: Guarded) -> None:
 
 
 def test_tokens_are_replaced_under_load_without_a_failed_request(guarded: Guarded) -> None:
-    """Old, then old and new, then new: who always has a valid one notices nothing."""
+    """With the old, both, then the new token in the file, calls with a valid token never fail."""
     secret, stop = ["alices"], threading.Event()
     codes: Counter[str] = Counter()
 
@@ -207,7 +207,7 @@ def test_tokens_are_replaced_under_load_without_a_failed_request(guarded: Guarde
 
 
 def test_a_removed_token_is_refused_at_once(guarded: Guarded, stub: Any) -> None:
-    """On a connection that is open already."""
+    """Calls on an open connection are refused, too."""
     ask = pb.ListModelsRequest()
     stub.ListModels(ask, metadata=ALICE)
     try:
@@ -221,7 +221,7 @@ def test_a_removed_token_is_refused_at_once(guarded: Guarded, stub: Any) -> None
 
 
 def test_the_rate_of_a_token_is_exact(stub: Any, guarded: Guarded) -> None:
-    """One of ten passes at a thousandth per second; the others are told when to come back."""
+    """One of ten calls passes at 0.001 per second; the others get RetryInfo."""
     ask = pb.ListModelsRequest()
     stub.ListModels(ask, metadata=SLOW)
     for _ in range(9):
@@ -232,7 +232,7 @@ def test_the_rate_of_a_token_is_exact(stub: Any, guarded: Guarded) -> None:
 
 
 def test_each_image_of_a_call_counts_for_the_rate(guarded: Guarded, cat_jpeg: bytes) -> None:
-    """ModelInfer may have many: three are paid off before the next call is let in."""
+    """A ModelInfer call of three images counts as three calls."""
     message = inference_pb.ModelInferRequest(model_name="efficientnet-lite0")
     message.inputs.add(name="encoded_image", datatype="BYTES", shape=[3])
     message.raw_input_contents.append((struct.pack("<I", len(cat_jpeg)) + cat_jpeg) * 3)
@@ -243,7 +243,7 @@ def test_each_image_of_a_call_counts_for_the_rate(guarded: Guarded, cat_jpeg: by
 
 
 def test_the_calls_of_a_token_at_once_are_exact(guarded: Guarded, stub: Any) -> None:
-    """Two are open, so the third is refused, until one ends; other tokens are not hit."""
+    """With two open calls the third is refused, until one ends; other tokens are not affected."""
     ask = pb.ListModelsRequest()
     with connect(guarded.address) as channel:
         open_ones = [OpenStream(channel, TWO).opened() for _ in range(2)]
@@ -258,7 +258,7 @@ def test_the_calls_of_a_token_at_once_are_exact(guarded: Guarded, stub: Any) -> 
 
 
 def test_metrics_count_by_the_tokens_name(guarded: Guarded, stub: Any) -> None:
-    """The name and the code; no token, and no name that a caller made up."""
+    """Labels are the token's name and the code; neither tokens nor unknown names."""
     stub.ListModels(pb.ListModelsRequest(), metadata=ALICE)
     guess = (("authorization", "Bearer eves-guess"),)
     failure(stub.ListModels, pb.ListModelsRequest(), metadata=guess)
@@ -280,7 +280,7 @@ def test_metrics_count_by_the_tokens_name(guarded: Guarded, stub: Any) -> None:
 
 
 def test_administration_is_apart_and_for_admins(guarded: Guarded) -> None:
-    """Not on the public port, and not for a public token."""
+    """The admin service is not on the public port, and needs an admin's token."""
     with connect(guarded.address) as channel:
         public = admin_grpc.AdminServiceStub(channel)
         error = failure(public.Reload, admin_pb.ReloadRequest(), metadata=ROOT)
@@ -300,7 +300,7 @@ def test_administration_is_apart_and_for_admins(guarded: Guarded) -> None:
 
 
 def test_a_reload_answers_when_the_new_models_serve(guarded: Guarded, stub: Any) -> None:
-    """With what is served now, and with the settings that need a restart."""
+    """The answer lists the served models, and the settings that need a restart."""
     guarded.write_config(1, "drain_timeout_s = 5\n")
     try:
         with connect(guarded.admin_address) as channel:
@@ -371,7 +371,7 @@ def test_a_reload_that_fails_says_why_and_changes_nothing(
     ],
 )
 def test_large_requests_are_refused(stub: Any, request_: dict[str, Any], message: str) -> None:
-    """Before they cost anything, with the limit."""
+    """They are refused before any work, with the limit in the error."""
     request = pb.ExplainImageRequest(**{"encoded_image": b"x", **request_})
     error = failure(stub.ExplainImage, request, metadata=ALICE)
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -401,7 +401,7 @@ def test_large_metadata_and_names_do_no_harm(stub: Any) -> None:
 
 
 def test_one_connection_has_so_many_calls_at_once(guarded: Guarded, stub: Any) -> None:
-    """The fifth waits for one of the four; other connections do not."""
+    """The fifth call waits for one of four to end; other connections do not wait."""
     ask = pb.ListModelsRequest()
     with connect(guarded.address) as channel:
         open_ones = [OpenStream(channel, ALICE).opened() for _ in range(4)]
@@ -418,7 +418,7 @@ def test_one_connection_has_so_many_calls_at_once(guarded: Guarded, stub: Any) -
 
 
 def test_all_connections_have_so_many_streams(guarded: Guarded, stub: Any) -> None:
-    """The seventh is refused with RetryInfo; unary calls go on."""
+    """The seventh stream is refused with RetryInfo; unary calls go on."""
     with ExitStack() as connections:
         channels = [connections.enter_context(connect(guarded.address)) for _ in range(3)]
         open_ones = [OpenStream(channels[i % 2], ALICE).opened() for i in range(6)]
@@ -432,7 +432,7 @@ def test_all_connections_have_so_many_streams(guarded: Guarded, stub: Any) -> No
 
 
 def test_a_slow_reader_does_not_block_others(guarded: Guarded, stub: Any, cat_jpeg: bytes) -> None:
-    """Megabytes of answers that nobody reads; others are served, and at last all arrive."""
+    """Megabytes of unread answers do not block other clients, and all arrive at last."""
     big = [pb.HEATMAP_FORMAT_IMAGE_FLOAT32, pb.HEATMAP_FORMAT_OVERLAY_PNG]
     request = pb.ExplainImageRequest(
         encoded_image=cat_jpeg, heatmaps=[pb.HeatmapRequest(format=one) for one in big]
@@ -463,7 +463,7 @@ def test_a_slow_reader_does_not_block_others(guarded: Guarded, stub: Any, cat_jp
     ],
 )
 def test_an_unsafe_start_is_refused(options: tuple[str, ...], message: str) -> None:
-    """Exit status 1 and what would be right, before anything listens; --check says the same."""
+    """The exit status is 1, with what is right, before the port opens; --check does the same."""
     for check in ((), ("--check",)):
         ended = subprocess.run(
             [GRADCAM, "serve", "--port", "0", *quick(), *options, *check],

@@ -84,7 +84,7 @@ def assert_same(actual: ImageExplanation, expected: ImageExplanation) -> None:
 
 @pytest.mark.parametrize(("name", "index"), [("cat", 285), ("espresso", 967)])
 def test_photographs_are_recognised(client: Client, images: Path, name: str, index: int) -> None:
-    """Trained weights through the whole way: a cat is a cat."""
+    """With trained weights the best classes are right."""
     result = client.explain(images / f"{name}.jpg")
     assert result.top.index == index
     assert result.top.probability > 0.5
@@ -121,7 +121,7 @@ def test_the_heat_lies_on_the_object(client: Client, images: Path) -> None:
 
 
 def test_every_form_is_answered_in_order(client: Client, cat_jpeg: bytes) -> None:
-    """Arrays, grey images and overlays, any number of them, each declared."""
+    """Arrays, grey images and overlays come in the order of the request, each with its form."""
     forms = [OverlayPng(), Raw(), GrayPng(), ImageArray(), OverlayJpeg(0.7, "viridis", 50), Raw()]
     (explanation,) = client.explain(cat_jpeg, heatmaps=forms).explanations
     assert [one.format for one in explanation.heatmaps] == [form.format for form in forms]
@@ -163,7 +163,7 @@ def test_raw_pixels_give_what_their_file_gives(client: Client, images: Path) -> 
 def test_resize_modes_see_the_cat_and_cover_the_whole_image(
     client: Client, cat_jpeg: bytes, resize: str
 ) -> None:
-    """Whatever the model saw, the heat map is mapped back onto the original."""
+    """In every resize mode the heat map is mapped back onto the original."""
     result = client.explain(cat_jpeg, resize=resize, classes=[285], heatmaps=[ImageArray()])
     heat = result.explanations[0].heatmaps[0].array
     assert heat.shape == (300, 451)
@@ -173,7 +173,7 @@ def test_resize_modes_see_the_cat_and_cover_the_whole_image(
 
 
 def test_logits_come_when_asked_for(client: Client, cat_jpeg: bytes) -> None:
-    """They fit the probabilities and the score."""
+    """Logits agree with the probabilities and the score."""
     result = client.explain(cat_jpeg, include_logits=True, prediction_count=1000)
     assert result.logits is not None
     assert result.logits.shape == (1000,)
@@ -186,7 +186,7 @@ def test_logits_come_when_asked_for(client: Client, cat_jpeg: bytes) -> None:
 
 
 def test_models_are_listed_and_described(client: Client) -> None:
-    """Everything that one needs to choose a model, a class and a layer."""
+    """Models, classes and layers are described."""
     lite, small = client.list_models()
     assert (lite.name, small.name) == ("efficientnet-lite0", "small")
     assert lite.weights.startswith("imagenet, float32, exported ")
@@ -212,7 +212,7 @@ def test_models_are_listed_and_described(client: Client) -> None:
 def test_a_layer_that_is_not_warm_is_compiled_at_first_use(
     server: RunningServer, client: Client, cat_jpeg: bytes
 ) -> None:
-    """Any candidate layer can be explained; the time and the counter show what it cost."""
+    """Any candidate layer can be explained; the compile time and the counter show its cost."""
     cold: dict[str, Any] = {"model": "small", "layer": "conv1", "classes": [2]}
     before = client.get_model("small").compilation_count
     first = client.explain(cat_jpeg, **cold, timeout_s=120)
@@ -246,7 +246,7 @@ def test_a_layer_that_is_not_warm_is_compiled_at_first_use(
 def test_bad_options_get_clear_errors(
     client: Client, cat_jpeg: bytes, options: dict[str, Any], kind: type, message: str
 ) -> None:
-    """The error says what was wrong and what would be right; the next request is answered."""
+    """The error says what is wrong and what is right; the next request is answered."""
     with pytest.raises(kind, match=message) as caught:
         client.explain(cat_jpeg, **options)
     assert isinstance(caught.value, GradCamError)
@@ -255,7 +255,7 @@ def test_bad_options_get_clear_errors(
 
 
 def bad_images() -> dict[str, tuple[bytes | pb.RawImage, grpc.StatusCode]]:
-    """Images that must be refused, and how."""
+    """Images that must be refused, with the error."""
     whole = (Path(__file__).parents[2] / "examples" / "images" / "cat.jpg").read_bytes()
     invalid, exhausted = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED
     header = bytearray(cv2.imencode(".png", np.zeros((1, 1, 3), np.uint8))[1].tobytes())
@@ -327,13 +327,13 @@ def test_a_stream_survives_bad_images_and_keeps_its_order(client: Client, cat_jp
 def test_an_oversized_message_is_named_and_not_retried(
     client: Client, server: RunningServer
 ) -> None:
-    """The client tells it from an overloaded server."""
+    """The client distinguishes it from an overloaded server."""
     with pytest.raises(MessageTooLargeError):
         client.explain(bytes(33 * 2**20))
 
 
 def test_sixty_four_clients_with_mixed_requests(server: RunningServer, images: Path) -> None:
-    """No answer is mixed up, and batches form.
+    """No answer is mixed up, and requests share batches.
 
     Each of 64 concurrent clients asks for its own crop, classes and forms; every answer
     must match the in-process one for that request.
@@ -383,7 +383,7 @@ def test_sixty_four_clients_with_mixed_requests(server: RunningServer, images: P
 def test_nothing_is_compiled_for_requests_of_warm_graphs(
     server: RunningServer, client: Client, images: Path
 ) -> None:
-    """Whatever their classes, forms, sizes and batches: by our counter, and by XLA's own log."""
+    """Neither the counter nor XLA's log shows a compilation, whatever the request."""
     kinds: list[dict[str, Any]] = [
         *({"classes": [index]} for index in range(CLASSES)),
         *({"top_k": count, "heatmaps": [Raw(), OverlayJpeg()]} for count in range(6)),
@@ -417,7 +417,7 @@ def test_two_models_are_served_at_once(client: Client, cat_jpeg: bytes) -> None:
 def test_clients_that_cancel_and_time_out_harm_nobody(
     client: Client, server: RunningServer, cat_jpeg: bytes
 ) -> None:
-    """Impatient clients get their own errors; everyone else gets right answers."""
+    """Clients that cancel or time out get errors; all others get their answers."""
     request = pb.ExplainImageRequest(encoded_image=cat_jpeg)
     with grpc.insecure_channel(server.address) as channel, ThreadPoolExecutor(8) as pool:
         stub = pb_grpc.ExplanationServiceStub(channel)
@@ -448,7 +448,7 @@ def test_a_stream_dropped_in_the_middle_harms_nobody(client: Client, cat_jpeg: b
 
 
 def test_stats_add_up(client: Client, cat_jpeg: bytes) -> None:
-    """Where the time went is known to the microsecond, and fits the whole."""
+    """The times of the stages add up to the whole time."""
     started = time.perf_counter()
     stats = client.explain(cat_jpeg, heatmaps=[OverlayJpeg()]).stats
     elapsed_us = (time.perf_counter() - started) * 1e6

@@ -69,21 +69,21 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tls]:
 
 
 def test_tls_is_spoken_and_the_authority_checked(tls: Tls) -> None:
-    """A client that trusts ours connects; one that trusts another does not."""
+    """A client that trusts the server's authority connects; others do not."""
     assert tls.ask() == "OK"
     assert tls.ask(trusting(Authority("another"))) == "UNAVAILABLE"
     assert tls.ask() == "OK"
 
 
 def test_a_plain_client_fails_cleanly(tls: Tls) -> None:
-    """UNAVAILABLE for it; nothing for the others, and no traceback in the log."""
+    """The client gets UNAVAILABLE; others are not affected, and the log has no traceback."""
     with connect(tls.address) as channel:
         assert ask(channel) == "UNAVAILABLE"
     assert tls.ask() == "OK"
 
 
 def test_an_image_is_explained_over_tls(tls: Tls, cat_jpeg: bytes) -> None:
-    """All the way, not only health."""
+    """An image is explained over TLS."""
     tls.running.wait_for("Serving efficientnet-lite0", 180)
     with connect(tls.address, trusting(tls.authority)) as channel:
         stub = pb_grpc.ExplanationServiceStub(channel)
@@ -140,7 +140,7 @@ def test_certificates_are_replaced_under_load_without_a_failed_request(tls: Tls)
 
 
 def test_half_open_connections_do_not_block_others(tls: Tls) -> None:
-    """Silent, or stuck in the greeting: others are served, and the server hangs up on them."""
+    """Silent connections do not block others, and the server closes them."""
     host, port = tls.address.split(":")
     with ExitStack() as half_open:
         sockets = []
@@ -171,7 +171,7 @@ def mutual(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Tls, Auth
 def test_mutual_tls_refuses_clients_without_a_known_certificate(
     mutual: tuple[Tls, Authority, Path],
 ) -> None:
-    """None, one of another authority, and one that the server's own authority has signed."""
+    """No certificate, another authority's, and one of the server's own authority are refused."""
     server, clients, _ = mutual
     assert server.ask(trusting(server.authority, clients.issue("alice"))) == "OK"
     for client in (None, Authority("eve").issue("alice"), server.authority.issue("alice")):

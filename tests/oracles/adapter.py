@@ -1,4 +1,4 @@
-"""The one place where the oracles meet our code: the graph that the server compiles."""
+"""The interface of the oracles to the compiled graph."""
 
 from functools import lru_cache
 from typing import Any

@@ -107,7 +107,7 @@ REFERENCES: dict[Method, Reference] = {
 
 
 def finer_cam(z: Floats, c: int) -> Floats:
-    """Zhang et al. 2025: the class, less 0.6 times the mean of the three of the nearest logits.
+    """Zhang et al. 2025: the class, less 0.6 times the mean of the three nearest logits.
 
     The mean is weighted by the probabilities.
     """
@@ -120,12 +120,12 @@ def finer_cam(z: Floats, c: int) -> Floats:
     return counts
 
 
-# How much each class's score counts in what a method explains; else the target's alone does.
+# Coefficients of the scores, (classes,), of methods that do not explain the target's score alone.
 CONTRASTS: dict[Method, Callable[[Floats, int], Floats]] = {Method.FINER_CAM: finer_cam}
 
 
 def coefficients(method: Method, logits: NDArray[np.generic], index: int) -> Floats:
-    """The coefficients of the scores, (classes,), in what is explained of a class."""
+    """The coefficients of all scores, (classes,), in the explained score of a class."""
     contrast = CONTRASTS.get(method, lambda z, c: np.eye(len(z))[c])
     return contrast(np.asarray(logits, float), index)
 

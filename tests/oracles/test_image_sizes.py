@@ -15,6 +15,6 @@ NOT_READ = ("webp", "bmp-os2", "bmp-gap", "bmp-palette", "bmp-v5")
     [pytest.param(data, id=name) for name, data in variants() if not name.startswith(NOT_READ)],
 )
 def test_sizes_are_those_that_tensorflow_decodes(data: bytes) -> None:
-    """The header's size is the decoded one, whatever the metadata are."""
+    """The header's size is that of the decoded image, with any metadata."""
     decoded = tf.io.decode_image(data, channels=0 if data[:2] == b"BM" else 3)
     assert read_header(data).size == tuple(decoded.shape[:2])

@@ -1,4 +1,4 @@
-"""Do the maps point at what decides? A small CNN names a shape on photographs."""
+"""Pointing game: a small CNN names a shape on photographs, and the maps must point at it."""
 
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ def copies(network: keras.Model) -> dict[str, keras.Model]:
 
 
 def test_the_network_knows_the_shapes(game: tuple[Array, Array, Array]) -> None:
-    """The game is worth playing: most held-out shapes are named, in boxes that are small."""
+    """The CNN names most held-out shapes, and their boxes are small."""
     _, classes, boxes = game
     print(f"{len(classes)} of 450 named, chance {chance(boxes):.3f}")
     assert len(classes) > 0.8 * 450
@@ -123,7 +123,7 @@ def test_the_network_knows_the_shapes(game: tuple[Array, Array, Array]) -> None:
 def test_maps_point_at_the_shape(
     network: keras.Model, game: tuple[Array, Array, Array], method: Method
 ) -> None:
-    """The hottest pixel lies on the shape far more often than by chance, or in others' boxes."""
+    """The hottest pixel is in the shape's box far more often than by chance."""
     inputs, classes, boxes = game
     for layer, maps in zip(LAYERS, maps_of(network, method, inputs, classes), strict=True):
         own, others = hits(maps, boxes), hits(maps, np.roll(boxes, 1, axis=0))
@@ -139,7 +139,7 @@ def test_maps_depend_on_what_was_learnt(
     game: tuple[Array, Array, Array],
     method: Method,
 ) -> None:
-    """Random weights change the maps (Adebayo et al. 2018); a mere copy does not."""
+    """Random weights change the maps (Adebayo et al. 2018); a copy of the model does not."""
     inputs, classes = (part[:64] for part in game[:2])
     trained = maps_of(network, method, inputs, classes)[0]
     found = {

@@ -81,7 +81,7 @@ class Pair:
         return np.stack(maps, axis=1)
 
     def gradients(self, layer: str, method: Method) -> tuple[Array, Array]:
-        """A and g of what the method explains of the top class, shape (B, h, w, K)."""
+        """A, and g of the method's score of the top class, shape (B, h, w, K)."""
         top = zip(self.logits, self.classes[:, 0], strict=True)
         weights = np.stack([coefficients(method, logits, index) for logits, index in top])
         asked = layer, weights.tobytes()
@@ -217,7 +217,7 @@ def test_efficientnet_grad_cam_is_captums(efficientnet: Pair) -> None:
 def test_efficientnet_grad_cam_at_an_early_layer_is_captums(
     efficientnet: Pair, precise: keras.Model
 ) -> None:
-    """So is the same graph's, of the same network in float64, through ten more blocks."""
+    """Ten blocks earlier, signed Grad-CAM of the network in float64 is captum's too."""
     (ours,) = explain(
         precise, (EARLY_LAYER,), Method.GRAD_CAM, efficientnet.inputs, efficientnet.classes
     )
@@ -233,7 +233,7 @@ def test_resnet_grad_cam_is_captums(resnet: Pair) -> None:
 
 @pytest.mark.parametrize("name", ["efficientnet", "resnet"])
 def test_logits_are_the_twins(name: str, request: pytest.FixtureRequest) -> None:
-    """Each twin is the network as Keras has it: the same logits, which depend on the image."""
+    """Each twin has the logits of the Keras network, and they depend on the image."""
     pair: Pair = request.getfixturevalue(name)
     ours = np.asarray(pair.model(pair.inputs, training=False))
     largest = np.abs(pair.logits).max()
@@ -249,7 +249,7 @@ def test_logits_are_the_twins(name: str, request: pytest.FixtureRequest) -> None
 def test_maps_follow_from_torchs_gradients(
     name: str, layer: str, method: Method, request: pytest.FixtureRequest
 ) -> None:
-    """Every other method is its definition applied to torch's activations and gradients."""
+    """Every other method equals its definition applied to torch's activations and gradients."""
     pair: Pair = request.getfixturevalue(name)
     (ours,) = pair.ours(method, layer, top=1)
     assert_agrees(ours[:, 0], reference(method, *pair.gradients(layer, method)))

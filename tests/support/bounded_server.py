@@ -1,6 +1,6 @@
-"""A front end with small limits and a slow engine that costs nothing, as a process of its own.
+"""A front end with small limits and a slow engine without a model, in a process of its own.
 
-Writes its port; then, for each line that it reads, what it holds and had in use, as JSON.
+Writes its port; then, for each line that it reads, the memory that it holds and uses, as JSON.
 """
 
 import asyncio
@@ -32,23 +32,23 @@ LIMITS = ServeConfig(
 
 
 class SlowBackend(InstantBackend):
-    """Takes its time, so that requests gather."""
+    """An engine that waits before it answers, so that requests queue."""
 
     async def compute(self, key: GraphKey, *arguments: Any) -> Answer[GraphOutput]:
-        """Answers after a while."""
+        """Answers after a delay."""
         await asyncio.sleep(0.1 if key.perturbed else 0.01)
         return await super().compute(key, *arguments)
 
 
 def status(name: str) -> int:
-    """Reads a line of /proc/self/status, in bytes."""
+    """Returns a value of /proc/self/status in bytes."""
     found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"))
     assert found
     return int(found[1]) * 1024
 
 
 async def main() -> None:
-    """Serves until its input ends."""
+    """Serves until standard input ends."""
     metrics = Metrics()
     front_end = FrontEnd(LIMITS, metrics, tracing.NO_TRACER)
     explainer = Explainer(LIMITS, SlowBackend(), metrics)

@@ -1,4 +1,4 @@
-"""gRPC calls of tests that ask over connections of their own."""
+"""gRPC calls of tests, over connections of their own."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ TIMEOUT_S = 30
 
 @contextmanager
 def connect(address: str, credentials: grpc.ChannelCredentials | None = None) -> Iterator[Any]:
-    """Opens a channel with a connection of its own."""
+    """Opens a channel with its own connection."""
     options = (("grpc.use_local_subchannel_pool", 1),)
     channel = (
         grpc.secure_channel(address, credentials, options)
@@ -33,7 +33,7 @@ def failure(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
 
 
 def retry_after_s(error: Any) -> float:
-    """Returns when an error says to try again, in seconds."""
+    """Returns the retry delay of an error in seconds."""
     status = rpc_status.from_call(error)
     assert status
     retry = error_details_pb2.RetryInfo()

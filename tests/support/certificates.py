@@ -24,7 +24,7 @@ class Pair:
     key: bytes
 
     def write(self, folder: Path, name: str) -> tuple[Path, Path]:
-        """Writes NAME.pem and NAME.key, each replaced at once, one after the other."""
+        """Writes NAME.pem and NAME.key, one after the other, each atomically."""
         paths = folder / f"{name}.pem", folder / f"{name}.key"
         for path, data in zip(paths, (self.certificate, self.key), strict=True):
             replace(path, data)
@@ -32,7 +32,7 @@ class Pair:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Puts a new file in the place of an old one, as tools that renew certificates do."""
+    """Replaces a file atomically, as tools that renew certificates do."""
     fresh = path.with_suffix(path.suffix + ".new")
     fresh.write_bytes(data)
     fresh.replace(path)

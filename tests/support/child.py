@@ -1,6 +1,7 @@
-"""Children of the server that do what their name says, run as ``python -m support.child``.
+"""Child processes for tests, run as ``python -m support.child``.
 
-GRADCAM_TEST_CHILD names what it does; the descriptors come as for any child.
+GRADCAM_TEST_CHILD names the function of this module that the child runs; it gets the descriptors of
+any child of the server.
 """
 
 import asyncio
@@ -19,39 +20,39 @@ if TYPE_CHECKING:
 
 
 def choose(monkeypatch: "pytest.MonkeyPatch", behaviour: str) -> str:
-    """Says what children do from now on: a function of this module; returns what to spawn."""
+    """Chooses the function that children run from now on; returns the module to spawn."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[1]))
     monkeypatch.setenv("GRADCAM_TEST_CHILD", behaviour)
     return __name__
 
 
 def echo(control: socket.socket) -> None:
-    """Sends back what it receives, until the end."""
+    """Echoes all data until its socket ends."""
     while data := control.recv(4096):
         control.sendall(data)
 
 
 def listen(control: socket.socket) -> None:
-    """Says nothing, and ends with its socket."""
+    """Sends nothing, and ends with its socket."""
     while control.recv(1 << 20):
         pass
 
 
 def write_to_second(control: socket.socket) -> None:
-    """Writes into the descriptor that it was given beside the socket."""
+    """Writes into the second descriptor."""
     os.write(int(sys.argv[2]), b"inherited")
     control.recv(1)
 
 
 def stay(control: socket.socket) -> None:
-    """Neither speaks, nor ends when the socket does."""
+    """Ignores SIGTERM and the end of its socket."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     control.sendall(b"!")
     time.sleep(600)
 
 
 def close_and_stay(control: socket.socket) -> None:
-    """Closes its socket, and lives on."""
+    """Closes its socket, but does not end."""
     control.close()
     time.sleep(600)
 
@@ -63,13 +64,13 @@ def die(control: socket.socket) -> None:
 
 
 def die_unread(control: socket.socket) -> None:
-    """Ends at once, with what it was told unread: the other end's pipe breaks."""
+    """Ends at once with unread data: the other end gets a broken pipe."""
     control.recv(1)
     os._exit(4)
 
 
 def garbage(control: socket.socket) -> None:
-    """Sends what is no message, as a library that writes into a wrong descriptor would."""
+    """Sends bytes that are not a message, as a library that writes into a wrong descriptor does."""
     control.sendall(b"terminate called without an active exception\n")
     control.recv(1 << 20)
     time.sleep(600)
@@ -90,7 +91,7 @@ def unreadable(control: socket.socket) -> None:
 
 
 def wrong_message(control: socket.socket) -> None:
-    """Sends a message that is known, but not the first."""
+    """Sends a known message that is not the expected first one."""
     frame = pickle.dumps("hello")
     control.sendall(b"GCAM" + len(frame).to_bytes(4, "little") + frame)
     control.recv(1 << 20)
@@ -98,14 +99,14 @@ def wrong_message(control: socket.socket) -> None:
 
 
 def engine(control: socket.socket) -> None:
-    """Says at once, as an engine would, what GRADCAM_TEST_READY holds; ends with its socket."""
+    """Sends the message in GRADCAM_TEST_READY at once, as an engine; ends with its socket."""
     os.ftruncate(int(sys.argv[2]), 64 * 12)
     control.sendall(Path(os.environ["GRADCAM_TEST_READY"]).read_bytes())
     listen(control)
 
 
 def front_end(control: socket.socket) -> None:
-    """Joins and listens when it is told to, as a front end would, but opens no port."""
+    """Answers Join and Listen as a front end does, but opens no port."""
     from gradcam_server.engine.ipc.messages import receive, send
     from gradcam_server.serving.front_ends.messages import Join, Joined, Listen, Listening
 

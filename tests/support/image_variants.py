@@ -1,6 +1,6 @@
-"""Sound image files with unusual headers: large, broken or misleading metadata, rare variants.
+"""Valid image files with unusual headers: large, broken or misleading metadata, rare variants.
 
-Each holds the same picture of 56 x 40 pixels.
+Each file holds the same picture of 56 x 40 pixels.
 """
 
 import io
@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 SIZE = (40, 56)
-"""Height and width of all of them."""
+"""(height, width) of all files."""
 _GARBAGE = bytes(range(256)) * 4
-# What only looks like a frame header or a scan, of another size.
+# Bytes that look like a frame header of another size, and like scans.
 _DECOY = b"\xff\xc0\x00\x11\x08\x03\xe8\x07\xd0\x03" + b"\xff\xda" * 100
 
 
@@ -50,7 +50,7 @@ def with_segment(jpeg: bytes, marker: int, data: bytes, *, length: int | None = 
 
 
 def variants() -> Iterator[tuple[str, bytes]]:
-    """Yields names and files, which decoders decode."""
+    """Yields names and files, which decoders can decode."""
     yield from _pngs()
     yield from _jpegs()
     yield from _webps()

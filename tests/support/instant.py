@@ -1,4 +1,4 @@
-"""An engine that costs nothing: the server's own time is what is left."""
+"""An engine without a model, which answers at once: only the server's own time remains."""
 
 import numpy as np
 
@@ -19,7 +19,7 @@ class InstantBackend:
     """Answers every image at once with the same logits and map.
 
     Attributes:
-        items: What it was given, the latest last, if ``keep``.
+        items: The items that it got, the latest last, if ``keep``.
     """
 
     compilation_count = 0
@@ -61,4 +61,4 @@ class InstantBackend:
         return Answer(output, _REPORT)
 
     async def close(self) -> None:
-        """Has nothing to stop."""
+        """Does nothing."""

@@ -1,4 +1,4 @@
-"""``gradcam`` with a leak: what the soak test must catch. It is never shipped."""
+"""``gradcam`` with a memory leak that the soak test must catch. It is never shipped."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ async def _explain_and_leak(
 
 
 def run() -> None:
-    """Runs ``gradcam``; each request loses some kilobytes of the front end."""
+    """Runs ``gradcam``; each request leaks some kilobytes of the front end."""
     setattr(Pipeline, "explain", _explain_and_leak)  # noqa: B010 - mypy
     main()
 

@@ -1,4 +1,4 @@
-"""What a test of processes leaves behind."""
+"""Checks that a test leaves no open descriptors and no children."""
 
 import asyncio
 from pathlib import Path
@@ -7,7 +7,7 @@ import psutil
 
 
 class Leftovers:
-    """What this process holds before something is tried: descriptors and children.
+    """Counts the descriptors and children of this process before a test.
 
     A mapping of shared memory holds a descriptor, too.
     """
@@ -16,10 +16,10 @@ class Leftovers:
         self._before = _held()
 
     async def check(self) -> None:
-        """Fails if more is left than there was; transports may take a moment to close."""
+        """Fails if there are more than before; transports may take a moment to close."""
         try:
             async with asyncio.timeout(5):
-                while not self._is_clean():  # noqa: ASYNC110 - nothing tells
+                while not self._is_clean():  # noqa: ASYNC110 - there is no event to wait for
                     await asyncio.sleep(0.005)
         except TimeoutError:
             raise AssertionError(f"before {self._before}, now {_held()}") from None

@@ -1,6 +1,6 @@
-"""A job on a Ray cluster of two nodes, of which one is lost: FOLDER OUTPUT.
+"""Runs a job on a Ray cluster of two nodes, of which one is lost: FOLDER OUTPUT.
 
-The engines are made up, and slow. Prints how many rows each of the two nodes gave, as JSON.
+The engines are slow and have no model. Prints the number of rows of each node as JSON.
 """
 
 import json
@@ -21,7 +21,7 @@ from gradcam_server.batch.schema import OK, Row, to_batch
 from gradcam_server.batch.sources.opening import open_source
 from gradcam_server.config.settings import ServeConfig
 
-# More engines than the node that is left has CPUs.
+# There are more engines than the remaining node has CPUs.
 NODE = {"num_cpus": 2, "object_store_memory": 100 << 20}
 ENGINES = 3
 # So that the loss is noticed in seconds.
@@ -34,7 +34,7 @@ QUICK = {
 
 
 class SlowEngine:
-    """Answers with the node that it is on."""
+    """Answers with the id of its node."""
 
     def __init__(self, config: ServeConfig, options: ExplainOptions, folder: str) -> None:
         self._node = ray.get_runtime_context().get_node_id()
@@ -42,8 +42,8 @@ class SlowEngine:
     def __call__(self, images: pa.Table) -> pa.Table:
         time.sleep(0.1)
         rows = [
-            Row(one["index"], one["id"], one["path"], OK, model=self._node)
-            for one in images.to_pylist()
+            Row(image["index"], image["id"], image["path"], OK, model=self._node)
+            for image in images.to_pylist()
         ]
         return pa.Table.from_batches([to_batch(rows, overlays=False)])
 
@@ -55,7 +55,7 @@ def look(config: ServeConfig, options: ExplainOptions, folder: str) -> Sequence[
 
 
 class Remover:
-    """Takes a node away without notice, as soon as there are rows of it."""
+    """Removes a node without notice, as soon as there are rows from it."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster, self._is_removed = cluster, False

@@ -1,4 +1,4 @@
-"""Jobs without a model: inputs that are numbers, and a stage that makes rows of them."""
+"""Parts of jobs without a model: a source of numbers, and a stage that makes rows of them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from gradcam_server.batch.stage import Ranges
 
 @dataclass(frozen=True)
 class Numbers:
-    """A source of so many images, whose bytes are their numbers."""
+    """A source of ``count`` images, whose bytes are their numbers."""
 
     count: int
     fingerprint: str = "numbers"
@@ -22,19 +22,19 @@ class Numbers:
         return self.count
 
     def read(self, start: int, stop: int) -> Iterator[Item]:
-        """Yields a range."""
+        """Yields the items of a range."""
         for index in range(start, stop):
             yield Item(index, str(index), f"/{index}", str(index).encode)
 
 
 @dataclass
 class MadeStage:
-    """Answers at once.
+    """A stage that answers at once.
 
     Attributes:
         failing: The images that fail.
         dies_at: The row at which it raises instead.
-        made: The indices of the rows that it made.
+        made: The indices of its rows.
         opened: How often it was opened.
     """
 
@@ -60,11 +60,11 @@ class MadeStage:
 
 
 class Died(BaseException):
-    """As an interrupt: nothing in a job may hold it up."""
+    """Not an Exception, like KeyboardInterrupt: a job must not catch it."""
 
 
 def made_row(item: Item, **values: Any) -> Row:
-    """Returns a row with a map of 2 x 2."""
+    """Returns a row with a map of shape (2, 2)."""
     row = Row(item.index, item.id, item.path, OK, width=4, height=3)
     row.class_index, row.class_name, row.probability = [7, 8], ["seven", "eight"], [0.75, 0.25]
     row.target, row.target_name, row.score = 7, "seven", 2.5
@@ -78,7 +78,7 @@ def made_row(item: Item, **values: Any) -> Row:
 
 
 class Quiet:
-    """A reporter that notes what it is told."""
+    """A reporter that stores its calls."""
 
     def __init__(self) -> None:
         self.begun: tuple[int, int, int] | None = None

@@ -1,4 +1,4 @@
-"""What tests of the benchmarks run in other processes, which must find it by import."""
+"""Subjects for tests of the benchmarks: other processes import this module."""
 
 import asyncio
 import itertools
@@ -14,7 +14,7 @@ from gradcam_server.bench.load import ServerStats
 
 @dataclass(frozen=True)
 class MadeUp:
-    """Answers one after the other, each after ``service_s``; every ``fails``th one fails.
+    """A server that answers one request at a time in ``service_s``; every ``fails``th fails.
 
     If it is ``gone``, it refuses connections.
     """
@@ -28,18 +28,18 @@ class MadeUp:
 
 
 class MadeUpClient:
-    def __init__(self, how: MadeUp) -> None:
-        self._how, self._numbers = how, itertools.count()
+    def __init__(self, settings: MadeUp) -> None:
+        self._settings, self._numbers = settings, itertools.count()
 
     async def open(self) -> None:
-        if self._how.gone:
+        if self._settings.gone:
             raise ConnectionError("as asked")
         self._one = asyncio.Lock()
 
     async def explain(self) -> ServerStats:
         async with self._one:
-            await asyncio.sleep(self._how.service_s)
-        if self._how.fails and next(self._numbers) % self._how.fails == 1:
+            await asyncio.sleep(self._settings.service_s)
+        if self._settings.fails and next(self._numbers) % self._settings.fails == 1:
             raise ValueError("as asked")
         return ServerStats({"compute_us": 7}, 2, 4)
 
@@ -66,7 +66,7 @@ class Counter:
 
 
 class Ways:
-    """A way to logits and maps that is made up: ``error`` is added to its maps."""
+    """A subject of the graph suite; ``error`` is added to its maps."""
 
     def __init__(self, error: float, fails: str = "") -> None:
         self._error, self._fails = error, fails

@@ -1,4 +1,4 @@
-"""What takes long to make, and all processes of a test run may share."""
+"""Folders that take long to make, shared by all processes of a test run."""
 
 import os
 from collections.abc import Callable

@@ -21,7 +21,7 @@ CONFIG = Path(__file__).resolve().parents[2] / "deploy" / "ray" / "serve_config.
 REPLICAS = 2
 START_TIMEOUT_S = 180
 
-# As serve run, but the cluster is small, and never one that runs here already.
+# Like serve run, but in a new, small cluster.
 _RUN = """
 import sys
 import ray
@@ -35,15 +35,15 @@ cli(["run", sys.argv[2]])
 
 
 class RunningRayApp:
-    """``serve run`` of the configuration that we ship, with two replicas, and its log.
+    """``serve run`` of the shipped configuration, with two replicas, and its log.
 
     Args:
-        args: Settings in the place of the configuration's.
+        args: Settings that replace those of the configuration.
         **variables: Environment variables to add.
     """
 
     def __init__(self, args: dict[str, Any], **variables: str) -> None:
-        # Ray's sockets lie in there, and their paths must be short.
+        # The paths of Ray's sockets in this folder must be short.
         self._folder = Path(tempfile.mkdtemp(prefix="gcray", dir="/tmp"))
         self.port = free_port()
         config = self._folder / "serve_config.yaml"
@@ -78,12 +78,12 @@ class RunningRayApp:
         return "".join(self.log)
 
     def replicas(self) -> list[psutil.Process]:
-        """The replicas, as the system sees them."""
+        """The processes of the replicas."""
         found = []
-        for one in psutil.Process(self.process.pid).children(recursive=True):
+        for child in psutil.Process(self.process.pid).children(recursive=True):
             try:
-                if "".join(one.cmdline()[:1]).startswith("ray::ServeReplica:gradcam:Explainer"):
-                    found.append(one)
+                if "".join(child.cmdline()[:1]).startswith("ray::ServeReplica:gradcam:Explainer"):
+                    found.append(child)
             except psutil.Error:
                 continue
         return found
@@ -95,18 +95,18 @@ class RunningRayApp:
             client.wait_ready(START_TIMEOUT_S)
 
     def wait_for_replicas(self) -> None:
-        """Waits until all replicas are there, warm or not."""
+        """Waits until all replicas run, warm or not."""
         self._wait(lambda: len(self.replicas()) == REPLICAS)
 
     def kill(self) -> None:
-        """Ends it and all that it started, whatever they do."""
+        """Kills it and all its children."""
         if self.process.poll() is None:
             started = psutil.Process(self.process.pid).children(recursive=True)
             self.process.kill()
             self.process.wait()
-            for one in started:
+            for child in started:
                 try:
-                    one.kill()
+                    child.kill()
                 except psutil.NoSuchProcess:
                     continue
         self._reader.join()
@@ -140,7 +140,7 @@ class RunningRayApp:
 
 
 def free_port() -> int:
-    """Returns a port that nobody listens on now."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    """Returns a free port."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return int(bound.getsockname()[1])

@@ -20,7 +20,7 @@ from support.exported_model import exported_model
 
 GRADCAM = str(Path(sys.executable).with_name("gradcam"))
 TRACED = ("--model", "efficientnet-lite0", "--compiler", "tensorflow", "--batch-sizes", "1,4")
-"""A server that traces its graphs with TensorFlow: it starts slowly and can compile any."""
+"""Options of a server that compiles with TensorFlow: slow to start, but it compiles any graph."""
 
 START_TIMEOUT_S = 180
 
@@ -35,7 +35,7 @@ class RunningServer:
 
     Args:
         *options: Options of the command.
-        stdout: Where its output goes, if not to ours.
+        stdout: The file for its output; None is this process's.
         **variables: Environment variables to add.
     """
 
@@ -56,7 +56,7 @@ class RunningServer:
 
     @property
     def address(self) -> str:
-        """HOST:PORT, as soon as it listens."""
+        """HOST:PORT; waits until it listens."""
         assert self._listening.wait(START_TIMEOUT_S), self.text
         match = re.search(r"Listening on (\S+:\d+)", self.text)
         assert match, self.text
@@ -70,7 +70,7 @@ class RunningServer:
         return match[1]
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of a metric's samples over all labels but these."""
+        """Returns the sum of a metric's samples with these labels."""
         with urllib.request.urlopen(f"{self.http_address}/metrics", timeout=10) as answer:
             text = answer.read().decode()
         return sum(
@@ -81,10 +81,10 @@ class RunningServer:
         )
 
     def engines(self) -> list[psutil.Process]:
-        """Its engines, as the system sees them."""
+        """Returns its engine processes."""
         children = psutil.Process(self.pid).children()
-        alive = [one for one in children if one.status() != psutil.STATUS_ZOMBIE]
-        return [one for one in alive if "gradcam_server.engine.ipc.main" in one.cmdline()]
+        alive = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+        return [child for child in alive if "gradcam_server.engine.ipc.main" in child.cmdline()]
 
     @property
     def text(self) -> str:
@@ -107,7 +107,7 @@ class RunningServer:
         self.process.send_signal(number)
 
     def wait_for(self, text: str, timeout_s: float = 60) -> None:
-        """Waits until the log has a text; fails if it does not come."""
+        """Waits until the log holds ``text``; fails after ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
         while text not in self.text:
             assert time.monotonic() < deadline, f"no {text!r} in:\n{self.text}"
@@ -125,7 +125,7 @@ class RunningServer:
         return status
 
     def kill(self) -> None:
-        """Ends it, whatever it does."""
+        """Kills it, if it still runs."""
         if self.process.poll() is None:
             self.process.kill()
         self.wait()

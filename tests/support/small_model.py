@@ -1,4 +1,4 @@
-"""A CNN that is quick to compile."""
+"""A CNN that compiles quickly."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""An export of a few hundred bytes, written without TensorFlow: its graph is made by hand.
+"""An export of a few hundred bytes with a graph made by hand, without TensorFlow.
 
 The logits are linear in the mean colour; the maps are the grey image, halved in size, times the
 score.

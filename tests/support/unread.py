@@ -20,12 +20,12 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def greeting() -> bytes:
-    """Returns what opens a connection."""
+    """Returns the bytes that open a connection."""
     return _GREETING + frame(_SETTINGS, 0, 0, b"")
 
 
 def headers(path: str, stream: int = 1, metadata: Mapping[str, str] = _NO_METADATA) -> bytes:
-    """Returns what begins a call."""
+    """Returns the headers that begin a call."""
     fields = {
         ":method": "POST",
         ":scheme": "http",

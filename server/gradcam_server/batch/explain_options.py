@@ -1,7 +1,6 @@
 """The options of a job's explanations: the same for all images, whatever explains them."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 HEATMAP_TYPES = ("float16", "uint8")
 
@@ -27,7 +26,3 @@ class ExplainOptions:
     resize: str = "stretch"
     heatmap: str = "float16"
     overlays: bool = False
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the options as JSON values."""
-        return asdict(self)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
@@ -72,7 +72,7 @@ class Job:
     def configuration(self) -> dict[str, Any]:
         """All that decides the rows and their division into shards."""
         return {
-            **self.options.as_dict(),
+            **asdict(self.options),
             **self.model,
             "limit": self.limit,
             "shard_size": self.shard_size,
@@ -115,7 +115,7 @@ def run(job: Job, open_stage: OpenStage, report: Reporter) -> Summary:
 
     Args:
         job: The job.
-        open_stage: Opens what explains images; called only if there is work to do.
+        open_stage: Opens the stage that explains images; called only if there is work to do.
         report: Receives the progress.
 
     Raises:

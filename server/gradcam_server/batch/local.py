@@ -11,9 +11,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gradcam_server.batch.explain_options import ExplainOptions
 from gradcam_server.batch.schema import IMAGE_FIELDS, Row, describe, error_row, row_of
@@ -33,7 +34,7 @@ from gradcam_server.domain.requests import (
 from gradcam_server.engine.backend import Backend, LocalBackend
 from gradcam_server.errors import ExplanationServerError, InvalidRequestError
 from gradcam_server.pipeline.explainer import Explainer
-from gradcam_server.pipeline.loading import load
+from gradcam_server.pipeline.pipeline import load
 from gradcam_server.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Loaded:
     size: tuple[int, int] | None = None
 
 
-class LocalStage:
+class LocalStage(AbstractContextManager["LocalStage"]):
     """An engine in this process.
 
     Args:
@@ -99,9 +100,6 @@ class LocalStage:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

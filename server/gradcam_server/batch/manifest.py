@@ -1,32 +1,25 @@
 """The manifest of an output folder: which job it holds, its progress, and the time of each run.
 
-It is for people, and keeps the rows of a second job out of the folder. The shards, not the
-manifest, say what is finished.
+It is for people, and keeps the rows of a second job out of the folder. Finished parts are those
+with a shard, whatever the manifest says.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from gradcam_server.batch.errors import OutputError
 from gradcam_server.batch.shards import Folder, write_atomically
+from gradcam_server.telemetry.versions import installed_versions
 
 NAME = "_manifest.json"
 _FORMAT = 1
 _PACKAGES = (
-    "gradcam-server",
-    "tensorflow",
-    "tensorflow-cpu",
-    "openvino",
-    "jax",
-    "ray",
-    "numpy",
-    "opencv-python-headless",
-    "pyarrow",
+    *("gradcam-server", "tensorflow", "tensorflow-cpu", "openvino", "jax", "ray"),
+    *("numpy", "opencv-python-headless", "pyarrow"),
 )
 
 
@@ -108,19 +101,17 @@ class Manifest:
         """Records that a run begins, with its engine and the versions of packages."""
         started = datetime.now(UTC)
         self._run = started.isoformat(timespec="microseconds")
-        note = {**engine, "outcome": "unfinished", "versions": _versions()}
-        self._change(note, {})
+        self.note(
+            {**engine, "outcome": "unfinished", "versions": installed_versions(_PACKAGES)}, {}
+        )
 
     def note(self, run: Mapping[str, Any], counts: Mapping[str, int]) -> None:
         """Records the progress of the run, and the counts of the whole folder."""
-        self._change(run, counts)
-
-    def _change(self, changes: Mapping[str, Any], counts: Mapping[str, int]) -> None:
         with self._folder.manifest_lock():
             manifest = read(self._folder.path)
             runs = manifest["runs"]
-            runs[self._run] = {**runs.get(self._run, {}), **changes}
-            manifest["seconds"] = round(sum(run.get("seconds", 0) for run in runs.values()), 3)
+            runs[self._run] = {**runs.get(self._run, {}), **run}
+            manifest["seconds"] = round(sum(entry.get("seconds", 0) for entry in runs.values()), 3)
             if counts:
                 manifest["counts"] = dict(counts)
             self._write(manifest)
@@ -149,13 +140,3 @@ def _difference(there: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
         f"it holds a job that was configured differently: {'; '.join(changed)}. Name another "
         "folder, or give the options of the first run"
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

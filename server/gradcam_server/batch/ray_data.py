@@ -11,10 +11,10 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -61,7 +61,7 @@ _IMAGES = pa.schema(
 )
 
 
-class RayStage:
+class RayStage(AbstractContextManager["RayStage"]):
     """A pool of engines on a Ray cluster.
 
     Args:
@@ -102,9 +102,6 @@ class RayStage:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -10,8 +10,9 @@ that a server that comes back gets its share.
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from itertools import islice
-from typing import Any, Self
+from typing import Any
 
 from gradcam_client import Client, GradCamError, ModelInfo, OverlayJpeg, Raw
 from gradcam_client.errors import MessageTooLargeError, ServerError, UnavailableError
@@ -36,7 +37,7 @@ RETRY = RetryPolicy(max_attempts=30, initial_backoff_s=0.2, max_backoff_s=10.0)
 Connect = Callable[[str, RetryPolicy], Client]
 
 
-class RemoteStage:
+class RemoteStage(AbstractContextManager["RemoteStage"]):
     """A stage on running servers.
 
     Args:
@@ -77,9 +78,6 @@ class RemoteStage:
             "prediction_count": options.top_k,
             "priority": priority,
         }
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._client.close()

@@ -1,4 +1,4 @@
-"""The protocol of what explains the images of a job: engines differ in nothing else."""
+"""The protocol of stages, which explain the images of a job, each by another engine."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager

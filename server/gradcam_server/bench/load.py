@@ -11,8 +11,9 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Protocol
 
 import grpc
 import numpy as np
@@ -155,18 +156,10 @@ class Records:
         return ""
 
 
-def merge(parts: Sequence[Records]) -> Records:
-    """Adds the records of generators that ran at the same time."""
-    return _joined(parts, max((part.seconds for part in parts), default=0.0))
-
-
-def concatenate(parts: Sequence[Records]) -> Records:
-    """Adds the records of rounds that ran one after the other."""
-    return _joined(parts, sum(part.seconds for part in parts))
-
-
-def _joined(parts: Sequence[Records], seconds: float) -> Records:
-    joined = Records(seconds)
+def merge(parts: Sequence[Records], *, parallel: bool) -> Records:
+    """Adds records of generators (``parallel``: they ran at the same time) or of rounds."""
+    seconds = [0.0, *(part.seconds for part in parts)]
+    joined = Records(max(seconds) if parallel else sum(seconds))
     for part in parts:
         joined.requests += part.requests
         joined.answered += part.answered
@@ -180,7 +173,7 @@ def _joined(parts: Sequence[Records], seconds: float) -> Records:
     return joined
 
 
-class Generators:
+class Generators(AbstractContextManager["Generators"]):
     """Processes that generate load, each on its own event loop.
 
     Args:
@@ -213,15 +206,12 @@ class Generators:
         _receive(busy)
         for worker, share in zip(busy, shares, strict=False):
             worker.send("run", share, settle_s)
-        return merge(_receive(busy))
+        return merge(_receive(busy), parallel=True)
 
     def close(self) -> None:
         """Ends the processes."""
         for worker in self._workers:
             worker.close()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

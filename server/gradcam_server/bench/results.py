@@ -10,9 +10,10 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from gradcam_server.telemetry.versions import installed_versions
 
 SCHEMA = 2
 _PACKAGES = (
@@ -149,7 +150,7 @@ def finish(
         command=_command(),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         python=platform.python_version(),
-        versions=_versions(),
+        versions=installed_versions(_PACKAGES),
         machine=machine,
     )
 
@@ -160,16 +161,6 @@ def _command() -> str:
     # Results are shared: folders of one machine are of no use to others.
     arguments = [_ABSOLUTE.sub("", argument) for argument in sys.argv[1:]]
     return shlex.join([*name.split(), *arguments])
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _processor() -> str:

@@ -8,9 +8,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Self
 
 import psutil
 
@@ -26,7 +25,7 @@ class StartError(RuntimeError):
     """A server did not become ready; the text holds the end of its log."""
 
 
-class RunningServer:
+class RunningServer(AbstractContextManager["RunningServer"]):
     """A server in a process of its own, with its children.
 
     Args:
@@ -87,9 +86,6 @@ class RunningServer:
             if process.is_running():
                 process.kill()
         self._log.close()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -20,7 +20,7 @@ from gradcam_server.bench.load import (
     MakeLoadClient,
     Open,
     Records,
-    concatenate,
+    merge,
 )
 from gradcam_server.bench.running import cpu_by_part, memory_mib, stopped
 from gradcam_server.bench.statistics import Spread, latency_ms
@@ -212,7 +212,7 @@ def _idle_cores(subject: Subject, seconds: float = 1.0) -> float | None:
 def _row(
     phase: _Phase, rates: list[float], bases: list[float] | None, calibration: Calibration | None
 ) -> dict[str, Any]:
-    records = concatenate(phase.records)
+    records = merge(phase.records, parallel=False)
     answers = max(len(records.latencies_s), 1)
     closed = isinstance(phase.load, Closed)
     batches = records.batches.total()

@@ -75,6 +75,15 @@ def _on(device: str) -> dict[str, str]:
     return _NO_GPU if device == "cpu" else {}
 
 
+def _gpu_bytes() -> int:
+    """Returns the peak memory of the first GPU; 0 if there is none."""
+    import tensorflow as tf
+
+    if not tf.config.list_physical_devices("GPU"):
+        return 0
+    return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
+
+
 class ServerGraph:
     """The server's graph, from images to arrays, called as the server calls it.
 
@@ -83,6 +92,8 @@ class ServerGraph:
         compiler: The compiler.
         precision: The precision of the network; int8 is calibrated on the bundled photographs.
     """
+
+    device_bytes = staticmethod(_gpu_bytes)
 
     def __init__(self, spec: ModelSpec, compiler: Compiler, precision: Precision) -> None:
         self._model = load(spec)
@@ -127,10 +138,6 @@ class ServerGraph:
             graph.key, size, self._compiler, {batch_size: executables}, {batch_size: 0.0}
         )
 
-    def device_bytes(self) -> int:
-        """Returns the peak memory of the first GPU; 0 if there is none."""
-        return _gpu_bytes()
-
 
 class Tutorial:
     """Grad-CAM of a batch as tutorials write it: eager, with Keras' own layers.
@@ -139,6 +146,8 @@ class Tutorial:
         spec: A built-in model.
         predicts: Whether ``model.predict`` runs first, as in most tutorials.
     """
+
+    device_bytes = staticmethod(_gpu_bytes)
 
     def __init__(self, spec: ModelSpec, predicts: bool) -> None:
         import keras
@@ -172,15 +181,3 @@ class Tutorial:
             return Answer(logits.numpy(), tf.reduce_sum(weights * activation, axis=-1).numpy())
 
         return run
-
-    def device_bytes(self) -> int:
-        """Returns the peak memory of the first GPU; 0 if there is none."""
-        return _gpu_bytes()
-
-
-def _gpu_bytes() -> int:
-    import tensorflow as tf
-
-    if not tf.config.list_physical_devices("GPU"):
-        return 0
-    return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])

@@ -6,16 +6,16 @@ import resource
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 
 class WorkerError(RuntimeError):
     """An error in the other process; the text is its traceback."""
 
 
-class Worker:
+class Worker(AbstractContextManager["Worker"]):
     """Makes an object in another process, and calls its methods.
 
     Args:
@@ -88,9 +88,6 @@ class Worker:
         self._process.join()
         self._pipe.close()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -98,12 +95,6 @@ class Worker:
 def cpu_s() -> float:
     """Returns the CPU time that this process has used in all its threads, in seconds."""
     return time.process_time()
-
-
-def anonymous_bytes() -> int:
-    """Returns the anonymous memory of this process, without mapped files, in bytes."""
-    fields = Path("/proc/self/status").read_text("ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in fields if line.startswith("RssAnon"))
 
 
 def peak_bytes() -> int:

@@ -20,18 +20,8 @@ import click
 from gradcam_server import __version__
 
 _COMMANDS = (
-    "batch",
-    "bench",
-    "compare",
-    "evaluate",
-    "explain",
-    "export",
-    "gallery",
-    "health",
-    "layers",
-    "reload",
-    "serve",
-    "token",
+    *("batch", "bench", "compare", "evaluate", "explain", "export"),
+    *("gallery", "health", "layers", "reload", "serve", "token"),
 )
 
 

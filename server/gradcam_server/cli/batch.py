@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gradcam_server.batch.stage import OpenStage
 
 _ENGINES = ("local", "ray")
+_POSITIVE = click.IntRange(min=1)
 _INTERRUPTED = 130  # the exit status of shells: 128 and the number of SIGINT
 # Settings of the engine and of its model.
 _SETTINGS = (
@@ -69,13 +70,11 @@ class _ShareType(click.ParamType[Share]):
     metavar="CLASS",
     help="Explain this class: an index, a name or a WordNet id.  [default: each image's best]",
 )
-@click.option("--top-k", type=click.IntRange(min=1), default=5, help="Keep the K best classes.")
+@click.option("--top-k", type=_POSITIVE, default=5, help="Keep the K best classes.")
 @click.option(
     "--method", type=click.Choice(list(METHODS)), default="gradcam", help="Explain by this method."
 )
-@click.option(
-    "--layer", default="", show_default=False, help="Explain this layer (see gradcam layers)."
-)
+@click.option("--layer", help="Explain this layer (see gradcam layers).")
 @click.option(
     "--resize",
     type=click.Choice(list(RESIZE_MODES)),
@@ -89,7 +88,7 @@ class _ShareType(click.ParamType[Share]):
     help="Type of the stored heat maps; multiplied by heatmap_scale they are the map.",
 )
 @click.option("--overlays", is_flag=True, help="Write a JPEG of each image with its map over it.")
-@click.option("--limit", type=click.IntRange(min=1), help="Take only the first N images.")
+@click.option("--limit", type=_POSITIVE, help="Take only the first N images.")
 @click.option(
     "--shard",
     "share",
@@ -97,14 +96,8 @@ class _ShareType(click.ParamType[Share]):
     default="0/1",
     help="Write only this share of the shards: several processes can share one OUTPUT.",
 )
-@click.option(
-    "--shard-size", type=click.IntRange(min=1), default=1000, help="Rows of each Parquet shard."
-)
-@click.option(
-    "--errors-max",
-    type=click.IntRange(min=0),
-    help="Stop if more images fail.  [default: no limit]",
-)
+@click.option("--shard-size", type=_POSITIVE, default=1000, help="Rows of each Parquet shard.")
+@click.option("--errors-max", type=click.IntRange(min=0), help="Stop if more images fail.")
 @click.option(
     "--column", help="Column of images in a Parquet INPUT.  [default: the first with a usual name]"
 )
@@ -114,14 +107,10 @@ class _ShareType(click.ParamType[Share]):
     default="local",
     help="Explain in this process, or with Ray Data on one or many machines.",
 )
-@click.option(
-    "--ray-address",
-    metavar="ADDRESS",
-    help="The Ray cluster.  [default: a new one on this machine]",
-)
+@click.option("--ray-address", metavar="ADDRESS", help="Ray cluster.  [default: a new one here]")
 @click.option(
     "--ray-actors",
-    type=click.IntRange(min=1),
+    type=_POSITIVE,
     help="Engines in the cluster.  [default: one for each GPU, or for each 8 CPUs]",
 )
 @click.option(
@@ -131,7 +120,7 @@ class _ShareType(click.ParamType[Share]):
 )
 @click.option(
     "--priority",
-    type=click.IntRange(min=1),
+    type=_POSITIVE,
     default=100,
     help="Priority of the requests to --server; 1 is the highest.",
 )
@@ -147,7 +136,7 @@ def batch(
     target: str | None,
     top_k: int,
     method: str,
-    layer: str,
+    layer: str | None,
     resize: str,
     heatmap: str,
     overlays: bool,
@@ -191,7 +180,7 @@ def batch(
             target=None if target is None else class_of(target),
             top_k=top_k,
             method=method,
-            layer=layer,
+            layer=layer or "",
             resize=resize,
             heatmap=heatmap,
             overlays=overlays,

@@ -41,6 +41,7 @@ class _Numbers(click.ParamType[tuple[float, ...]]):
 
 
 INTEGERS, REALS = _Numbers(int), _Numbers(float)
+_POSITIVE = click.IntRange(min=1)
 
 
 @click.group()
@@ -59,9 +60,7 @@ def bench() -> None:
     metavar="HOST:PORT",
     help="Measure this server.  [default: start one with the options after --]",
 )
-@click.option(
-    "--model", default="", show_default=False, help="The model.  [default: the server's first]"
-)
+@click.option("--model", help="Name of the model.  [default: the server's first]")
 @click.option("--pid", type=int, help="Process id of a local --server, to measure its CPU time.")
 @click.option(
     "--image",
@@ -95,22 +94,17 @@ def bench() -> None:
     help="Open loops (requests at random times): rates as shares of the bare graph's throughput, "
     "or with --server of the throughput with the most --users.",
 )
-@click.option(
-    "--rates", type=REALS, help="Open loops: rates in requests per second, instead of --load."
-)
-@click.option(
-    "--seconds", type=click.FloatRange(min=0.1), default=10.0, help="Duration of each phase."
-)
-@click.option("--rounds", type=click.IntRange(min=1), default=3, help="Measurements of each phase.")
-@click.option(
-    "--generators", type=click.IntRange(min=1), default=1, help="Processes that send requests."
-)
+@click.option("--rates", type=REALS, help="Open loops: requests per second, instead of --load.")
+@click.option("--seconds", type=click.FloatRange(min=0.1), default=10.0, help="Time of each phase.")
+@click.option("--rounds", type=_POSITIVE, default=3, help="Measurements of each phase.")
+@click.option("--generators", type=_POSITIVE, default=1, help="Processes that send requests.")
 @click.option("--trial", is_flag=True, help="Mark the results as not to be quoted.")
 @click.option("-o", "--output", type=Path, default=Path("serving.json"))
 @connection_options()
 def serving(
     options: tuple[str, ...],
     server: str | None,
+    model: str | None,
     pid: int | None,
     output: Path,
     connection: Connection,
@@ -134,11 +128,10 @@ def serving(
             else:
                 config = read_arguments(options)
                 running = stack.enter_context(gradcam_serve(options))
-                subject = GradcamServer(
-                    running.address, connection, running.pid, running.ready_s, config
-                )
+                process = running.pid, running.ready_s
+                subject = GradcamServer(running.address, connection, *process, config)
             with open_bar() as bar:
-                results = run(subject, bar, **arguments)
+                results = run(subject, bar, model=model or "", **arguments)
     save(results, output)
 
 
@@ -158,9 +151,7 @@ def serving(
     help="Device to measure. Repeat for both.",
 )
 @click.option("--batch-sizes", type=INTEGERS, default="1,2,4,8,16,32,64", help="To measure.")
-@click.option(
-    "--rounds", type=click.IntRange(min=1), default=10, help="Measurements of each candidate."
-)
+@click.option("--rounds", type=_POSITIVE, default=10, help="Measurements of each candidate.")
 @click.option(
     *("--price-per-hour", "prices"),
     multiple=True,

@@ -277,24 +277,22 @@ def _token_variable() -> str:
     return os.environ.get(TOKEN_VARIABLE, "").strip()
 
 
+_FILE: dict[str, Any] = {"type": Path, "metavar": "FILE"}
 _OPTIONS: dict[str, dict[str, Any]] = {
     "tls": {
         "is_flag": True,
         "help": "Connect by TLS, and trust gRPC's own list of authorities.",
     },
     "tls_ca": {
-        "type": Path,
-        "metavar": "FILE",
+        **_FILE,
         "help": "PEM file of the authorities to trust instead; implies --tls.",
     },
     "tls_cert": {
-        "type": Path,
-        "metavar": "FILE",
+        **_FILE,
         "help": "PEM file of this client's certificate, for mutual TLS; implies --tls.",
     },
     "tls_key": {
-        "type": Path,
-        "metavar": "FILE",
+        **_FILE,
         "help": "PEM file of the certificate's private key, not encrypted.",
     },
     "tls_server_name": {
@@ -302,8 +300,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "Name in the server's certificate if it is not the address; implies --tls.",
     },
     "token_file": {
-        "type": Path,
-        "metavar": "FILE",
+        **_FILE,
         "callback": _unless_token_is_given,
         "help": "File whose first line is the token to send; it needs TLS, unless the server is "
         f"on this machine. The variable {TOKEN_VARIABLE} may hold a token instead.",

@@ -13,19 +13,8 @@ from gradcam_server.domain.options import Compiler, GraphFormat, Precision
 
 _MIN_CORRELATION = 0.98
 _SETTINGS = (
-    "model",
-    "weights",
-    "preprocessing",
-    "outputs",
-    "labels",
-    "input_size",
-    "custom_objects",
-    "seed",
-    "warm",
-    "batch_sizes",
-    "max_targets",
-    "log_level",
-    "log_format",
+    *("model", "weights", "preprocessing", "outputs", "labels", "input_size", "custom_objects"),
+    *("seed", "warm", "batch_sizes", "max_targets", "log_level", "log_format"),
 )
 _FORMATS = {"openvino": GraphFormat.OPENVINO, "xla": GraphFormat.STABLEHLO}
 

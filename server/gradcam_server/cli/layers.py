@@ -2,7 +2,6 @@
 
 import click
 
-from gradcam_client import ModelInfo
 from gradcam_server.cli.common import errors_for_people
 from gradcam_server.cli.connection import Connection, check_server_options, connection_options
 
@@ -38,7 +37,9 @@ def layers(
             with connection.client(server) as client:
                 info = client.get_model(model)
         else:
-            info = _describe(model, custom_objects)
+            from gradcam_server.cli.local import describe_model
+
+            info = describe_model(model, custom_objects)
     rows = [_HEADINGS]
     for layer in info.layers:
         shape = ", ".join("None" if size < 0 else str(size) for size in layer.output_shape)
@@ -47,9 +48,3 @@ def layers(
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
-
-
-def _describe(model: str, custom_objects: tuple[str, ...]) -> ModelInfo:
-    from gradcam_server.cli.local import describe_model
-
-    return describe_model(model, custom_objects)

@@ -21,7 +21,7 @@ from gradcam_server.engine.backend import LocalBackend
 from gradcam_server.engine.engine import Engine, FirstUse
 from gradcam_server.errors import InvalidRequestError
 from gradcam_server.pipeline.explainer import Explainer
-from gradcam_server.pipeline.loading import load
+from gradcam_server.pipeline.pipeline import load
 from gradcam_server.telemetry.metrics import Metrics
 from gradcam_server.transport.gradcam_v1.convert import to_model, to_request, to_response
 from gradcam_server.transport.status import to_status

@@ -4,8 +4,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Self
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -14,7 +14,6 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
-    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -68,44 +67,57 @@ def progress_bar(
         yield Bar(progress, description, count)
 
 
-class JobBar:
-    """The progress of a job, updated a few times a second: showing is slower than counting."""
+class _JobCounts:
+    """Counts the images and errors of a job."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._done = self._errors = 0
-        self._began_at = self._shown_at = 0.0
-        self._task: TaskID | None = None
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._total = self._finished = self._done = self._errors = 0
+        self._began_at = 0.0
 
     def begin(self, total: int, finished: int, errors: int) -> None:
         """The job begins."""
-        self._errors, self._finished, self._total = errors, finished, total
+        self._total, self._finished, self._errors = total, finished, errors
+
+    def advance(self, row: "Row") -> None:
+        """One more image is done."""
+        if not self._done:
+            self._began_at = self._clock()
+        self._done += 1
+        self._errors += row.status != "ok"
+
+    def _rate(self) -> float | None:
+        """Images per second from the first image on, which leaves out the loading of the model."""
+        took_s = self._clock() - self._began_at
+        return (self._done - 1) / took_s if self._done > 1 and took_s > _MIN_RATED_S else None
+
+
+class JobBar(_JobCounts):
+    """The progress of a job, updated a few times a second: showing is slower than counting."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self._progress, self._shown_at = progress, 0.0
+
+    def begin(self, total: int, finished: int, errors: int) -> None:
+        """The job begins."""
+        super().begin(total, finished, errors)
         self._task = self._progress.add_task(
             "Explaining", total=total, completed=finished, errors=errors, rate="-"
         )
 
     def advance(self, row: "Row") -> None:
         """One more image is done."""
-        self._done += 1
-        self._errors += row.status != "ok"
-        now = time.monotonic()
-        if self._done == 1:
-            self._began_at = now
-        is_last = self._finished + self._done == self._total
-        if self._task is None or (now < self._shown_at + _SHOW_INTERVAL_S and not is_last):
+        super().advance(row)
+        completed, now = self._finished + self._done, self._clock()
+        if now < self._shown_at + _SHOW_INTERVAL_S and completed < self._total:
             return
-        self._shown_at = now
-        # From the first image on: the rate leaves out the loading of the model.
-        took_s = now - self._began_at
-        self._progress.update(
-            self._task,
-            completed=self._finished + self._done,
-            errors=self._errors,
-            rate=f"{(self._done - 1) / took_s:.1f}" if took_s > _MIN_RATED_S else "-",
-        )
+        self._shown_at, rate = now, self._rate()
+        shown = f"{rate:.1f}" if rate else "-"
+        self._progress.update(self._task, completed=completed, errors=self._errors, rate=shown)
 
 
-class JobLines:
+class JobLines(_JobCounts, AbstractContextManager["JobLines"]):
     """The progress of a job as a line every half minute, even while no image is finished.
 
     Args:
@@ -120,14 +132,10 @@ class JobLines:
         clock: Callable[[], float] = time.monotonic,
         write: Callable[[str], None] = lambda line: click.echo(line, err=True),
     ) -> None:
-        self._interval_s, self._clock, self._write = interval_s, clock, write
-        self._total = self._finished = self._done = self._errors = 0
-        self._began_at = 0.0
+        super().__init__(clock)
+        self._interval_s, self._write = interval_s, write
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
@@ -136,26 +144,16 @@ class JobLines:
 
     def begin(self, total: int, finished: int, errors: int) -> None:
         """The job begins."""
-        self._total, self._finished, self._errors = total, finished, errors
+        super().begin(total, finished, errors)
         self._write(f"Explaining {total - finished:,} of {total:,} images")
         self._thread.start()
-
-    def advance(self, row: "Row") -> None:
-        """One more image is done."""
-        if not self._done:
-            # From the first image on: the rate leaves out the loading of the model.
-            self._began_at = self._clock()
-        self._done += 1
-        self._errors += row.status != "ok"
 
     def line(self) -> str:
         """Returns how many images are done, the rate, the remaining time and the errors."""
         done = self._finished + self._done
         share = 100 * done / self._total if self._total else 100.0
         parts = [f"{done:,} of {self._total:,} images ({share:.1f} %)"]
-        took_s = self._clock() - self._began_at if self._done else 0.0
-        if took_s > _MIN_RATED_S and self._done > 1:
-            rate = (self._done - 1) / took_s
+        if rate := self._rate():
             remaining_s = (self._total - done) / rate
             parts += [f"{rate:.1f} images/s", f"{_duration(remaining_s)} remaining"]
         return ", ".join([*parts, f"{self._errors:,} errors"])

@@ -74,7 +74,7 @@ def serve(ctx: click.Context, /, check: bool, **options: Any) -> None:
 
 def _config(options: Mapping[str, Any]) -> ServeConfig:
     config = from_options(options)
-    model_specs(config)  # raises what is wrong before anything starts
+    model_specs(config)  # raises errors before anything starts
     share(config)
     return config
 

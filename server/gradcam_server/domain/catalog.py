@@ -1,6 +1,6 @@
-"""The served models as requests see them: which there are, and which graph answers what.
+"""The catalog: the served models and their warm graphs, free of TensorFlow.
 
-Free of TensorFlow: the engine makes a catalog once it is warm, and the front end reads it.
+The engine makes it once it is warm, and the front end reads it to find the graph of a request.
 """
 
 import difflib
@@ -24,17 +24,17 @@ class ServedModel:
 
     Attributes:
         name: The name by which requests choose it.
-        version: Its version; empty if it was given none.
+        version: Its version; empty if it has none.
         labels: The classes.
         layers: The layers, in the order of the model.
-        default_layer: The one that is explained by default.
+        default_layer: The layer that is explained by default.
         input_size: (height, width) of the input in pixels.
         preprocessing: How pixels become the network's input.
-        weights: Where the weights come from, for people.
-        random_weights: Whether they are random.
-        compiler: What runs Grad-CAM at its default layer; empty before it is warm.
+        weights: A text that says where the weights come from.
+        random_weights: Whether the weights are random.
+        compiler: The compiler of Grad-CAM at the default layer; empty before the model is warm.
         preprocessing_declared: Whether the preprocessing was declared, or is known of a built-in
-            model; else it is the default of models from files.
+            model; otherwise it is the default for models from files.
     """
 
     name: str
@@ -51,28 +51,28 @@ class ServedModel:
 
     @property
     def id(self) -> str:
-        """Name and version in one, as graphs are keyed by."""
+        """Name and version in one text, as in ``GraphKey``."""
         return model_id(self.name, self.version)
 
     def extent(self, layer: str) -> Extent | None:
         """Returns the part of the input that a layer's map covers; None is the whole input.
 
         Args:
-            layer: Its path; what is no layer, such as the pixels, covers the whole input.
+            layer: The path of the layer; ``PIXELS`` and unknown layers cover the whole input.
         """
-        return next((one.extent for one in self.layers if one.name == layer), None)
+        return next((known.extent for known in self.layers if known.name == layer), None)
 
     def map_size(self, layer: str) -> int:
-        """Returns how many values a map at a layer has at most; at the model's input if unknown."""
-        shape = next((one.output_shape[1:3] for one in self.layers if one.name == layer), ())
+        """Returns the maximum number of values of a layer's map; of the input's if unknown."""
+        shape = next((known.output_shape[1:3] for known in self.layers if known.name == layer), ())
         sizes = (size or length for size, length in zip(shape, self.input_size, strict=False))
         return math.prod(sizes if shape else self.input_size)
 
     def resolve_layers(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Finds layers by path, or by their name alone where only one has it.
+        """Finds layers by path, or by the last part of the path where it is unique.
 
         Returns:
-            Paths; the default layer if there are no names.
+            Paths; the default layer's if there are no names.
 
         Raises:
             NotFoundError: The model has no such layer.
@@ -116,10 +116,10 @@ class Catalog:
     """All models of an engine, and its compiled graphs.
 
     Attributes:
-        models: The first is the default; of several versions of one, the first of them.
+        models: The models; the first is the default, and so is the first version of each name.
         warm: The graphs that were compiled before serving.
         batch_sizes: The compiled batch sizes, ascending.
-        max_targets: Most classes to explain in one request.
+        max_targets: Maximum number of classes to explain in one request.
     """
 
     models: tuple[ServedModel, ...]
@@ -131,8 +131,8 @@ class Catalog:
         """Finds a model.
 
         Args:
-            name: Its name; empty is the first.
-            version: Its version; empty is the first of that name.
+            name: Its name; empty is the first model's.
+            version: Its version; empty is the first version of that name.
 
         Raises:
             NotFoundError: No such model.
@@ -175,9 +175,11 @@ def graph_keys(
     score_type: ScoreType,
     max_targets: int,
 ) -> list[GraphKey]:
-    """Returns the graphs for few and for many targets, ascending."""
-    # A further target costs a backward pass, which a request for one target should not pay. It is
-    # nearly free without a gradient, and after the default layer, where only the head comes.
+    """Returns the graphs for one target and for ``max_targets``, or only the second.
+
+    A further target costs a backward pass, which a request for one target should not pay. It is
+    nearly free without a gradient, and at the default layer, behind which only the head comes.
+    """
     row = REGISTRY[method]
     is_cheap = layers == (model.default_layer,) and not row.decomposes
     counts = [max_targets] if is_cheap or not row.needs_gradient else sorted({1, max_targets})

@@ -1,9 +1,9 @@
 """Fair shares of a resource among callers: whose work goes next. Pure, without a clock.
 
-Usage is counted in seconds of the resource (a thread's, a device's). Of the callers whose work
-waits, the one with the least usage goes first (start-time fair queueing), so the share of a caller
-does not depend on how much it asks for. A caller that was idle starts level with the active caller
-that has used the least: idle time earns nothing.
+Usage is counted in seconds of the resource (a thread or a device). Of the callers whose work waits,
+the caller with the least usage goes first (start-time fair queueing), so the share of a caller does
+not depend on how much it asks for. A caller that was idle starts level with the active caller that
+has used the least: idle time earns nothing.
 """
 
 from collections.abc import Iterable

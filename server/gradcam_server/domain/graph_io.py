@@ -1,4 +1,4 @@
-"""What a compiled graph computes, is given and answers, free of TensorFlow."""
+"""The key, inputs and outputs of a compiled graph, free of TensorFlow."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from gradcam_server.domain.requests import Method, ScoreType
 
 NO_CLASS = int(np.iinfo(np.int32).min)
-# In place of a layer: the pixels themselves.
+# Instead of a layer's name: the pixels of the input.
 PIXELS = "pixels"
 
 INPUTS = ("images", "classes", "against")
@@ -24,7 +24,7 @@ def output_names(layer_count: int) -> tuple[str, ...]:
 
 
 def by_rank(rank: int) -> int:
-    """Returns the class choice that means "the class of this rank"; 0 is the top one."""
+    """Returns the code for the class of a rank by logit; rank 0 is the top class."""
     return -1 - rank
 
 
@@ -46,8 +46,7 @@ class GraphItem:
     """One image of a batch.
 
     Attributes:
-        image: RGB of the model's input size, shape (H, W, 3): uint8, or float32 for a
-            perturbed one.
+        image: RGB of the model's input size, shape (H, W, 3): uint8, or float32 if perturbed.
         targets: The classes to explain.
     """
 
@@ -57,15 +56,15 @@ class GraphItem:
 
 @dataclass(frozen=True)
 class GraphOutput:
-    """What the graph found in one image.
+    """The outputs of a graph for one image.
 
     Attributes:
         logits: float32, shape (classes,).
         probabilities: Softmax or sigmoid of the logits, float32, shape (classes,).
         classes: The explained classes, int32, shape (targets,).
-        scores: What was explained of them, float32, shape (targets,).
-        maps: For each layer, before the method's final ReLU, float32, shape (targets, h, w);
-            or its strongest channels, shape (channels, h, w).
+        scores: The explained scores, float32, shape (targets,).
+        maps: The maps of each layer before the method's final ReLU, float32, shape
+            (targets, h, w); or the layer's strongest channels, shape (channels, h, w).
     """
 
     logits: NDArray[np.float32]
@@ -77,17 +76,17 @@ class GraphOutput:
 
 @dataclass(frozen=True)
 class GraphKey:
-    """What a graph computes.
+    """Identifies a graph by what it computes.
 
     Attributes:
         model: Id of the model.
         layers: Names of the layers whose activations are explained.
         method: The explanation method.
-        score_type: What is explained of a class.
-        max_targets: Targets of each image. Each costs a backward pass from the scores
-            to the layers.
-        perturbed: Whether images are float32, as the methods of many passes make them.
-            These run in the background.
+        score_type: The score of a class that is explained.
+        max_targets: Number of targets of each image. Each target costs a backward pass from its
+            score to the layers.
+        perturbed: Whether images are float32, as the methods of many passes make them. Such
+            graphs run in the background.
         channel_count: If positive, return this many of the strongest channels of each
             layer instead of explanations.
     """
@@ -102,11 +101,11 @@ class GraphKey:
 
     @property
     def pixel_type(self) -> type[np.uint8] | type[np.float32]:
-        """What the pixels of the images are."""
+        """The dtype of the images."""
         return np.float32 if self.perturbed else np.uint8
 
     def __str__(self) -> str:
         layers = " + ".join(self.layers)
-        what = f"{self.channel_count} channels" if self.channel_count else self.method
+        output = f"{self.channel_count} channels" if self.channel_count else self.method
         perturbed = " of perturbed images" if self.perturbed else ""
-        return f"{self.model}, {what} of the {self.score_type} at {layers}{perturbed}"
+        return f"{self.model}, {output} of the {self.score_type} at {layers}{perturbed}"

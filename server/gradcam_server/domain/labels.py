@@ -1,4 +1,4 @@
-"""Class names: from index to name, and from what people type to index."""
+"""Class names: from an index to the name, and from a name in a request to the index."""
 
 import difflib
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ _MAX_SHOWN = 80  # characters of a name, in an error
 
 @dataclass(frozen=True)
 class ClassLabel:
-    """A class: its name and the other names by which a request may call it."""
+    """The name of a class, and other names that a request may use for it."""
 
     name: str
     aliases: tuple[str, ...] = ()
@@ -30,7 +30,7 @@ class ClassLabels:
         self._by_alias: dict[str, list[int]] = {}
         for index, label in enumerate(self.labels):
             if not label.name:
-                continue  # it can be chosen by its index
+                continue  # such a class is chosen by its index
             self._by_exact_name.setdefault(label.name, []).append(index)
             self._by_name.setdefault(_folded(label.name), []).append(index)
             for alias in label.aliases:
@@ -48,14 +48,14 @@ class ClassLabels:
 
         Args:
             target: An index, a name, a synonym or a WordNet id, without regard to
-                case; underscores count as spaces. The exact name goes first (ImageNet
-                has a Cardigan, a dog, and a cardigan), and any name before a synonym.
+                case; underscores count as spaces. An exact name takes precedence (ImageNet
+                has a Cardigan, a dog, and a cardigan), and any name over a synonym.
 
         Returns:
             The index of the class.
 
         Raises:
-            InvalidRequestError: There is no such class, or the name fits several.
+            InvalidRequestError: There is no such class, or several classes have the name.
         """
         if isinstance(target, int):
             if not 0 <= target < len(self.labels):
@@ -103,7 +103,7 @@ class ClassLabels:
 def imagenet_labels() -> ClassLabels:
     """Returns the 1000 classes of ILSVRC 2012 in the order that Keras' models use.
 
-    Each has its first WordNet lemma as the name, the others and the WordNet id as aliases.
+    The name of a class is its first WordNet lemma; the other lemmas and its WordNet id are aliases.
     """
     table = files("gradcam_server").joinpath("data/imagenet_classes.tsv").read_text("utf-8")
     labels = []

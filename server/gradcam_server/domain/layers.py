@@ -1,4 +1,4 @@
-"""The layers of a network: which there are, and which can be explained."""
+"""Descriptions of the layers of a network."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ class Extent:
     """A rectangle of the model's input, in its pixels; it may reach beyond the input.
 
     Attributes:
-        top: Upper edge; 0 is the input's.
-        left: Left edge; 0 is the input's.
+        top: Upper edge; 0 is the input's upper edge.
+        left: Left edge; 0 is the input's left edge.
         height: Height.
         width: Width.
     """
@@ -23,13 +23,13 @@ class Extent:
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """A layer: its name, type, output shape (None is the batch) and use.
+    """A layer of a network.
 
     Attributes:
-        name: Name; the path of a nested layer.
+        name: The name, or the path of a nested layer.
         type: Keras class, or TensorFlow operation.
-        output_shape: Shape of the output; None is the batch size.
-        explainable: Whether it has a (B, H, W, C) output of more than one position.
+        output_shape: Shape of the output; unknown sizes, such as the batch's, are None.
+        explainable: Whether the output is (B, H, W, C) with more than one position.
         extent: The part of the model's input that its map covers; None is the whole input.
     """
 

@@ -1,7 +1,7 @@
-"""The registry of explanation methods: one row a method, free of TensorFlow.
+"""The registry of explanation methods: one row for each method, free of TensorFlow.
 
-It stands in the domain because requests, ``--warm`` and the catalog depend on it. A row names
-the function that computes the map; ``methods.one_pass`` and ``methods.many_pass`` hold them.
+It is part of the domain because ``--warm`` and the catalog read it. The functions that its rows
+name are in ``methods.one_pass`` and ``methods.many_pass``.
 """
 
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ class MethodRow:
     """One explanation method.
 
     Attributes:
-        method: Its name in requests.
-        function: The function that computes the map, in ``methods.one_pass``, or in
+        method: The name of the method.
+        function: The name of the function that computes the map, in ``methods.one_pass``, or in
             ``methods.many_pass`` for a method of many passes.
-        contrast: The function of ``methods.one_pass`` that chooses the classes whose scores are
-            subtracted from the target's.
-        needs_gradient: Whether the map depends on the gradient; else no gradient is computed, and
-            all targets have the same map.
-        decomposes: Whether the map takes an eigendecomposition. Then each further target is
-            costly, and OpenVINO cannot compute it.
-        default_passes: The passes of a request that does not say how many; 0 for a method of one.
+        contrast: The name of the function that chooses the explained score, in
+            ``methods.one_pass``.
+        needs_gradient: Whether the map depends on the gradient. If not, no gradient is computed
+            and all targets have the same map.
+        decomposes: Whether the map takes an eigendecomposition, which is costly for each target
+            and which OpenVINO lacks.
+        default_passes: Passes of a request without ``pass_count``; 0 for a method of one pass.
     """
 
     method: Method
@@ -55,7 +55,7 @@ ONE_PASS_METHODS = tuple(row.method for row in REGISTRY.values() if not row.defa
 
 
 def differentiated_as(method: Method) -> Method:
-    """Returns the first method of one pass whose graph is the same up to the maps."""
+    """Returns the first method whose graph is the same up to the maps."""
     row = REGISTRY[method]
     return next(
         one.method

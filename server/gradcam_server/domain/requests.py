@@ -1,4 +1,4 @@
-"""What is asked of the pipeline and what it answers, free of protobuf and gRPC."""
+"""Requests to the pipeline and its answers, free of protobuf and gRPC."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -30,14 +30,14 @@ class Method(StrEnum):
 
 
 class ScoreType(StrEnum):
-    """What is explained of a class."""
+    """The score of a class that is explained."""
 
     LOGIT = "logit"
     PROBABILITY = "probability"
 
 
 class LayerFusion(StrEnum):
-    """What becomes of the maps of several layers."""
+    """How the maps of several layers are combined."""
 
     NONE = "none"
     LAYER_CAM = "layercam"
@@ -72,13 +72,13 @@ class Colormap(StrEnum):
 
 @dataclass(frozen=True)
 class HeatmapForm:
-    """One wanted form of every heat map.
+    """A form in which every heat map is returned.
 
     Attributes:
         format: Array, grey image or overlay.
-        alpha: Weight of the colours over the image, 0 to 1; overlays only.
-        colormap: Overlays only.
-        jpeg_quality: 1 to 100; JPEG only.
+        alpha: Weight of the colours over the image, 0 to 1; for overlays only.
+        colormap: The colours; for overlays only.
+        jpeg_quality: 1 to 100; for JPEG only.
     """
 
     format: HeatmapFormat = HeatmapFormat.RAW_FLOAT32
@@ -98,7 +98,7 @@ class RawImage:
 
 @dataclass(frozen=True)
 class Target:
-    """A class to explain, by index or name, alone or against another one."""
+    """A class to explain, and optionally a class to contrast it with, by index or name."""
 
     name: int | str
     against: int | str | None = None
@@ -109,7 +109,7 @@ class SmoothGrad:
     """The mean over noisy copies of an image, for any one-pass method.
 
     Attributes:
-        sample_count: Copies.
+        sample_count: Number of copies.
         noise_level: Standard deviation of the noise over the range of the pixels.
     """
 
@@ -119,32 +119,32 @@ class SmoothGrad:
 
 @dataclass(frozen=True)
 class TopK:
-    """Explain the ``k`` classes of highest score; 0 is none."""
+    """The ``k`` classes of the highest score are explained; none if ``k`` is 0."""
 
     k: int = 1
 
 
 @dataclass(frozen=True)
 class ExplainRequest:
-    """One image and what is asked of it.
+    """A request to explain one image.
 
     Attributes:
         image: An encoded file, or pixels.
         model: Name of the model; empty means the first.
         targets: The classes to explain, or the top k.
-        layers: Names of the layers; none means the model's default.
-        layer_fusion: Whether the maps of several layers become one.
+        layers: Names of the layers; empty means the model's default layer.
+        layer_fusion: How the maps of several layers are combined.
         method: The explanation method.
-        score_type: What is explained of each class.
+        score_type: The score of each class that is explained.
         pass_count: Channels of Score-CAM, or steps of Integrated Gradients; None is
             the method's default.
         smooth_grad: The mean over noisy copies, or None.
         resize_mode: How the image is brought to the model's input size.
-        forms: The forms in which each heat map is wanted.
-        prediction_count: How many predictions to return.
+        forms: The forms in which each heat map is returned.
+        prediction_count: Number of predictions to return.
         model_version: Version of the model; empty means its first.
-        priority: 1 goes first.
-        deadline: Time of ``perf_counter`` at which the answer is of no more use.
+        priority: Smaller is more urgent; 1 is the most urgent.
+        deadline: Time of ``perf_counter`` after which the answer is useless.
         caller: Whose share of threads, memory and devices the request uses.
     """
 
@@ -188,22 +188,22 @@ class Heatmap:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Where the evidence for one class lies.
+    """The explanation of one class at one layer.
 
     Attributes:
-        index: The class.
-        name: Its name.
-        score: What was explained: its logit or probability, or a difference of two.
-        layer: The explained layer, or fused ones joined by " + ".
+        index: Index of the class.
+        name: Name of the class.
+        score: The explained score: a logit or probability, or a difference of several.
+        layer: The explained layer, or the fused layers joined by " + ".
         method: The method.
-        raw_min: Least value of the map before its final ReLU, at layer resolution.
-        raw_max: Greatest value of the same.
-        degenerate: Whether no value is positive, or one is not finite.
-        heatmaps: One for each form, in their order.
-        score_type: What the score is.
-        saturated: Whether it is a probability too near to 1 or 0 to have a gradient.
-        against: The class that it was contrasted with.
-        against_name: Its name.
+        raw_min: Minimum of the map before its final ReLU, at layer resolution.
+        raw_max: Maximum of the map before its final ReLU, at layer resolution.
+        degenerate: Whether no value is positive, or a value is not finite.
+        heatmaps: One heat map for each form, in the order of the forms.
+        score_type: The type of the score.
+        saturated: Whether the score is a probability so near to 1 or 0 that its gradient is lost.
+        against: Index of the class that the request contrasts it with.
+        against_name: Name of that class.
         extent: The part of the model's input that raw maps cover; None is the whole input.
     """
 
@@ -225,7 +225,7 @@ class Explanation:
 
 @dataclass
 class Stats:
-    """Where the time went, in microseconds, the batch that held the image, and its passes."""
+    """The time of each stage in microseconds, the size of the batch, and the number of passes."""
 
     decode_us: int = 0
     queue_us: int = 0
@@ -240,14 +240,14 @@ class Stats:
 
 @dataclass
 class Progress:
-    """How far a method of many passes is; ``total`` is the most that it will take."""
+    """The completed passes of a method of many passes; ``total`` is their upper bound."""
 
     completed: int = 0
     total: int = 0
 
 
 async def watch(progress: Progress) -> AsyncIterator[None]:
-    """Yields, at most a few times in a second, whenever there is progress. Ends by being closed."""
+    """Yields after progress, at most five times a second, until it is closed."""
     seen = progress.completed
     while True:
         await asyncio.sleep(_WATCH_INTERVAL_S)
@@ -260,8 +260,8 @@ async def watch(progress: Progress) -> AsyncIterator[None]:
 class ExplainedImage:
     """The answer for one image; logits and probabilities are float32 (classes,).
 
-    ``preprocessing`` is how its pixels were scaled for the model, and ``preprocessing_declared``
-    whether someone said so.
+    ``preprocessing`` says how pixels were scaled for the model, and ``preprocessing_declared``
+    whether it was declared, or is only the default.
     """
 
     model: str

@@ -1,6 +1,6 @@
-"""The values of ``--warm``: which graphs are ready before the first request.
+"""The values of ``--warm``, which name graphs to compile before serving.
 
-METHOD[:SCORE][@LAYER[+LAYER...]], such as ``layercam``, ``gradcam:probability`` or
+Their form is METHOD[:SCORE][@LAYER[+LAYER...]], such as ``layercam``, ``gradcam:probability`` or
 ``gradcam:probability@block_3+block_5``.
 """
 
@@ -20,8 +20,8 @@ class WarmGraph:
 
     Attributes:
         method: The explanation method, of one pass.
-        score_type: What is explained of a class.
-        layers: Names of the layers; none is each model's default layer.
+        score_type: The score of a class that is explained.
+        layers: Names of the layers; empty is each model's default layer.
     """
 
     method: Method
@@ -33,7 +33,7 @@ def parse_warm(option: str) -> WarmGraph:
     """Reads one value of ``--warm``.
 
     Raises:
-        StartupError: It has another form, or the method or the score does not exist.
+        StartupError: The form is wrong, or the method or the score does not exist.
     """
     graph, at, layers = option.partition("@")
     method, colon, score = graph.partition(":")
@@ -58,6 +58,6 @@ def parse_warm(option: str) -> WarmGraph:
 
 
 def warm_option(key: GraphKey) -> str:
-    """Returns the value of ``--warm`` that makes a graph of one pass ready."""
+    """Returns the value of ``--warm`` for a graph of one pass."""
     score = "" if key.score_type is ScoreType.LOGIT else f":{key.score_type}"
     return f"{key.method}{score}@{'+'.join(key.layers)}"

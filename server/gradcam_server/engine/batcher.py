@@ -2,7 +2,7 @@
 
     submit -> Scheduler -> a device's thread -> answers
 
-A device runs one batch at a time, on a thread of its own. Nothing here knows TensorFlow: a runner
+Each device has a thread, which runs one batch at a time. Nothing here knows TensorFlow: a runner
 runs its own batches.
 """
 
@@ -99,7 +99,7 @@ class Batcher(Generic[Item, Output]):
         """Queues an item for ``runner`` and waits for its output.
 
         If the caller is cancelled, the item is dropped when its batch is formed. If a batch
-        fails, its items are run again one by one, so that none fails for another's sake.
+        fails, its items are run again one by one, so that only an item at fault fails.
 
         Args:
             runner: The runner.

@@ -225,7 +225,7 @@ class Engine:
             timer.cancel()
 
     def _compile_first(self, key: GraphKey) -> tuple[CompiledGraph, bool]:
-        """Returns a graph, and whether ``_compile`` gives no faster one."""
+        """Returns a graph, and whether ``_compile`` gives no faster graph."""
         if self._first_use is not FirstUse.FASTEST:
             graph = self._sources[key.model].compile_soonest(key, self._sizes(key))
             if graph is not None:

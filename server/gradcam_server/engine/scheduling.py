@@ -40,7 +40,7 @@ _Rank = tuple[bool, int]
 
 
 class Runner(Hashable, Protocol):
-    """What the policy knows of a compiled graph."""
+    """The properties of a compiled graph that the policy needs."""
 
     def plan(self, waiting: int) -> tuple[int, int]:
         """Returns how many of ``waiting`` items to take, and the padded size to run."""
@@ -53,7 +53,7 @@ class Runner(Hashable, Protocol):
 
     @property
     def max_batch_size(self) -> int:
-        """The most items of one batch."""
+        """The maximum number of items in a batch."""
         ...
 
     @property
@@ -79,7 +79,7 @@ class QueuedItem:
     Attributes:
         urgency: When it must be computed.
         queued_at: When it was added.
-        order: Its place among items of equal urgency; the smallest goes first. The scheduler
+        order: Its order among items of equal urgency; the smallest goes first. The scheduler
             sets it.
     """
 
@@ -89,7 +89,7 @@ class QueuedItem:
 
     @property
     def abandoned(self) -> bool:
-        """Whether nobody waits for its output any more."""
+        """Whether no caller waits for its output any more."""
         return False
 
     def expired(self, now: float, min_s: float) -> Exception | None:
@@ -103,7 +103,7 @@ class QueuedItem:
             )
         if start_by is not None and now > start_by:
             waited_ms = (now - self.queued_at) * 1e3
-            message = f"no turn after {waited_ms:.0f} ms in the queue; try again later"
+            message = f"still waiting after {waited_ms:.0f} ms in the queue; try again later"
             return QueueFullError(message, _RETRY_AFTER_S)
         return None
 

@@ -3,16 +3,13 @@
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
 import tensorflow as tf
 
-from gradcam_server import __version__
 from gradcam_server.domain.catalog import ServedModel
 from gradcam_server.domain.graph_io import INPUTS, GraphKey, output_names
 from gradcam_server.domain.options import GraphFormat, Precision
@@ -27,10 +24,11 @@ from gradcam_server.graphs.executable import CompilationCounter, Executable
 from gradcam_server.graphs.explanation import ExplanationGraph
 from gradcam_server.graphs.training_mode import find_training_mode
 from gradcam_server.models.loaded import LoadedModel
+from gradcam_server.telemetry.versions import installed_versions
 
 logger = logging.getLogger(__name__)
 
-_PACKAGES = ("tensorflow", "tensorflow-cpu", "keras")
+_PACKAGES = ("gradcam-server", "tensorflow", "tensorflow-cpu", "keras")
 SAVED_MODEL, SIGNATURE = "saved_model", "explain"
 _CHECKED_SIZES = (2,)
 
@@ -171,7 +169,7 @@ class _Writer:
             max_targets=max(key.max_targets for key in keys),
             graphs=tuple(graphs),
             agreement=self._agreement,
-            versions=dict(_versions(self._graphs.packages)),
+            versions=installed_versions((*_PACKAGES, *self._graphs.packages)),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             sha256={name: hash_file(path) for name, path in files.items()},
             sizes={name: path.stat().st_size for name, path in files.items()},
@@ -245,10 +243,3 @@ def _refuse(agreement: Agreement, min_correlation: float) -> None:
             "calibrate on images like those of your requests (--images), lower "
             "--least-correlation, or use --force"
         )
-
-
-def _versions(packages: Sequence[str]) -> Iterator[tuple[str, str]]:
-    yield "gradcam-server", __version__
-    for package in (*_PACKAGES, *packages):
-        with suppress(PackageNotFoundError):
-            yield package, version(package)

@@ -6,8 +6,8 @@
                                     |
                                     maps
 
-``compilers`` make it run. Until then it is a function of tensors, and the weights are the
-network's variables.
+It is a function of tensors whose weights are the network's variables; ``compilers`` make it
+executable.
 """
 
 from collections.abc import Sequence
@@ -27,20 +27,20 @@ from gradcam_server.models.loaded import LoadedModel
 from gradcam_server.models.network import PROBABILITIES
 from gradcam_server.models.preprocessing import preprocess
 
-# The scope of all operations from the gradients to the maps.
+# Name scope of all operations from the gradients to the maps.
 TAIL = "explanation"
 
-# What ``explain`` returns before the maps.
+# Number of outputs of ``explain`` before the maps.
 _PREDICTED = 4
 
 
 class ExplanationGraph:
-    """What a compiler is given: the function, and the tensors that it takes.
+    """The explanation graph as compilers take it: a function and its signature.
 
     Args:
         model: The model.
-        key: What to compute.
-        counter: Counts each function that is traced.
+        key: Which graph it is.
+        counter: Is incremented for each function that is traced.
     """
 
     def __init__(self, model: LoadedModel, key: GraphKey, counter: CompilationCounter) -> None:
@@ -49,7 +49,7 @@ class ExplanationGraph:
         self._counter = counter
 
     def signature(self, batch_size: int | None) -> tuple[tf.TensorSpec, ...]:
-        """Returns what ``explain`` takes; a batch of any size for None."""
+        """Returns the signature of ``explain``; ``None`` is a batch of any size."""
         images = tf.TensorSpec((batch_size, *self.model.input_size, 3), self.key.pixel_type)
         targets = tf.TensorSpec((batch_size, self.key.max_targets), tf.int32)
         return images, targets, targets
@@ -61,30 +61,26 @@ class ExplanationGraph:
         against: tf.Tensor,
         precision: Precision = Precision.FLOAT32,
     ) -> tuple[tf.Tensor, ...]:
-        """Computes, inside a ``tf.function``.
+        """Predicts and explains a batch, inside a ``tf.function``.
 
         Args:
-            images: Pixels, uint8 (float32 for perturbed ones), shape (B, H, W, 3).
+            images: Pixels, uint8 (float32 if the key says perturbed), shape (B, H, W, 3).
             classes: Indices or ``by_rank`` codes, int32, shape (B, targets).
-            against: What to contrast them with, or ``NO_CLASS``; as ``classes``.
-            precision: What the network is computed in; all after it is float32.
+            against: The classes to contrast them with, or ``NO_CLASS``, int32, shape (B, targets).
+            precision: The precision of the network; all operations after it are in float32.
 
         Returns:
             The logits and probabilities (B, classes), the explained classes and their scores
             (B, targets), and the maps of each layer (B, targets, h, w).
 
         Raises:
-            DisconnectedLayerError: The scores don't depend on one of the layers.
+            DisconnectedLayerError: The scores do not depend on one of the layers.
         """
         predicted, activations, gradients = self._differentiate(images, classes, against, precision)
         if self.key.channel_count:
             return *predicted, *activations
         with tf.name_scope(f"{TAIL}/"):  # the same scope again
-            maps = [
-                self._maps(activation, of_layer)
-                for activation, of_layer in zip(activations, gradients, strict=True)
-            ]
-        return *predicted, *maps
+            return *predicted, *map(self._maps, activations, gradients)
 
     def differentiate(
         self,
@@ -93,28 +89,25 @@ class ExplanationGraph:
         against: tf.Tensor,
         precision: Precision = Precision.FLOAT32,
     ) -> tuple[tf.Tensor, ...]:
-        """Computes what ``explain`` does up to the maps: the same for all methods.
-
-        Args: As of ``explain``.
+        """Computes ``explain`` up to the maps, which differ by method; takes the same arguments.
 
         Returns:
-            The first four of ``explain``; the activations of each layer, (B, h, w, K), and its
-            gradients, (B, targets, h, w, K), float32; ``maps`` takes them all.
+            The first four outputs of ``explain``; the activations of each layer, (B, h, w, K), and
+            its gradients, (B, targets, h, w, K), if the method needs them, float32.
 
         Raises:
-            DisconnectedLayerError: The scores don't depend on one of the layers.
+            DisconnectedLayerError: The scores do not depend on one of the layers.
         """
         predicted, activations, gradients = self._differentiate(images, classes, against, precision)
         stacked = [tf.stack(of_layer, axis=1) for of_layer in gradients if of_layer]
         return *predicted, *activations, *stacked
 
     def maps(self, differentiated: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
-        """Returns what ``explain`` does, from what ``differentiate`` returned; also eagerly."""
+        """Computes the outputs of ``explain`` from those of ``differentiate``; also eagerly."""
         predicted, count = differentiated[:_PREDICTED], len(self.key.layers)
         layers = differentiated[_PREDICTED:]
         gradients = [tf.unstack(of_layer, axis=1) for of_layer in layers[count:]] or [()] * count
-        maps = map(self._maps, layers[:count], gradients)
-        return *predicted, *maps
+        return *predicted, *map(self._maps, layers[:count], gradients)
 
     def _maps(self, activation: tf.Tensor, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
         method = METHODS[self.key.method]
@@ -125,10 +118,10 @@ class ExplanationGraph:
     def _differentiate(
         self, images: tf.Tensor, classes: tf.Tensor, against: tf.Tensor, precision: Precision
     ) -> tuple[tuple[tf.Tensor, ...], list[tf.Tensor], list[list[tf.Tensor]]]:
-        """Returns the first four of ``explain``, activations, and their gradients by target.
+        """Returns the first four outputs of ``explain``, activations, and gradients by target.
 
-        There are no gradients if the method needs none. If the key asks for channels, there are
-        none either, and the strongest channels instead of activations.
+        The gradients are empty if the method needs none. If the key asks for channels, they are
+        empty too, and the strongest channels stand instead of the activations.
         """
         self._counter.increment()  # runs while tracing, not in the graph
         network = self.model.network
@@ -150,7 +143,7 @@ class ExplanationGraph:
             scores -= weights * tf.gather(values, others, batch_dims=1)
         predicted = logits, probabilities, chosen, scores
         if self.key.channel_count:
-            channels = [_strongest(one, self.key.channel_count) for one in activations]
+            channels = [_strongest(layer, self.key.channel_count) for layer in activations]
             return predicted, channels, []
         with tf.name_scope(TAIL):
             outputs: list[tuple[tf.Tensor, tf.Tensor | None]] = []
@@ -158,7 +151,7 @@ class ExplanationGraph:
                 slopes = tf.cast(_slopes(head.kernel, chosen, subtracted), features.dtype)
                 outputs = [(features, slope) for slope in tf.unstack(slopes, axis=1)]
             elif self._row.needs_gradient:
-                # Not scores[:, slot]: OpenVINO has no gradient of a strided slice.
+                # Not scores[:, index]: OpenVINO has no gradient of a strided slice.
                 outputs = [(score, None) for score in tf.unstack(scores, axis=1)]
             gradients = self._gradients(outputs, activations)
             wide = [tf.cast(activation, tf.float32) for activation in activations]
@@ -172,7 +165,7 @@ class ExplanationGraph:
         """Differentiates each target's output, times a slope, by each layer's activation."""
         found: list[list[tf.Tensor]] = [[] for _ in activations]
         for output, slope in outputs:
-            # The images are independent, so the gradient of their sum is each one's own.
+            # Images are independent, so the gradient of the sum over the batch is each image's own.
             gradients = tf.gradients(output, activations, slope)
             for layer, gradient, of_layer in zip(self.key.layers, gradients, found, strict=True):
                 if gradient is None:
@@ -183,7 +176,7 @@ class ExplanationGraph:
     def run_network(
         self, pixels: tf.Tensor, layers: Sequence[str], precision: Precision
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """Preprocesses pixels; returns the outputs of layers and the logits."""
+        """Preprocesses pixels; returns the outputs of the layers, and the logits."""
         network, how = self.model.network, self.model.preprocessing
         is_reversed = network.can_reverse and takes_bgr(how)
         inputs = preprocess(pixels, how, keep_order=is_reversed)
@@ -202,7 +195,11 @@ def _slopes(
 
 
 def _strongest(activation: tf.Tensor, count: int) -> tf.Tensor:
-    """Returns the channels that vary most over the positions, (B, count, H, W); zero if none."""
+    """Returns the channels of the largest standard deviation over the positions.
+
+    Returns:
+        float32, shape (B, count, H, W); zero where the layer has fewer channels.
+    """
     activation = tf.cast(activation, tf.float32)
     available = min(count, activation.shape[-1])
     deviation = tf.math.reduce_std(activation, axis=[1, 2])
@@ -212,7 +209,7 @@ def _strongest(activation: tf.Tensor, count: int) -> tf.Tensor:
 
 
 def _choose(classes: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Replaces ``by_rank`` codes by the classes of these ranks; NO_CLASS by any class."""
+    """Replaces ``by_rank`` codes by the classes of these ranks; ``NO_CLASS`` by any class."""
     ranked = tf.math.top_k(logits, k=min(classes.shape[1], logits.shape[1])).indices
     ranks = tf.clip_by_value(-1 - classes, 0, ranked.shape[1] - 1)
     return tf.where(classes < 0, tf.gather(ranked, ranks, batch_dims=1), classes)

@@ -1,4 +1,4 @@
-"""Bytes to pixels: encoded or raw images to uint8 RGB, refused before they cost anything."""
+"""Encoded or raw images to uint8 RGB pixels; costly images are refused by their header."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,24 +11,25 @@ from gradcam_server.domain.requests import RawImage
 from gradcam_server.errors import InvalidRequestError
 from gradcam_server.images.header import JPEG, Size, read_header
 
-# OpenCV's flags for libjpeg's scaled transforms, by how many pixels of an axis become one.
+# OpenCV's flags for libjpeg's scaled transforms, by the factor that divides each axis.
 _REDUCTIONS = {
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
 }
 
-# How many times the model's input a reduced image must have at least: the resize that follows
-# then has pixels to average, as it has in the whole image.
+# A reduced image has at least this many times the model's input along each axis, so that the
+# resize that follows still has pixels to average.
 _MARGIN = 2
 
-# How many passes over the pixels of the largest image a decoder may be made to take. Encoders write
-# about ten scans.
+# Limit on a JPEG's scans, as passes over the pixels of the largest image. Encoders write about ten
+# scans.
 _MAX_PASSES = 20
-# As OpenCV takes up to 1.3 GB for 50 megapixels of one, where other formats take 0.3 to 0.6.
+# An animated PNG may have 1/4 of the pixels of other images: for 50 megapixels OpenCV takes up to
+# 1.3 GB, and 0.3 to 0.6 GB for other formats.
 _ANIMATED_PNG_SHARE = 4
 
-# Broken images are answered to the caller, not logged.
+# The caller learns of a broken image by an error, so OpenCV does not log it.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
@@ -39,15 +40,15 @@ def decode_image(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
     byte, and an alpha channel is dropped (as Keras' ``load_img`` does).
 
     Args:
-        data: A JPEG, PNG, WebP or BMP file. Of an animation the first frame counts.
-        max_pixels: The most pixels that the header may declare.
+        data: A JPEG, PNG, WebP or BMP file. Of an animation the first frame is decoded.
+        max_pixels: Maximum number of pixels that the header may declare.
 
     Returns:
         uint8 RGB, shape (height, width, 3).
 
     Raises:
-        InvalidRequestError: Not an image of these formats, truncated or corrupt, or too
-            many pixels, or scans of so many pixels. The last two are found from the header,
+        InvalidRequestError: Not an image of these formats, truncated or corrupt, too many
+            pixels, or too many scans for its pixels. The last two are found from the header,
             before memory is taken.
     """
     return decode_reduced(data, max_pixels, lambda _: 1)[0]
@@ -58,14 +59,14 @@ def decode_reduced(
 ) -> tuple[NDArray[np.uint8], Size]:
     """Decodes an image file, a JPEG at 1/2, 1/4 or 1/8 of its size if that is enough.
 
-    libjpeg then computes the smaller image straight from the coefficients, in a fraction of
-    the time and memory.
+    libjpeg then computes the smaller image from the coefficients, in a fraction of the time and
+    memory.
 
     Args:
         data: As for ``decode_image``.
-        max_pixels: The most pixels that the header may declare.
-        shrinkage: Says how many pixels of each axis become one later, for an image of a size.
-            Half of that is left to do then, or more.
+        max_pixels: Maximum number of pixels that the header may declare.
+        shrinkage: Returns the factor by which an image of a size is shrunk later. Decoding
+            shrinks it by at most half of that factor.
 
     Returns:
         uint8 RGB, shape (height, width, 3), upright, and the size of the original, upright.
@@ -96,17 +97,17 @@ def decode_reduced(
 
 
 def declared_size(image: bytes | RawImage, max_pixels: int) -> Size:
-    """Reads the size that an image declares, which its EXIF orientation may turn.
+    """Reads the size that an image declares, before its EXIF orientation is applied.
 
     Args:
-        image: As for ``decode_image``, or raw pixels.
-        max_pixels: The most pixels that it may declare.
+        image: A file as for ``decode_image``, or raw pixels.
+        max_pixels: Maximum number of pixels that it may declare.
 
     Returns:
         Height and width in pixels.
 
     Raises:
-        InvalidRequestError: As ``decode_image`` or ``view_raw``, as far as the header tells.
+        InvalidRequestError: As ``decode_image`` or ``view_raw``, for faults in the header.
     """
     if isinstance(image, RawImage):
         view_raw(image, max_pixels)
@@ -117,13 +118,13 @@ def declared_size(image: bytes | RawImage, max_pixels: int) -> Size:
 
 
 def _reduction(declared: Size, shrinkage: Callable[[Size], float]) -> int:
-    """Chooses the greatest that leaves enough, whether or not EXIF turns the image; 1 is none."""
+    """Returns the largest allowed reduction, for the image as declared and turned; 1 is none."""
     height, width = declared
-    most = min(shrinkage((height, width)), shrinkage((width, height))) / _MARGIN
+    max_reduction = min(shrinkage((height, width)), shrinkage((width, height))) / _MARGIN
     for reduction in _REDUCTIONS:
         reduced = _reduced(declared, reduction)
-        # Of a reduced image that is square, nobody could tell whether it was turned.
-        if reduction <= most and (height == width or reduced[0] != reduced[1]):
+        # A square reduced image would not show whether EXIF turned the image.
+        if reduction <= max_reduction and (height == width or reduced[0] != reduced[1]):
             return reduction
     return 1
 
@@ -139,7 +140,7 @@ def view_raw(image: RawImage, max_pixels: int) -> NDArray[np.uint8]:
         uint8 RGB, shape (height, width, 3).
 
     Raises:
-        InvalidRequestError: The bytes don't match the size, or it is out of range.
+        InvalidRequestError: The bytes do not match the size, or the size is out of range.
     """
     _check_size("raw_image", image.height, image.width, max_pixels)
     expected = image.height * image.width * 3
@@ -153,14 +154,14 @@ def view_raw(image: RawImage, max_pixels: int) -> NDArray[np.uint8]:
 
 
 def _check_scans(size: Size, scans: int, max_pixels: int) -> None:
-    """Bounds what a progressive JPEG costs by what the largest image costs."""
+    """Bounds the cost of a progressive JPEG by the cost of the largest image."""
     height, width = size
-    most = _MAX_PASSES * max_pixels // (height * width)
-    if scans > most:
+    max_scans = _MAX_PASSES * max_pixels // (height * width)
+    if scans > max_scans:
         raise InvalidRequestError(
             "encoded_image",
-            f"the JPEG has {scans} scans of {width} x {height} pixels, and may have {most} at that "
-            "size here; send it with fewer, or as a baseline JPEG",
+            f"the JPEG has {scans} scans of {width} x {height} pixels, and may have {max_scans} at "
+            "that size here; send it with fewer, or as a baseline JPEG",
         )
 
 

@@ -1,8 +1,8 @@
-"""What an image file declares of itself; what would cost a decoder too much is refused.
+"""Reads the header of an image file; refuses files that would cost a decoder too much.
 
-All that is read of a file is its structure: the segments of a JPEG, the chunks of a PNG. Metadata
-(ICC profiles, EXIF, text) is passed over unread. A step is one segment or chunk, however long it
-is, and their number is bounded.
+Only the structure of a file is read: the segments of a JPEG, the chunks of a PNG. Metadata (ICC
+profiles, EXIF, text) is skipped. A step skips one segment or chunk of any length, and the number
+of steps is bounded.
 """
 
 import re
@@ -23,14 +23,14 @@ JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 _WINDOW_BYTES = 1 << 16
-# Start of frame, which holds the size: all of 0xc0 to 0xcf but tables (DHT, JPG, DAC).
+# Start of frame, which holds the size: 0xc0 to 0xcf without the tables (DHT, JPG, DAC).
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
-_MAX_SCANS = 64  # encoders make about ten; a decoder passes over the whole image for each
+_MAX_SCANS = 64  # encoders write about ten; for each a decoder passes over the whole image
 _MAX_SEGMENTS = _MAX_CHUNKS = 4096
-# Pixels may take more chunks, if these have so many bytes in the mean; encoders write 8 KiB.
+# A further chunk is allowed for each 1 KiB of the file; encoders write chunks of 8 KiB.
 _BYTES_PER_CHUNK = 1024
-# libpng decompresses up to 8 MB of each, twice, though nobody asks for them: 15 ms.
+# libpng decompresses up to 8 MB of each, twice, although no caller needs them: 15 ms.
 _COMPRESSED_CHUNKS = frozenset({b"zTXt", b"iTXt", b"iCCP"})
 _MAX_COMPRESSED_CHUNKS = 64
 
@@ -40,12 +40,12 @@ _PEEK_BYTES, _PEEK_SEGMENTS = 2**16, 256
 
 
 class Header(NamedTuple):
-    """What a file declares.
+    """The size and structure that a file declares.
 
     Attributes:
-        size: Height and width in pixels, not checked; EXIF may turn it.
-        scans: How many times a decoder passes over the whole image; 0 in a JPEG without pixels.
-        is_animated_png: Whether it is an animation, for which OpenCV takes several times the
+        size: Height and width in pixels, unchecked, before EXIF turns the image.
+        scans: Number of passes of a decoder over the whole image; 0 in a JPEG without pixels.
+        is_animated_png: Whether it is an animated PNG, for which OpenCV takes several times the
             memory of another PNG.
     """
 
@@ -55,14 +55,14 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes) -> Header:
-    """Reads what an image file declares.
+    """Reads the header of an image file.
 
     Args:
-        data: A JPEG, PNG, WebP or BMP file, as long as it is.
+        data: The whole JPEG, PNG, WebP or BMP file.
 
     Raises:
-        InvalidRequestError: Not a file of these formats; its header is corrupt; or it has more
-            segments, chunks or scans, or declares longer chunks, than files of its length have.
+        InvalidRequestError: Not a file of these formats; the header is corrupt; or the file has
+            too many segments, chunks or scans, or a chunk that is longer than the file.
     """
     if not data:
         raise InvalidRequestError("encoded_image", f"the image is empty; send a {FORMATS_TEXT}")
@@ -86,7 +86,7 @@ def peek_size(data: bytes) -> Size | None:
         data: Any file.
 
     Returns:
-        Height and width in pixels; None if the first 64 KiB, or 256 segments, do not say them.
+        Height and width in pixels; None if the first 64 KiB, or 256 segments, do not hold them.
     """
     head = data[:_PEEK_BYTES]
     try:
@@ -104,8 +104,8 @@ def _corrupt(why: str) -> InvalidRequestError:
 class _Markers:
     """The markers of a JPEG, from its beginning to its end.
 
-    Each window of it is looked at once, whatever its bytes are, and without the interpreter's
-    lock: a file of nothing but 0xff is no more work than another one.
+    NumPy searches each window of the file once, without the interpreter's lock, so a file of only
+    0xff bytes takes no more work than another file.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -114,7 +114,7 @@ class _Markers:
         self._found: NDArray[np.intp] = np.empty(0, np.intp)
 
     def find(self, at: int) -> int | None:
-        """Returns where the next marker is, from a place on that is no earlier than the last."""
+        """Returns the offset of the first marker from ``at`` on, which never decreases."""
         while True:
             index = int(np.searchsorted(self._found, at))
             if index < len(self._found):
@@ -127,13 +127,13 @@ class _Markers:
 
 
 def _find_markers(data: NDArray[np.uint8]) -> NDArray[np.intp]:
-    """Returns where 0xff stands before 0x02 to 0xcf or 0xd9 to 0xfe.
+    """Returns the offsets of 0xff before 0x02 to 0xcf or 0xd9 to 0xfe.
 
-    That begins a segment, whose length follows, or ends the image. Between segments, and in
-    compressed data, libjpeg passes over all that is none.
+    Such a pair begins a segment, whose length follows, or ends the image. Between segments, and in
+    compressed data, libjpeg skips all other bytes.
     """
     kinds = data[1:]
-    # Less than zero is more than any: the type is unsigned.
+    # The type is unsigned, so a negative difference wraps to a large number.
     are_kinds = (kinds - 0x02 < 0xD0 - 0x02) | (kinds - 0xD9 < 0xFF - 0xD9)
     return np.flatnonzero((data[:-1] == 0xFF) & are_kinds)
 
@@ -144,11 +144,11 @@ def _jpeg_header(data: bytes, max_segments: int = _MAX_SEGMENTS) -> Header:
     scans, at = 0, len(JPEG)
     for _ in range(max_segments):
         found = markers.find(at)
-        # What follows the end does not count: telephones append videos.
+        # Bytes after the end are ignored: telephones append videos.
         if found is None or (kind := data[found + 1]) == _END_OF_IMAGE:
             break
         at = found + 2
-        if kind in _FRAMES and size is None:  # libjpeg refuses a second one
+        if kind in _FRAMES and size is None:  # libjpeg refuses a second size
             size = struct.unpack_from(">3xHH", data, at)
         elif kind == _START_OF_SCAN:
             scans += 1
@@ -156,7 +156,7 @@ def _jpeg_header(data: bytes, max_segments: int = _MAX_SEGMENTS) -> Header:
                 raise _corrupt("the JPEG has no size before its pixels")
             if scans > _MAX_SCANS:
                 raise _corrupt(f"the JPEG has more than {_MAX_SCANS} scans")
-        # The length counts its own two bytes; libjpeg takes a lesser one for these two.
+        # The length includes its own two bytes; libjpeg reads a smaller length as 2.
         at += max(int.from_bytes(data[at : at + 2]), 2)
     else:
         raise _corrupt(f"the JPEG has more than {max_segments} segments")
@@ -179,10 +179,10 @@ def _png_header(data: bytes) -> Header:
     for _ in range(max_chunks):
         length, kind = struct.unpack_from(">I4s", data, at)
         at += length + _CHUNK_BYTES
-        # OpenCV takes the memory that a chunk declares, up to 4 GiB, before it reads it.
+        # OpenCV allocates the memory that a chunk declares, up to 4 GiB, before it reads the chunk.
         if at > len(data):
             raise _corrupt("a chunk of the PNG is longer than the file")
-        if kind == b"IEND":  # what follows does not count
+        if kind == b"IEND":  # bytes after it are ignored
             return Header(size, is_animated_png=is_animated)
         is_animated |= kind == b"acTL"
         compressed += kind in _COMPRESSED_CHUNKS
@@ -193,12 +193,12 @@ def _png_header(data: bytes) -> Header:
 
 def _webp_header(data: bytes) -> Header:
     (kind,) = struct.unpack_from("4s", data, 12)
-    if kind == b"VP8X":  # 24 bits each, less one
+    if kind == b"VP8X":  # width - 1 and height - 1, 24 bits each
         width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
-    elif kind == b"VP8L":  # 14 bits each, less one
+    elif kind == b"VP8L":  # width - 1 and height - 1, 14 bits each
         (bits,) = struct.unpack_from("<I", data, 21)
         width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    elif kind == b"VP8 ":  # 14 bits each, beside two of scaling
+    elif kind == b"VP8 ":  # 14 bits each, with two bits of scaling
         width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
     else:
         raise _corrupt("the WebP file does not begin with its size")
@@ -209,7 +209,7 @@ def _bmp_header(data: bytes) -> Header:
     (header_bytes,) = struct.unpack_from("<I", data, 14)
     is_old = header_bytes == _OS2_BMP_HEADER_BYTES
     width, height = struct.unpack_from("<HH" if is_old else "<ii", data, 18)
-    return Header((abs(height), width))  # a negative height: its rows begin at the top
+    return Header((abs(height), width))  # negative if the rows begin at the top
 
 
 _READERS: dict[re.Pattern[bytes], Callable[[bytes], Header]] = {

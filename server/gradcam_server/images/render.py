@@ -1,4 +1,4 @@
-"""Low-resolution maps to arrays, grey images and overlays."""
+"""Renders low-resolution maps as arrays, grey images and overlays."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ _COLORMAPS = {
     Colormap.INFERNO: cv2.COLORMAP_INFERNO,
 }
 _AT_LAYER = {HeatmapFormat.RAW_FLOAT32}
-# What an encoded image of noise takes at most, and an array always.
+# Upper bound on an encoded image, which noise reaches, and the size of an array.
 _BYTES_PER_PIXEL = {
     HeatmapFormat.RAW_FLOAT32: 0,
     HeatmapFormat.IMAGE_FLOAT32: 4,
@@ -31,7 +31,7 @@ _BYTES_PER_PIXEL = {
 
 @dataclass(frozen=True)
 class RenderedMap:
-    """The heat maps of one explanation, and the facts that scaling them would hide."""
+    """The heat maps of one explanation, and the range of the map, which scaling removes."""
 
     raw_min: float
     raw_max: float
@@ -40,9 +40,9 @@ class RenderedMap:
 
 
 def count_bytes(pixels: int, forms: Sequence[HeatmapForm]) -> int:
-    """Returns the bytes that all forms of one map may take, on an image of so many pixels.
+    """Returns an upper bound on the bytes of all forms of a map, for an image of so many pixels.
 
-    Maps at the resolution of a layer are too small to count.
+    Maps at the resolution of a layer are small and not counted.
     """
     return pixels * sum(_BYTES_PER_PIXEL[form.format] for form in forms)
 
@@ -59,23 +59,23 @@ def render(
     forms: Sequence[HeatmapForm],
     extent: Extent | None = None,
 ) -> RenderedMap:
-    """Renders one explanation in every wanted form.
+    """Renders one explanation in every form.
 
-    A map without a positive value, or with one that is not finite, is degenerate:
-    its heat maps are zero throughout, never NaN.
+    A map without a positive value, or with a value that is not finite, is degenerate: its heat
+    maps are all zero, never NaN.
 
     Args:
         signed_map: float32, shape (h, w), before the method's final ReLU.
         image: The decoded original, uint8 RGB, shape (H, W, 3); unused unless ``needs_image``.
-        placement: How the image lay on the model's input.
-        forms: The wanted forms.
+        placement: The position of the image on the model's input.
+        forms: The forms of the heat map.
         extent: The part of the model's input that the map covers; None is the whole input.
 
     Returns:
-        The range of ``signed_map`` and one heat map for each form.
+        The range of ``signed_map``, and one heat map for each form.
     """
     raw_min, raw_max = float(signed_map.min()), float(signed_map.max())
-    finite = math.isfinite(raw_min) and math.isfinite(raw_max)  # NaN is both, if there is one
+    finite = math.isfinite(raw_min) and math.isfinite(raw_max)  # NaN if a value is NaN
     degenerate = not (finite and raw_max > 0)
     if not finite:
         raw_min, raw_max = (float(np.nan_to_num(np.float32(edge))) for edge in (raw_min, raw_max))
@@ -115,7 +115,7 @@ def _heatmap(
 def _overlay_bgr(
     on_image: NDArray[np.float32], image: NDArray[np.uint8], form: HeatmapForm
 ) -> NDArray[np.uint8]:
-    # OpenCV's colour maps and encoders are BGR: hot is red only if the image is too.
+    # OpenCV's colour maps and encoders are BGR: hot is red only if the image is BGR too.
     colors = cv2.applyColorMap(_to_uint8(on_image), _COLORMAPS[form.colormap])
     original = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     blended = cv2.addWeighted(original, 1 - form.alpha, colors, form.alpha, 0)

@@ -1,7 +1,7 @@
-"""How many CPU seconds decoding and rendering are expected to take, before any of it is done.
+"""Estimates of the CPU seconds of decoding and rendering.
 
-The figures are rough, as a machine's speed is: they tell long work from short work, and what is
-measured afterwards counts (``fair_slots``).
+They are rough, because machines differ in speed: they tell long work from short work, and
+``fair_slots`` charges the measured time afterwards.
 """
 
 from collections.abc import Sequence
@@ -15,17 +15,17 @@ _S_PER_FILE_BYTE = 20e-9
 _S_PER_RENDERED_BYTE = 10e-9
 _S_PER_HEADER_BYTE = 1e-9
 _MIN_S = 0.5e-3
-# Of a file that does not say its size at its beginning.
+# For a file whose beginning does not hold its size.
 _UNKNOWN_S = 0.5
 
 
 def header_s(image: bytes | RawImage) -> float:
-    """Returns the CPU seconds that it should take to read the size of an image."""
+    """Estimates the CPU seconds of reading the size of an image."""
     return _MIN_S if isinstance(image, RawImage) else _MIN_S + len(image) * _S_PER_HEADER_BYTE
 
 
 def decoding_s(image: bytes | RawImage) -> float:
-    """Returns the CPU seconds that it should take to decode and resize an image."""
+    """Estimates the CPU seconds of decoding and resizing an image."""
     if isinstance(image, RawImage):
         return _MIN_S + abs(image.height * image.width) * _S_PER_PIXEL
     size = peek_size(image)
@@ -35,11 +35,11 @@ def decoding_s(image: bytes | RawImage) -> float:
 
 
 def rendering_s(pixels: int, forms: Sequence[HeatmapForm], map_count: int) -> float:
-    """Returns the CPU seconds that it should take to render maps.
+    """Estimates the CPU seconds of rendering maps.
 
     Args:
-        pixels: Of the image.
-        forms: The wanted forms of each map.
-        map_count: Maps.
+        pixels: Number of pixels of the image.
+        forms: The forms of each map.
+        map_count: Number of maps.
     """
     return _MIN_S + map_count * count_bytes(pixels, forms) * _S_PER_RENDERED_BYTE

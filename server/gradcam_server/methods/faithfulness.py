@@ -1,10 +1,10 @@
-"""How faithful heat maps are to the model: metrics in NumPy, without the model.
+"""Metrics of how faithful heat maps are to the model, in NumPy.
 
     image, heat map -> perturbed images -> the caller's model -> probabilities -> metric
 
-Everywhere ``image`` is uint8 (H, W, 3) and ``heatmap`` a finite float array (H, W). Equally
-hot pixels count in row-major order, so every result can be repeated. A heat map without a
-positive value is degenerate: the curves take its pixels in order, and it hits no mask.
+``image`` is uint8 (H, W, 3) and ``heatmap`` a finite float array (H, W). Pixels of equal heat
+are ordered row by row, so results are reproducible. A heat map without a positive value is
+degenerate: the curves take its pixels in order, and it hits no mask.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 DEFAULT_STEPS = 20
-# Of the image's height and width: what makes an object of the image unrecognisable.
+# Standard deviation, as a share of height and width, that makes an object unrecognisable.
 _BLUR = 0.05
 
 Baseline = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
-"""Makes the image that stands for "nothing is known here"."""
+"""Makes the uninformative image, uint8 (H, W, 3), that replaces the pixels of an image."""
 
 
 def blurred(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -31,7 +31,7 @@ def blurred(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def mean_color(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Paints an image all over with its mean colour."""
+    """Returns an image of the size of another, filled with the other's mean colour."""
     color = np.rint(image.mean(axis=(0, 1))).astype(np.uint8)
     return np.broadcast_to(color, image.shape)
 
@@ -40,7 +40,7 @@ BASELINES: dict[str, Baseline] = {"blur": blurred, "mean": mean_color}
 
 
 def is_degenerate(heatmap: NDArray[np.floating[Any]]) -> bool:
-    """Whether no value is positive: the map says nothing."""
+    """Returns whether no value of the map is positive."""
     return not bool((heatmap > 0).any())
 
 
@@ -48,7 +48,7 @@ def hottest_first(heatmap: NDArray[np.floating[Any]]) -> NDArray[np.intp]:
     """Orders pixels by decreasing heat.
 
     Returns:
-        Indices into the flattened map, shape (H * W,); equally hot ones in row-major order.
+        Indices into the flattened map, shape (H * W,); pixels of equal heat row by row.
     """
     return np.argsort(-heatmap, axis=None, kind="stable")
 
@@ -69,7 +69,7 @@ def deletion_images(
         image: uint8, shape (H, W, 3).
         heatmap: Shape (H, W).
         steps: Number of portions.
-        baseline: What removed pixels become.
+        baseline: Makes the image that replaces removed pixels.
 
     Yields:
         ``steps + 1`` images: first the original, last the baseline.
@@ -92,7 +92,7 @@ def insertion_images(
         image: uint8, shape (H, W, 3).
         heatmap: Shape (H, W).
         steps: Number of portions.
-        baseline: Where the pixels are inserted.
+        baseline: Makes the image into which the pixels are inserted.
 
     Yields:
         ``steps + 1`` images: first the baseline, last the original.
@@ -104,27 +104,30 @@ def auc(probabilities: ArrayLike) -> float:
     """Area under a deletion or insertion curve, by trapezoids over a width of 1.
 
     Args:
-        probabilities: Of the class on each of the images, shape (steps + 1,).
+        probabilities: The class's probability on each image, shape (steps + 1,).
 
     Returns:
-        0 to 1.
+        The area, 0 to 1.
+
+    Raises:
+        ValueError: There are fewer than two probabilities.
     """
     curve = np.asarray(probabilities, np.float64)
     if curve.ndim != 1 or curve.size < 2:
-        raise ValueError(f"a curve has two points or more, not shape {curve.shape}")
+        raise ValueError(f"a curve needs two points or more, not shape {curve.shape}")
     return float((curve[:-1] + curve[1:]).mean() / 2)
 
 
 def explanation_map(
     image: NDArray[np.uint8], heatmap: NDArray[np.floating[Any]]
 ) -> NDArray[np.uint8]:
-    """Keeps of an image what the heat map shows: image * heat map, black where it is cold.
+    """Multiplies an image by its heat map, so that cold pixels are black.
 
     Chattopadhay et al., "Grad-CAM++", WACV 2018, section 4.1.
 
     Args:
         image: uint8, shape (H, W, 3).
-        heatmap: Shape (H, W); negative values count as 0, and its maximum becomes 1.
+        heatmap: Shape (H, W); negative values count as 0, and it is divided by its maximum.
 
     Returns:
         uint8, shape (H, W, 3); black for a degenerate map.
@@ -142,8 +145,8 @@ def average_drop(full: ArrayLike, explained: ArrayLike) -> float:
     Chattopadhay et al., Grad-CAM++, WACV 2018, section 4.1.
 
     Args:
-        full: Y, the class's probability on each full image, shape (N,) or a number; where
-            it is 0 there is nothing to lose, and the drop is 0.
+        full: Y, the class's probability on each full image, shape (N,) or a number. Where
+            it is 0 the drop is 0.
         explained: O, on each ``explanation_map``, of the same shape.
     """
     before, after = np.asarray(full, np.float64), np.asarray(explained, np.float64)
@@ -164,10 +167,10 @@ def increase_in_confidence(full: ArrayLike, explained: ArrayLike) -> float:
 
 
 def points_at(heatmap: NDArray[np.floating[Any]], mask: NDArray[np.bool_]) -> bool:
-    """Pointing game: is the hottest pixel inside the mask?
+    """Pointing game: returns whether the hottest pixel is inside the mask.
 
     Zhang et al., "Top-down Neural Attention by Excitation Backprop", ECCV 2016, section 4.1;
-    without the margin of 15 pixels that some programs allow. A degenerate map points nowhere.
+    without the margin of 15 pixels that some programs allow. False for a degenerate map.
 
     Args:
         heatmap: Shape (H, W).
@@ -220,8 +223,8 @@ def _check(pixels: NDArray[Any], heatmap: NDArray[np.floating[Any]]) -> None:
 
 
 def _blur_matrix(size: int) -> NDArray[np.float32]:
-    # Row y: how much each pixel counts in the blurred pixel y. What the Gaussian has
-    # beyond the border goes to the border pixel.
+    # Row y holds the weight of each pixel in the blurred pixel y. The border pixel also has
+    # the Gaussian's weights beyond the border.
     sigma = max(_BLUR * size, 0.5)
     reach = int(np.ceil(3 * sigma))
     offsets = np.arange(-reach, reach + 1)

@@ -1,8 +1,8 @@
-"""The methods of many passes: perturbed images in, one map for each target out.
+"""The methods of many passes: from perturbed images to one map for each target.
 
-Each method makes float32 variants of the image and asks ``evaluate`` for each; that runs
-them through the compiled one-pass graph, batched, in the background. Nothing here knows
-TensorFlow or the batcher.
+Each method makes float32 variants of the image and calls ``evaluate`` for each variant, which
+runs it through a compiled one-pass graph, in a batch and in the background. The module depends
+neither on TensorFlow nor on the batcher.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 Pixels = NDArray[np.float32]
 Maps = NDArray[np.float32]
 
-# Most variants of one image in memory at once.
+# Variants of one image that are in memory at once.
 _MAX_IN_FLIGHT = 32
 
 
@@ -30,14 +30,14 @@ async def integrated_gradients(
 ) -> Maps:
     """Integrated Gradients from a black image: mean_a g(a x) x, summed over the colours.
 
-    Its sum over the positions is score(x) - score(black), to the error of the midpoint
+    The sum over the positions is score(x) - score(black), up to the error of the midpoint
     rule. Sundararajan, Taly and Yan, "Axiomatic Attribution for Deep Networks", ICML 2017,
     equation 3.
 
     Args:
         image: uint8 RGB, shape (H, W, 3).
         steps: Points of the midpoint rule between black and the image.
-        evaluate: Gives gradient times pixels, summed over the colours, float32, shape
+        evaluate: Returns gradient times pixels, summed over the colours, float32, shape
             (targets, H, W).
 
     Returns:
@@ -47,7 +47,7 @@ async def integrated_gradients(
     points = (np.arange(steps, dtype=np.float32) + np.float32(0.5)) / np.float32(steps)
 
     async def at(point: np.float32) -> Maps:
-        # g(a x) (a x) is what comes back.
+        # ``evaluate`` returns g(a x) (a x).
         return await evaluate(pixels * point) / point
 
     return np.mean(await _gather(at, points), axis=0, dtype=np.float32)
@@ -61,17 +61,17 @@ async def smooth_grad(
 ) -> tuple[Maps, ...]:
     """SmoothGrad: the mean of the maps of noisy copies.
 
-    The noise is seeded: the same image has the same map. Smilkov et al., "SmoothGrad:
+    The noise is seeded, so the same image has the same map. Smilkov et al., "SmoothGrad:
     removing noise by adding noise", arXiv:1706.03825, 2017.
 
     Args:
         image: uint8 RGB, shape (H, W, 3).
-        sample_count: Noisy copies.
+        sample_count: Number of noisy copies.
         noise_level: Standard deviation of the noise over the range of the pixels.
-        evaluate: Gives, for each layer, float32, shape (targets, h, w).
+        evaluate: Returns the maps of each layer, float32, shape (targets, h, w).
 
     Returns:
-        For each layer, float32, shape (targets, h, w).
+        The mean maps of each layer, float32, shape (targets, h, w).
     """
     pixels = image.astype(np.float32)
     deviation = noise_level * float(pixels.max() - pixels.min())
@@ -93,15 +93,15 @@ async def score_cam(
 ) -> Maps:
     """Score-CAM before its ReLU: sum_k w_k A_k, w = softmax of the masked images' scores.
 
-    Each channel, enlarged and scaled to 0 to 1, masks the image: what it hides becomes the
-    colour that the network sees as zero. Wang et al., "Score-CAM: Score-Weighted Visual
+    Each channel, enlarged and scaled to 0 to 1, masks the image: hidden pixels have the
+    colour that preprocessing takes to zero. Wang et al., "Score-CAM: Score-Weighted Visual
     Explanations for Convolutional Neural Networks", CVPR Workshops 2020, algorithm 1.
 
     Args:
         image: uint8 RGB, shape (H, W, 3).
-        channels: A_k, float32, shape (K, h, w). Constant ones are left out.
+        channels: A_k, float32, shape (K, h, w). Constant channels are left out.
         zero: The colour that preprocessing takes to zero, float32, shape (3,).
-        evaluate: Gives the scores, float32, shape (targets,).
+        evaluate: Returns the scores, float32, shape (targets,).
         extent: The part of the image that the channels cover; None is the whole image.
 
     Returns:
@@ -113,9 +113,9 @@ async def score_cam(
 
     async def score(channel: Maps) -> NDArray[np.float32]:
         enlarged = enlarge(channel, size, extent)
-        least, greatest = enlarged[is_covered].min(), enlarged[is_covered].max()
-        # It can be constant where the image is, and vary in the model's own margins.
-        scaled = (enlarged - least) / (greatest - least or np.float32(1))
+        minimum, maximum = enlarged[is_covered].min(), enlarged[is_covered].max()
+        # A channel can be constant on the image, and vary in margins that the model adds.
+        scaled = (enlarged - minimum) / (maximum - minimum or np.float32(1))
         mask = np.where(is_covered, scaled, np.float32(0))[..., None]
         return await evaluate((zero + mask * (pixels - zero)).astype(np.float32))
 
@@ -130,21 +130,21 @@ async def score_cam(
 
 
 async def _gather(work: Callable[[_I], Awaitable[_T]], items: Iterable[_I]) -> Sequence[_T]:
-    """Works on all, with at most ``_MAX_IN_FLIGHT`` begun; the first error ends all.
+    """Runs ``work`` for all items, ``_MAX_IN_FLIGHT`` at a time; the first error cancels the rest.
 
     Returns:
         The results, in the order of the items.
     """
-    places = asyncio.Semaphore(_MAX_IN_FLIGHT)
+    in_flight = asyncio.Semaphore(_MAX_IN_FLIGHT)
 
-    async def one(item: _I) -> _T:
-        async with places:
+    async def run(item: _I) -> _T:
+        async with in_flight:
             return await work(item)
 
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(item)) for item in items]
+            tasks = [group.create_task(run(item)) for item in items]
     except ExceptionGroup as failures:
-        # They fail alike, and callers know single errors.
+        # The items fail for the same reason, and callers expect a single error.
         raise failures.exceptions[0] from None
     return [task.result() for task in tasks]

@@ -1,9 +1,10 @@
 """The one-pass explanation methods: from activation and gradient to a map.
 
 Notation: activation A and gradient g = dY/dA of the score Y, shape (B, H, W, K); N = H W;
-r = ReLU. Each function returns the signed map before the method's final ReLU, shape
-(B, H, W), float32; ``render`` applies the ReLU. Where the paper has its ReLUs inside the
-sum, the map has no negative values to begin with.
+r = ReLU. A function of A and g returns the signed map before the method's final ReLU, shape
+(B, H, W), float32; ``images.render`` applies the ReLU. Where the paper has the ReLU inside the
+sum, no value of the map is negative. A ``Contrast`` chooses the score. ``domain.registry`` says
+which of these functions make a method.
 """
 
 from collections.abc import Callable
@@ -15,15 +16,15 @@ from gradcam_server.domain.registry import ONE_PASS_METHODS, REGISTRY
 from gradcam_server.domain.requests import Method
 
 Contrast = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], list[tuple[tf.Tensor, tf.Tensor]]]
-"""Chooses what is subtracted from the score Y_c of each class c: weights times scores.
+"""Chooses the classes d and weights w_d of the explained score Y_c - sum_d w_d Y_d.
 
-Takes the logits, float32, shape (B, classes); the explained classes and those that the request
-contrasts them with, int32, shape (B, targets); and 1 where it does, else 0, float32, (B, targets).
-Returns pairs of classes and their weights, each (B, targets). Weights are constants: the gradient
-is that of Y_c less the weighted gradients.
+Takes the logits, float32, shape (B, classes); the classes c and the classes that the request
+contrasts them with, int32, shape (B, targets); and 1.0 where the request does so, else 0.0, shape
+(B, targets). Returns pairs of d and w_d, each of shape (B, targets). The weights are constants in
+the gradient.
 """
 
-# A sum below this share of its terms' sizes is rounding error: float32 has 6e-8.
+# A sum below this share of the sum of its terms' sizes is rounding error: float32 has 6e-8.
 _ROUNDING = 1e-6
 
 
@@ -40,7 +41,7 @@ def grad_cam(activation: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
 def grad_cam_plus_plus(activation: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
     """Grad-CAM++: sum_k w_k A_k, w_k = sum_ij alpha r(g), Y = exp(S).
 
-    alpha = g^2 / (2 g^2 + g^3 sum_ab A_ab), and 0 where g is. exp(S) cancels in alpha and
+    alpha = g^2 / (2 g^2 + g^3 sum_ab A_ab), and 0 where g is 0. exp(S) cancels in alpha and
     only rescales w, so it is never evaluated: float32 overflows at S > 88.
 
     Chattopadhay et al., "Grad-CAM++: Generalized Gradient-Based Visual Explanations for
@@ -65,9 +66,9 @@ def hires_cam(activation: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
 
 
 def x_grad_cam(activation: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
-    """XGrad-CAM: sum_k w_k A_k, w_k = sum_ij g A / sum_ij A, and 0 where that sum is.
+    """XGrad-CAM: sum_k w_k A_k, w_k = sum_ij g A / sum_ij A, and 0 where sum_ij A is 0.
 
-    After a normalisation over space every sum_ij A is 0 but for rounding, and so is the map.
+    After a normalisation over space every sum_ij A is 0 but for rounding, and the map is 0.
 
     Fu et al., "Axiom-based Grad-CAM: Towards Accurate Visualization and Explanation of
     CNNs", BMVC 2020, equation 8.
@@ -98,8 +99,8 @@ def elementwise_grad_cam(activation: tf.Tensor, gradient: tf.Tensor) -> tf.Tenso
 def eigen_grad_cam(activation: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
     """EigenGrad-CAM: g A, as (N, K) with centred columns, on its first right singular vector.
 
-    The sign of a singular vector is arbitrary. Here the map's inner product with
-    HiResCAM's, sum_k g_k A_k, is never negative: hot is where evidence for the class is.
+    The sign of a singular vector is arbitrary. Here the map's inner product with HiResCAM's,
+    sum_k g_k A_k, is never negative: the map is hot where the evidence for the class is.
 
     As ``EigenGradCAM`` of pytorch-grad-cam, after Muhammad and Yeasin, "Eigen-CAM",
     IJCNN 2020, equation 2, on g A for A.
@@ -110,8 +111,8 @@ def eigen_grad_cam(activation: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
     scale = tf.reduce_max(tf.abs(centred), axis=[1, 2], keepdims=True)
     size = tf.reduce_max(tf.abs(product), axis=[1, 2], keepdims=True)
     finite = tf.reduce_all(tf.math.is_finite(centred), axis=[1, 2], keepdims=True)
-    # Where nothing but rounding error varies over space, there is no direction. Where A or g
-    # is not finite, TensorFlow's own eigh would raise, for all images of the batch.
+    # If only rounding error varies over space, there is no direction. If A or g is not finite,
+    # TensorFlow's own eigh would raise, for all images of the batch.
     usable = tf.logical_and(finite, scale > _ROUNDING * size)
     scale = tf.where(usable, scale, 1.0)  # so that no square overflows or vanishes
     unit = tf.where(usable, centred / scale, 0.0)
@@ -132,8 +133,8 @@ def eigen_grad_cam(activation: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
 def eigen_cam(activation: tf.Tensor, _gradient: object = None) -> tf.Tensor:
     """Eigen-CAM: A, as (N, K) with centred columns, on its first right singular vector.
 
-    That is EigenGrad-CAM with g = 1, and so is the sign: hot is where the sum of A over the
-    channels is. The map is the same for all classes.
+    This is EigenGrad-CAM with g = 1, so the map is hot where sum_k A_k is large. It is the same
+    for all classes.
 
     Muhammad and Yeasin, "Eigen-CAM: Class Activation Map using Principal Components", IJCNN
     2020, arXiv:2008.00299, equation 2; centred as ``EigenCAM`` of pytorch-grad-cam, which leaves
@@ -145,7 +146,7 @@ def eigen_cam(activation: tf.Tensor, _gradient: object = None) -> tf.Tensor:
 def requested_class(
     _logits: tf.Tensor, _classes: tf.Tensor, against: tf.Tensor, is_requested: tf.Tensor
 ) -> list[tuple[tf.Tensor, tf.Tensor]]:
-    """The score of a class alone, or less that of the class that the request contrasts it with."""
+    """Y_c, or Y_c - Y_d for the class d that the request contrasts c with."""
     return [(against, is_requested)]
 
 

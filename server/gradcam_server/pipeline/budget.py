@@ -13,7 +13,7 @@ from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.requests import ExplainRequest, HeatmapFormat, LayerFusion, RawImage
 from gradcam_server.errors import InvalidRequestError
 from gradcam_server.images.render import RenderedMap, count_bytes
-from gradcam_server.pipeline.resolving import Resolved, mapped_layers
+from gradcam_server.pipeline.translation import Resolved
 from gradcam_server.telemetry.memory import available_bytes
 
 BYTES_PER_PIXEL = 3
@@ -89,7 +89,7 @@ def heatmap_bytes(
     Raises:
         InvalidRequestError: The heat maps may take more.
     """
-    layers = mapped_layers(request, resolved)
+    layers = resolved.layers
     fuses = request.layer_fusion is not LayerFusion.NONE
     maps = len(resolved.targets) * (1 if fuses else len(layers))
     if (size := maps * count_bytes(pixel_count, request.forms)) > max_answer_bytes:

@@ -14,7 +14,7 @@ from gradcam_server.domain.schedule import OnDispatch, Urgency
 from gradcam_server.engine.backend import Backend
 from gradcam_server.methods.many_pass import integrated_gradients, score_cam, smooth_grad
 from gradcam_server.pipeline.fair_slots import FairSlots
-from gradcam_server.pipeline.resolving import Resolved
+from gradcam_server.pipeline.translation import Resolved
 
 # More requests at once would share the same part of the device, and hold more memory.
 _MAX_REQUESTS = 2

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.graph_io import GraphItem, GraphOutput
 from gradcam_server.domain.hold_state import HoldState
@@ -16,16 +19,17 @@ from gradcam_server.domain.requests import (
     Method,
     Progress,
     RawImage,
+    ResizeMode,
     Stats,
 )
 from gradcam_server.domain.schedule import OnDispatch, Urgency
 from gradcam_server.engine.backend import Backend
 from gradcam_server.errors import DeadlineError
-from gradcam_server.images.decode import declared_size
-from gradcam_server.images.render import needs_image, render
+from gradcam_server.images.decode import declared_size, decode_image, decode_reduced, view_raw
+from gradcam_server.images.geometry import Placement, fit, shrinkage
+from gradcam_server.images.render import RenderedMap, needs_image, render
 from gradcam_server.images.work_cost import decoding_s, header_s, rendering_s
 from gradcam_server.pipeline.admission import Admission
-from gradcam_server.pipeline.answer import class_maps, make_answer
 from gradcam_server.pipeline.budget import (
     BYTES_PER_PIXEL,
     Need,
@@ -35,10 +39,16 @@ from gradcam_server.pipeline.budget import (
     message_bytes,
 )
 from gradcam_server.pipeline.ledger import Claim, Hold, uncounted
-from gradcam_server.pipeline.loading import LoadedImage, load
 from gradcam_server.pipeline.many_pass import ManyPass
-from gradcam_server.pipeline.resolving import Resolved, first_key, mapped_layers, resolve
 from gradcam_server.pipeline.sampling import FaithfulnessSampler, Report
+from gradcam_server.pipeline.translation import (
+    ClassMap,
+    Resolved,
+    class_maps,
+    first_key,
+    make_answer,
+    resolve,
+)
 from gradcam_server.pipeline.workers import Workers
 
 # Maps of so few values are rendered in less time than going to a thread takes.
@@ -47,6 +57,26 @@ _FEW_VALUES = 4096
 _SHORT_FILE_BYTES = 1 << 16
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedImage:
+    """A decoded image and the model's input that is made of it. Both are uint8 RGB.
+
+    Attributes:
+        pixels: The whole image, shape (height, width, 3); ``fitted`` if it is not needed.
+        fitted: The model's input, shape (H, W, 3).
+        placement: Where the image lies in the input.
+    """
+
+    pixels: NDArray[np.uint8]
+    fitted: NDArray[np.uint8]
+    placement: Placement
+
+    @property
+    def pixel_count(self) -> int:
+        """The number of pixels of the image as it was sent."""
+        return self.placement.vertical.image_size * self.placement.horizontal.image_size
 
 
 class Pipeline:
@@ -173,27 +203,11 @@ class Pipeline:
                     stats.compile_us += compile_us
                     stats.compute_us += max(elapsed_us - compile_us, 0)
                     stats.pass_count = progress.completed
-            layers = mapped_layers(request, resolved)
-            extent = model.extent(layers[0])
+            extent = model.extent(resolved.layers[0])
             self._sampler.offer(model, request.method, image.fitted, output, extent)
-            maps = list(class_maps(output, model, layers, request.layer_fusion))
+            maps = list(class_maps(output, model, resolved.layers, request.layer_fusion))
             hold.move(HoldState.RENDERING)
-            rendered, stats.render_us = await self._run(
-                request,
-                rendering_s(image.pixel_count, request.forms, len(maps)),
-                not needs_image(request.forms)
-                and sum(class_map.values.size for class_map in maps) <= _FEW_VALUES,
-                lambda: [
-                    render(
-                        class_map.values,
-                        image.pixels,
-                        image.placement,
-                        request.forms,
-                        class_map.extent,
-                    )
-                    for class_map in maps
-                ],
-            )
+            rendered, stats.render_us = await self._render(request, image, maps)
         hold.move(HoldState.SENDING, answer_bytes(request, rendered))
         return make_answer(request, resolved, output, maps, rendered, image.placement, stats)
 
@@ -248,6 +262,22 @@ class Pipeline:
         stats.dispatch_reason = batch.reason
         return image, answer.output
 
+    async def _render(
+        self, request: ExplainRequest, image: LoadedImage, maps: Sequence[ClassMap]
+    ) -> tuple[list[RenderedMap], int]:
+        """Returns the rendered maps, and the time that it took, in microseconds."""
+        pixels, placement, forms = image.pixels, image.placement, request.forms
+        value_count = sum(class_map.values.size for class_map in maps)
+        return await self._run(
+            request,
+            rendering_s(image.pixel_count, forms, len(maps)),
+            not needs_image(forms) and value_count <= _FEW_VALUES,
+            lambda: [
+                render(class_map.values, pixels, placement, forms, class_map.extent)
+                for class_map in maps
+            ],
+        )
+
     async def _run(
         self, request: ExplainRequest, expected_s: float, is_quick: bool, work: Callable[[], _T]
     ) -> tuple[_T, int]:
@@ -288,6 +318,43 @@ class Reserved:
     pipeline: Pipeline
     resolved: Resolved
     hold: Hold
+
+
+def load(
+    image: bytes | RawImage,
+    config: ServeConfig,
+    input_size: tuple[int, int],
+    mode: ResizeMode,
+    *,
+    is_whole_needed: bool,
+) -> LoadedImage:
+    """Decodes an image and fits it to a model's input.
+
+    Args:
+        image: An encoded file, or pixels.
+        config: The settings.
+        input_size: (height, width) of the model's input.
+        mode: How the image is fitted.
+        is_whole_needed: Whether all of its pixels are needed, not only the model's input.
+
+    Raises:
+        InvalidRequestError: The image cannot be decoded, or has too many pixels.
+    """
+    size, max_pixels = None, config.max_image_pixels
+    if isinstance(image, RawImage):
+        pixels = view_raw(image, max_pixels)
+    elif is_whole_needed or not config.reduced_decode:
+        pixels = decode_image(image, max_pixels)
+    else:
+        pixels, size = decode_reduced(
+            image, max_pixels, lambda size: shrinkage(size, input_size, mode)
+        )
+    fitted, placement = fit(pixels, input_size, mode, size)
+    if is_whole_needed:
+        return LoadedImage(pixels, fitted, placement)
+    if np.may_share_memory(fitted, pixels) and not isinstance(image, RawImage):
+        fitted = fitted.copy()  # a view would keep the whole image
+    return LoadedImage(fitted, fitted, placement)
 
 
 @asynccontextmanager

@@ -24,9 +24,9 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from gradcam_server.domain.hold_state import HoldState
+from gradcam_server.domain.requests import Stats
 from gradcam_server.telemetry.metric_table import DEFINITIONS, QUEUES, STAGES, Definition
 from gradcam_server.telemetry.process_sum import ProcessSum
-from gradcam_server.telemetry.tracing import StageTimes
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class Metrics:
         self._counter("gradcam_requests_total", rpc, self._known(model), code).inc()
         self._histogram("gradcam_request_seconds", rpc).observe(seconds)
 
-    def stages(self, times: StageTimes) -> None:
+    def stages(self, times: Stats) -> None:
         """Counts the time of an answered image by stage."""
         for stage, histogram in self._stages.items():
             duration_us: int = getattr(times, f"{stage}_us")

@@ -17,7 +17,8 @@ from opentelemetry.sdk.trace.export import (
 )
 from opentelemetry.trace import Span, SpanKind, StatusCode
 
-from gradcam_server.telemetry.tracing import Call, Metadata, StageTimes, Tracer
+from gradcam_server.domain.requests import Stats
+from gradcam_server.telemetry.tracing import Call, Metadata, Tracer
 
 CLOSE_S = 3.0
 
@@ -88,7 +89,7 @@ class _OtelCall(Call):
             {f"gradcam.{name}": value for name, value in attributes.items() if value != ""}
         )
 
-    def stages(self, times: StageTimes) -> None:
+    def stages(self, times: Stats) -> None:
         if not self._span.is_recording():
             return
         batch: dict[str, str | int] = {

@@ -11,40 +11,11 @@ the image. Nothing here imports OpenTelemetry: ``setup.configure_tracing`` does.
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
+
+from gradcam_server.domain.requests import Stats
 
 Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
-
-
-class StageTimes(Protocol):
-    """The times of an image in microseconds, and its batch; ``domain.requests.Stats`` has them."""
-
-    @property
-    def decode_us(self) -> int: ...
-
-    @property
-    def queue_us(self) -> int: ...
-
-    @property
-    def compile_us(self) -> int: ...
-
-    @property
-    def compute_us(self) -> int: ...
-
-    @property
-    def render_us(self) -> int: ...
-
-    @property
-    def batch_size(self) -> int: ...
-
-    @property
-    def padded_batch_size(self) -> int: ...
-
-    @property
-    def pass_count(self) -> int: ...
-
-    @property
-    def dispatch_reason(self) -> str: ...
 
 
 class Call:
@@ -63,7 +34,7 @@ class Call:
     def describe(self, **attributes: str | int | float | bool) -> None:
         """Adds attributes, as gradcam.NAME. Never content of images."""
 
-    def stages(self, times: StageTimes) -> None:
+    def stages(self, times: Stats) -> None:
         """Adds the spans of an image's stages, one after the other; the last ends now."""
 
     def end(self, code: str) -> None:

@@ -1,6 +1,6 @@
-"""Put before all else in PYTHONPATH: writes to descriptor 2 as native code does, when told to.
+"""Writes to descriptor 2 as native code does; put first in PYTHONPATH.
 
-What the libraries themselves print depends on their versions and on the CPU. This does not.
+The libraries' own output depends on their versions and on the CPU; this output does not.
 """
 
 import os
@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 _WORDS = os.environ.get("NATIVE_WORDS", "")
-"""Path of a file: who finds the own process id in it speaks."""
+"""Path of a file with the ids of the processes that are to write."""
 
 
 def _write_when_told() -> None:

@@ -167,8 +167,13 @@ class FakeServer(pb_grpc.ExplanationServiceServicer):
                 yield item
 
         has_ended = threading.Event()
-        # gRPC may keep the generator of a cancelled call: that it is not closed says nothing.
-        context.add_callback(lambda: has_ended.is_set() or self.cancelled.set())
+
+        def note_cancelled() -> None:
+            if not has_ended.is_set():
+                self.cancelled.set()
+
+        # gRPC may keep the generator of a cancelled call open, so GeneratorExit is not enough.
+        context.add_callback(note_cancelled)
         behave = self.streams.popleft() if self.streams else self.answer_all
         try:
             for answer in behave(reading(), context):

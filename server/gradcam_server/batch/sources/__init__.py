@@ -1,6 +1,6 @@
 """Sources of images: lists with a fixed order, of which any part can be read.
 
-    base      Item, the Source protocol, and what the sources share
+    base      Item, the Source protocol, and parts that all sources use
     files     folders, patterns, text files with a path on each line, single images
     tar       WebDataset's tar files
     parquet   Parquet files

@@ -1,4 +1,4 @@
-"""Images and their sources, and the storage of names and the reading of files they share."""
+"""Images and their sources, and parts of all sources: storage of names, reading of files."""
 
 import hashlib
 import os

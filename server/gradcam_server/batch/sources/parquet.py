@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import types
+
 from gradcam_server.batch.errors import InputError
 from gradcam_server.batch.sources.base import Item, ReadFile, Strings, fingerprint, printable
 from gradcam_server.images.file_names import SUFFIXES, reason_to_leave_out
@@ -15,6 +19,12 @@ from gradcam_server.images.file_names import SUFFIXES, reason_to_leave_out
 # Without --column, the first of these columns that the file has holds the images.
 _COLUMNS = ("image", "bytes", "jpg", "jpeg", "png", "image_path", "file_path", "path", "file_name")
 _READ_ROWS = 64
+_BYTES = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_binary_view)
+_TEXT = (types.is_string, types.is_large_string, types.is_string_view)
+_LISTS = (
+    *(types.is_list, types.is_large_list, types.is_fixed_size_list),
+    *(types.is_list_view, types.is_large_list_view),
+)
 
 
 class ParquetSource:
@@ -105,8 +115,6 @@ def _row_item(path: str, index: int, row: int, value: Any, id_: Any) -> Item:
 
 def _values(column: Any) -> list[Any]:
     """Returns the values of a column as Python objects, whatever their storage."""
-    import pyarrow as pa
-
     if isinstance(column.type, pa.BaseExtensionType):
         column = column.storage
     return list(column.to_pylist())
@@ -133,9 +141,6 @@ class _Bytes:
 
 
 def _open_parquet(path: str) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         return pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
@@ -182,8 +187,6 @@ def _find_column(path: str, schema: Any, column: str | None) -> str:
 
 def _plain_type(kind: Any) -> Any:
     """Returns the type of a column's values, whatever their storage."""
-    import pyarrow as pa
-
     while True:
         if isinstance(kind, pa.BaseExtensionType):
             kind = kind.storage_type
@@ -195,9 +198,6 @@ def _plain_type(kind: Any) -> Any:
 
 def _is_image_type(kind: Any) -> bool:
     """Returns whether values are bytes, text, or a struct of both, as Hugging Face writes."""
-    import pyarrow as pa
-    import pyarrow.types as types
-
     if types.is_struct(kind):
         fields = {field.name: _plain_type(field.type) for field in kind}
         data, path = fields.get("bytes", pa.null()), fields.get("path", pa.null())
@@ -208,22 +208,12 @@ def _is_image_type(kind: Any) -> bool:
 
 
 def _is_bytes(kind: Any) -> bool:
-    import pyarrow.types as types
-
-    tests = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary)
-    return any(test(kind) for test in (*tests, types.is_binary_view))
+    return any(test(kind) for test in _BYTES)
 
 
 def _is_text(kind: Any) -> bool:
-    import pyarrow.types as types
-
-    tests = (types.is_string, types.is_large_string, types.is_string_view)
-    return any(test(kind) for test in tests)
+    return any(test(kind) for test in _TEXT)
 
 
 def _is_list(kind: Any) -> bool:
-    import pyarrow.types as types
-
-    tests = (types.is_list, types.is_large_list, types.is_fixed_size_list)
-    views = (types.is_list_view, types.is_large_list_view)
-    return kind is not None and any(test(kind) for test in (*tests, *views))
+    return kind is not None and any(test(kind) for test in _LISTS)

@@ -199,7 +199,7 @@ async def keep_running(
     Each loss is logged once. No exception of ``run`` ends the loop; cancellation does.
 
     Args:
-        name: What runs, as the log begins a sentence with it.
+        name: The subject of the log's sentences, such as "The engine".
         run: Runs to the end, and returns in words why it ended.
         stop: Once set, no run begins, and a pause ends. A run is not interrupted.
         lost: Called with the reason after each run, unless it was stopped. May stop the loop.
@@ -210,7 +210,7 @@ async def keep_running(
         began, fault = perf_counter(), None
         try:
             what, reason = "was lost", await run()
-        except Exception as error:  # noqa: BLE001 - supervision outlives whatever goes wrong
+        except Exception as error:  # noqa: BLE001 - supervision survives all errors
             what, reason = "cannot be started", failure_reason(error)
             fault = None if is_expected(error) else error
         if stop.is_set():

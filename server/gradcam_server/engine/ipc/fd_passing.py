@@ -1,8 +1,7 @@
 """Sends file descriptors from one process of the server to another (SCM_RIGHTS).
 
-They go through a socket pair of their own, beside the messages that say what they are for:
-asyncio's streams cannot carry descriptors. Descriptors are sent before the message that announces
-them.
+They go through a socket pair of their own, beside the messages that announce them:
+asyncio's streams cannot carry descriptors. Descriptors are sent before their message.
 """
 
 import os

@@ -71,7 +71,7 @@ class GraphSource(Protocol):
 
 
 def open_source(spec: ModelSpec, config: ServeConfig, counter: CompilationCounter) -> GraphSource:
-    """Opens a model, or an export of one.
+    """Opens a model or an export.
 
     Args:
         spec: The model.

@@ -7,11 +7,11 @@ import os
 import platform
 from collections.abc import Mapping
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 from gradcam_server.graphs.compilers.base import COMPILERS
+from gradcam_server.telemetry.versions import installed_versions
 
 logger = logging.getLogger(__name__)
 
@@ -61,16 +61,9 @@ def default_folder() -> Path:
 
 def _digest(key: str) -> str:
     packages = {package for row in COMPILERS.values() for package in row.packages}
-    versions = map(_version, ("gradcam-server", *sorted(packages)))
-    machine = (_processor(), len(os.sched_getaffinity(0)), *versions)
+    versions = installed_versions(("gradcam-server", *sorted(packages)))
+    machine = (_processor(), len(os.sched_getaffinity(0)), versions)
     return hashlib.sha256(json.dumps([key, machine]).encode()).hexdigest()
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""The first front end's view of the others: starts them and restarts lost ones."""
+"""The first front end's view of the others: starts them and restarts those that are lost."""
 
 import asyncio
 import logging

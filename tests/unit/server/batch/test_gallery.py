@@ -1,4 +1,4 @@
-"""The page of strange images: whole in itself, and safe whatever the images are called."""
+"""The page of a job's images: self-contained, and safe whatever the names of images."""
 
 import html.parser
 import re
@@ -28,7 +28,7 @@ class _Tags(html.parser.HTMLParser):
 def make(
     folder: Path, cat_jpeg: bytes, changes: dict[int, dict[str, object]], count: int = 6
 ) -> Path:
-    """Runs a job over so many cats, some of whose rows are changed."""
+    """Runs a job over ``count`` images of a cat, with changes of some rows."""
     (folder / "in").mkdir()
     for number in range(count):
         (folder / "in" / f"{number}.jpg").write_bytes(cat_jpeg)
@@ -52,7 +52,7 @@ def section(page: str, title: str) -> list[str]:
 
 
 def test_each_section_has_what_it_says(tmp_path: Path, cat_jpeg: bytes) -> None:
-    """The least and most probable, ties, zero and even maps come first."""
+    """The least and most probable images, ties, zero maps and even maps come first."""
     half = np.ones(4, np.float16).tobytes()
     changes: dict[int, dict[str, object]] = {
         0: {"probability": [0.02, 0.01]},
@@ -71,7 +71,7 @@ def test_each_section_has_what_it_says(tmp_path: Path, cat_jpeg: bytes) -> None:
 
 
 def test_hostile_names_are_text(tmp_path: Path, cat_jpeg: bytes) -> None:
-    """In ids, classes and errors; the page loads nothing and runs nothing."""
+    """Ids, classes and errors are escaped; the page loads nothing and runs nothing."""
     changes: dict[int, dict[str, object]] = {
         0: {"id": HOSTILE, "class_name": [HOSTILE, HOSTILE], "target_name": HOSTILE},
         5: {"path": HOSTILE, "error": HOSTILE},
@@ -91,7 +91,7 @@ def test_hostile_names_are_text(tmp_path: Path, cat_jpeg: bytes) -> None:
 
 
 def test_images_that_have_gone_are_shown_by_their_maps(tmp_path: Path, cat_jpeg: bytes) -> None:
-    """The folder is enough."""
+    """The output folder alone is enough for a page."""
     output = make(tmp_path, cat_jpeg, {})
     with_images = len(gallery.write_gallery(output).read_bytes())
     for path in (tmp_path / "in").iterdir():
@@ -100,6 +100,6 @@ def test_images_that_have_gone_are_shown_by_their_maps(tmp_path: Path, cat_jpeg:
 
 
 def test_a_folder_that_is_no_job_is_refused(tmp_path: Path) -> None:
-    """With what it should be."""
+    """The error says that it must be an output folder."""
     with pytest.raises(OutputError, match="not an output folder of gradcam batch"):
         gallery.write_gallery(tmp_path)

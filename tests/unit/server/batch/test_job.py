@@ -1,4 +1,4 @@
-"""Jobs: every input once, whatever happens in between."""
+"""Jobs explain every input once, whatever interrupts them."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def names(output: Path) -> set[str]:
 
 
 def test_a_job_writes_a_row_for_each_image_and_a_manifest(tmp_path: Path) -> None:
-    """Deterministic names, all columns, and what was done."""
+    """Names are fixed, all columns exist, and the manifest counts the rows."""
     report = Quiet()
     summary = run(job(tmp_path), lambda: MadeStage(frozenset({3})), report)
     assert (summary.images, summary.done, summary.errors, summary.parts) == (25, 25, 1, 3)
@@ -72,7 +72,7 @@ def test_a_job_writes_a_row_for_each_image_and_a_manifest(tmp_path: Path) -> Non
 
 
 def test_duckdb_reads_it(tmp_path: Path) -> None:
-    """By a pattern; lists and bytes are its own types."""
+    """DuckDB reads all shards by a pattern, lists and bytes included."""
     run(job(tmp_path), MadeStage, Quiet())
     columns = "count(*), sum(class_index[1]), min(octet_length(heatmap))"
     query = f"SELECT {columns} FROM '{tmp_path}/*.parquet'"
@@ -80,7 +80,7 @@ def test_duckdb_reads_it(tmp_path: Path) -> None:
 
 
 def test_the_documentations_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What docs/batch.md shows of pandas and DuckDB."""
+    """The pandas and DuckDB examples of docs/batch.md work."""
     page = (Path(__file__).parents[4] / "docs" / "batch.md").read_text("utf-8")
     python, sql = (re.findall(rf"```{name}\n(.*?)```", page, re.DOTALL)[0] for name in LANGUAGES)
     run(job(tmp_path / "out"), lambda: MadeStage(frozenset({0})), Quiet())
@@ -92,7 +92,7 @@ def test_the_documentations_examples_run(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_finished_job_opens_no_engine(tmp_path: Path) -> None:
-    """The same command again is quick."""
+    """The same command again loads no model."""
     run(job(tmp_path), MadeStage, Quiet())
     stage, report = MadeStage(), Quiet()
     summary = run(job(tmp_path), lambda: stage, report)
@@ -110,7 +110,7 @@ def test_a_finished_job_opens_no_engine(tmp_path: Path) -> None:
 def test_whatever_dies_the_same_command_finishes(
     count: int, shard_size: int, deaths: list[int], shares: int, data: st.DataObject
 ) -> None:
-    """Every input is there once, and no finished shard is made again."""
+    """Every input occurs once, and no finished shard is written again."""
     with TemporaryDirectory() as folder:
         made: list[int] = []
         all_shares = [Share(number, shares) for number in range(shares)]
@@ -131,7 +131,7 @@ def test_whatever_dies_the_same_command_finishes(
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
-    """Only shards are ever read, but the disk is not filled with leftovers."""
+    """Temporary files of a killed writer are not read, and do not fill the disk."""
     with pytest.raises(Died):
         run(job(tmp_path), lambda: MadeStage(dies_at=15), Quiet())
     (tmp_path / ".part-00002-of-00003.tmp").write_bytes(b"half")
@@ -158,7 +158,7 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
 def test_another_job_in_the_same_folder_is_refused(
     tmp_path: Path, changed: dict[str, Any], message: str
 ) -> None:
-    """What differs is said, and nothing is touched."""
+    """The error says what differs, and the folder is unchanged."""
     run(job(tmp_path), MadeStage, Quiet())
     before = names(tmp_path)
     with pytest.raises(OutputError, match=message):
@@ -167,7 +167,7 @@ def test_another_job_in_the_same_folder_is_refused(
 
 
 def test_a_first_attempt_that_made_nothing_binds_nothing(tmp_path: Path) -> None:
-    """A wrong option is put right with the same folder."""
+    """After a wrong option, the same folder is used with the right one."""
     with pytest.raises(Died):
         run(
             job(tmp_path, options=ExplainOptions(layer="typo")),
@@ -179,14 +179,14 @@ def test_a_first_attempt_that_made_nothing_binds_nothing(tmp_path: Path) -> None
 
 
 def test_a_folder_with_other_parquet_files_is_refused(tmp_path: Path) -> None:
-    """Theirs and ours would be read as one table."""
+    """Readers would take both kinds of files for one table."""
     pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "theirs.parquet")
     with pytest.raises(OutputError, match="no _manifest"):
         run(job(tmp_path), MadeStage, Quiet())
 
 
 def test_a_shard_that_is_not_this_jobs_is_not_taken_for_finished(tmp_path: Path) -> None:
-    """Copied from another folder, say."""
+    """A shard copied from another folder is refused."""
     run(job(tmp_path / "a"), MadeStage, Quiet())
     run(job(tmp_path / "b", limit=20), MadeStage, Quiet())
     name = "part-00000-of-00003.parquet"
@@ -198,7 +198,7 @@ def test_a_shard_that_is_not_this_jobs_is_not_taken_for_finished(tmp_path: Path)
 
 
 def test_more_errors_than_allowed_end_the_job(tmp_path: Path) -> None:
-    """The first ones are told; a higher limit goes on from there. Earlier runs count."""
+    """The error shows the first failures; errors of earlier runs count; a higher limit goes on."""
     failing = frozenset({1, 12, 13})
     with pytest.raises(TooManyErrorsError, match=r"more than 1 .*/1: bad; /12: bad"):
         run(job(tmp_path, errors_max=1), lambda: MadeStage(failing), Quiet())
@@ -209,20 +209,20 @@ def test_more_errors_than_allowed_end_the_job(tmp_path: Path) -> None:
 
 
 def test_shares_beyond_the_parts_have_nothing_to_do(tmp_path: Path) -> None:
-    """More processes than shards are no error."""
+    """More processes than shards are not an error."""
     shares = [Share(number, 5) for number in range(5)]
     assert sum(run(job(tmp_path, share=one), MadeStage, Quiet()).done for one in shares) == 25
     assert indices(tmp_path) == list(range(25))
 
 
 def test_a_limit_of_nothing_is_told(tmp_path: Path) -> None:
-    """An empty job would leave a folder that nothing reads."""
+    """A job without images is refused."""
     with pytest.raises(InputError, match="nothing to do"):
         run(job(tmp_path, count=0), MadeStage, Quiet())
 
 
 def test_overlays_lie_beside_the_shards(tmp_path: Path) -> None:
-    """In a folder that readers of Parquet pass over, by names that no input decides."""
+    """Readers of Parquet ignore their folder, and no input decides their names."""
 
     class Stage(MadeStage):
         def rows(self, source, ranges):  # type: ignore[no-untyped-def]
@@ -259,7 +259,7 @@ HOLDER = """
 
 
 def test_two_processes_never_write_the_same_parts(tmp_path: Path) -> None:
-    """Overlapping shares are refused, others are not, and a lock dies with its process."""
+    """Overlapping shares are refused, others are not, and a lock ends with its process."""
     with run_elsewhere(HOLDER, tmp_path, 0, 2) as holder:
         assert holder.stdout
         assert holder.stdout.readline() == "held\n"
@@ -273,7 +273,7 @@ def test_two_processes_never_write_the_same_parts(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_no_half_written_shard(tmp_path: Path) -> None:
-    """It is said clearly, and with room the same command goes on."""
+    """The error names the cause, and once there is room the same command goes on."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     run(job(tmp_path, limit=None, share=Share(0, 3)), MadeStage, Quiet())
     largest = max(path.stat().st_size for path in tmp_path.glob("*.parquet"))
@@ -290,7 +290,7 @@ def test_a_full_disk_leaves_no_half_written_shard(tmp_path: Path) -> None:
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
-    """With what it should be."""
+    """The error says that it must be a folder."""
     (tmp_path / "out").write_text("")
     with pytest.raises(OutputError, match="must be a folder"):
         Folder(tmp_path / "out")

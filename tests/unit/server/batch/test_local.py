@@ -1,4 +1,4 @@
-"""The stage of this process, with an engine that answers at once."""
+"""The local stage, with an engine that answers at once."""
 
 import os
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ CONFIG = ServeConfig(batch_sizes=(1, 4), max_targets=1)
 
 @pytest.fixture
 def photos(tmp_path: Path, cat_jpeg: bytes) -> FileSource:
-    """Thirty cats, two of which are none."""
+    """Thirty images, two of which cannot be read."""
     for number in range(30):
         (tmp_path / f"{number:02d}.jpg").write_bytes(cat_jpeg)
     (tmp_path / "07.jpg").write_bytes(cat_jpeg[:4000])
@@ -37,7 +37,7 @@ def stage(options: ExplainOptions = PLAIN) -> LocalStage:
 
 
 def test_rows_come_in_order_and_failures_are_among_them(photos: FileSource) -> None:
-    """One of each image; the others do not wait for those that fail."""
+    """Each image has a row; images that fail do not delay the others."""
     with stage() as local:
         rows = list(local.rows(photos, [(0, 10), (11, 30)]))
     assert [row.index for row in rows] == [*range(10), *range(11, 30)]
@@ -53,7 +53,7 @@ def test_rows_come_in_order_and_failures_are_among_them(photos: FileSource) -> N
 
 
 def test_no_more_is_read_than_is_soon_needed(photos: FileSource) -> None:
-    """Memory is bounded however long the list is."""
+    """Memory is bounded, however long the list is."""
     taken = 0
 
     def endless() -> Iterator[Item]:
@@ -66,13 +66,13 @@ def test_no_more_is_read_than_is_soon_needed(photos: FileSource) -> None:
         rows = local.explain(endless())
         for _ in range(20):
             next(rows)
-        # Two handfuls for each thread that decodes, and the one at hand.
+        # Two chunks for each thread that decodes, and the current chunk.
         assert taken <= 20 + 2 * 8 * max(4, os.cpu_count() or 1) + 8
         rows.close()  # type: ignore[attr-defined]
 
 
 def test_what_the_list_fails_with_is_raised(photos: FileSource) -> None:
-    """A broken Parquet file, say; not a row, and nothing hangs."""
+    """An error of the source is raised, not made a row, and nothing hangs."""
 
     def broken() -> Iterator[Item]:
         yield from photos.read(0, 3)
@@ -93,13 +93,13 @@ def test_what_the_list_fails_with_is_raised(photos: FileSource) -> None:
 def test_a_wrong_question_is_found_before_any_image(
     options: ExplainOptions, error: type[Exception]
 ) -> None:
-    """Not a folder of error rows."""
+    """Wrong options raise an error; they do not give a folder of error rows."""
     with pytest.raises(error):
         stage(options)
 
 
 def test_overlays_are_asked_for_only_if_wanted(photos: FileSource) -> None:
-    """They are the server's own JPEGs."""
+    """Overlays are the JPEGs of the server's renderer."""
     with stage(ExplainOptions(overlays=True)) as local:
         (row,) = local.rows(photos, [(0, 1)])
     assert row.overlay_jpeg is not None

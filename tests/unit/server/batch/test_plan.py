@@ -8,7 +8,7 @@ from gradcam_server.batch.plan import Part, Share, cut, merge
 
 @given(count=st.integers(1, 10_000), size=st.integers(1, 3000))
 def test_parts_cover_the_inputs_once(count: int, size: int) -> None:
-    """In order, none empty, and none larger than was asked for."""
+    """Parts are in order, not empty, and not larger than the shard size."""
     parts = cut(count, size)
     assert merge(parts) == [(0, count)]
     assert all(0 < len(part) <= size for part in parts)
@@ -18,7 +18,7 @@ def test_parts_cover_the_inputs_once(count: int, size: int) -> None:
 
 @given(parts=st.integers(1, 1000), shares=st.integers(1, 50))
 def test_shares_cover_the_parts_once(parts: int, shares: int) -> None:
-    """Each part is one share's, and shares differ by one part at most."""
+    """Each part is in one share, and shares differ by at most one part."""
     ranges = [Share(number, shares).range(parts) for number in range(shares)]
     assert [at for start, stop in ranges for at in range(start, stop)] == list(range(parts))
     sizes = {stop - start for start, stop in ranges}
@@ -26,7 +26,7 @@ def test_shares_cover_the_parts_once(parts: int, shares: int) -> None:
 
 
 def test_names_tell_the_part_and_how_many_there_are() -> None:
-    """As other tools name shards."""
+    """Names have the usual form part-N-of-M."""
     assert cut(2500, 1000)[2].name == "part-00002-of-00003"
     assert Part(7, 123_456, 7, 8).name == "part-000007-of-123456"
 

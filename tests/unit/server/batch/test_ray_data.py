@@ -1,4 +1,4 @@
-"""What a job on Ray tells of the cluster; jobs themselves are in the integration tests."""
+"""Warnings of a job on Ray; jobs themselves are in the integration tests."""
 
 import time
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def wait(is_so: Callable[[], bool]) -> None:
 def test_lost_gpus_are_told_once_and_so_is_their_return(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A job that waits says what for, and what else can be done."""
+    """The log says what a job waits for, what else can be done, and when it goes on."""
     resources, looks = {"GPU": 2.0}, []
 
     def look() -> dict[str, float]:
@@ -53,7 +53,7 @@ def test_lost_gpus_are_told_once_and_so_is_their_return(
 def test_a_job_without_gpus_misses_none(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A cluster of CPUs tells of no GPUs at all."""
+    """A cluster without GPUs logs no warning."""
     looks: list[None] = []
 
     def look() -> dict[str, float]:

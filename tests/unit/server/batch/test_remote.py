@@ -1,4 +1,4 @@
-"""The window between the list and the streams, and what answers become."""
+"""Rows of servers' answers and errors."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def row_of_error(error: Any) -> Row:
     ],
 )
 def test_what_an_image_is_at_fault_for_is_its_row(error: GradCamError) -> None:
-    """The others go on."""
+    """An error of one image is its row; the other images go on."""
     row = row_of_error(error)
     assert (row.status, row.error) == ("error", str(error))
 
@@ -44,6 +44,6 @@ def test_what_an_image_is_at_fault_for_is_its_row(error: GradCamError) -> None:
     ],
 )
 def test_what_all_images_would_fail_with_ends_the_job(error: GradCamError) -> None:
-    """A job without servers must not become a folder of errors."""
+    """An error that concerns all images ends the job: it gives no rows."""
     with pytest.raises(StageError, match="a:1, b:2: "):
         row_of_error(error)

@@ -19,7 +19,7 @@ MAPS = hnp.arrays(np.float32, (3, 4), elements=st.floats(0, 2.0**100, width=32))
 def test_a_map_is_kept_to_its_types_rounding(
     values: np.ndarray, kind: str, tolerance: float
 ) -> None:
-    """Relative to its greatest value, however great or small that is."""
+    """The error is bounded relative to the map's maximum, however large or small."""
     data, scale = pack(values, kind)
     row = {
         "heatmap": data,
@@ -33,21 +33,21 @@ def test_a_map_is_kept_to_its_types_rounding(
 
 
 def test_ordinary_maps_need_no_scale() -> None:
-    """As float16 their values are the map's own."""
+    """Stored as float16, their values are the map itself."""
     data, scale = pack(np.array([0, 0.25, 4], np.float32), "float16")
     assert scale == 1
     assert np.frombuffer(data, "<f2").tolist() == [0, 0.25, 4]
 
 
 def test_rows_survive_the_columns() -> None:
-    """What comes from another process is what was made there."""
+    """Rows of another process are unchanged by the conversion to columns."""
     rows = [made_row(ITEM, overlay_jpeg=b"jpeg"), error_row(ITEM, "broken")]
     assert from_columns(to_batch(rows, overlays=True)) == rows
     assert to_batch(rows).schema == SCHEMA
 
 
 def test_a_failed_row_has_nothing_but_its_name_and_error() -> None:
-    """Nulls, not zeros."""
+    """All other columns are null, not zero."""
     (row,) = to_batch([error_row(Item(3, "a", "/a", bytes), "broken")]).to_pylist()
     filled = {name: value for name, value in row.items() if value is not None}
     assert filled == {"index": 3, "id": "a", "path": "/a", "status": "error", "error": "broken"}

@@ -1,4 +1,4 @@
-"""Which batch sizes a job uses."""
+"""The batch sizes of a job."""
 
 import pytest
 
@@ -20,13 +20,13 @@ KEY = GraphKey("made", ("top",), Method.GRAD_CAM, ScoreType.LOGIT, 1)
     ],
 )
 def test_no_batch_is_larger_than_pays(cost_s: dict[int, float], best: int) -> None:
-    """By images in a second, as measured while warming up."""
+    """The size of the highest throughput is chosen, the smaller one if they are equal."""
     graph = CompiledGraph(KEY, (8, 8), Compiler.XLA, {size: [] for size in cost_s}, cost_s)
     assert best_size(graph) == best
 
 
 def test_sizes_that_do_not_pay_are_not_planned() -> None:
-    """However many images wait."""
+    """Larger sizes are not used, however many images wait."""
     executables = {1: [str], 4: [str], 16: [str]}
     graph = CompiledGraph(KEY, (8, 8), Compiler.XLA, executables, {1: 1.0, 4: 3.0, 16: 20.0})  # type: ignore[arg-type]
     assert graph.plan(48) == (16, 16)

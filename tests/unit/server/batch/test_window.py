@@ -1,4 +1,4 @@
-"""The window between the list and the streams."""
+"""The window between the source and the streams."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ from support.made_rows import Numbers, made_row
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_rows_come_in_order_and_a_bounded_number_is_out(threads: int) -> None:
-    """Whichever stream answers first."""
+    """Rows are in the order of items, whichever thread is first."""
     window = Window(Numbers(200).read(0, 200), size=8)
     out = max_out = 0
     lock = threading.Lock()
@@ -38,11 +38,11 @@ def test_rows_come_in_order_and_a_bounded_number_is_out(threads: int) -> None:
     for worker in workers:
         worker.join()
     assert indices == list(range(200))
-    assert max_out <= 8 + 1  # one was taken and is not yet counted
+    assert max_out <= 8 + 1  # a row may be taken before the test counts it
 
 
 def test_a_streams_failure_is_raised_after_the_rows_before_it() -> None:
-    """What is answered is not lost."""
+    """Rows before the error are not lost."""
     window = Window(Numbers(3).read(0, 3), size=8)
     number, item = next(window.items())
     window.put(number, made_row(item))

@@ -1,4 +1,4 @@
-"""Ways to the same answer, checked before they are timed."""
+"""Candidates of the graph suite are checked before they are timed."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def answer(seed: int = 0) -> Answer:
 
 
 def test_a_wrong_answer_is_reported_and_not_timed() -> None:
-    """So is one that cannot be had; the others are timed at every batch size."""
+    """So is a candidate that fails; the others are timed at every batch size."""
     candidates = [
         Candidate("right", Ways, (0.0,)),
         Candidate("near", Ways, (1e-4,)),
@@ -34,7 +34,7 @@ def test_a_wrong_answer_is_reported_and_not_timed() -> None:
 
 
 def test_float32_must_agree_to_rounding_and_a_quantised_model_in_shape() -> None:
-    """Maps that correlate pass for the one, and not for the other."""
+    """Correlated maps are enough for a quantised model, but not for float32."""
     right = answer()
     noise = np.random.default_rng(1).normal(size=right.maps.shape)
     near = Answer(right.logits * 1.05, right.maps + 0.1 * noise.astype(np.float32))
@@ -45,7 +45,7 @@ def test_float32_must_agree_to_rounding_and_a_quantised_model_in_shape() -> None
 
 
 def test_either_of_two_equal_classes_is_right() -> None:
-    """A tie may fall to either side; maps of different classes are not compared."""
+    """Either class of a tie is accepted; maps of different classes are not compared."""
     right = answer()
     right.logits[0, :2] = 5.0
     right.logits[0, 1] += 1e-6
@@ -57,7 +57,7 @@ def test_either_of_two_equal_classes_is_right() -> None:
 
 
 def test_shapes_must_agree() -> None:
-    """Nothing is broadcast."""
+    """Answers of another shape raise an error."""
     right = answer()
     with pytest.raises(ValueError, match="maps of shape"):
         check(Answer(right.logits, right.maps[:, :1]), right, exact=True)

@@ -1,11 +1,11 @@
-"""What measures must not be what is measured."""
+"""The benchmarks' process does not load the measured libraries."""
 
 import subprocess
 import sys
 
 
 def test_no_module_of_the_benchmarks_imports_tensorflow() -> None:
-    """Only subjects do, in processes of their own."""
+    """Only subjects import it, in processes of their own."""
     code = """
 import pkgutil, sys
 from importlib import import_module

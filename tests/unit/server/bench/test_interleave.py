@@ -4,7 +4,7 @@ from gradcam_server.bench.interleave import interleave, turns
 
 
 def test_each_subject_has_one_turn_in_each_round() -> None:
-    """And the orders differ, so that none always follows the same other one."""
+    """The orders differ, so that no subject always follows the same other subject."""
     order = list(turns("abcd", 20))
     rounds = [[name for number, name in order if number == one] for one in range(20)]
     assert all(sorted(names) == list("abcd") for names in rounds)

@@ -1,4 +1,4 @@
-"""Closed and open loops, against servers that are made up."""
+"""Closed and open loops, with made-up servers."""
 
 import re
 
@@ -10,7 +10,7 @@ from support.made_up import MadeUp
 
 
 def test_an_open_loop_counts_the_wait_that_a_closed_one_hides() -> None:
-    """Asked for twice what it can do, a server lets requests wait ever longer, and it shows."""
+    """At twice the server's capacity, an open loop measures the growing wait."""
     with Generators() as generators:
         closed = generators.run(MadeUp(0.02), Closed(1, 1.0))
         opened = generators.run(MadeUp(0.02), Open(100, 1.0))
@@ -20,7 +20,7 @@ def test_an_open_loop_counts_the_wait_that_a_closed_one_hides() -> None:
 
 
 def test_generators_share_a_load() -> None:
-    """Two of them make one load together; all that was asked is answered or has failed."""
+    """Two generators share one load; every request is answered or has failed."""
     with Generators(2) as generators:
         records = generators.run(MadeUp(0.01, fails=5), Closed(3, 0.5), settle_s=0.1)
     assert len(records.cpu_shares) == 2
@@ -32,7 +32,7 @@ def test_generators_share_a_load() -> None:
 
 
 def test_arrival_times_are_random_and_repeatable() -> None:
-    """A Poisson process: as many as asked for, gaps that vary as much as they are long."""
+    """A Poisson process: the rate is right, and gaps vary as much as their mean."""
     times = np.array(list(Open(1000, 10, seed=3).times()))
     assert times.size == pytest.approx(10_000, rel=0.05)
     gaps = np.diff(times)
@@ -52,5 +52,5 @@ def test_arrival_times_are_random_and_repeatable() -> None:
     ],
 )
 def test_a_generator_that_is_too_slow_says_so(records: Records, says: str) -> None:
-    """By its share of a core, or by requests that were sent late."""
-    assert re.search(says, merge([records]).bottleneck)
+    """Its share of a core, or late requests, are reported."""
+    assert re.search(says, merge([records], parallel=True).bottleneck)

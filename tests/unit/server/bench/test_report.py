@@ -47,7 +47,7 @@ def save(folder: Path, suite: str, rows: list[dict[str, Any]], **more: Any) -> P
 
 
 def test_a_page_keeps_what_is_outside_the_markers(tmp_path: Path) -> None:
-    """Written twice it is the same; plots are beside it, and small."""
+    """The same results give the same page; plots are beside it, and small."""
     page = tmp_path / "README.md"
     page.write_text("# Ours\n\n| a | row |\n\n" + BEGIN + "old\n" + END + "\n\nThe end.\n")
     rows = [timed("gradcam, xla", 1), timed("gradcam, xla", 8), graph_row("bad", 1, failure="no")]
@@ -65,7 +65,7 @@ def test_a_page_keeps_what_is_outside_the_markers(tmp_path: Path) -> None:
 
 
 def test_each_figure_has_its_circumstances(tmp_path: Path) -> None:
-    """Machine, versions, date, command, notes, and whether it may be quoted."""
+    """Machine, versions, date, command, notes, and a mark of trial figures."""
     rows = [timed("gradcam, xla", 1), graph_row("bad", 1)]
     page = tmp_path / "new.md"
     results = save(tmp_path, "graph", rows, notes=["A note."], trial=True)
@@ -80,7 +80,7 @@ def test_each_figure_has_its_circumstances(tmp_path: Path) -> None:
 
 
 def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
-    """A percentile that the sample does not bear is empty, not zero."""
+    """A percentile without enough samples is empty, not zero."""
     page = tmp_path / "new.md"
     write(page, [save(tmp_path, "serving", [load_row(None)])])
     row = "| gradcam-server | jpeg | unary | 8 | 10.0 (9.0 to 12.0) | 0.93 | 20.0"

@@ -8,7 +8,7 @@ from gradcam_server.bench.results import Machine, Results, ResultsError, finish
 
 
 def test_results_come_back_as_they_were(tmp_path: Path) -> None:
-    """A file holds everything, and where, when and how it was found."""
+    """A file holds rows, machine, date and command."""
     rows = [{"images_per_s": 1.5}]
     written = finish("graph", {"rounds": 3}, rows, machine=Machine.here(), trial=True)
     written.save(tmp_path / "new" / "results.json")
@@ -20,7 +20,7 @@ def test_results_come_back_as_they_were(tmp_path: Path) -> None:
 
 
 def test_the_command_names_no_folders_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the names of files are of use to others; addresses and relative paths stay."""
+    """Absolute folders are removed; file names, addresses and relative paths stay."""
     given = [
         "/opt/bin/gradcam",
         "bench",
@@ -37,7 +37,7 @@ def test_the_command_names_no_folders_of_this_machine(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("text", ["", "[]", '{"schema": 1}', '{"schema": 0}'])
 def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
-    """With an error that names the file."""
+    """The error names the file."""
     path = tmp_path / "other.json"
     path.write_text(text)
     with pytest.raises(ResultsError, match=r"other\.json"):

@@ -1,4 +1,4 @@
-"""What a model's arithmetic and bytes take at the least."""
+"""The roofline: a model's arithmetic and memory traffic."""
 
 import keras
 import pytest
@@ -7,7 +7,7 @@ from gradcam_server.bench.roofline import Speed, Work, count_work, roofline_ms
 
 
 def test_work_is_counted_layer_by_layer() -> None:
-    """By hand: kernels times positions, a multiplication and an addition being two."""
+    """The counts equal those by hand: kernels times positions, multiplication and addition."""
     layers = keras.layers
     model = keras.Sequential(
         [
@@ -25,7 +25,7 @@ def test_work_is_counted_layer_by_layer() -> None:
 
 
 def test_a_larger_batch_shares_the_weights() -> None:
-    """The arithmetic of an image stays, the bytes shrink."""
+    """The arithmetic per image is constant; the bytes per image shrink."""
     work, speed = Work(2e9, 1e8, 1e7), Speed(1e12, 1e11)
     one, many = roofline_ms(work, speed, 1), roofline_ms(work, speed, 10)
     assert one == pytest.approx({"arithmetic": 2.0, "bytes": 1.1})

@@ -1,4 +1,4 @@
-"""Servers under load, beside the bare graph; the servers are made up."""
+"""The serving suite, with made-up servers."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from support.made_up import MadeUp
 
 
 def test_efficiency_is_over_the_bare_graph_of_the_same_round() -> None:
-    """A machine that slows down between rounds changes neither it nor its spread."""
+    """If the machine slows down between rounds, the efficiency and its spread stay the same."""
     speeds = iter([100.0, 50.0, 25.0])
     subject = Subject("one", {("jpeg", "unary"): MadeUp(0.02)})
     plan = Plan(concurrency=(1,), rates=(20.0,), seconds=0.4, settle_s=0.1, rounds=3)
@@ -35,7 +35,7 @@ def test_efficiency_is_over_the_bare_graph_of_the_same_round() -> None:
     assert bare["images_per_s"]["median"] == 50.0
     assert closed["mean_batch_size"] == 2
     assert closed["failures"] == opened["failures"] == {}
-    # Nothing is known of a server that is elsewhere.
+    # The process of a remote server is not measured.
     assert server["memory_mib"] is server["idle_cores"] is closed["cpu"]["server_ms"] is None
 
 
@@ -54,7 +54,7 @@ def test_a_server_that_is_gone_does_not_end_the_run() -> None:
 
 
 def test_a_server_that_never_rests_is_stopped_in_the_turns_of_others() -> None:
-    """Its cores are theirs then; in its own turns and afterwards it runs."""
+    """It is suspended in the turns of others, and runs in its own turns and afterwards."""
     restless = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         process = psutil.Process(restless.pid)
@@ -77,7 +77,7 @@ def test_a_server_that_never_rests_is_stopped_in_the_turns_of_others() -> None:
 
 
 def comes_to(process: psutil.Process, *, stopped: bool) -> bool:
-    """Whether a process is stopped, or not, in a moment: a signal takes its time."""
+    """Waits until a process is stopped, or is not; returns whether that happened."""
     deadline = time.monotonic() + 10
     while (process.status() == psutil.STATUS_STOPPED) is not stopped:
         if time.monotonic() > deadline:

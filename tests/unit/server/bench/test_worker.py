@@ -18,7 +18,7 @@ def test_an_object_lives_in_a_process_of_its_own() -> None:
 
 
 def test_errors_come_back() -> None:
-    """With their traceback; the process goes on, unless it died."""
+    """Errors come with their traceback; the process goes on, unless it died."""
     with Worker(Counter, 0) as worker:
         with pytest.raises(WorkerError, match="as asked"):
             worker.call("fail")

@@ -1,4 +1,4 @@
-"""The options of gradcam batch: what they may not say together."""
+"""The options of gradcam batch, and its messages."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ def batch(*arguments: object) -> Result:
 def test_what_cannot_be_is_refused_before_anything_is_read(
     tmp_path: Path, options: tuple[str, ...], message: str
 ) -> None:
-    """With what was wrong; no folder is made."""
+    """The error names the option; no folder is made."""
     result = batch(tmp_path, tmp_path / "out", *options)
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
@@ -42,7 +42,7 @@ def test_what_cannot_be_is_refused_before_anything_is_read(
 
 
 def test_an_empty_folder_is_told(tmp_path: Path) -> None:
-    """No model is loaded for it, no output made."""
+    """No model is loaded, and no output is written."""
     result = batch(tmp_path, tmp_path / "out")
     assert result.exit_code == 1
     assert "no image in this folder or below it" in result.output
@@ -53,7 +53,7 @@ def test_an_empty_folder_is_told(tmp_path: Path) -> None:
 def test_what_is_not_installed_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, extra: str
 ) -> None:
-    """The extra that brings it."""
+    """The error names the extra to install."""
     monkeypatch.setattr(module, "find_spec", lambda name: None if name == package else True)
     (tmp_path / "a.jpg").write_bytes(b"")
     result = batch(tmp_path, tmp_path / "out", "--engine", "ray")
@@ -62,7 +62,7 @@ def test_what_is_not_installed_is_named(
 
 
 def test_a_job_by_servers_imports_neither_model_nor_decoder() -> None:
-    """It runs where only the client and pyarrow are installed."""
+    """The client and pyarrow are enough for a job with --server."""
     code = (
         "import sys; import gradcam_server.cli.batch, gradcam_server.batch.job\n"
         "import gradcam_server.batch.sources.opening, gradcam_server.batch.remote\n"
@@ -73,7 +73,7 @@ def test_a_job_by_servers_imports_neither_model_nor_decoder() -> None:
 
 
 def test_a_models_identity_is_what_its_files_hold(tmp_path: Path) -> None:
-    """Not where they lie; and how fast it runs is no part of it."""
+    """Their content counts, not their path, and no option that affects only the speed."""
     for name, content in (("a", b"one"), ("b", b"one"), ("c", b"two")):
         (tmp_path / f"{name}.keras").write_bytes(content)
 
@@ -85,14 +85,14 @@ def test_a_models_identity_is_what_its_files_hold(tmp_path: Path) -> None:
     assert of("a") != of("c")
     assert of("a") != of("a", preprocessing=("caffe",))
     assert of("a") != of("a", outputs=("sigmoid",))
-    # What ends the warning must not make another job of it.
+    # The option that ends the warning does not make it another job.
     assert of("a") == of("a", preprocessing=("none",))
 
 
 def test_files_that_are_no_images_are_counted_in_the_summary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On stderr, and in the manifest; also when the job is run again."""
+    """Files that are left out are counted on stderr and in the manifest, in each run."""
     for name in ("1.jpg", "2.tif", "3.heic", "4.heic", "._1.jpg"):
         (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "in" / name).write_bytes(b"")
@@ -109,7 +109,7 @@ def test_files_that_are_no_images_are_counted_in_the_summary(
 def test_a_job_that_is_stopped_says_that_the_same_command_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The exit status is that of a command that SIGINT ended."""
+    """The exit status is 130, as after SIGINT."""
     (tmp_path / "1.jpg").write_bytes(b"")
 
     def interrupted(*_: object) -> MadeStage:
@@ -124,7 +124,7 @@ def test_a_job_that_is_stopped_says_that_the_same_command_goes_on(
 def test_progress_is_a_line_where_there_is_no_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At once when the job begins, unless --quiet; no bar is drawn into a log."""
+    """A line is written when the job begins, unless --quiet; no bar is drawn into a log."""
     (tmp_path / "1.jpg").write_bytes(b"")
     monkeypatch.setattr(module, "_engine", lambda *_: MadeStage)
     result = batch(tmp_path / "1.jpg", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""The options of the commands that ask a server, without a server."""
+"""The options to connect to a server, without a server."""
 
 import os
 from collections.abc import Callable
@@ -22,7 +22,7 @@ ELSEWHERE = "example.org:50051"
 
 @pytest.fixture
 def parse() -> Callable[..., Connection]:
-    """Parses the options of a command that asks nobody."""
+    """Parses the options of a connection."""
     seen: list[Connection] = []
 
     @click.command()
@@ -40,7 +40,7 @@ def parse() -> Callable[..., Connection]:
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with ca.pem, alice.pem, alice.key and token, in which we are."""
+    """The current folder, with ca.pem, alice.pem, alice.key and token."""
     authority = Authority("ours")
     (tmp_path / "ca.pem").write_bytes(authority.certificate)
     authority.issue("alice").write(tmp_path, "alice")
@@ -86,7 +86,7 @@ def options_of(name: str) -> dict[str, click.Parameter]:
 def test_each_option_has_a_variable(
     parse: Callable[..., Connection], name: str, value: str, expected: Connection
 ) -> None:
-    """GRADCAM_CLIENT_ and the name; an empty one is none."""
+    """Its name is GRADCAM_CLIENT_ and the option's; an empty value is ignored."""
     variable = "GRADCAM_CLIENT_" + name.replace("-", "_").upper()
     flag = (f"--{name}",) if name == "tls" else (f"--{name}", value)
     assert parse(*flag) == parse(**{variable: value}) == expected
@@ -94,7 +94,7 @@ def test_each_option_has_a_variable(
 
 
 def test_all_commands_that_ask_have_the_same_options() -> None:
-    """By name; reload takes TLS from no variable, as its port speaks plain text."""
+    """Only reload has no variables for TLS, as its port has no TLS."""
 
     @connection_options()
     def none() -> None: ...
@@ -121,7 +121,7 @@ def test_all_commands_that_ask_have_the_same_options() -> None:
 )
 @pytest.mark.usefixtures("files")
 def test_every_setting_of_tls_implies_it(opened: list[Any], connection: Connection) -> None:
-    """For the client and for a channel, with the name to look for."""
+    """For the client and for a channel, with the name in the certificate."""
     connection.channel("localhost:1").close()
     connection.client("localhost:1").close()
     names = [options.get("grpc.ssl_target_name_override") for options in opened]
@@ -129,7 +129,7 @@ def test_every_setting_of_tls_implies_it(opened: list[Any], connection: Connecti
 
 
 async def test_no_channel_takes_a_proxy_to_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of either kind; elsewhere gRPC's own rule holds."""
+    """Synchronous or asynchronous; to other machines gRPC's own rule holds."""
     seen: list[object] = []
     for module in (grpc, grpc.aio):
 
@@ -180,7 +180,7 @@ def test_half_of_a_pair_is_wrong_usage(half: str) -> None:
 def test_files_that_are_of_no_use_are_named(
     files: Path, arguments: tuple[str, ...], message: str
 ) -> None:
-    """One line and exit status 1, and nothing of a token."""
+    """The error has one line, exit status 1, and no part of a token."""
     (files / "empty").write_text("\n")
     (files / "two").write_text("a secret")
     (files / "binary").write_bytes(b"\xff\x00secret")
@@ -201,7 +201,7 @@ def test_a_target_that_is_none_is_named() -> None:
 
 @pytest.mark.usefixtures("files")
 def test_a_token_leaves_the_machine_over_tls_alone(opened: list[Any]) -> None:
-    """The error names the options, for the client and for a channel; loopback needs none."""
+    """Without TLS the error names the options, for client and channel; loopback needs no TLS."""
     connection = Connection(token_file=Path("token"))
     for begin in (connection.client, connection.channel):
         with pytest.raises(click.ClickException, match=f"token to {ELSEWHERE} needs TLS: --tls"):
@@ -213,7 +213,7 @@ def test_a_token_leaves_the_machine_over_tls_alone(opened: list[Any]) -> None:
 
 @pytest.mark.usefixtures("files")
 def test_the_first_line_of_the_file_is_the_token() -> None:
-    """So what gradcam token prints will do, and so will a pipe, which is read once."""
+    """The output of gradcam token is enough, and so is a pipe, which is read once."""
     sent = (("authorization", "Bearer secret"),)
     assert Connection(token_file=Path("token")).metadata == sent
     read, write = os.pipe()
@@ -242,14 +242,14 @@ def test_the_token_that_was_said_last_counts(
     variables: dict[str, str],
     token: str,
 ) -> None:
-    """A flag, then the token in a variable, then the variable of a file."""
+    """The order is: flag, variable of the token, variable of the file."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert parse(*arguments).metadata == (("authorization", f"Bearer {token}"),)
 
 
 def test_without_a_server_nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Variables of a container do not stop commands that work in their own process."""
+    """Variables of a connection do not stop commands that work in their own process."""
 
     def describe(*_: object) -> None:
         raise click.ClickException("in-process")
@@ -264,7 +264,7 @@ def test_without_a_server_nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> No
 def test_grpc_is_silent_but_for_serving(
     monkeypatch: pytest.MonkeyPatch, name: str, expected: str | None
 ) -> None:
-    """Its log repeats a client's errors; a server's log tells what nothing else does."""
+    """Commands silence gRPC's log, which repeats their errors; a server keeps it."""
     monkeypatch.setenv("GRPC_VERBOSITY", "x")  # so that it is restored
     monkeypatch.delenv("GRPC_VERBOSITY")
     options_of(name)
@@ -272,6 +272,6 @@ def test_grpc_is_silent_but_for_serving(
 
 
 def test_other_errors_stay_as_they_are() -> None:
-    """A connection that breaks later has nothing to do with TLS."""
+    """Other errors get no remedy."""
     assert readable("Socket closed") == "Socket closed"
     assert readable("unknown class 'x'") == "unknown class 'x'"

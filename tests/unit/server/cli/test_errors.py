@@ -1,4 +1,4 @@
-"""What commands say of mistakes, before any model is loaded."""
+"""Errors of commands, before any model is loaded."""
 
 import socket
 import subprocess
@@ -53,7 +53,7 @@ def asking(command: str, folder: Path) -> tuple[object, ...]:
 
 @pytest.fixture
 def free_port() -> Iterator[int]:
-    """A port at which nothing listens, kept from others."""
+    """A port at which nothing listens, reserved for the test."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]
@@ -78,7 +78,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_option_of_the_server_is_refused_with_it(
     tmp_path: Path, command: str, option: tuple[str, ...]
 ) -> None:
-    """Passed over in silence it would be believed to hold; its default value, too."""
+    """An option without effect is an error, even with its default value."""
     result = gradcam(*asking(command, tmp_path), "--server", "localhost:1", *option)
     assert result.exit_code == 2
     assert f"{option[0]} belongs to the server: give it to gradcam serve" in said(result)
@@ -86,7 +86,7 @@ def test_an_option_of_the_server_is_refused_with_it(
 
 @pytest.mark.parametrize("command", ["explain", "compare", "evaluate", "layers"])
 def test_a_models_file_is_not_sent_to_a_server(tmp_path: Path, command: str) -> None:
-    """A server's models have names."""
+    """The error says to give the name of a server's model."""
     where = ("--server", "localhost:1", "--model", "pets=pets.keras")
     result = gradcam(*asking(command, tmp_path), *where)
     assert result.exit_code == 2
@@ -98,7 +98,7 @@ def test_a_models_file_is_not_sent_to_a_server(tmp_path: Path, command: str) -> 
 def test_an_option_of_a_connection_needs_a_server(
     tmp_path: Path, command: str, option: tuple[str, ...]
 ) -> None:
-    """Without --server nobody would be asked, over TLS or not."""
+    """An option without effect is an error."""
     result = gradcam(*asking(command, tmp_path), *option)
     assert result.exit_code == 2
     assert f"{option[0]} needs --server: it says how to connect to one" in said(result)
@@ -108,14 +108,14 @@ def test_an_option_of_a_connection_needs_a_server(
     ("typed", "meant"), [("explian", "explain"), ("heatlh", "health"), ("serv", "serve")]
 )
 def test_a_mistyped_command_is_recognised(typed: str, meant: str) -> None:
-    """The likely one is named."""
+    """The error names the likely one."""
     result = gradcam(typed, "cat.jpg")
     assert result.exit_code == 2
     assert f"there is no command '{typed}'; did you mean {meant}" in said(result)
 
 
 def test_an_unknown_command_is_answered_with_all() -> None:
-    """Where none is likely."""
+    """The error lists all commands, if none is similar."""
     result = gradcam("xyz")
     assert result.exit_code == 2
     assert "there is no command 'xyz'; batch, bench, compare" in said(result)
@@ -131,13 +131,13 @@ def test_an_unknown_command_is_answered_with_all() -> None:
     ],
 )
 def test_a_mistyped_option_is_recognised(arguments: tuple[str, ...], meant: str) -> None:
-    """The likely one is named."""
+    """The error names the likely one."""
     result = gradcam(*arguments)
     assert result.exit_code == 2
     assert meant in said(result)
 
 
-# What is not installed.
+# Missing packages.
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_a_mistyped_option_is_recognised(arguments: tuple[str, ...], meant: str)
 def test_a_missing_server_names_the_command_and_the_extra(
     tmp_path: Path, command: str, package: str, asks: bool
 ) -> None:
-    """And another way, where the command has one."""
+    """The error names --server, if the command has it."""
     arguments = (
         ("export", "-o", tmp_path / "x") if command == "export" else asking(command, tmp_path)
     )
@@ -168,11 +168,11 @@ def test_a_missing_server_names_the_command_and_the_extra(
     assert ("with --server HOST:PORT it uses" in error) is asks
 
 
-# Servers that are not there.
+# Servers that do not run.
 
 
 def test_a_server_that_is_not_there_is_named_once(tmp_path: Path, free_port: int) -> None:
-    """Every command says where nothing listens and how to start it, not gRPC's words."""
+    """Every command says where nothing listens, and how to start a server."""
     (tmp_path / "cat.jpg").write_bytes(b"7")
     address = f"localhost:{free_port}"
     for arguments in (
@@ -191,7 +191,7 @@ def test_a_server_that_is_not_there_is_named_once(tmp_path: Path, free_port: int
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_link_is_no_server(tmp_path: Path, scheme: str) -> None:
-    """Every command says what form the address has."""
+    """Every command says what an address looks like."""
     link = f"{scheme}://localhost:50051"
     for arguments in (
         ("health", link),
@@ -208,7 +208,7 @@ def test_a_link_is_no_server(tmp_path: Path, scheme: str) -> None:
 def test_no_proxy_leads_to_a_server_on_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_port: int, variable: str
 ) -> None:
-    """Nor to its administration: a container's health check works behind a company's proxy."""
+    """Health checks and reloads on this machine work behind a company's proxy."""
     monkeypatch.setenv(variable, f"http://127.0.0.1:{free_port}")
     (tmp_path / "1.jpg").write_bytes(b"7")
     with serving() as server:
@@ -221,7 +221,7 @@ def test_no_proxy_leads_to_a_server_on_this_machine(
 
 
 def test_a_proxy_on_the_way_is_named(monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
-    """By health, by reload, and by what goes through the client."""
+    """health, reload and commands of the client name the proxy."""
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port}")
     address = "gradcam.example.org:50051"
     for arguments in (("health", address), ("reload", address), ("layers", "--server", address)):
@@ -231,11 +231,11 @@ def test_a_proxy_on_the_way_is_named(monkeypatch: pytest.MonkeyPatch, free_port:
         assert "no_proxy=gradcam.example.org" in said(result)
 
 
-# Images that are none.
+# Files that are not images.
 
 
 def test_what_is_no_image_is_named_by_every_command(tmp_path: Path, free_port: int) -> None:
-    """Briefly, however long it is."""
+    """The error is short, however long the argument is."""
     (tmp_path / "cat.jpg").write_bytes(b"\0\0\0\x18ftypheic")
     text = "iVBORw0KGgo" + "A" * 9000
     server = ("--server", f"localhost:{free_port}")

@@ -1,4 +1,4 @@
-"""What gradcam explain says of the preprocessing."""
+"""The output of gradcam explain about the preprocessing."""
 
 import json
 from pathlib import Path
@@ -62,7 +62,7 @@ def client_of(model: Path, *preprocessing: str) -> LocalClient:
 
 
 def test_a_forgotten_preprocessing_is_seen_at_a_glance(model: Path, dark: Path) -> None:
-    """The answer says by which default it came, and stderr what the others would answer."""
+    """The answer names the default preprocessing, and stderr shows the answers of the others."""
     result = explain(dark, model)
     assert result.exit_code == 0, result.output
     header, best, *_ = result.stdout.splitlines()
@@ -81,13 +81,13 @@ def test_a_forgotten_preprocessing_is_seen_at_a_glance(model: Path, dark: Path) 
 def test_a_preprocessing_that_is_declared_is_not_doubted(
     model: Path, dark: Path, preprocessing: str
 ) -> None:
-    """Also if it is none."""
+    """A declared preprocessing shows no other answers, even if it is none."""
     with client_of(model, preprocessing) as client:
         assert client.predict_by_likely_preprocessing(dark, "stretch") == []
 
 
 def test_the_likely_answers_are_for_the_image_as_it_is_resized(model: Path, tmp_path: Path) -> None:
-    """Bright in its middle, and dark beside it: only the part that the model is given counts."""
+    """With center-crop only the bright middle of the image counts."""
     image = np.zeros((20, 60, 3), np.uint8)
     image[:, 20:40] = 255
     cv2.imwrite(str(tmp_path / "wide.png"), image)
@@ -101,7 +101,7 @@ def test_the_likely_answers_are_for_the_image_as_it_is_resized(model: Path, tmp_
 
 
 def test_an_image_that_cannot_be_read_is_reported_once(model: Path, tmp_path: Path) -> None:
-    """By the answer for it; there is nothing to compare."""
+    """The explanation reports the error; no other answers are shown."""
     (tmp_path / "no.png").write_bytes(b"no image")
     with client_of(model) as client:
         for name in ("no.png", "missing.png"):
@@ -120,7 +120,7 @@ def test_an_image_that_cannot_be_read_is_reported_once(model: Path, tmp_path: Pa
 def test_every_answer_says_how_pixels_were_scaled(
     preprocessing: str, declared: bool, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of a server, too; one of an older version does not say."""
+    """The preprocessing is printed, unless an older server does not send it."""
     answer = ImageExplanation.from_response(
         pb.ExplainImageResponse(
             model="pets",

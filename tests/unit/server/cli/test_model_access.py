@@ -1,4 +1,4 @@
-"""What the commands that explain images share: how graphs are compiled here, and what is said."""
+"""How commands compile graphs in this process, and their messages about it."""
 
 import dataclasses
 from pathlib import Path
@@ -34,7 +34,7 @@ def result(compile_us: int) -> ImageExplanation:
 
 
 class Opened(Exception):  # noqa: N818 - it ends the test's way
-    """What an engine was made with."""
+    """Holds the arguments of an engine."""
 
 
 @pytest.fixture(autouse=True)
@@ -64,20 +64,20 @@ def opened(count: int) -> Opened:
 def test_the_number_of_images_decides_how_graphs_are_compiled(
     count: int, first_use: FirstUse
 ) -> None:
-    """A trial of compilers takes longer than a few images; many win it back."""
+    """For many images all compilers are timed; for few images that would take too long."""
     assert opened(count).args[1] is first_use
 
 
 @pytest.mark.parametrize("compiler", [Compiler.OPENVINO, Compiler.TENSORFLOW, Compiler.XLA])
 def test_a_compiler_that_was_asked_for_is_used(compiler: Compiler) -> None:
-    """Even for one image."""
+    """A given compiler is used even for one image."""
     with pytest.raises(Opened) as caught:
         local.LocalClient(ServeConfig(compiler=compiler), FirstUse.SOONEST)
     assert caught.value.args[1] is FirstUse.FASTEST
 
 
 def test_a_slow_compilation_is_said_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    """While it goes on, in one line, terminal or not."""
+    """One line before the compilation, with or without a terminal."""
     opened(1).args[2]("m, gradcam of the logit at top")
     out, err = capsys.readouterr()
     assert (out, err) == ("", "compiling m, gradcam of the logit at top (first use) ...\n")
@@ -89,13 +89,13 @@ def test_a_slow_compilation_is_said_on_stderr(capsys: pytest.CaptureFixture[str]
         (THERE, 12_345_678, "the server took 12.3 s to compile this graph (first use)\n"),
         (THERE, 1_000_000, ""),
         (THERE, 0, ""),
-        (HERE, 12_345_678, ""),  # said while it went on
+        (HERE, 12_345_678, ""),  # reported before it began
     ],
 )
 def test_a_server_that_compiled_long_is_the_reason_for_a_late_answer(
     capsys: pytest.CaptureFixture[str], access: ModelAccess, compile_us: int, said: str
 ) -> None:
-    """It is said after the fact, on stderr."""
+    """A long compilation by a server is reported on stderr."""
     say_compiled(access, result(compile_us))
     out, err = capsys.readouterr()
     assert (out, err) == ("", said)
@@ -115,7 +115,7 @@ def test_a_server_that_compiled_long_is_the_reason_for_a_late_answer(
 def test_compiling_is_not_called_queue(
     capsys: pytest.CaptureFixture[str], compile_us: int, line: str
 ) -> None:
-    """Explain prints it as a stage of its own where there was any; JSON has it always."""
+    """The text has the compile time if there was any; JSON always has it."""
     print_result(Path("cat.jpg"), result(compile_us), [])
     assert capsys.readouterr().out.splitlines()[-1] == f"  time: {line}"
     assert result_as_json(Path("cat.jpg"), result(compile_us))["stats"] == {

@@ -1,4 +1,4 @@
-"""Commands report probabilities as the model has them."""
+"""Commands report the model's own probabilities."""
 
 import logging
 from pathlib import Path
@@ -38,7 +38,7 @@ def pixels() -> np.ndarray:
 def test_probabilities_are_the_models_own(
     model: tuple[Path, keras.Model], pixels: np.ndarray
 ) -> None:
-    """Not a softmax of the logits: these do not say what makes probabilities of them."""
+    """They are not a softmax of the logits: the model may have another activation."""
     path, original = model
     config = ServeConfig(
         model=(f"small={path}",), compiler=Compiler.TENSORFLOW, batch_sizes=(1,), max_targets=1
@@ -54,7 +54,7 @@ def test_a_warning_of_the_model_reaches_stderr(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Commands that explain in-process set up no log; it is shown anyway, until it is answered."""
+    """Commands in this process configure no log, but show warnings until an option answers them."""
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     with ModelAccess(None, f"small={model[0]}", "imagenet", 0).open(1, 1):
         pass

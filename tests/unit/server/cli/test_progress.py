@@ -1,4 +1,4 @@
-"""Progress of a job in a log."""
+"""The progress lines of a job."""
 
 import threading
 
@@ -15,7 +15,7 @@ def item(index: int) -> Item:
 
 
 def test_a_line_says_how_far_the_job_is() -> None:
-    """Images of earlier runs count as done, and not for the rate."""
+    """Images of earlier runs count as done, but not for the rate."""
     now = [100.0]
     lines = JobLines(clock=lambda: now[0])
     with lines:
@@ -33,7 +33,7 @@ def test_a_line_says_how_far_the_job_is() -> None:
     ("remaining", "text"), [(30, "15 s"), (150, "1 min 15 s"), (7201 * 2, "2 h 0 min")]
 )
 def test_what_remains_is_a_time(remaining: int, text: str) -> None:
-    """In hours and minutes, minutes and seconds, or seconds."""
+    """The remaining time is in hours and minutes, minutes and seconds, or seconds."""
     now = [0.0]
     lines = JobLines(clock=lambda: now[0])
     with lines:
@@ -45,7 +45,7 @@ def test_what_remains_is_a_time(remaining: int, text: str) -> None:
 
 
 def test_lines_come_while_no_image_is_finished() -> None:
-    """A job that waits, for a model or a server, shows that it is alive; its end ends them."""
+    """A job that waits for a model or a server writes lines, until it ends."""
     written: list[str] = []
     three = threading.Event()
 

@@ -1,4 +1,4 @@
-"""``gradcam serve --check``: what serving would compile, or why it would refuse."""
+"""``gradcam serve --check``: compiles as for serving, or refuses like it."""
 
 import re
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from support.small_model import CLASSES, build_network
 
 @keras.saving.register_keras_serializable("check")
 class Noise(layers.Layer):
-    """Adds other noise each time."""
+    """A layer that adds different noise in each call."""
 
     def call(self, inputs: Any) -> Any:
         return inputs + tf.random.normal(tf.shape(inputs))
@@ -25,7 +25,7 @@ class Noise(layers.Layer):
 
 @keras.saving.register_keras_serializable("check")
 class OfTwo(layers.Layer):
-    """Can compute batches of two images only."""
+    """A layer that computes only batches of two images."""
 
     def call(self, inputs: Any) -> Any:
         return tf.ensure_shape(tf.reshape(tf.reshape(inputs, (2, 8)), tf.shape(inputs)), (None, 8))
@@ -75,7 +75,7 @@ def test_what_serving_would_refuse_is_refused(
     arguments: tuple[str, ...],
     message: str,
 ) -> None:
-    """With exit status 1 and the reason, without a traceback."""
+    """The exit status is 1, with the reason and without a traceback."""
     result = check(monkeypatch, tmp_path, build(), *arguments)
     assert result.exit_code == 1
     assert re.search(f"^Error: .*{message}", result.output, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The served models as requests see them."""
+"""The catalog of served models."""
 
 import pytest
 
@@ -27,7 +27,7 @@ CATALOG = Catalog((model("a", "2"), model("a", "1"), model("b")), (), (1, 4), 5)
     [("", "", "a:2"), ("a", "", "a:2"), ("a", "1", "a:1"), ("b", "", "b"), ("", "1", "a:1")],
 )
 def test_models_are_found_by_name_and_version(name: str, version: str, found: str) -> None:
-    """The first is the default, of all models and of the versions of one."""
+    """The first model is the default, and the first version of each name."""
     assert CATALOG.find_model(name, version).id == found
 
 
@@ -42,7 +42,7 @@ def test_models_are_found_by_name_and_version(name: str, version: str, found: st
 def test_unknown_models_and_versions_are_refused(
     name: str, version: str, field: str, message: str
 ) -> None:
-    """The error says which there are."""
+    """The error lists the models or versions that exist."""
     with pytest.raises(NotFoundError, match=message) as caught:
         CATALOG.find_model(name, version)
     assert caught.value.field == field

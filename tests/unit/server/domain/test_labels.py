@@ -7,7 +7,7 @@ from gradcam_server.errors import InvalidRequestError
 
 
 def test_imagenet_has_its_thousand_classes_in_keras_order() -> None:
-    """Known indices have their known names."""
+    """Known indices have their names."""
     labels = imagenet_labels()
     assert len(labels) == 1000
     known = {0: "tench", 281: "tabby", 285: "Egyptian cat", 967: "espresso", 999: "toilet tissue"}
@@ -18,12 +18,12 @@ def test_imagenet_has_its_thousand_classes_in_keras_order() -> None:
     "name", ["Egyptian cat", "egyptian_cat", "EGYPTIAN  CAT", "n02124075", 285]
 )
 def test_a_class_answers_to_each_of_its_names(name: str | int) -> None:
-    """Case, underscores and WordNet ids all find it."""
+    """A class is found by any case, with underscores, and by its WordNet id."""
     assert imagenet_labels().index(name) == 285
 
 
 def test_every_imagenet_name_finds_its_class_unless_it_is_shared() -> None:
-    """Only crane and maillot are ambiguous."""
+    """Only crane and maillot name several classes."""
     labels = imagenet_labels()
     ambiguous = set()
     for index in range(1000):
@@ -46,14 +46,14 @@ def test_every_imagenet_name_finds_its_class_unless_it_is_shared() -> None:
     ],
 )
 def test_unknown_classes_are_refused_with_help(target: str | int, message: str) -> None:
-    """The error says what would be right."""
+    """The error suggests close names or the range of indices."""
     with pytest.raises(InvalidRequestError, match=message):
         imagenet_labels().index(target)
 
 
 @pytest.mark.parametrize("wanted", ["bird", "catt", "x" * 500])
 def test_a_model_of_few_classes_lists_them(wanted: str) -> None:
-    """Each with its index; what was asked for is not repeated at length."""
+    """Classes are listed with their index; a long name is shortened."""
     labels = ClassLabels([ClassLabel("cat"), ClassLabel("dog"), ClassLabel("")])
     with pytest.raises(
         InvalidRequestError, match=r"; the model has 0 \(cat\), 1 \(dog\), 2$"
@@ -63,7 +63,7 @@ def test_a_model_of_few_classes_lists_them(wanted: str) -> None:
 
 
 def test_long_lists_are_cut() -> None:
-    """A name of thousands of classes, and names of thousands of characters."""
+    """Errors stay short for names of thousands of classes or of thousands of characters."""
     labels = ClassLabels([ClassLabel("twin")] * 3000)
     with pytest.raises(InvalidRequestError, match=r", 9 \(twin\) and 2990 more; use an index$"):
         labels.index("twin")
@@ -80,7 +80,7 @@ def test_a_name_goes_before_another_class_alias() -> None:
 
 
 def test_classes_without_names_are_chosen_by_index() -> None:
-    """An unnamed class is found by no name, the empty one least of all."""
+    """No name finds an unnamed class, not even the empty name."""
     labels = ClassLabels([ClassLabel(""), ClassLabel("yes"), ClassLabel("")])
     assert labels.index(2) == 2
     with pytest.raises(InvalidRequestError, match="unknown class ''"):

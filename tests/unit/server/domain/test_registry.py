@@ -1,4 +1,4 @@
-"""One row a method: the registry against all other places where methods have names."""
+"""The registry against the other places where methods are listed."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ DOCS = Path(__file__).parents[4] / "docs" / "methods.md"
 
 
 def test_every_method_has_a_row() -> None:
-    """The rows are in the order in which methods are listed to callers."""
+    """Each method has a row, in the order of the enum."""
     assert [*REGISTRY] == [*Method]
     assert {*ONE_PASS_METHODS, *MANY_PASS_METHODS} == {*Method}
 
@@ -29,12 +29,12 @@ def test_the_proto_and_the_client_have_the_same_methods() -> None:
 
 @pytest.mark.parametrize("method", MANY_PASS_METHODS)
 def test_the_functions_of_many_passes_exist(method: Method) -> None:
-    """Those of one pass are looked up when their module is imported."""
+    """The rows of many passes name functions; rows of one pass are resolved at import."""
     assert callable(getattr(many_pass, REGISTRY[method].function))
 
 
 def test_the_documentation_has_a_row_for_each_method() -> None:
-    """With its formula, and how many passes it takes by default."""
+    """docs/methods.md has a row for each method, with its default number of passes."""
     rows = re.findall(r"^\| `([^`]+)` \|.*\| ([^|]+) \|$", DOCS.read_text("utf-8"), re.MULTILINE)
     passes = {name: count for name, count in rows if count == "one" or "(" in count}
     assert [*passes] == [*Method]

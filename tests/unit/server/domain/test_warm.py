@@ -18,14 +18,14 @@ from gradcam_server.errors import StartupError
     ],
 )
 def test_method_score_and_layers_are_read(option: str, expected: WarmGraph) -> None:
-    """Only the method must be given: the logit and the default layer are explained otherwise."""
+    """Only the method is required; the default is the logit at the default layer."""
     assert parse_warm(option) == expected
 
 
 @pytest.mark.parametrize("score_type", list(ScoreType))
 @pytest.mark.parametrize("layers", [("top",), ("base/conv", "top")])
 def test_a_graph_is_written_as_it_is_read(score_type: ScoreType, layers: tuple[str, ...]) -> None:
-    """The option that errors advise is the one that names the graph."""
+    """The option that errors suggest names the same graph."""
     key = GraphKey("pets", layers, Method.LAYER_CAM, score_type, 5)
     assert parse_warm(warm_option(key)) == WarmGraph(Method.LAYER_CAM, score_type, layers)
 
@@ -42,6 +42,6 @@ def test_a_graph_is_written_as_it_is_read(score_type: ScoreType, layers: tuple[s
     ],
 )
 def test_another_form_is_refused(option: str, message: str) -> None:
-    """With what would be right."""
+    """The error lists the allowed values."""
     with pytest.raises(StartupError, match=f"--warm .*{message}"):
         parse_warm(option)

@@ -125,7 +125,7 @@ async def test_expired_items_raise_their_errors(make: Make) -> None:
     batcher, runner, now = make(), Doubler(4), perf_counter()
     with pytest.raises(DeadlineError, match="deadline cannot be met: after .* ms were left"):
         await batcher.submit(runner, 1, None, Urgency(deadline=now))
-    with pytest.raises(QueueFullError, match="no turn after"):
+    with pytest.raises(QueueFullError, match="still waiting after"):
         await batcher.submit(runner, 2, None, Urgency(start_by=now))
     assert runner.batches == []
 

@@ -250,17 +250,17 @@ async def test_a_slow_first_compilation_is_told_of_once(
     monkeypatch: pytest.MonkeyPatch, source: Source
 ) -> None:
     """While it goes on, however many wait for it; a quick compilation is not reported."""
-    told: list[GraphKey] = []
+    reported: list[GraphKey] = []
     config = ServeConfig(model=(MODEL.id,), batch_sizes=(1, 2))
-    engine = Engine(config, FirstUse.FASTEST, told.append)
+    engine = Engine(config, FirstUse.FASTEST, reported.append)
     monkeypatch.setattr(module, "SLOW_S", 0.0)
     waiting = asyncio.gather(*(engine.graph(key()) for _ in range(3)))
-    await until(lambda: bool(told))
+    await until(lambda: bool(reported))
     source.may_finish.set()
     await waiting
     monkeypatch.setattr(module, "SLOW_S", WAIT_S)
     await engine.graph(key(Method.LAYER_CAM))
-    assert told == [key()]
+    assert reported == [key()]
     engine.close()
 
 

@@ -213,7 +213,7 @@ def test_expired_items_take_no_device_time() -> None:
     assert isinstance(late, DeadlineError)
     assert isinstance(tired, QueueFullError)
     assert "cannot be met: after 500 ms in the queue 150 ms were left" in str(late)
-    assert "no turn after 500 ms in the queue" in str(tired)
+    assert "still waiting after 500 ms in the queue" in str(tired)
     assert runner.batches == [[3]]
 
 

@@ -74,7 +74,7 @@ def tape_grad_cam(model: LoadedModel, layer: str, image: np.ndarray, index: int)
 
 @pytest.mark.parametrize("layer", ["block", "conv3", "conv2", "relu1", "bn1", "conv1"])
 def test_maps_agree_with_an_eager_tape(model: LoadedModel, layer: str) -> None:
-    """The compiled map is the textbook's, at the end, in mid-block and before a shortcut."""
+    """The compiled map equals the textbook's, at the end, in mid-block and before a shortcut."""
     graph = compiled(model, layer, (2,))
     images = pictures(2)
     classes = [[4, 1], [0]]
@@ -98,7 +98,7 @@ def test_logits_are_the_networks_own(model: LoadedModel, graph: CompiledGraph) -
 
 
 def test_the_batch_does_not_matter(graph: CompiledGraph) -> None:
-    """Alone, in company and padded, an image has the same logits and maps within rtol 1e-4."""
+    """Alone, in a batch and padded, an image has the same logits and maps within rtol 1e-4."""
     images = pictures(4)
     items = [item(image, row, by_rank(0)) for row, image in enumerate(images)]
     together = graph.run(items, 4)
@@ -113,7 +113,7 @@ def test_the_batch_does_not_matter(graph: CompiledGraph) -> None:
 
 
 def test_neighbours_in_a_batch_change_nothing(graph: CompiledGraph) -> None:
-    """Other images and other classes beside it leave a map bit-identical."""
+    """Other images and classes in the batch leave a map bit-identical."""
     images = pictures(4)
     one = item(images[0], 2)
     first = graph.run([one, item(images[1], 5)], 2)[0]
@@ -132,7 +132,7 @@ def test_ranks_choose_the_best_classes(graph: CompiledGraph) -> None:
 
 
 def test_a_contrast_is_the_difference(model: LoadedModel, graph: CompiledGraph) -> None:
-    """Why a rather than b: score and map are those of a minus those of b."""
+    """The score and map of a contrast are those of a minus those of b."""
     image = pictures(1)[0]
     contrast = GraphItem(image, [GraphTarget(4, against=1), GraphTarget(4), GraphTarget(1)])
     output = graph.run([contrast], 1)[0]
@@ -156,7 +156,7 @@ def test_a_probability_has_its_own_gradient(model: LoadedModel) -> None:
 
 
 def test_several_layers_are_explained_in_one_pass(model: LoadedModel) -> None:
-    """Each layer's map is the one that it has alone."""
+    """Each layer's map equals its map alone."""
     together = compiled(model, "block", (1,), "conv2", "relu1")
     image = pictures(1)[0]
     output = together.run([item(image, 2, 5)], 1)[0]
@@ -182,7 +182,7 @@ def test_every_method_runs_compiled_as_it_is_defined(model: LoadedModel, method:
 
 @pytest.mark.parametrize("score_type", ScoreType)
 def test_finer_cam_subtracts_the_similar_classes(model: LoadedModel, score_type: ScoreType) -> None:
-    """Score and map are those of the class less those of the nearest, or of the named class."""
+    """Score and map are those of the class, less those of the nearest or the named classes."""
     image = pictures(1)[0]
     plain = compile_key(model, key("conv3", score_type=score_type), (1,))
     asked = key("conv3", method=Method.FINER_CAM, score_type=score_type)
@@ -218,7 +218,7 @@ def test_finer_cam_of_two_classes_compares_them() -> None:
 def test_eigen_cam_needs_no_gradient(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch, compiler: Compiler
 ) -> None:
-    """None is computed; classes and scores are answered, and all classes have the same map."""
+    """No gradient is computed; all classes have their scores, and the same map."""
     monkeypatch.setattr(tf, "gradients", None)
     image = pictures(1)[0]
     asked = key("conv3", "block", method=Method.EIGEN_CAM)
@@ -264,14 +264,14 @@ def test_the_strongest_channels_are_those_that_vary(model: LoadedModel) -> None:
 
 
 def test_no_targets_mean_no_maps(graph: CompiledGraph) -> None:
-    """Prediction alone is possible."""
+    """A request without targets is predicted."""
     output = graph.run([item(pictures(1)[0])], 1)[0]
     assert output.maps[0].shape == (0, SIZE // 2, SIZE // 2)
     assert output.classes.shape == (0,)
 
 
-def test_nothing_is_traced_after_the_ladder(model: LoadedModel) -> None:
-    """The counter stands still whatever is run."""
+def test_nothing_is_traced_after_compiling(model: LoadedModel) -> None:
+    """No run traces a function."""
     counter = CompilationCounter()
     graph = compile_graph(ExplanationGraph(model, key("block"), counter), (1, 4), Compiler.XLA)
     assert counter.count == 2

@@ -69,7 +69,7 @@ def test_every_format_decodes_to_rgb(
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(photo: Image.Image, format: str, orientation: int) -> None:
-    """A photograph held sideways is seen upright."""
+    """The EXIF orientation is applied."""
     from PIL import ImageOps
 
     exif = Image.Exif()
@@ -89,7 +89,7 @@ def test_exif_orientation_is_applied(photo: Image.Image, format: str, orientatio
 def test_a_jpeg_is_reduced_as_far_as_leaves_twice_what_is_needed(
     photo: Image.Image, shrinkage: float, size: tuple[int, int]
 ) -> None:
-    """By 2, 4 or 8; it is the same picture, and its original's size is told."""
+    """A JPEG is reduced by 2, 4 or 8; it is the same picture, with the original's size."""
     large = photo.resize((641, 480))
     image, original = decode_reduced(encoded(large, "JPEG", quality=95), LIMIT, lambda _: shrinkage)
     assert (image.shape[:2], original) == (size, (480, 641))
@@ -102,7 +102,7 @@ def test_a_jpeg_is_reduced_as_far_as_leaves_twice_what_is_needed(
 def test_a_reduced_jpeg_is_upright(
     photo: Image.Image, orientation: int, size: tuple[int, int]
 ) -> None:
-    """Image and size are those of the upright original, also where it is nearly square."""
+    """Image and size are those of the upright original, also if it is nearly square."""
     from PIL import ImageOps
 
     exif = Image.Exif()
@@ -117,7 +117,7 @@ def test_a_reduced_jpeg_is_upright(
 
 
 def test_the_axis_with_fewer_pixels_decides_before_and_after_turning(photo: Image.Image) -> None:
-    """EXIF may turn a wide image into a tall one: it must be large enough as either."""
+    """EXIF may turn the image, so the reduced image must be large enough both ways."""
     data = encoded(photo.resize((800, 400)), "JPEG")
     wide_only = {(400, 800): 16.0, (800, 400): 4.0}
     assert decode_reduced(data, LIMIT, wide_only.__getitem__)[0].shape == (200, 400, 3)
@@ -125,7 +125,7 @@ def test_the_axis_with_fewer_pixels_decides_before_and_after_turning(photo: Imag
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "BMP"])
 def test_only_jpegs_are_reduced(photo: Image.Image, format: str) -> None:
-    """Other formats would be decoded whole and then scaled by another filter than ours."""
+    """Only JPEGs are reduced: OpenCV would scale other formats with another filter."""
     data = encoded(photo, format)
     image, size = decode_reduced(data, LIMIT, lambda _: 99)
     assert size == image.shape[:2] == (photo.height, photo.width)
@@ -133,7 +133,7 @@ def test_only_jpegs_are_reduced(photo: Image.Image, format: str) -> None:
 
 @pytest.mark.parametrize("share", [0.5, 0.99])
 def test_truncated_jpegs_are_refused_at_any_scale(photo: Image.Image, share: float) -> None:
-    """A reduced image needs all the bytes, too."""
+    """A truncated JPEG is refused at a reduced size too."""
     data = encoded(photo, "JPEG")
     with pytest.raises(InvalidRequestError, match="451 x 300 pixels but is truncated"):
         decode_reduced(data[: int(len(data) * share)], LIMIT, lambda _: 99)
@@ -141,7 +141,7 @@ def test_truncated_jpegs_are_refused_at_any_scale(photo: Image.Image, share: flo
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA"])
 def test_other_pixel_formats_become_rgb(photo: Image.Image, mode: str) -> None:
-    """Grey, palette and transparent images are fine; alpha is dropped."""
+    """Grey, palette and transparent images are decoded; alpha is dropped."""
     image = photo.convert(mode)
     expected = np.asarray(image.convert("RGB"))
     np.testing.assert_array_equal(decode_image(encoded(image, "PNG"), LIMIT), expected)
@@ -177,7 +177,7 @@ def test_one_pixel_is_an_image() -> None:
     ],
 )
 def test_what_is_no_image_is_refused(data: bytes, message: str) -> None:
-    """The error says what was sent and what would be right."""
+    """The error names the bytes that were sent and the accepted formats."""
     with pytest.raises(InvalidRequestError, match=message) as caught:
         decode_image(data, LIMIT)
     assert caught.value.field == "encoded_image"
@@ -193,7 +193,7 @@ def test_truncated_images_are_refused(photo: Image.Image, format: str, share: fl
 
 
 def test_declared_size_is_refused_before_memory_is_taken() -> None:
-    """A 60,000 x 60,000 PNG of a kilobyte costs a kilobyte, not ten gigabytes."""
+    """A PNG of 1 KB that declares 60,000 x 60,000 pixels takes no 10 GB."""
     data = png_declaring(60_000, 60_000)
     tracemalloc.start()
     try:
@@ -207,7 +207,7 @@ def test_declared_size_is_refused_before_memory_is_taken() -> None:
 @settings(max_examples=200, deadline=None)
 @given(flips=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=8))
 def test_corrupt_files_never_raise_anything_else(flips: list[tuple[int, int]]) -> None:
-    """Whatever the bytes, the answer is an image or a clear error."""
+    """Any bytes give an image or InvalidRequestError."""
     data = bytearray(encoded(Image.radial_gradient("L").resize((40, 30)), "PNG"))
     for position, value in flips:
         data[position % len(data)] = value
@@ -220,7 +220,7 @@ def test_corrupt_files_never_raise_anything_else(flips: list[tuple[int, int]]) -
 
 
 def test_raw_pixels_are_viewed_in_their_order() -> None:
-    """Raw bytes are rows from the top, RGB."""
+    """Raw bytes are RGB rows from the top."""
     pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
     np.testing.assert_array_equal(view_raw(RawImage(pixels.tobytes(), 2, 3), LIMIT), pixels)
 
@@ -235,6 +235,6 @@ def test_raw_pixels_are_viewed_in_their_order() -> None:
     ],
 )
 def test_raw_pixels_must_match_their_size(raw: RawImage, message: str) -> None:
-    """The error names the bytes that came and the bytes that would fit."""
+    """The error names the number of bytes, and the number that fits the size."""
     with pytest.raises(InvalidRequestError, match=message):
         view_raw(raw, LIMIT)

@@ -25,7 +25,7 @@ LIMIT = 10_000_000
 
 @pytest.fixture
 def never_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenCV is not even asked."""
+    """Fails the test if OpenCV is called to decode."""
 
     def imdecode(*_: object) -> None:
         raise AssertionError
@@ -35,7 +35,7 @@ def never_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 PIXELS = 40 * 30
 SCANS = 10
-"""Of what ``progressive`` returns."""
+"""Number of scans that ``progressive`` returns."""
 
 
 def progressive(mode: str = "RGB", **options: object) -> bytes:
@@ -46,7 +46,7 @@ def progressive(mode: str = "RGB", **options: object) -> bytes:
 
 
 def with_scans(count: int, *, repeated: int = -1) -> bytes:
-    """The same with one of its scans so often that there are ``count`` of all."""
+    """Repeats a scan of a JPEG until it has ``count`` scans."""
     data = progressive()
     starts = [at for at in range(len(data)) if data[at : at + 2] == b"\xff\xda"]
     ends = [*(data.rfind(b"\xff\xc4", 0, at) for at in starts[1:]), len(data) - 2]
@@ -57,7 +57,7 @@ def with_scans(count: int, *, repeated: int = -1) -> bytes:
 
 
 def test_many_scans_are_refused(never_decoded: None) -> None:
-    """A megabyte of them would keep a thread busy for half an hour, past any deadline."""
+    """1 MB of scans would keep a thread busy for half an hour, past any deadline."""
     data = progressive()
     last = data.rindex(b"\xff\xda")
     bomb = data[:last] + data[last:-2] * 100 + b"\xff\xd9"
@@ -66,7 +66,7 @@ def test_many_scans_are_refused(never_decoded: None) -> None:
 
 
 def test_what_only_looks_like_scans_is_not_counted() -> None:
-    """Neither in metadata nor behind the end, where telephones append videos."""
+    """Scans in metadata, or after the end, where telephones append videos, are not counted."""
     data = progressive()
     comment = b"\xff\xda" * 1000
     segment = b"\xff\xfe" + (len(comment) + 2).to_bytes(2) + comment
@@ -76,7 +76,7 @@ def test_what_only_looks_like_scans_is_not_counted() -> None:
 
 @pytest.mark.parametrize("length", [1000, 2**31 - 1, 2**32 - 100])
 def test_a_chunk_longer_than_the_file_is_refused(never_decoded: None, length: int) -> None:
-    """OpenCV would take as much memory as it declares."""
+    """A chunk longer than the file is refused: OpenCV would allocate its length."""
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "PNG")
     data = buffer.getvalue()
@@ -90,7 +90,7 @@ def test_a_chunk_longer_than_the_file_is_refused(never_decoded: None, length: in
 
 @pytest.mark.parametrize("repeated", [-1, 1, 0], ids=["refinement", "first of AC", "first of DC"])
 def test_scans_of_a_large_image_are_fewer(never_decoded: None, repeated: int) -> None:
-    """They cost its pixels each: the largest image may have 20, smaller ones more."""
+    """A scan costs the image's pixels: the largest image may have 20 scans, smaller images more."""
     with pytest.raises(InvalidRequestError, match="21 scans of 30 x 40 pixels, and may have 20"):
         decode_image(with_scans(21, repeated=repeated), PIXELS)
     with pytest.raises(InvalidRequestError, match="64 scans of 30 x 40 pixels, and may have 63"):
@@ -98,7 +98,7 @@ def test_scans_of_a_large_image_are_fewer(never_decoded: None, repeated: int) ->
 
 
 def test_many_scans_of_a_small_image_are_decoded() -> None:
-    """Some encoders write dozens."""
+    """Some encoders write dozens of scans, which a small image may have."""
     assert decode_image(with_scans(20), PIXELS).shape == (40, 30, 3)
     assert decode_image(with_scans(64), PIXELS * 64 // 20).shape == (40, 30, 3)
 
@@ -114,7 +114,7 @@ def test_many_scans_of_a_small_image_are_decoded() -> None:
     ],
 )
 def test_progressive_images_of_the_largest_size_are_decoded(data: bytes) -> None:
-    """With all the scans that encoders give them, and to the same pixels as without a limit."""
+    """Images with all scans that encoders write give the same pixels as without a limit."""
     expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     np.testing.assert_array_equal(decode_image(data, PIXELS), expected)
 
@@ -128,13 +128,13 @@ def compressed_texts(kind: bytes, count: int) -> bytes:
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
 def test_many_compressed_texts_are_refused(never_decoded: None, kind: bytes) -> None:
-    """A thousand of them, in 8 MB, would take a quarter of a minute."""
+    """A thousand compressed texts, in 8 MB, would take 15 s."""
     with pytest.raises(InvalidRequestError, match="more than 64 compressed texts"):
         decode_image(compressed_texts(kind, 65), LIMIT)
 
 
 def test_compressed_texts_among_others_are_counted() -> None:
-    """Of all kinds, before and behind the pixels, between texts that are not compressed."""
+    """Compressed texts of all kinds are counted, before and after the pixels."""
     png = encoded("PNG")
     each = png_chunk(b"tEXt", b"a\0b") + png_chunk(b"zTXt", b"a\0\0" + zlib.compress(b"b"))
     parts = with_chunk(png, each * 40)
@@ -144,7 +144,7 @@ def test_compressed_texts_among_others_are_counted() -> None:
 
 
 def test_an_animated_png_may_have_a_quarter_of_the_pixels() -> None:
-    """OpenCV takes several times the memory for it; its first frame is decoded."""
+    """An animated PNG may have fewer pixels; its first frame is decoded."""
     frames = [picture().rotate(180)]
     animation = encoded("PNG", save_all=True, append_images=frames)
     pixels = SIZE[0] * SIZE[1]
@@ -156,7 +156,7 @@ def test_an_animated_png_may_have_a_quarter_of_the_pixels() -> None:
 
 @contextmanager
 def turns_of_another_thread() -> Iterator[list[int]]:
-    """Counts how often another thread has the interpreter meanwhile."""
+    """Counts how often another thread runs meanwhile."""
     turns, ended = [0], threading.Event()
 
     def count() -> None:
@@ -177,7 +177,7 @@ def turns_of_another_thread() -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("filling", [b"\xff", b"\xff\0", b"\xff\xd0", b"\0"])
 def test_endless_filling_does_not_keep_other_threads_waiting(filling: bytes) -> None:
-    """What is no marker is passed over in parts, between which the event loop has its turn."""
+    """Bytes that are no marker are skipped in windows, between which the event loop can run."""
     data = b"\xff\xd8" + filling * (31 * 2**20 // len(filling))
     found = []
     with turns_of_another_thread() as turns:
@@ -191,7 +191,7 @@ def test_endless_filling_does_not_keep_other_threads_waiting(filling: bytes) -> 
 
 @pytest.mark.parametrize("filling", [b"\0", b"\xff", b"\xd0"])
 def test_markers_are_found_wherever_they_lie(filling: bytes) -> None:
-    """Also where one part of a long file ends and the next begins."""
+    """Markers on the border of two windows are found."""
     jpeg = encoded("JPEG")
     for count in [*range(2**16 - 4, 2**16 + 4), 3 * 2**16 + 1]:
         header = read_header(jpeg[:2] + filling * count + jpeg[2:])

@@ -1,4 +1,4 @@
-"""Which names are those of images."""
+"""Names of image files."""
 
 from collections import Counter
 
@@ -25,13 +25,13 @@ from gradcam_server.images.file_names import describe_left_out, images_among, re
     ],
 )
 def test_the_rule(name: str, found: str | None, listed: str | None) -> None:
-    """Names that were found, and names that someone wrote down."""
+    """Found names and listed names are judged by their own rules."""
     assert reason_to_leave_out(name) == found
     assert reason_to_leave_out(name, is_listed=True) == listed
 
 
 def test_what_is_left_out_is_counted_by_kind() -> None:
-    """Whatever stands before the place where images are looked for."""
+    """The folders above the searched folder do not count."""
     left_out: Counter[str] = Counter()
     names = [f".data/{name}" for name in ("1.jpg", ".2.jpg", "3.heic", "4.HEIC")]
     assert list(images_among(names, left_out, root=".data")) == [".data/1.jpg"]
@@ -39,7 +39,7 @@ def test_what_is_left_out_is_counted_by_kind() -> None:
 
 
 def test_the_most_frequent_kinds_come_first() -> None:
-    """The line stays short, whatever a folder holds."""
+    """The line stays short, however many kinds of files a folder holds."""
     assert describe_left_out({".tif": 1, ".heic": 4}) == "5 files left out: .heic 4, .tif 1"
     assert describe_left_out({".tif": 1}) == "1 file left out: .tif 1"
     many = describe_left_out({f".x{number}": 1000 - number for number in range(20)})

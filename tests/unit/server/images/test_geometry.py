@@ -1,14 +1,18 @@
-"""Image to model input and back."""
+"""Images to the model's input, and maps back."""
+
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from cykooz_resizer import ImageData
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from gradcam_server.domain.layers import Extent
 from gradcam_server.domain.requests import ResizeMode
+from gradcam_server.images import geometry
 from gradcam_server.images.geometry import LETTERBOX_COLOR, enlarge, fit, shrinkage
 
 INPUT = (224, 224)
@@ -18,9 +22,11 @@ def noise(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("size", [(300, 451), (224, 500), (100, 90), (1, 3), (2000, 225)])
+@pytest.mark.parametrize(
+    "size", [(300, 451), (224, 500), (100, 90), (1, 3), (2000, 225), (3001, 1999)]
+)
 def test_stretching_is_antialiased_bilinear(size: tuple[int, int]) -> None:
-    """The input is what Pillow's bilinear filter gives, the tutorials' resize, to rounding."""
+    """The input equals that of Pillow's bilinear filter, as in tutorials, up to rounding."""
     image = noise(*size)
     resized = Image.fromarray(image).resize((224, 224), Image.Resampling.BILINEAR)
     difference = fit(image, INPUT, ResizeMode.STRETCH)[0].astype(int) - np.asarray(resized)
@@ -28,8 +34,25 @@ def test_stretching_is_antialiased_bilinear(size: tuple[int, int]) -> None:
     assert abs(difference.mean()) < 0.05
 
 
+@pytest.mark.parametrize("mode", list(ResizeMode))
+@pytest.mark.parametrize(("height", "width"), [(3000, 2000), (1500, 4000), (1, 1 << 20)])
+def test_large_images_are_copied_in_small_parts(
+    monkeypatch: pytest.MonkeyPatch, mode: ResizeMode, height: int, width: int
+) -> None:
+    """A copy blocks all other Python threads, so it is short whatever the size of the image."""
+    copied: list[int] = []
+
+    def copy(*arguments: Any) -> Any:
+        copied.append(len(arguments[3]) if len(arguments) > 3 else 0)
+        return ImageData(*arguments)
+
+    monkeypatch.setattr(geometry, "ImageData", copy)
+    fit(np.zeros((height, width, 3), np.uint8), INPUT, mode)
+    assert max(copied) <= 4 << 20
+
+
 def test_stretching_agrees_with_tensorflow() -> None:
-    """An independent antialiased bilinear resize gives the same input, to rounding."""
+    """An independent antialiased bilinear resize gives the same input, up to rounding."""
     tf = pytest.importorskip("tensorflow")
     image = noise(300, 451)
     expected = tf.image.resize(image, INPUT, method="bilinear", antialias=True).numpy()
@@ -59,12 +82,12 @@ def test_a_reduced_image_lies_where_the_whole_one_does(
     [(ResizeMode.STRETCH, 2), (ResizeMode.CENTER_CROP, 2), (ResizeMode.LETTERBOX, 4)],
 )
 def test_shrinkage_is_that_of_the_axis_with_fewer_pixels(mode: ResizeMode, expected: int) -> None:
-    """A letterboxed image shrinks by its longer side; the others by their shorter one."""
+    """A letterboxed image shrinks by its longer side; in other modes by the shorter side."""
     assert shrinkage((448, 896), INPUT, mode) == expected
 
 
 def test_an_image_of_the_input_size_is_untouched() -> None:
-    """Nothing is resampled that fits."""
+    """An image of the input's size is not resampled."""
     image = noise(*INPUT)
     for mode in ResizeMode:
         np.testing.assert_array_equal(fit(image, INPUT, mode)[0], image)
@@ -97,7 +120,7 @@ def test_a_mark_is_mapped_back_to_where_it_was(mode: ResizeMode, height: int, wi
 
 
 def test_centre_crop_is_zero_outside_the_crop() -> None:
-    """What the model did not see cannot be hot."""
+    """Pixels that the model did not see are zero."""
     placement = fit(noise(100, 300), INPUT, ResizeMode.CENTER_CROP)[1]
     back = placement.map_to_image(np.ones((7, 7), np.float32))
     np.testing.assert_allclose(back[:, 100:200], 1, rtol=1e-6)
@@ -106,7 +129,7 @@ def test_centre_crop_is_zero_outside_the_crop() -> None:
 
 
 def test_letterbox_keeps_the_aspect_ratio_and_fills_the_margins() -> None:
-    """The whole image lies in the middle; the margins have the mean colour."""
+    """The whole image is in the middle; the margins have the mean colour."""
     fitted, placement = fit(np.zeros((100, 200, 3), np.uint8), INPUT, ResizeMode.LETTERBOX)
     assert (fitted[56:168] == 0).all()
     assert (fitted[:56] == LETTERBOX_COLOR).all()
@@ -146,7 +169,7 @@ def test_extreme_aspect_ratios_take_memory_of_their_own_size_only() -> None:
     "extent", [Extent(56, 28, 112, 84), Extent(-56, 0, 336, 224), Extent(28, -28, 84, 112)]
 )
 def test_a_map_of_a_part_of_the_input_lies_on_that_part(extent: Extent) -> None:
-    """A map that covers a crop, or more than the input, is what OpenCV enlarges, pasted there."""
+    """A map of a crop, or of more than the input, equals OpenCV's enlargement at its position."""
     heatmap = np.random.default_rng(3).random((7, 7), dtype=np.float32)
     top, left, height, width = map(int, (extent.top, extent.left, extent.height, extent.width))
     canvas = np.zeros((3 * 224, 3 * 224), np.float32)
@@ -158,7 +181,7 @@ def test_a_map_of_a_part_of_the_input_lies_on_that_part(extent: Extent) -> None:
 
 
 def test_a_crop_of_the_model_is_one_of_the_fitted_image() -> None:
-    """A letterboxed image is placed first, the model's own crop lies inside that."""
+    """The model's own crop is applied to the letterboxed image."""
     placement = fit(noise(100, 200), INPUT, ResizeMode.LETTERBOX)[1]
     back = placement.map_to_image(np.ones((7, 7), np.float32), Extent(56, 0, 56, 224))
     np.testing.assert_allclose(back[:50], 1, rtol=1e-6)  # The image's upper half.

@@ -1,4 +1,4 @@
-"""Sizes from headers, against OpenCV; files whose structure is out of all proportion."""
+"""Sizes from headers, against OpenCV; files with too many segments or chunks."""
 
 import random
 
@@ -18,7 +18,7 @@ MIB = 2**20
 
 @pytest.mark.parametrize("data", [pytest.param(data, id=name) for name, data in variants()])
 def test_metadata_are_passed_over_as_opencv_does(data: bytes) -> None:
-    """What OpenCV decodes is decoded, whatever its metadata are, and its size is the header's."""
+    """Files that OpenCV decodes are accepted, with any metadata, and the size is the header's."""
     decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     assert decoded is not None
     assert read_header(data).size == decoded.shape[:2] == SIZE
@@ -26,7 +26,7 @@ def test_metadata_are_passed_over_as_opencv_does(data: bytes) -> None:
 
 
 def test_opencv_never_decodes_more_than_the_header_says() -> None:
-    """Of thousands of broken files none is larger than the size that limits are applied to."""
+    """No broken file decodes to more pixels than its header declares."""
     rng = random.Random(0)
     files, decoded_count = image_files(), 0
     for _ in range(3000):
@@ -61,7 +61,7 @@ def test_opencv_never_decodes_more_than_the_header_says() -> None:
     ],
 )
 def test_endless_segments_are_refused_at_once(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before OpenCV is asked, and after a few thousand steps of the millions."""
+    """Refused before OpenCV is called, after a few thousand of the millions of steps."""
 
     def imdecode(*_: object) -> None:
         raise AssertionError
@@ -72,7 +72,7 @@ def test_endless_segments_are_refused_at_once(data: bytes, monkeypatch: pytest.M
 
 
 def test_pixels_may_take_many_chunks() -> None:
-    """A large PNG is written in thousands of chunks, and is sound."""
+    """A large PNG in thousands of chunks is accepted."""
     noise = np.random.default_rng(0).integers(0, 256, (1300, 1700, 3), np.uint8)
     png = cv2.imencode(".png", noise)[1].tobytes()
     assert png.count(b"IDAT") > 100
@@ -96,7 +96,7 @@ def _pixels(png: bytes) -> list[bytes]:
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP"])
 def test_a_header_cut_anywhere_is_an_error(format: str) -> None:
-    """Never an exception of the parser's."""
+    """Any bytes give a header or InvalidRequestError."""
     data = encoded(format)
     for end in range(1, 60):
         with pytest.raises(InvalidRequestError, match="truncated or corrupt|not a JPEG"):
@@ -122,7 +122,7 @@ def test_a_header_cut_anywhere_is_an_error(format: str) -> None:
     ],
 )
 def test_what_is_no_image_of_ours_is_named(data: bytes, kind: str) -> None:
-    """The error says what the bytes are and which formats are right."""
+    """The error names the format of the bytes and the accepted formats."""
     expected = f"bytes are {kind}.*not a JPEG, PNG, WebP or BMP image"
     with pytest.raises(InvalidRequestError, match=expected) as caught:
         decode_image(data, LIMIT)
@@ -131,6 +131,6 @@ def test_what_is_no_image_of_ours_is_named(data: bytes, kind: str) -> None:
 
 @pytest.mark.parametrize("data", [b"no image", b"\0" * 100, b"RIFF\0\0\0\0WAVEfmt ", b"7xx"])
 def test_what_is_not_known_is_not_guessed(data: bytes) -> None:
-    """Bytes of no known type are only said to be no image."""
+    """For bytes of no known type the error says only that they are no image."""
     with pytest.raises(InvalidRequestError, match="bytes are not a JPEG"):
         decode_image(data, LIMIT)

@@ -1,4 +1,4 @@
-"""Maps to arrays and pictures."""
+"""Maps as arrays and pictures."""
 
 import io
 import json
@@ -31,7 +31,7 @@ def left_half_hot() -> np.ndarray:
 
 
 def test_raw_is_the_map_after_its_relu() -> None:
-    """Raw values are not scaled; the range tells what the ReLU cut off."""
+    """Raw values are not scaled; the range is the one before the ReLU."""
     signed = np.array([[-2.0, 0.5], [3.0, 1.0]])
     result = rendered(signed, HeatmapForm(HeatmapFormat.RAW_FLOAT32))
     (heatmap,) = result.heatmaps
@@ -51,7 +51,7 @@ def test_image_float_is_divided_by_the_maximum() -> None:
 @pytest.mark.parametrize("colormap", list(Colormap))
 @pytest.mark.parametrize("format", [HeatmapFormat.OVERLAY_JPEG, HeatmapFormat.OVERLAY_PNG])
 def test_hot_is_hot_and_channels_are_not_swapped(colormap: Colormap, format: HeatmapFormat) -> None:
-    """Red is where the model looked, never blue."""
+    """Hot is red, not blue."""
     form = HeatmapForm(format, alpha=1.0, colormap=colormap)
     image = picture(rendered(left_half_hot(), form).heatmaps[0].data)
     hot, cold = image[30, 10], image[30, 70]
@@ -65,7 +65,7 @@ def test_hot_is_hot_and_channels_are_not_swapped(colormap: Colormap, format: Hea
 
 
 def test_alpha_weighs_the_colours_over_the_image() -> None:
-    """0 is the original, 1 the colours alone, 0.5 the mean."""
+    """Alpha 0 is the original, 1 the colours alone, 0.5 the mean."""
     overlays = [
         picture(
             rendered(left_half_hot(), HeatmapForm(HeatmapFormat.OVERLAY_PNG, alpha=alpha), gray=200)
@@ -92,7 +92,7 @@ def test_gray_png_shows_the_map() -> None:
     [np.full((7, 7), -1.0), np.zeros((7, 7)), np.full((7, 7), np.nan), np.full((7, 7), np.inf)],
 )
 def test_degenerate_maps_are_zero_and_flagged(signed: np.ndarray) -> None:
-    """A map with nothing positive, or not finite, gives zeros and a flag: never NaN."""
+    """A map without a positive value, or not finite, gives zeros and a flag, never NaN."""
     result = rendered(signed, *ALL_FORMS)
     assert result.degenerate
     arrays = [h for h in result.heatmaps if h.format in ("raw-float32", "image-float32")]
@@ -103,7 +103,7 @@ def test_degenerate_maps_are_zero_and_flagged(signed: np.ndarray) -> None:
 
 
 def test_heatmaps_come_in_the_order_of_the_forms() -> None:
-    """Each wanted form is answered, duplicates too, with its true size."""
+    """Each form is answered, duplicates too, with its true size."""
     forms = (*ALL_FORMS, ALL_FORMS[0])
     result = rendered(left_half_hot(), *forms)
     assert [heatmap.format for heatmap in result.heatmaps] == [form.format for form in forms]
@@ -129,7 +129,7 @@ def test_jpeg_quality_counts() -> None:
 
 @pytest.mark.parametrize("format", HeatmapFormat)
 def test_no_form_takes_more_than_was_counted(format: HeatmapFormat) -> None:
-    """Noise is what compresses worst; the counted bytes bound its forms but for headers."""
+    """Noise compresses worst; the counted bytes bound its forms, except for headers."""
     random = np.random.default_rng(0)
     image = random.integers(0, 256, (600, 800, 3), np.uint8)
     placement = fit(image, (600, 800), ResizeMode.STRETCH)[1]

@@ -1,4 +1,4 @@
-"""Metrics of faithfulness, on models whose answer can be worked out by hand."""
+"""Metrics of faithfulness, on models whose answers are computed by hand."""
 
 import numpy as np
 import pytest
@@ -86,7 +86,7 @@ def test_in_a_linear_model_what_is_deleted_is_what_is_inserted(
 def test_the_hottest_pixels_go_first_in_equal_portions(
     heatmap: NDArray[np.float32], steps: int
 ) -> None:
-    """No pixel that is left is hotter than one that is gone; portions differ by one."""
+    """No remaining pixel is hotter than a removed pixel; portions differ by at most one pixel."""
     image = noise(*heatmap.shape)
     images = list(deletion_images(image, heatmap, steps, black))
     assert len(images) == steps + 1
@@ -118,7 +118,7 @@ def test_equal_heat_goes_in_row_major_order() -> None:
 
 
 def test_the_images_are_the_callers_own() -> None:
-    """A caller may keep or change what was yielded, and its image stays as it was."""
+    """A caller may keep or change the yielded arrays; its own image does not change."""
     image = noise(4, 4)
     before = image.copy()
     for one in deletion_images(image, np.eye(4, dtype=np.float32), 4):
@@ -141,7 +141,7 @@ def test_baselines_keep_size_and_brightness() -> None:
 
 
 def test_an_explanation_map_is_the_image_times_the_heat() -> None:
-    """The hottest pixel stays, others dim in proportion, the cold and negative are black."""
+    """The hottest pixel stays, other pixels dim in proportion, cold pixels are black."""
     image = np.full((1, 4, 3), 200, np.uint8)
     heat = np.array([[2, 1, 0, -1]], np.float32)
     assert explanation_map(image, heat)[0, :, 0].tolist() == [200, 100, 0, 0]
@@ -149,7 +149,7 @@ def test_an_explanation_map_is_the_image_times_the_heat() -> None:
 
 
 def test_average_drop_and_increase_by_hand() -> None:
-    """A drop counts relative to the full image; a rise is no negative drop."""
+    """A drop is relative to the full image; a rise counts as a drop of 0."""
     full, explained = [0.8, 0.5, 0.4, 0.0], [0.4, 0.6, 0.4, 0.2]
     assert average_drop(full, explained) == pytest.approx((50 + 0 + 0 + 0) / 4)
     assert increase_in_confidence(full, explained) == 50
@@ -171,14 +171,14 @@ def test_mask_metrics_by_hand() -> None:
 def test_energy_inside_and_outside_is_all(
     heatmap: NDArray[np.float32], data: st.DataObject
 ) -> None:
-    """Any mask and its complement share the heat; a degenerate map has none to share."""
+    """A mask and its complement share all heat; a degenerate map has no heat."""
     mask = data.draw(hnp.arrays(np.bool_, heatmap.shape))
     total = energy_inside(heatmap, mask) + energy_inside(heatmap, ~mask)
     assert total == pytest.approx(0 if is_degenerate(heatmap) else 1)
 
 
 def test_a_degenerate_map_hits_nothing() -> None:
-    """A map that says nothing gets no points for where its zeros lie."""
+    """A degenerate map hits no mask, wherever its zeros are."""
     heat = np.zeros((2, 2), np.float32)
     everywhere = np.ones((2, 2), np.bool_)
     assert is_degenerate(heat)
@@ -187,7 +187,7 @@ def test_a_degenerate_map_hits_nothing() -> None:
 
 
 def test_what_cannot_be_measured_is_refused() -> None:
-    """Shapes that differ, values that are not finite, and curves of one point."""
+    """Different shapes, values that are not finite, and curves of one point are refused."""
     image, heat = noise(3, 4), np.ones((3, 4), np.float32)
     with pytest.raises(ValueError, match=r"heat map is \(4, 3\) for pixels of \(3, 4\)"):
         list(deletion_images(image, heat.T))

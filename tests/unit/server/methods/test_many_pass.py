@@ -1,4 +1,4 @@
-"""The methods of many passes, on functions whose answers are known."""
+"""The methods of many passes, on functions whose maps are known."""
 
 import asyncio
 
@@ -47,7 +47,7 @@ async def test_more_steps_come_nearer() -> None:
 
 
 async def test_smooth_grad_is_the_mean_and_repeats_itself() -> None:
-    """Of a linear map it is the map; the noise is the same each time."""
+    """SmoothGrad of a linear map is that map; the noise is the same each time."""
     seen: list[Pixels] = []
 
     async def linear(pixels: Pixels) -> tuple[Maps, ...]:
@@ -65,7 +65,7 @@ async def test_smooth_grad_is_the_mean_and_repeats_itself() -> None:
 
 
 async def test_score_cam_weighs_channels_by_what_they_show() -> None:
-    """The channel whose mask keeps the evidence gets the weight."""
+    """The channel whose mask keeps the evidence has the weight."""
     channels = np.zeros((3, 6, 5), np.float32)
     channels[0, :2], channels[1, 4:] = 1.0, 7.0  # channel 2 is constant: left out
     zero = np.array([10.0, 20.0, 30.0], np.float32)
@@ -82,7 +82,7 @@ async def test_score_cam_weighs_channels_by_what_they_show() -> None:
 
 
 async def test_score_cam_masks_towards_zero_of_the_network() -> None:
-    """What a mask hides has the colour that preprocessing takes to zero."""
+    """Hidden pixels have the colour that preprocessing takes to zero."""
     channel = np.zeros((1, 6, 5), np.float32)
     channel[0, 0, 0] = 3.0
     zero = np.array([10.0, 20.0, 30.0], np.float32)
@@ -98,7 +98,7 @@ async def test_score_cam_masks_towards_zero_of_the_network() -> None:
 
 
 async def test_score_cam_masks_what_the_channels_cover() -> None:
-    """A channel of a crop masks that crop, and all that the network does not see is hidden."""
+    """A channel of a crop masks that crop; pixels that the network does not see are hidden."""
     channel = np.array([[[3.0, -1.0], [-1.0, -1.0]]], np.float32)
     zero = np.array([10.0, 20.0, 30.0], np.float32)
     seen: list[Pixels] = []
@@ -114,7 +114,7 @@ async def test_score_cam_masks_what_the_channels_cover() -> None:
 
 
 async def test_constant_channels_give_a_zero_map() -> None:
-    """Nothing varies, nothing is explained, nothing is NaN."""
+    """Without a varying channel the map is zero, not NaN."""
 
     async def score(_: Pixels) -> np.ndarray:
         return np.ones(4, np.float32)
@@ -126,22 +126,22 @@ async def test_constant_channels_give_a_zero_map() -> None:
 
 async def test_few_variants_are_in_memory_at_once() -> None:
     """A request of many passes holds a bounded number of images."""
-    now, most = 0, 0
+    now, maximum = 0, 0
 
     async def count(pixels: Pixels) -> Maps:
-        nonlocal now, most
+        nonlocal now, maximum
         now += 1
-        most = max(most, now)
+        maximum = max(maximum, now)
         await asyncio.sleep(0.001)
         now -= 1
         return pixels[None, ..., 0]
 
     await integrated_gradients(IMAGE, 200, count)
-    assert 1 < most <= 32
+    assert 1 < maximum <= 32
 
 
 async def test_one_error_ends_all_passes_and_arrives_as_it_is() -> None:
-    """A lost engine is a lost engine, not a group of errors; what has not begun never does."""
+    """The first error is raised itself, not as a group; calls that have not begun are cancelled."""
     begun = 0
 
     async def fail(pixels: Pixels) -> Maps:

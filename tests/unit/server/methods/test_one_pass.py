@@ -1,4 +1,4 @@
-"""The one-pass methods against a float64 reference, and the laws that they obey."""
+"""The one-pass methods against a float64 reference, and their invariants."""
 
 from collections.abc import Callable
 from functools import cache
@@ -95,7 +95,7 @@ def seeds() -> st.SearchStrategy[int]:
 
 
 def shapes(*, one_channel: bool = True) -> st.SearchStrategy[tuple[int, ...]]:
-    """Few and small, each of them compiled once."""
+    """A few small shapes, each compiled once."""
     return st.sampled_from([shape for shape in SHAPES if one_channel or shape[-1] > 1])
 
 
@@ -138,7 +138,7 @@ def test_differ_elsewhere() -> None:
 def test_scales_with_the_gradient(
     method: Method, seed: int, shape: tuple[int, ...], exponent: int
 ) -> None:
-    """C times the score gives c times the map; Grad-CAM++ alone, which has exp(S), doesn't."""
+    """C times the score gives c times the map, except for Grad-CAM++, which has exp(S)."""
     activation, gradient = inputs(method, seed, shape)
     factor = np.float32(10.0**exponent)
     scaled = eager(method)(activation, gradient * factor)
@@ -181,7 +181,7 @@ def test_positions_move_with_their_values(
 @LAW
 @given(seed=seeds(), shape=shapes())
 def test_a_batch_equals_its_singles(method: Method, seed: int, shape: tuple[int, ...]) -> None:
-    """No image's map depends on its company."""
+    """An image's map does not depend on the rest of the batch."""
     activation, gradient = inputs(method, seed, shape)
     batch = eager(method)(activation, gradient)
     for row in range(shape[0]):
@@ -192,7 +192,7 @@ def test_a_batch_equals_its_singles(method: Method, seed: int, shape: tuple[int,
 @LAW
 @given(seed=seeds(), shape=shapes())
 def test_hires_cam_shares_out_gradient_times_activation(seed: int, shape: tuple[int, ...]) -> None:
-    """HiResCAM's map sums to sum g A, so to the logit less its bias after a linear head."""
+    """HiResCAM's map sums to sum g A: after a linear head, to the logit less its bias."""
     activation, gradient = draw(seed, shape, negative=True)
     terms = gradient.astype(float) * activation
     np.testing.assert_allclose(
@@ -217,7 +217,7 @@ def test_inner_relus_leave_nothing_negative(seed: int, shape: tuple[int, ...]) -
 @LAW
 @given(seed=seeds(), shape=shapes())
 def test_eigen_grad_cam_points_towards_the_evidence(seed: int, shape: tuple[int, ...]) -> None:
-    """The sign rule: never against HiResCAM's map, and the opposite score's map is opposite."""
+    """The inner product with HiResCAM's map is positive; the opposite score's map is opposite."""
     activation, gradient = inputs(Method.EIGEN_GRAD_CAM, seed, shape)
     ours = eager(Method.EIGEN_GRAD_CAM)(activation, gradient)
     hires = eager(Method.HIRES_CAM)(activation, gradient)
@@ -274,7 +274,7 @@ def test_the_smallest_numbers_give_no_nan(way: Any, method: Method, shape: tuple
 def test_an_image_that_is_not_finite_spares_the_others(
     value: float, way: Any, method: Method, shape: tuple[int, ...]
 ) -> None:
-    """An activation that overflowed spoils its own map only, and raises nothing."""
+    """An activation that overflowed affects its own map only, and raises nothing."""
     activation, gradient = inputs(method, 6, shape)
     expected = way(method)(activation, gradient)
     activation[0, 0, 0, 0], gradient[0, 0, 0, 0] = value, 1
@@ -312,7 +312,7 @@ def test_grad_cam_plus_plus_near_its_pole(way: Any) -> None:
 
 
 def test_grad_cam_plus_plus_has_no_epsilon() -> None:
-    """At g = 1e-4 alpha is 1/2, not the 1/100 that an epsilon of 1e-6 leaves of it."""
+    """At g = 1e-4 alpha is 1/2; an epsilon of 1e-6 would make it 1/100."""
     activation = np.array([[[[1.0, 0.0]], [[0.0, 1.0]]]], np.float32)
     gradient = np.broadcast_to(np.array([1e-4, 1e-2], np.float32), activation.shape)
     ours = eager(Method.GRAD_CAM_PLUS_PLUS)(activation, gradient)
@@ -323,7 +323,7 @@ def test_grad_cam_plus_plus_has_no_epsilon() -> None:
 @pytest.mark.parametrize("channels", [5, 300])
 @pytest.mark.parametrize("method", [one for one in ALL if REGISTRY[one].decomposes])
 def test_a_constant_has_no_principal_component(way: Any, method: Method, channels: int) -> None:
-    """Where only rounding error varies over space there is no direction, and no hot spot."""
+    """If only rounding error varies over space the map is zero."""
     activation = np.broadcast_to(np.linspace(0.1, 0.7, channels), (1, 7, 7, channels))
     ours = way(method)(np.float32(activation), np.float32(0.3 * activation))
     np.testing.assert_array_equal(ours, np.zeros((1, 7, 7)))

@@ -29,8 +29,8 @@ from gradcam_server.domain.requests import (
 from gradcam_server.domain.schedule import Answer
 from gradcam_server.errors import InvalidRequestError, QueueFullError
 from gradcam_server.images.decode import decode_image
-from gradcam_server.pipeline import loading, resolving
 from gradcam_server.pipeline import pipeline as module
+from gradcam_server.pipeline import translation
 from gradcam_server.pipeline.ledger import Ledger
 from gradcam_server.pipeline.pipeline import Pipeline
 from support.instant import INPUT_SIZE, InstantBackend
@@ -112,13 +112,13 @@ async def test_only_drawn_maps_need_the_whole_image(
     calls: list[str] = []
 
     for name in ("decode_image", "decode_reduced"):
-        work = getattr(loading, name)
+        work = getattr(module, name)
 
         def spy(*args: Any, name: str = name, work: Any = work) -> Any:
             calls.append(name)
             return work(*args)
 
-        monkeypatch.setattr(loading, name, spy)
+        monkeypatch.setattr(module, name, spy)
     await pipeline.explain(asked(jpeg(images, (1600, 1200)), forms, k))
     assert calls == ["decode_reduced" if reduced else "decode_image"]
 
@@ -148,7 +148,7 @@ async def test_quick_work_waits_for_no_thread(
 ) -> None:
     """Pixels that fit and raw maps go on while all threads are busy; other work waits."""
     gate, threads = threading.Event(), ServeConfig().worker_threads + 1
-    load = loading.load
+    load = module.load
 
     def load_late(*arguments: Any, **options: Any) -> Any:
         assert threading.current_thread() is threading.main_thread() or gate.wait(30)
@@ -367,7 +367,7 @@ async def test_a_request_is_resolved_once(
 ) -> None:
     """``explain`` uses what ``reserve`` has resolved."""
     resolved: list[ExplainRequest] = []
-    resolve = resolving.resolve
+    resolve = translation.resolve
 
     def count(request: ExplainRequest, *arguments: Any) -> Any:
         resolved.append(request)
@@ -446,7 +446,7 @@ async def test_an_image_that_waits_is_kept_only_if_it_is_drawn_on(
             is_alive.append(decoded[0]() is not None)
             return await super().compute(*arguments)
 
-    monkeypatch.setattr(loading, "decode_image", decode)
+    monkeypatch.setattr(module, "decode_image", decode)
     buffer = io.BytesIO()
     Image.new("RGB", size, (90, 20, 200)).save(buffer, "PNG")
     pipeline = Pipeline(ServeConfig(), Watched(), lambda *_: None)

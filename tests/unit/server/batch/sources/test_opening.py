@@ -1,4 +1,4 @@
-"""Lists of images: complete, in the same order each time, and readable in any part."""
+"""Sources are complete, have a fixed order, and can be read in any part."""
 
 import io
 import os
@@ -36,7 +36,7 @@ def write_tar(path: Path, *names: str) -> None:
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"))))
 def test_strings_are_what_was_given(strings: list[str]) -> None:
-    """One buffer holds them all."""
+    """Strings in one buffer are the given strings, also after pickling."""
     kept = Strings(strings)
     assert list(kept) == strings
     assert kept[1:3] == strings[1:3]
@@ -44,7 +44,7 @@ def test_strings_are_what_was_given(strings: list[str]) -> None:
 
 
 def test_a_folder_is_read_with_all_below_it_by_name(tmp_path: Path) -> None:
-    """Only images, hidden ones not, in the order of their names, whatever the disk's order."""
+    """Images that are not hidden, in the order of their names, whatever the disk's order."""
     write(tmp_path, "b.JPG", "a/2.png", "a/10.webp", "a.bmp", "c.txt", ".x.jpg", ".git/y.jpg")
     source = open_source(str(tmp_path))
     assert [item.id for item in source.read(0, len(source))] == [
@@ -55,13 +55,13 @@ def test_a_folder_is_read_with_all_below_it_by_name(tmp_path: Path) -> None:
 
 
 def test_what_the_job_writes_is_no_input(tmp_path: Path) -> None:
-    """Overlays in an output folder below the input would change the list."""
+    """Overlays in an output folder below the input do not change the list."""
     write(tmp_path, "a.jpg", "out/_overlays/0.jpg")
     assert len(open_source(str(tmp_path), outside=tmp_path / "out")) == 1
 
 
 def test_patterns_lists_and_single_images(tmp_path: Path) -> None:
-    """A list's relative paths begin at its own folder."""
+    """Relative paths of a list are relative to its own folder."""
     write(tmp_path, "p/b.jpg", "p/a.jpg", "c.png")
     (tmp_path / "list.txt").write_text(f"p/b.jpg\n\n{tmp_path}/c.png\r\nno such.jpg\n")
     assert [Path(name).name for name, _ in everything(open_source(f"{tmp_path}/p/*.jpg"))] == [
@@ -76,7 +76,7 @@ def test_patterns_lists_and_single_images(tmp_path: Path) -> None:
 
 
 def test_names_that_are_no_utf8_are_read_and_shown(tmp_path: Path) -> None:
-    """Such a file is an image like others; its row says its name in escapes."""
+    """Such a file is read; its id has escapes."""
     (tmp_path / os.fsdecode(b"\xff.jpg")).write_bytes(b"data")
     assert everything(open_source(str(tmp_path))) == [("\\xff.jpg", b"data")]
 
@@ -93,7 +93,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_tar_shards_are_read_by_member(tmp_path: Path) -> None:
-    """WebDataset's: of the members of each key the image counts; ids name shard and member."""
+    """Only images among the members count; ids name shard and member."""
     write_tar(tmp_path / "s-0.tar", "x/1.jpg", "x/1.json", "x/2.png")
     write_tar(tmp_path / "s-1.tar", "3.jpeg")
     write_tar(tmp_path / "s-2.tar")
@@ -108,7 +108,7 @@ def test_tar_shards_are_read_by_member(tmp_path: Path) -> None:
 
 
 def test_a_list_that_changes_has_another_fingerprint(tmp_path: Path) -> None:
-    """More images, others, or the same in another order."""
+    """More images, other images, or another order change the fingerprint."""
     lists = [["a", "b"], ["b", "a"], ["a"], ["ab"], ["a", "b", "c"]]
     prints = [FileSource("list", one).fingerprint for one in lists]
     assert len(set(prints)) == len(prints)
@@ -129,7 +129,7 @@ def test_a_list_that_changes_has_another_fingerprint(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_said(
     tmp_path: Path, name: str, content: bytes | None, message: str
 ) -> None:
-    """What was wrong, and what would be right."""
+    """The error says what is wrong, and what is right."""
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
@@ -137,7 +137,7 @@ def test_what_cannot_be_read_is_said(
 
 
 def test_a_folder_of_shards_is_told_as_a_pattern(tmp_path: Path) -> None:
-    """A folder means images; what is in it says what was meant."""
+    """The error for a folder of shards names the pattern to use."""
     write_tar(tmp_path / "a.tar", "1.jpg")
     with pytest.raises(InputError, match=r"give a pattern: '.*/\*\.tar'"):
         open_source(str(tmp_path))
@@ -159,16 +159,16 @@ TREE = [
 
 
 def test_every_source_leaves_out_the_same_names(tmp_path: Path) -> None:
-    """What macOS adds, hidden files and other formats: in a folder, a tar, a pattern, a list."""
+    """Folder, tar file, pattern and list leave out macOS' files, hidden files, other formats."""
     write(tmp_path / "tree", *TREE)
     write_tar(tmp_path / "tree.tar", *(f"./{name}" for name in TREE))
-    # A list may name what has no suffix.
+    # A list may name files without a suffix.
     listed = [f"tree/{name}" for name in TREE if name != "notes"]
     (tmp_path / "tree.txt").write_text("\n".join(listed))
     for where in ("tree", "tree.tar", "tree/**", "tree/**/*.*", "tree.txt"):
         source = open_source(str(tmp_path / where))
         found = {item.path.rpartition("/")[2] for item in source.read(0, len(source))}
-        # A list that names a file in a hidden folder means it.
+        # A list may name files in hidden folders.
         expected = {"1.JPG", "2.png"} | ({"1.png"} if where == "tree.txt" else set())
         assert found == expected, where
         assert source.left_out[".tif"] == 2, where
@@ -176,7 +176,7 @@ def test_every_source_leaves_out_the_same_names(tmp_path: Path) -> None:
 
 
 def test_hidden_files_that_a_pattern_asks_for_are_left_out_too(tmp_path: Path) -> None:
-    """A pattern that begins in a hidden folder means it."""
+    """A pattern that begins in a hidden folder reads that folder."""
     write(tmp_path / ".cache", "1.jpg", "._1.jpg", "__MACOSX/2.jpg")
     source = open_source(f"{tmp_path}/.cache/*.jpg")
     assert [item.id for item in source.read(0, len(source))] == [f"{tmp_path}/.cache/1.jpg"]
@@ -187,7 +187,7 @@ def test_hidden_files_that_a_pattern_asks_for_are_left_out_too(tmp_path: Path) -
 
 
 def test_a_source_without_images_says_what_is_there(tmp_path: Path) -> None:
-    """The formats that were left out, with their numbers."""
+    """The error counts the files that were left out, by format."""
     write(tmp_path / "x", "1.heic", "2.heic", "3.tif")
     write_tar(tmp_path / "x.tar", "1.avif")
     with pytest.raises(InputError, match=r"3 files left out: \.heic 2, \.tif 1"):
@@ -208,7 +208,7 @@ def test_a_source_without_images_says_what_is_there(tmp_path: Path) -> None:
     ids=["mark", "mark and CRLF", "blank lines", "two lists in one", "mark alone"],
 )
 def test_a_list_is_its_paths_whoever_wrote_it(tmp_path: Path, text: bytes) -> None:
-    """Byte order marks, ends of lines and blank lines of Windows' programs are no part of them."""
+    """Byte order marks, Windows' line ends and blank lines are not part of paths."""
     write(tmp_path, "1.jpg", "2.jpg")
     (tmp_path / "list.txt").write_bytes(text)
     source = open_source(str(tmp_path / "list.txt"))
@@ -216,7 +216,7 @@ def test_a_list_is_its_paths_whoever_wrote_it(tmp_path: Path, text: bytes) -> No
 
 
 def test_a_list_has_no_comments(tmp_path: Path) -> None:
-    """A name may begin with a number sign, and hold bytes that are no UTF-8."""
+    """A name may begin with a number sign, and hold bytes that are not UTF-8."""
     (tmp_path / "list.txt").write_bytes(b"#1.jpg\n\xe9.jpg\n")
     first, second = open_source(str(tmp_path / "list.txt")).read(0, 2)
     assert (first.id, second.id) == ("#1.jpg", "\\xe9.jpg")
@@ -235,7 +235,7 @@ def test_a_list_has_no_comments(tmp_path: Path) -> None:
     ids=["UTF-16", "UTF-16 without a mark", "UTF-16 without zeros", "NUL", "link", "bucket"],
 )
 def test_what_is_no_list_of_paths_is_refused(tmp_path: Path, text: bytes, message: str) -> None:
-    """No file is lost in silence: the message says what a list is."""
+    """The error says what a list is; no file is lost silently."""
     (tmp_path / "list.txt").write_bytes(text)
     with pytest.raises(InputError, match=message):
         open_source(str(tmp_path / "list.txt"))

@@ -56,7 +56,7 @@ def test_parquet_paths_and_rows_without_an_image(tmp_path: Path) -> None:
 
 
 def test_a_parquet_file_without_such_a_column_names_those_it_has(tmp_path: Path) -> None:
-    """--column chooses."""
+    """The error names the columns that fit."""
     pq.write_table(pa.table({"x": [1], "photo": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match="--column: photo"):
         open_source(str(tmp_path / "a.parquet"))
@@ -67,7 +67,7 @@ def test_a_parquet_file_without_such_a_column_names_those_it_has(tmp_path: Path)
 
 
 class ImagePath(pa.ExtensionType):
-    """A type of someone's own, stored as text."""
+    """A custom extension type, stored as text."""
 
     def __init__(self) -> None:
         super().__init__(pa.string(), "test.image_path")
@@ -82,7 +82,7 @@ class ImagePath(pa.ExtensionType):
 
 @pytest.fixture
 def image_path_type() -> Iterator[ImagePath]:
-    """A registered extension type, as a library that is imported has it."""
+    """A registered extension type, as of an imported library."""
     pa.register_extension_type(ImagePath())
     yield ImagePath()
     pa.unregister_extension_type("test.image_path")
@@ -111,7 +111,7 @@ PATHS, DATA = ["1.jpg", "2.jpg", "1.jpg"], [b"1.jpg", b"2.jpg", b"1.jpg"]
     ids=lambda column: str(column.type),
 )
 def test_columns_are_read_as_their_values(tmp_path: Path, column: pa.Array) -> None:
-    """Whatever they are stored as: pandas' categories are dictionaries, for example."""
+    """The storage of a column does not matter: pandas' categories are dictionaries, for example."""
     write(tmp_path, "1.jpg", "2.jpg")
     pq.write_table(pa.table({"n": [0, 1, 2], "image": column}), tmp_path / "a.parquet")
     source = open_source(str(tmp_path / "a.parquet"))
@@ -119,7 +119,7 @@ def test_columns_are_read_as_their_values(tmp_path: Path, column: pa.Array) -> N
 
 
 def test_categories_of_pandas_are_paths_and_ids(tmp_path: Path) -> None:
-    """As ``to_parquet`` writes them."""
+    """Categories that ``to_parquet`` wrote are read as their values."""
     write(tmp_path, "1.jpg", "2.jpg")
     table = pd.DataFrame({"id": ["a", "b", "c"], "path": PATHS}).astype("category")
     table.to_parquet(tmp_path / "a.parquet")
@@ -130,7 +130,7 @@ def test_categories_of_pandas_are_paths_and_ids(tmp_path: Path) -> None:
 def test_extension_types_are_read_as_what_they_are_stored_as(
     tmp_path: Path, image_path_type: ImagePath
 ) -> None:
-    """Whether their library is imported or not."""
+    """Their library need not be imported."""
     write(tmp_path, "1.jpg", "2.jpg")
     column = pa.ExtensionArray.from_storage(image_path_type, pa.array(PATHS))
     pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet")
@@ -152,7 +152,7 @@ def test_extension_types_are_read_as_what_they_are_stored_as(
 def test_a_column_of_lists_of_images_is_named_with_its_type(
     tmp_path: Path, column: str | None, kind: pa.DataType
 ) -> None:
-    """It is not passed over for another column, and the message says what to do."""
+    """Another column is not used instead, and the error says what to do."""
     table = pa.table({"image": pa.array([None], kind), "path": ["1.jpg"]})
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(InputError, match="'image' has the type .*list<.*flatten.*fit: path"):
@@ -160,7 +160,7 @@ def test_a_column_of_lists_of_images_is_named_with_its_type(
 
 
 def test_columns_that_hold_no_images_are_named_with_their_types(tmp_path: Path) -> None:
-    """A list of images under another name is among them."""
+    """Columns of lists are among them."""
     table = pa.table({"images": pa.array([[b""]]), "n": [1]})
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(InputError, match=r"images \(list<element: binary>\), n \(int64\)"):
@@ -176,7 +176,7 @@ def test_every_file_must_have_such_a_column(tmp_path: Path) -> None:
 
 
 def test_paths_in_a_table_that_name_no_image_are_errors_of_their_rows(tmp_path: Path) -> None:
-    """Each row of a table has its answer; the reason is that of the other sources."""
+    """Each row has a result; the error names the same reason as for other sources."""
     write(tmp_path, "._1.jpg", "1.jpg", "notes.html")
     pq.write_table(pa.table({"path": ["._1.jpg", "1.jpg", "notes.html"]}), tmp_path / "a.parquet")
     first, second, third = open_source(str(tmp_path / "a.parquet")).read(0, 3)

@@ -235,7 +235,7 @@ class Attempts:
         count: Runs so far.
         running: Set while the last one lasts.
         stop: Stops them.
-        losses: The reasons told.
+        losses: The reported reasons.
     """
 
     def __init__(self, *outcomes: Exception | str) -> None:

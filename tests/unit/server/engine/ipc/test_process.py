@@ -53,7 +53,7 @@ def output(value: float) -> GraphOutput:
 
 @dataclass
 class Observer:
-    """Keeps what it is told."""
+    """Keeps the reports."""
 
     batches: list[tuple[str, BatchReport]] = field(default_factory=list)
     beats: list[Heartbeat] = field(default_factory=list)

@@ -23,7 +23,7 @@ def test_other_versions_are_measured_anew(tmp_path: Path, monkeypatch: pytest.Mo
     """After an upgrade the cache is empty."""
     cache = TimingCache(tmp_path / "times.json")
     cache.put("one", {"a": 1.0})
-    monkeypatch.setattr(timing_cache, "version", lambda package: "99")
+    monkeypatch.setattr(timing_cache, "installed_versions", lambda packages: {"keras": "99"})
     assert cache.get("one") is None
 
 

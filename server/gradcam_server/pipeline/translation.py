@@ -1,15 +1,42 @@
-"""Resolves a request: its model, layers, classes, passes and first graph, or why it is refused."""
+"""Translates a request into terms of the graph, and the graph's output into the answer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.catalog import Catalog, ServedModel
-from gradcam_server.domain.graph_io import NO_CLASS, PIXELS, GraphKey, GraphTarget, by_rank
+from gradcam_server.domain.graph_io import (
+    NO_CLASS,
+    PIXELS,
+    GraphKey,
+    GraphOutput,
+    GraphTarget,
+    by_rank,
+)
 from gradcam_server.domain.labels import ClassLabels
+from gradcam_server.domain.layers import Extent
 from gradcam_server.domain.registry import MANY_PASS_METHODS, REGISTRY
-from gradcam_server.domain.requests import ExplainRequest, LayerFusion, Method, TopK
+from gradcam_server.domain.requests import (
+    ExplainedImage,
+    ExplainRequest,
+    Explanation,
+    LayerFusion,
+    Method,
+    Prediction,
+    ScoreType,
+    Stats,
+    TopK,
+)
 from gradcam_server.errors import InvalidRequestError
+from gradcam_server.images.geometry import Placement
+from gradcam_server.images.render import RenderedMap
+from gradcam_server.methods.fusion import fuse_layer_cam
+
+# The factor p (1 - p) of a probability's gradient; below it float32 has lost all precision.
+_SATURATED = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +45,7 @@ class Resolved:
 
     Attributes:
         model: The model.
-        layers: The paths of the layers.
+        layers: The paths of the layers of the maps; for Integrated Gradients the pixels.
         targets: The classes to explain.
         passes: The passes beside the first; 0 for methods of one pass.
     """
@@ -50,12 +77,14 @@ def resolve(request: ExplainRequest, catalog: Catalog, config: ServeConfig) -> R
             raise InvalidRequestError(field, f"{count} {field}; a request may have {limit} here")
     layers = model.resolve_layers(request.layers)
     _check_fusion(request, model, layers)
+    if request.method is Method.INTEGRATED_GRADIENTS:
+        layers = (PIXELS,)
     targets = _choose_targets(request, model.labels, config.max_targets)
     return Resolved(model, layers, targets, _count_passes(request, config.max_passes))
 
 
 def first_key(request: ExplainRequest, resolved: Resolved, catalog: Catalog) -> GraphKey:
-    """Chooses the graph that predicts; if one pass is enough, it also explains."""
+    """Chooses the graph that predicts; without further passes it also explains."""
     layers, method = resolved.layers, request.method
     if method in MANY_PASS_METHODS or request.smooth_grad is not None:
         layers, method = (resolved.model.default_layer,), Method.GRAD_CAM
@@ -63,9 +92,64 @@ def first_key(request: ExplainRequest, resolved: Resolved, catalog: Catalog) -> 
     return catalog.graph_key(resolved.model, layers, method, request.score_type, count)
 
 
-def mapped_layers(request: ExplainRequest, resolved: Resolved) -> tuple[str, ...]:
-    """Returns the layers whose values the maps show; Integrated Gradients show the pixels'."""
-    return (PIXELS,) if request.method is Method.INTEGRATED_GRADIENTS else resolved.layers
+@dataclass(frozen=True)
+class ClassMap:
+    """A map before its ReLU.
+
+    Attributes:
+        target: The index of its class among the targets.
+        layer: The path of its layer, or several paths joined by " + ".
+        values: The map, float32, shape (H, W).
+        extent: The part of the input that it covers; None is the whole input.
+    """
+
+    target: int
+    layer: str
+    values: NDArray[np.float32]
+    extent: Extent | None
+
+
+def class_maps(
+    output: GraphOutput, model: ServedModel, layers: Sequence[str], fusion: LayerFusion
+) -> Iterator[ClassMap]:
+    """Yields the maps of an output: one for each target and layer, or fused over the layers."""
+    for target in range(len(output.classes)):
+        of_layers = [of_layer[target] for of_layer in output.maps]
+        if fusion is LayerFusion.LAYER_CAM:
+            extent = model.extent(layers[0])
+            yield ClassMap(target, " + ".join(layers), fuse_layer_cam(of_layers), extent)
+        else:
+            for layer, values in zip(layers, of_layers, strict=True):
+                yield ClassMap(target, layer, values, model.extent(layer))
+
+
+def make_answer(
+    request: ExplainRequest,
+    resolved: Resolved,
+    output: GraphOutput,
+    maps: Sequence[ClassMap],
+    rendered: Sequence[RenderedMap],
+    placement: Placement,
+    stats: Stats,
+) -> ExplainedImage:
+    """Makes the answer to a request; ``rendered`` are the ``maps`` in their order."""
+    model = resolved.model
+    return ExplainedImage(
+        model=model.name,
+        model_version=model.version,
+        image_height=placement.vertical.image_size,
+        image_width=placement.horizontal.image_size,
+        predictions=_predictions(output, model.labels, request.prediction_count),
+        explanations=tuple(
+            _explanation(request, resolved, output, class_map, rendering)
+            for class_map, rendering in zip(maps, rendered, strict=True)
+        ),
+        logits=output.logits,
+        probabilities=output.probabilities,
+        stats=stats,
+        preprocessing=model.preprocessing,
+        preprocessing_declared=model.preprocessing_declared,
+    )
 
 
 def _count_passes(request: ExplainRequest, max_passes: int) -> int:
@@ -135,3 +219,46 @@ def _choose_targets(
         )
         for target in request.targets
     ]
+
+
+def _predictions(output: GraphOutput, labels: ClassLabels, count: int) -> tuple[Prediction, ...]:
+    # Stable, so that equal scores come in the order of the classes, as in the graph.
+    best = np.argsort(-output.logits, kind="stable")[:count]
+    return tuple(
+        Prediction(
+            int(index),
+            labels.name(index),
+            float(output.probabilities[index]),
+            float(output.logits[index]),
+        )
+        for index in best
+    )
+
+
+def _explanation(
+    request: ExplainRequest,
+    resolved: Resolved,
+    output: GraphOutput,
+    class_map: ClassMap,
+    rendered: RenderedMap,
+) -> Explanation:
+    labels, target = resolved.model.labels, class_map.target
+    index, against = int(output.classes[target]), resolved.targets[target].against
+    probability = float(output.probabilities[index])
+    return Explanation(
+        index=index,
+        name=labels.name(index),
+        score=float(output.scores[target]),
+        layer=class_map.layer,
+        method=request.method,
+        raw_min=rendered.raw_min,
+        raw_max=rendered.raw_max,
+        degenerate=rendered.degenerate,
+        heatmaps=rendered.heatmaps,
+        score_type=request.score_type,
+        saturated=request.score_type is ScoreType.PROBABILITY
+        and probability * (1 - probability) < _SATURATED,
+        against=None if against == NO_CLASS else against,
+        against_name="" if against == NO_CLASS else labels.name(against),
+        extent=class_map.extent,
+    )

@@ -200,28 +200,29 @@ class Scheduler(Generic[RunnerT, ItemT]):
             shares = self._shares[lane.rank] = FairShares()
         shares.enter(item.urgency.caller)
 
-    def drop(self, now: float) -> list[tuple[ItemT, Exception]]:
+    def drop(self, now: float) -> list[tuple[ItemT, Exception | None]]:
         """Drops items that are abandoned or expired. Call it before ``next_batch``.
 
         Returns:
-            The expired items, and why each is too late.
+            These items, and why each is too late; None if it is abandoned.
         """
-        expired = []
+        dropped: list[tuple[ItemT, Exception | None]] = []
         for key, lane in list(self._lanes.items()):
             min_s, alive = lane.runner.min_s, deque[ItemT]()
             for item in lane.queue:
+                error = None
                 if not item.abandoned:
                     error = item.expired(now, min_s)
                     if error is None:
                         alive.append(item)
                         continue
-                    expired.append((item, error))
+                dropped.append((item, error))
                 self._shares[lane.rank].leave(item.urgency.caller)
             lane.queue = alive
             if not alive:
                 del self._lanes[key]
                 self._forget_idle(lane.rank)
-        return expired
+        return dropped
 
     def next_batch(self, now: float) -> Batch[RunnerT, ItemT] | None:
         """Takes the batch that goes next out of its lane, or returns None if none is ready."""

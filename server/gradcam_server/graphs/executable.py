@@ -155,7 +155,8 @@ class CompiledGraph:
         Returns:
             One output for each item, in the order of the items.
         """
-        images = np.zeros((padded_size, *self._image_shape), self.key.pixel_type)
+        images = np.empty((padded_size, *self._image_shape), self.key.pixel_type)
+        images[len(items) :] = 0
         classes = np.full((padded_size, self.key.max_targets), by_rank(0), np.int32)
         against = np.full_like(classes, NO_CLASS)
         for row, item in enumerate(items):

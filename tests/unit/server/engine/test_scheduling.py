@@ -99,7 +99,7 @@ class Simulation:
             self.dispatch()
 
     def dispatch(self) -> None:
-        self.errors += [error for _, error in self.scheduler.drop(self.now)]
+        self._drop()
         while (batch := self.scheduler.next_batch(self.now)) is not None:
             self.batches.append(batch)
             self.starts.append(self.now)
@@ -108,7 +108,11 @@ class Simulation:
             batch.runner.starts.append(self.now)
             seconds = self._seconds(batch.runner, batch.device)
             self.at(self.now + seconds, partial(self.scheduler.finish, batch, seconds))
-            self.errors += [error for _, error in self.scheduler.drop(self.now)]
+            self._drop()
+
+    def _drop(self) -> None:
+        dropped = self.scheduler.drop(self.now)
+        self.errors += [error for _, error in dropped if error is not None]
 
 
 def online(caller: str = "", **urgency: Any) -> Urgency:

@@ -15,7 +15,6 @@ import asyncio
 import json
 import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 from time import perf_counter
@@ -100,9 +99,8 @@ async def run(filler_count: int, at_once: int, rounds: int) -> list[dict[str, fl
             connection, shared_fd = engine.let_in()
             descriptors = connection.fileno(), shared_fd
             command = [sys.executable, __file__, "--fill", *map(str, descriptors)]
-            fillers.append(
-                subprocess.Popen([*command, "--at-once", str(at_once)], pass_fds=descriptors)
-            )
+            command += ["--at-once", str(at_once)]
+            fillers.append(await asyncio.create_subprocess_exec(*command, pass_fds=descriptors))
             os.sched_setaffinity(fillers[-1].pid, cores[1:] or cores)
             connection.close()
             os.close(shared_fd)
@@ -115,7 +113,7 @@ async def run(filler_count: int, at_once: int, rounds: int) -> list[dict[str, fl
     finally:
         for filler in fillers:
             filler.kill()
-            filler.wait()
+            await filler.wait()
         await engine.close()
 
 

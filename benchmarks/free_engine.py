@@ -1,4 +1,4 @@
-"""The engine's process with graphs that cost nothing; ``engine_rate`` runs it instead of the engine.
+"""The engine's process with graphs that cost nothing, for ``engine_rate``.
 
 The rest is the engine's own: messages, shared memory, batcher, and filling the array of a batch.
 """

@@ -1,9 +1,11 @@
 """Runs concurrent requests in batches: the policy of ``scheduling`` on threads and an event loop.
 
-    add -> Scheduler -> a device's thread -> answers
+    add -> Scheduler -> a device's dispatching thread -> its waiting thread -> answers
 
-Each device has a thread, which runs one batch at a time. Nothing here knows TensorFlow: a runner
-runs its own batches. All that happens for an image is plain calls: no task and no future.
+Each device has two threads: the first dispatches batches, the second waits for their outputs, both
+in the same order. A runner whose depth is 1 computes on the first, one batch at a time. Nothing
+here knows TensorFlow: a runner runs its own batches. All that happens for an image is plain calls:
+no task and no future.
 """
 
 import asyncio
@@ -13,8 +15,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NoReturn, Protocol, TypeVar
 
 from gradcam_server.domain.schedule import Answer, BatchReport, DispatchReason, OnDispatch, Urgency
 from gradcam_server.engine.scheduling import Batch, QueuedItem, Runner, Scheduler
@@ -30,8 +33,15 @@ OutputOut = TypeVar("OutputOut", covariant=True)
 class BatchRunner(Runner, Protocol[ItemIn, OutputOut]):
     """A compiled graph that runs batches: equal items in, outputs in the same order."""
 
-    def run(self, items: Sequence[ItemIn], padded_size: int, device: int, /) -> Sequence[OutputOut]:
-        """Computes one output for each item on a device, on that device's thread."""
+    def dispatch(
+        self, items: Sequence[ItemIn], padded_size: int, device: int, /
+    ) -> Callable[[], Sequence[OutputOut]]:
+        """Starts to compute one output for each item on a device.
+
+        Returns:
+            A function that waits for the outputs, and raises what went wrong. It is called once;
+            if ``depth`` is more than 1, on another thread, while the next batch is dispatched.
+        """
         ...
 
 
@@ -101,7 +111,7 @@ class _Running(Generic[Item, Output]):
         batch: The batch.
         again: Its items that are still to be run again one by one, after it failed.
         since: When its run, or the run of the latest of these items, began.
-        seconds: How long the runs before that took.
+        seconds: For how long its runs before that had the device.
     """
 
     batch: Batch[BatchRunner[Item, Output], Job[Item, Output]]
@@ -110,8 +120,63 @@ class _Running(Generic[Item, Output]):
     seconds: float = 0.0
 
 
+def _raise(error: Exception) -> NoReturn:
+    raise error
+
+
+class _Device:
+    """The threads of a device.
+
+    Attributes:
+        free_since: When the latest run on it ended.
+    """
+
+    def __init__(self, index: int) -> None:
+        self._dispatching = ThreadPoolExecutor(1, thread_name_prefix=f"device-{index}")
+        self._waiting = ThreadPoolExecutor(1, thread_name_prefix=f"device-{index}-outputs")
+        self.free_since = 0.0
+
+    def run(
+        self,
+        runner: BatchRunner[Item, Output],
+        items: Sequence[Item],
+        padded_size: int,
+        device: int,
+        ended: Callable[[Sequence[Output] | Exception], None],
+    ) -> None:
+        """Runs a batch, and calls ``ended`` on a thread with its outputs or with its error."""
+
+        def dispatch() -> None:
+            try:
+                wait = runner.dispatch(items, padded_size, device)
+            except Exception as error:  # noqa: BLE001 - handed to the caller
+                wait = partial(_raise, error)
+            if runner.depth == 1:
+                finish(wait)
+            else:  # also with an error: runs end in the order in which they began
+                self._waiting.submit(finish, wait)
+
+        def finish(wait: Callable[[], Sequence[Output]]) -> None:
+            try:
+                outputs = wait()
+            except Exception as error:  # noqa: BLE001 - handed to the caller
+                ended(error)
+                return
+            if len(outputs) == len(items):
+                ended(outputs)
+            else:
+                ended(RuntimeError(f"{len(items)} items gave {len(outputs)} outputs"))
+
+        self._dispatching.submit(dispatch)
+
+    def close(self) -> None:
+        """Waits for the runs that have begun."""
+        self._dispatching.shutdown()
+        self._waiting.shutdown()
+
+
 class Batcher(Generic[Item, Output]):
-    """Runs jobs in batches, one at a time on each device. Made and used on one event loop.
+    """Runs jobs in batches on devices. Made and used on one event loop.
 
     Args:
         max_queue_delay_s: How long a batch that is not full may wait for more items, in
@@ -133,10 +198,7 @@ class Batcher(Generic[Item, Output]):
             max_queue_delay_s, background_share, device_count
         )
         self._on_batch = on_batch
-        self._threads = [
-            ThreadPoolExecutor(1, thread_name_prefix=f"device-{index}")
-            for index in range(device_count)
-        ]
+        self._devices = [_Device(index) for index in range(device_count)]
         self._running: set[_Running[Item, Output]] = set()
         self.failed_batch_count = 0
         """Batches that failed and were run again one by one."""
@@ -147,8 +209,8 @@ class Batcher(Generic[Item, Output]):
 
     @property
     def running_s(self) -> float:
-        """How long the longest running batch has been running, in seconds; 0 if there is none."""
-        since = min((running.since for running in self._running), default=None)
+        """How long the longest running batch has had its device, in seconds; 0 if there is none."""
+        since = min(map(self._has_device_since, self._running), default=None)
         return 0.0 if since is None else perf_counter() - since
 
     async def submit(
@@ -172,7 +234,7 @@ class Batcher(Generic[Item, Output]):
         Raises:
             DeadlineError: The item could not be computed before its deadline, and was not.
             QueueFullError: The item waited too long.
-            Exception: Whatever ``runner.run`` raised for the item alone.
+            Exception: Whatever ``runner`` raised for the item alone.
         """
         future: asyncio.Future[Answer[Output]] = self._loop.create_future()
         self.add(runner, [_Awaited(urgency, perf_counter(), item, on_dispatch, future)])
@@ -199,8 +261,8 @@ class Batcher(Generic[Item, Output]):
                 handle.cancel()
         for job in self._scheduler.clear():
             job.drop()
-        for thread in self._threads:
-            await asyncio.to_thread(thread.shutdown)
+        for device in self._devices:
+            await asyncio.to_thread(device.close)
 
     def _take_turn_soon(self) -> None:
         if self._turn is None:
@@ -238,49 +300,54 @@ class Batcher(Generic[Item, Output]):
         padded_size: int,
         reason: DispatchReason,
     ) -> None:
-        """Runs a batch, or an item of a batch that failed, on the thread of its device."""
+        """Runs a batch, or an item of a batch that failed."""
         runner, device = running.batch.runner, running.batch.device
         running.since = perf_counter()
+
+        def ended(result: Sequence[Output] | Exception) -> None:
+            now = perf_counter()
+            self._loop.call_soon_threadsafe(
+                self._ended, running, jobs, padded_size, reason, result, now
+            )
+
         items = [job.item for job in jobs]
+        self._devices[device].run(runner, items, padded_size, device, ended)
 
-        def run() -> None:
-            try:
-                outputs = runner.run(items, padded_size, device)
-                if len(outputs) != len(items):
-                    raise RuntimeError(  # noqa: TRY301 - it is an error of the run
-                        f"{len(items)} items gave {len(outputs)} outputs"
-                    )
-            except Exception as error:  # noqa: BLE001 - handed to the caller
-                self._loop.call_soon_threadsafe(self._failed, running, jobs, error)
-            else:
-                self._loop.call_soon_threadsafe(
-                    self._ran, running, jobs, outputs, padded_size, reason
-                )
+    def _has_device_since(self, running: _Running[Item, Output]) -> float:
+        """Returns when a batch began to run, or when the batch before it ended, if that is later.
 
-        self._threads[device].submit(run)
+        So the time of a device is counted once, however many batches are in flight on it.
+        """
+        return max(running.since, self._devices[running.batch.device].free_since)
 
-    def _ran(
+    def _ended(
         self,
         running: _Running[Item, Output],
         jobs: Sequence[Job[Item, Output]],
-        outputs: Sequence[Output],
         padded_size: int,
         reason: DispatchReason,
+        result: Sequence[Output] | Exception,
+        now: float,
     ) -> None:
-        seconds = perf_counter() - running.since
         batch = running.batch
-        report = BatchReport(len(jobs), padded_size, reason, round(seconds * 1e6), batch.device)
+        seconds = now - self._has_device_since(running)
+        running.seconds += seconds
+        self._devices[batch.device].free_since = now
         try:
-            if self._closed:
-                for job in jobs:
-                    job.drop()
+            if isinstance(result, Exception):
+                self._failed(running, jobs, result)
                 return
-            if self._on_batch is not None:
+            compute_us = round(seconds * 1e6)
+            report = BatchReport(len(jobs), padded_size, reason, compute_us, batch.device)
+            if not self._closed and self._on_batch is not None:
                 self._on_batch(batch.runner, report)
-            for job, output in zip(jobs, outputs, strict=True):
-                job.answer(output, report)
+            for job, output in zip(jobs, result, strict=True):
+                if self._closed:
+                    job.drop()
+                else:
+                    job.answer(output, report)
         finally:
-            self._ended(running)
+            self._go_on(running)
 
     def _failed(
         self,
@@ -291,16 +358,14 @@ class Batcher(Generic[Item, Output]):
         if len(jobs) == 1:
             logger.error("An item failed on the device", exc_info=error)
             jobs[0].fail(error)
-        else:
-            self.failed_batch_count += 1
-            count = len(jobs)
-            logger.warning("A batch of %d failed; its items are run one by one: %r", count, error)
-            running.again.extend(jobs)
-        self._ended(running)
+            return
+        self.failed_batch_count += 1
+        count = len(jobs)
+        logger.warning("A batch of %d failed; its items are run one by one: %r", count, error)
+        running.again.extend(jobs)
 
-    def _ended(self, running: _Running[Item, Output]) -> None:
-        """Runs the next of the items that are to be run again, or else frees the device."""
-        running.seconds += perf_counter() - running.since
+    def _go_on(self, running: _Running[Item, Output]) -> None:
+        """Runs the next of the items that are to be run again, or else ends the batch."""
         while running.again:
             job = running.again.popleft()
             if job.abandoned or self._closed:
@@ -310,6 +375,6 @@ class Batcher(Generic[Item, Output]):
             self._start(running, [job], padded_size, DispatchReason.IDLE)
             return
         self._running.discard(running)
-        self._scheduler.finish(running.batch, running.seconds)
+        self._scheduler.finish(running.batch, running.seconds, perf_counter())
         if not self._closed:
             self._take_turn_soon()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Protocol, cast
@@ -11,7 +12,7 @@ from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.catalog import Catalog
 from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphOutput
 from gradcam_server.domain.schedule import Answer, BatchReport, OnDispatch, Urgency
-from gradcam_server.engine.batcher import Batcher, BatchRunner
+from gradcam_server.engine.batcher import Batcher, BatchRunner, Job
 
 if TYPE_CHECKING:
     from gradcam_server.engine.engine import Engine
@@ -82,6 +83,7 @@ class LocalBackend:
             self._report,
             engine.device_count,
         )
+        self._compiling: set[asyncio.Task[None]] = set()
 
     @property
     def catalog(self) -> Catalog:
@@ -119,8 +121,35 @@ class LocalBackend:
         answer = await self._batcher.submit(graph, item, on_dispatch, urgency)
         return replace(answer, compile_us=compile_us) if compile_us else answer
 
+    def submit(self, key: GraphKey, jobs: Sequence[Job[GraphItem, GraphOutput]]) -> None:
+        """Computes images, as ``compute`` does; each job is told what becomes of it."""
+        graph = self._engine.ready(key)
+        if graph is not None:
+            self._batcher.add(graph, jobs)
+            return
+        task = asyncio.create_task(self._submit_when_compiled(key, jobs))
+        self._compiling.add(task)
+        task.add_done_callback(self._compiling.discard)
+
+    async def _submit_when_compiled(
+        self, key: GraphKey, jobs: Sequence[Job[GraphItem, GraphOutput]]
+    ) -> None:
+        began = perf_counter()
+        try:
+            graph = await self._engine.graph(key)
+        except Exception as error:  # noqa: BLE001 - handed to the callers
+            for job in jobs:
+                job.fail(error)
+            return
+        now = perf_counter()
+        for job in jobs:
+            job.compile_us, job.queued_at = round((now - began) * 1e6), now
+        self._batcher.add(graph, jobs)
+
     async def close(self) -> None:
         """Stops after the batches that are running."""
+        for task in self._compiling:
+            task.cancel()
         await self._batcher.close()
         self._engine.close()
 

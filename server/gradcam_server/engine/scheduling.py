@@ -15,12 +15,20 @@ share of the devices' time, so that they neither starve nor are starved.
 While all devices are busy, items gather; that alone makes batches under load, so the delay may be
 zero.
 
+A device may have several batches in flight, as many as the ``depth`` of the runners says: while it
+computes one, the next is uploaded and the previous is downloaded. Behind another batch a full batch
+goes at once. A batch that is not full goes when half of the batch before it is left to run: soon
+enough for the device never to idle, and no sooner, as items gather until then. A batch whose runner
+is less deep than those in flight waits until the device has ended enough of them, and if it is the
+most urgent, no batch goes before it.
+
 The devices of a runner may be one device and its streams, parts of it that run side by side. Then
 the waiting items are divided among the streams, unless they are fewer than the streams and nothing
 else runs: the whole device is soonest done with those.
 """
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -59,6 +67,15 @@ class Runner(Hashable, Protocol):
     @property
     def min_s(self) -> float:
         """Seconds that its quickest batch takes."""
+        ...
+
+    def expected_s(self, padded_size: int) -> float:
+        """Seconds that a batch of a padded size is expected to take."""
+        ...
+
+    @property
+    def depth(self) -> int:
+        """How many batches may be in flight on a device while one of its batches is."""
         ...
 
     @property
@@ -143,7 +160,7 @@ class Batch(Generic[RunnerT, ItemT]):
         runner: Its runner.
         items: The items, in the order in which they go; at most ``padded_size``.
         padded_size: The batch size to run.
-        device: The index of the device, which is busy until ``finish``.
+        device: The index of the device, on which it is in flight until ``finish``.
         reason: Why the batch goes now.
         rank: Among which lanes its callers have fair shares.
         charges: The device time charged to the caller of each item.
@@ -156,6 +173,47 @@ class Batch(Generic[RunnerT, ItemT]):
     reason: DispatchReason
     rank: _Rank
     charges: Sequence[Charge]
+
+
+class _Device(Generic[RunnerT, ItemT]):
+    """A device.
+
+    Attributes:
+        in_flight: Its batches, each with the seconds that it is expected to take; oldest first.
+        gather_until: Until when a batch that is not full waits, as the device has enough to do.
+    """
+
+    __slots__ = ("_free_at", "gather_until", "in_flight")
+
+    def __init__(self) -> None:
+        self.in_flight: list[tuple[Batch[RunnerT, ItemT], float]] = []
+        self.gather_until = self._free_at = -math.inf
+
+    def has_room(self, depth: int) -> bool:
+        """Whether a batch of a runner of this depth may join the batches in flight."""
+        return len(self.in_flight) < min(depth, self._depth)
+
+    def must_drain(self, depth: int) -> bool:
+        """Whether a batch of this depth has no room only because deeper batches are in flight."""
+        return depth <= len(self.in_flight) < self._depth
+
+    def start(self, batch: Batch[RunnerT, ItemT], now: float) -> None:
+        """Adds a batch."""
+        expected_s = batch.runner.expected_s(batch.padded_size)
+        self.in_flight.append((batch, expected_s))
+        self._free_at = max(now, self._free_at) + expected_s
+        self.gather_until = self._free_at - expected_s / 2
+
+    def finish(self, batch: Batch[RunnerT, ItemT], now: float) -> None:
+        """Removes a batch, and expects anew when the batches behind it end."""
+        self.in_flight = [entry for entry in self.in_flight if entry[0] is not batch]
+        self._free_at = now + sum(expected_s for _, expected_s in self.in_flight)
+        last_s = self.in_flight[-1][1] if self.in_flight else math.inf
+        self.gather_until = self._free_at - last_s / 2
+
+    @property
+    def _depth(self) -> float:
+        return min((batch.runner.depth for batch, _ in self.in_flight), default=math.inf)
 
 
 class Scheduler(Generic[RunnerT, ItemT]):
@@ -180,7 +238,8 @@ class Scheduler(Generic[RunnerT, ItemT]):
         self._background_credit_s = 0.0
         self._lanes: dict[tuple[RunnerT, int], _Lane[RunnerT, ItemT]] = {}
         self._shares: dict[_Rank, FairShares] = {}
-        self._is_busy = [False] * device_count
+        self._devices = [_Device[RunnerT, ItemT]() for _ in range(device_count)]
+        self._is_draining = False
 
     @property
     def account_count(self) -> int:
@@ -200,48 +259,57 @@ class Scheduler(Generic[RunnerT, ItemT]):
             shares = self._shares[lane.rank] = FairShares()
         shares.enter(item.urgency.caller)
 
-    def drop(self, now: float) -> list[tuple[ItemT, Exception]]:
+    def drop(self, now: float) -> list[tuple[ItemT, Exception | None]]:
         """Drops items that are abandoned or expired. Call it before ``next_batch``.
 
         Returns:
-            The expired items, and why each is too late.
+            These items, and why each is too late; None if it is abandoned.
         """
-        expired = []
+        dropped: list[tuple[ItemT, Exception | None]] = []
         for key, lane in list(self._lanes.items()):
             min_s, alive = lane.runner.min_s, deque[ItemT]()
             for item in lane.queue:
+                error = None
                 if not item.abandoned:
                     error = item.expired(now, min_s)
                     if error is None:
                         alive.append(item)
                         continue
-                    expired.append((item, error))
+                dropped.append((item, error))
                 self._shares[lane.rank].leave(item.urgency.caller)
             lane.queue = alive
             if not alive:
                 del self._lanes[key]
                 self._forget_idle(lane.rank)
-        return expired
+        return dropped
 
     def next_batch(self, now: float) -> Batch[RunnerT, ItemT] | None:
         """Takes the batch that goes next out of its lane, or returns None if none is ready."""
         lane = self._next_lane(now)
         device = None if lane is None else self._device_for(lane)
+        self._is_draining = lane is not None and device is None
         if lane is None or device is None:
             return None
         size, padded_size = lane.runner.plan(self._share(lane, device))
         reason = self._reason(lane.runner, size)
         items, shares, item_s = self._take(lane, size), self._shares[lane.rank], lane.item_s
         charges = [shares.begin(item.urgency.caller, item_s) for item in items]
-        self._is_busy[device] = True
-        return Batch(lane.runner, items, padded_size, device, reason, lane.rank, charges)
+        batch = Batch(lane.runner, items, padded_size, device, reason, lane.rank, charges)
+        self._devices[device].start(batch, now)
+        return batch
 
-    def finish(self, batch: Batch[RunnerT, ItemT], seconds: float) -> None:
-        """Frees the device of a batch that has run for so many seconds."""
+    def finish(self, batch: Batch[RunnerT, ItemT], seconds: float, now: float) -> None:
+        """Ends a batch.
+
+        Args:
+            batch: The batch.
+            seconds: For how long it had the device; not while it waited for the batch before it.
+            now: The time.
+        """
         for charge in batch.charges:
             charge.settle(seconds / len(batch.items))
         self._forget_idle(batch.rank)
-        self._is_busy[batch.device] = False
+        self._devices[batch.device].finish(batch, now)
         # Foreground time earns credit, background time spends it; debt is capped at one batch.
         if batch.runner.background:
             self._background_credit_s = max(self._background_credit_s - seconds, -seconds)
@@ -250,16 +318,18 @@ class Scheduler(Generic[RunnerT, ItemT]):
             self._background_credit_s = min(self._background_credit_s + earned, _MAX_CREDIT_S)
 
     def due_at(self) -> float | None:
-        """Returns when a lane for which a device is free becomes ready, if no item is added.
+        """Returns when a lane for which a device has room becomes ready, if no item is added.
 
         None if there is no such lane: then only ``add`` or ``finish`` makes a lane ready.
         """
-        queued = [
-            lane.queue[0].queued_at
+        if self._is_draining:
+            return None
+        ready_at = [
+            self._ready_at(lane, device)
             for lane in self._lanes.values()
-            if self._device_for(lane) is not None
+            if (device := self._device_for(lane)) is not None
         ]
-        return min(queued) + self._max_queue_delay_s if queued else None
+        return min(ready_at, default=None)
 
     def clear(self) -> list[ItemT]:
         """Removes all waiting items and returns them."""
@@ -268,14 +338,11 @@ class Scheduler(Generic[RunnerT, ItemT]):
         return items
 
     def _next_lane(self, now: float) -> _Lane[RunnerT, ItemT] | None:
-        """Chooses the lane that goes next, of the ready lanes for which a device is free."""
-        delay_s = self._max_queue_delay_s
-        ready = [
-            lane
-            for lane in self._lanes.values()
-            if (lane.is_full or lane.queue[0].queued_at + delay_s <= now)
-            and self._device_for(lane) is not None
-        ]
+        """Chooses the lane that goes next, of the ready lanes for which a device has room.
+
+        It may be a lane for which a device must drain first.
+        """
+        ready = [lane for lane in self._lanes.values() if self._is_ready(lane, now)]
         background = [lane for lane in ready if lane.runner.background]
         foreground = [lane for lane in ready if not lane.runner.background]
         if foreground and (self._background_credit_s <= 0 or not background):
@@ -303,22 +370,44 @@ class Scheduler(Generic[RunnerT, ItemT]):
         for (queued_at, item, _), tag in zip(queued, tags, strict=True):
             item.order = tag, queued_at
 
+    def _is_ready(self, lane: _Lane[RunnerT, ItemT], now: float) -> bool:
+        device = self._device_for(lane)
+        if device is not None:
+            return lane.is_full or self._ready_at(lane, device) <= now
+        is_due = lane.is_full or lane.queue[0].queued_at + self._max_queue_delay_s <= now
+        depth = lane.runner.depth
+        return is_due and any(
+            self._devices[device].must_drain(depth) for device in self._devices_of(lane)
+        )
+
+    def _ready_at(self, lane: _Lane[RunnerT, ItemT], device: int) -> float:
+        """Returns when a batch that is not full may go to a device that has room."""
+        due_at = lane.queue[0].queued_at + self._max_queue_delay_s
+        return max(due_at, self._devices[device].gather_until)
+
     def _device_for(self, lane: _Lane[RunnerT, ItemT]) -> int | None:
-        """Returns the first device that is free for a lane."""
-        count = min(lane.runner.device_count, len(self._is_busy))
-        devices = range(count)
-        if lane.runner.has_streams:
-            streams = count - 1
-            is_idle = not any(self._is_busy)
-            is_whole = streams < 2 or (is_idle and len(lane.queue) < streams)
-            devices = range(1) if is_whole else range(1, count)
-        return next((device for device in devices if not self._is_busy[device]), None)
+        """Returns the device with the fewest batches of those with room for the lane's next."""
+        depth = lane.runner.depth
+        with_room = (
+            device for device in self._devices_of(lane) if self._devices[device].has_room(depth)
+        )
+        return min(with_room, key=lambda device: len(self._devices[device].in_flight), default=None)
+
+    def _devices_of(self, lane: _Lane[RunnerT, ItemT]) -> range:
+        """Returns the devices to which the lane's next batch may go."""
+        count = min(lane.runner.device_count, len(self._devices))
+        if not lane.runner.has_streams:
+            return range(count)
+        streams = count - 1
+        is_idle = not any(device.in_flight for device in self._devices)
+        is_whole = streams < 2 or (is_idle and len(lane.queue) < streams)
+        return range(1) if is_whole else range(1, count)
 
     def _share(self, lane: _Lane[RunnerT, ItemT], device: int) -> int:
         """Returns how many of the waiting items are for a device, which may take fewer."""
         waiting = len(lane.queue)
         if lane.runner.has_streams and device:
-            streams = min(lane.runner.device_count, len(self._is_busy)) - 1
+            streams = min(lane.runner.device_count, len(self._devices)) - 1
             return -(-waiting // streams)
         return waiting
 

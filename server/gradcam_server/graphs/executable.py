@@ -18,7 +18,9 @@ Executable = Callable[[Array, Array, Array], Sequence[Array]]
 """Runs a batch: images (B, H, W, 3), classes and the classes to contrast them with (B, targets).
 
 Returns logits, probabilities, the classes and their scores, and the maps of each layer: new
-arrays, which the next run leaves alone.
+arrays, which the next run leaves alone. An executable of a graph whose depth is more than 1 returns
+at once, with arrays that the device still computes: ``numpy.asarray`` waits for them, and raises
+what went wrong.
 """
 
 Executables = Sequence[Executable]
@@ -58,6 +60,7 @@ class CompiledGraph:
         executables: Executables by batch size, ascending; all sizes have equally many.
         cost_s: Seconds that a batch of each size takes on the whole device, as measured.
         other_devices: The executables of further devices.
+        depth: How many batches may be in flight on a device (``CompilerRow.depth``).
     """
 
     def __init__(
@@ -68,8 +71,9 @@ class CompiledGraph:
         executables: Mapping[int, Executables],
         cost_s: Mapping[int, float],
         other_devices: Sequence[Mapping[int, Executables]] = (),
+        depth: int = 1,
     ) -> None:
-        self.key, self.compiler = key, compiler
+        self.key, self.compiler, self.depth = key, compiler, depth
         self._image_shape = (input_size[0], input_size[1], 3)
         self._executables, self._cost_s, self._other_devices = executables, cost_s, other_devices
         count = 1 if other_devices else len(next(iter(executables.values())))
@@ -125,7 +129,7 @@ class CompiledGraph:
     ) -> "CompiledGraph":
         input_size = self._image_shape[:2]
         return CompiledGraph(
-            self.key, input_size, self.compiler, executables, cost_s, other_devices
+            self.key, input_size, self.compiler, executables, cost_s, other_devices, self.depth
         )
 
     @property
@@ -142,6 +146,10 @@ class CompiledGraph:
         """Returns how many of ``waiting`` images to take, and the batch size to run."""
         return plan_batch(waiting, self._cost_s)
 
+    def expected_s(self, padded_size: int) -> float:
+        """Returns the seconds that a batch of a compiled size takes, as measured."""
+        return self._cost_s[padded_size]
+
     def run(
         self, items: Sequence[GraphItem], padded_size: int, device: int = 0
     ) -> list[GraphOutput]:
@@ -155,16 +163,31 @@ class CompiledGraph:
         Returns:
             One output for each item, in the order of the items.
         """
-        images = np.zeros((padded_size, *self._image_shape), self.key.pixel_type)
+        return self.dispatch(items, padded_size, device)()
+
+    def dispatch(
+        self, items: Sequence[GraphItem], padded_size: int, device: int = 0
+    ) -> Callable[[], list[GraphOutput]]:
+        """Starts to compute a batch, as ``run`` does.
+
+        Returns:
+            A function that waits for the outputs and returns them.
+        """
+        images = np.empty((padded_size, *self._image_shape), self.key.pixel_type)
+        images[len(items) :] = 0
         classes = np.full((padded_size, self.key.max_targets), by_rank(0), np.int32)
         against = np.full_like(classes, NO_CLASS)
         for row, item in enumerate(items):
             images[row] = item.image
             for slot, target in enumerate(item.targets):
                 classes[row, slot], against[row, slot] = target.index, target.against
-        logits, probabilities, chosen, scores, *maps = self._by_device[device][padded_size](
-            images, classes, against
-        )
+        outputs = self._by_device[device][padded_size](images, classes, against)
+        target_counts = [len(item.targets) for item in items]
+        return lambda: self._split(outputs, target_counts)
+
+    def _split(self, outputs: Sequence[Array], target_counts: Sequence[int]) -> list[GraphOutput]:
+        """Waits for the outputs of a batch, and returns those of each of its images."""
+        logits, probabilities, chosen, scores, *maps = map(np.asarray, outputs)
         return [
             GraphOutput(
                 logits[row],
@@ -173,5 +196,5 @@ class CompiledGraph:
                 scores[row, :count],
                 tuple(of_layer[row, : self.key.channel_count or count] for of_layer in maps),
             )
-            for row, count in enumerate(len(item.targets) for item in items)
+            for row, count in enumerate(target_counts)
         ]

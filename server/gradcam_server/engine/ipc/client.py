@@ -13,16 +13,17 @@ from gradcam_server.domain.schedule import Answer, OnDispatch, Urgency
 from gradcam_server.engine.ipc.messages import (
     Cancel,
     Compute,
-    Dispatched,
-    Done,
     GarbledError,
     Heartbeat,
+    ImageToCompute,
+    Progress,
     Ready,
     Refused,
     receive,
     send,
 )
-from gradcam_server.engine.ipc.shared_ring import RingWriter
+from gradcam_server.engine.ipc.packing import unpack
+from gradcam_server.engine.ipc.shared_slots import Slot, SlotWriter
 from gradcam_server.errors import EngineLostError, StartupError
 
 logger = logging.getLogger(__name__)
@@ -45,14 +46,18 @@ class EngineConnection:
         started_in_s: float,
     ) -> None:
         self._reader, self._writer = reader, writer
-        self._ring = RingWriter(shared_fd)
+        self._slots = SlotWriter(shared_fd)
         self._catalog, self._compilation_count = ready.catalog, ready.compilation_count
         self.tensorflow_version = ready.tensorflow_version
         self.started_in_s = started_in_s
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.heartbeat = Heartbeat(0.0, ready.compilation_count, 0, 0, {}, -1)
+        self.heartbeat = Heartbeat(0.0, ready.compilation_count, 0, 0, {})
         self._numbers = itertools.count()
         self._waiting: dict[int, tuple[asyncio.Future[Answer[GraphOutput]], OnDispatch | None]] = {}
+        self._slot_of: dict[int, Slot] = {}
+        # What is sent at the end of this turn of the event loop.
+        self._to_compute: dict[GraphKey, list[ImageToCompute]] = {}
+        self._to_cancel: list[int] = []
         self._tasks = [asyncio.create_task(self._listen(), name="engine listener")]
 
     @classmethod
@@ -100,20 +105,24 @@ class EngineConnection:
         """Computes one image; see ``Backend``. If cancelled, the engine drops it."""
         if self.lost.done():
             raise self._lost_error()
+        try:
+            await self._writer.drain()
+        except ConnectionError:
+            raise self._lost_error() from None
         number = next(self._numbers)
         future: asyncio.Future[Answer[GraphOutput]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = (future, on_dispatch)
+        pixels = self._slots.put(item.image)
+        if isinstance(pixels, Slot):
+            self._slot_of[number] = pixels
+        self._flush_soon()
+        image = ImageToCompute(number, pixels, item.targets, urgency)
+        self._to_compute.setdefault(key, []).append(image)
         try:
-            # Without an await between them, numbers, slots and messages have one order.
-            image = self._ring.put(number, item.image)
-            send(self._writer, Compute(number, key, image, item.targets, urgency))
-            await self._writer.drain()
             return await future
-        except ConnectionError:
-            raise self._lost_error() from None
         except asyncio.CancelledError:
-            if not self.lost.done():
-                send(self._writer, Cancel(number))
+            self._flush_soon()
+            self._to_cancel.append(number)
             raise
         finally:
             self._waiting.pop(number, None)
@@ -146,25 +155,53 @@ class EngineConnection:
 
     def _handle(self, message: object) -> None:
         match message:
-            case Done(number, answer, error, count):
-                self._compilation_count = count
-                future, _ = self._waiting.get(number, (None, None))
-                if future is None or future.done():
-                    return
-                if answer is not None:
-                    future.set_result(answer)
-                else:
-                    future.set_exception(error or RuntimeError("the engine gave no answer"))
-            case Dispatched(numbers, latest):
-                self._ring.free(latest)
-                for number in numbers:
-                    _, on_dispatch = self._waiting.get(number, (None, None))
-                    if on_dispatch is not None:
-                        on_dispatch()
+            case Progress() as progress:
+                self._progress(progress)
             case Heartbeat() as heartbeat:
                 self.heartbeat = heartbeat
-                self._ring.free(heartbeat.latest)
                 self._compilation_count = heartbeat.compilation_count
+
+    def _progress(self, progress: Progress) -> None:
+        self._compilation_count = progress.compilation_count
+        for number in progress.dispatched:
+            _, on_dispatch = self._waiting.get(number, (None, None))
+            if on_dispatch is not None:
+                on_dispatch()
+        for answers in progress.answers:
+            outputs, batch = unpack(answers.outputs), answers.batch
+            for number, compile_us, output in zip(
+                answers.numbers, answers.compile_us, outputs, strict=True
+            ):
+                future = self._end(number)
+                if future is not None:
+                    future.set_result(Answer(output, batch, compile_us))
+        for number, error in progress.failures:
+            future = self._end(number)
+            if future is not None:
+                future.set_exception(error or RuntimeError("the engine gave no answer"))
+
+    def _end(self, number: int) -> "asyncio.Future[Answer[GraphOutput]] | None":
+        """Frees the slot of an image that has ended; returns the future that waits for it."""
+        slot = self._slot_of.pop(number, None)
+        if slot is not None:
+            self._slots.free(slot)
+        future, _ = self._waiting.get(number, (None, None))
+        return None if future is None or future.done() else future
+
+    def _flush_soon(self) -> None:
+        """Call it before adding to what is sent."""
+        if not self._to_compute and not self._to_cancel:
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        to_compute, self._to_compute = self._to_compute, {}
+        to_cancel, self._to_cancel = self._to_cancel, []
+        if self.lost.done():
+            return
+        for key, images in to_compute.items():
+            send(self._writer, Compute(key, images))
+        if to_cancel:
+            send(self._writer, Cancel(to_cancel))
 
     def _lose(self, reason: str) -> None:
         if self.lost.done():
@@ -179,7 +216,7 @@ class EngineConnection:
 
     def _hang_up(self) -> None:
         self._writer.close()
-        self._ring.close()
+        self._slots.close()
 
     def _fail_waiting(self) -> None:
         for future, _ in self._waiting.values():

@@ -14,28 +14,30 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
-from functools import partial
-from typing import Any, cast
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
 
-from gradcam_server.domain.graph_io import GraphItem, GraphKey
-from gradcam_server.domain.schedule import BatchReport, Urgency
+from gradcam_server.domain.graph_io import GraphItem, GraphOutput
+from gradcam_server.domain.schedule import BatchReport
+from gradcam_server.engine.batcher import Job
 from gradcam_server.engine.ipc.fd_passing import receive_fds
 from gradcam_server.engine.ipc.messages import (
+    Answers,
     BatchRan,
     Cancel,
     Compute,
-    Dispatched,
-    Done,
     Heartbeat,
     Join,
+    Progress,
     Ready,
     Refused,
     Start,
     receive,
     send,
 )
-from gradcam_server.engine.ipc.shared_ring import RingReader
+from gradcam_server.engine.ipc.packing import pack
+from gradcam_server.engine.ipc.shared_slots import SlotReader
 from gradcam_server.errors import ExplanationServerError, StartupError
 from gradcam_server.telemetry.logs import configure
 from gradcam_server.telemetry.memory import resident_bytes
@@ -91,64 +93,117 @@ class _FrontEnd:
     """A front end that is connected.
 
     Attributes:
-        latest: The greatest message number that was read.
         writer: Writes to it.
     """
 
-    def __init__(self, backend: Any, writer: asyncio.StreamWriter, ring: RingReader) -> None:
-        self.writer, self.latest = writer, -1
-        self._backend, self._ring = backend, ring
-        self._tasks: dict[int, asyncio.Task[None]] = {}
+    def __init__(self, backend: Any, writer: asyncio.StreamWriter, slots: SlotReader) -> None:
+        self.writer = writer
+        self._backend, self._slots = backend, slots
+        self._jobs: dict[int, _Job] = {}
+        # What is sent at the end of this turn of the event loop.
         self._dispatched: list[int] = []
+        self._answers: dict[int, tuple[BatchReport, list[_Answered]]] = {}
+        self._failures: list[tuple[int, Exception | None]] = []
+        self._is_flush_due = False
 
     async def serve(self, reader: asyncio.StreamReader, on_join: Callable[[], None]) -> None:
         """Serves until the front end closes the connection."""
         with suppress(EOFError):
             while True:
                 match await receive(reader):
-                    case Compute(number, key, image, targets, urgency):
-                        item = GraphItem(self._ring.take(image), targets)
-                        self.latest = number  # from here on the slot may be used again
-                        work = self._compute(number, key, item, urgency)
-                        self._tasks[number] = asyncio.create_task(work)
-                    case Cancel(number) if number in self._tasks:
-                        self._tasks[number].cancel()
+                    case Compute(key, images):
+                        now = perf_counter()
+                        jobs = []
+                        for number, pixels, targets, urgency in images:
+                            item = GraphItem(self._slots.view(pixels), targets)
+                            job = self._jobs[number] = _Job(urgency, now, item, self, number)
+                            jobs.append(job)
+                        self._backend.submit(key, jobs)
+                    case Cancel(numbers):
+                        for number in numbers:
+                            if number in self._jobs:
+                                self._jobs[number].is_cancelled = True
                     case Join():
                         on_join()
 
-    def _note_dispatch(self, number: int) -> None:
-        if self.writer.is_closing():
-            return
-        if not self._dispatched:
-            asyncio.get_running_loop().call_soon(self._send_dispatched)
-        self._dispatched.append(number)
-
     def close(self) -> None:
         """Drops the images of a front end that is gone."""
-        for task in self._tasks.values():
-            task.cancel()
+        for job in self._jobs.values():
+            job.is_cancelled = True
         self.writer.close()
-        self._ring.close()
+        self._slots.close()
 
-    def _send_dispatched(self) -> None:
-        send(self.writer, Dispatched(tuple(self._dispatched), self.latest))
-        self._dispatched.clear()
+    def dispatched(self, number: int) -> None:
+        """An image has left the queue."""
+        self._dispatched.append(number)
+        self._flush_soon()
 
-    async def _compute(self, number: int, key: GraphKey, item: GraphItem, urgency: Urgency) -> None:
-        answer, error = None, cast("Exception | None", None)
-        try:
-            on_dispatch = partial(self._note_dispatch, number)
-            answer = await self._backend.compute(key, item, on_dispatch, urgency)
-        except ExplanationServerError as expected:
-            error = expected
-        except Exception as fault:
-            logger.exception("Computing failed")
+    def answer(self, job: "_Job", output: GraphOutput, batch: BatchReport) -> None:
+        """An image has ended with an answer."""
+        del self._jobs[job.number]
+        _, answered = self._answers.setdefault(id(batch), (batch, []))
+        answered.append((job.number, job.compile_us, output))
+        self._flush_soon()
+
+    def fail(self, number: int, error: Exception | None) -> None:
+        """An image has ended without an answer."""
+        del self._jobs[number]
+        self._failures.append((number, error))
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if not self._is_flush_due:
+            self._is_flush_due = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        answers = []
+        for batch, answered in self._answers.values():
+            numbers, compile_us, outputs = zip(*answered, strict=True)
+            answers.append(Answers(numbers, compile_us, pack(outputs), batch))
+        progress = Progress(
+            self._dispatched, answers, self._failures, self._backend.compilation_count
+        )
+        self._dispatched, self._answers, self._failures = [], {}, []
+        self._is_flush_due = False
+        if not self.writer.is_closing():
+            send(self.writer, progress)
+
+
+_Answered = tuple[int, int, GraphOutput]
+"""The number of an image, how long it waited for its graph in microseconds, and its output."""
+
+
+@dataclass(slots=True, eq=False)
+class _Job(Job[GraphItem, GraphOutput]):
+    """An image of a front end; ``is_cancelled`` once nobody waits for it."""
+
+    front_end: _FrontEnd
+    number: int
+    is_cancelled: bool = field(default=False, init=False)
+
+    @property
+    def abandoned(self) -> bool:
+        return self.is_cancelled
+
+    def dispatched(self) -> None:
+        self.front_end.dispatched(self.number)
+
+    def answer(self, output: GraphOutput, batch: BatchReport) -> None:
+        if self.is_cancelled:
+            self.drop()
+        else:
+            self.front_end.answer(self, output, batch)
+
+    def fail(self, error: Exception) -> None:
+        if not isinstance(error, ExplanationServerError):
+            logger.error("Computing failed", exc_info=error)
             # The front end may not know its class, and it may not be picklable.
-            error = RuntimeError(f"the engine failed: {type(fault).__name__}")
-        finally:
-            del self._tasks[number]
-        count = self._backend.compilation_count
-        send(self.writer, Done(number, answer, error, count))
+            error = RuntimeError(f"the engine failed: {type(error).__name__}")
+        self.front_end.fail(self.number, error)
+
+    def drop(self) -> None:
+        self.front_end.fail(self.number, None)
 
 
 class _Process:
@@ -169,7 +224,7 @@ class _Process:
 
     def add(self, writer: asyncio.StreamWriter, shared_fd: int) -> _FrontEnd:
         """Adds a front end and sends it Ready."""
-        front_end = _FrontEnd(self._backend, writer, RingReader(shared_fd, self._image_bytes))
+        front_end = _FrontEnd(self._backend, writer, SlotReader(shared_fd, self._image_bytes))
         self._front_ends.append(front_end)
         count = self._backend.compilation_count
         version = self._tf.__version__ if self._tf else "not loaded"
@@ -209,11 +264,10 @@ class _Process:
                 self._backend.failed_batch_count,
                 resident_bytes(),
                 self._device_bytes(),
-                latest=-1,
                 left_count=self._left_count,
             )
             for front_end in self._front_ends:
-                send(front_end.writer, replace(heartbeat, latest=front_end.latest))
+                send(front_end.writer, heartbeat)
             await asyncio.sleep(HEARTBEAT_S)
 
     def _device_bytes(self) -> dict[str, tuple[int, int]]:

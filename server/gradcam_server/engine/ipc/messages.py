@@ -1,9 +1,10 @@
 """The messages between a front end and the engine, and how they go over a socket.
 
 Frames are pickles with a mark and their length before them. Both ends are processes of one server,
-and the socket is a pair that only they hold: nobody else can send a pickle. An image is in its
-message only where it is not in the shared ring. The first front end starts the engine and lets
-others join; the engine sends Ready, Dispatched, Done and heartbeats to all, and BatchRan to the
+and the socket is a pair that only they hold: nobody else can send a pickle. A message is about all
+images that arrived, left or ended in one turn of the sender's event loop. The pixels of an image
+are in its message only where they are not in shared memory. The first front end starts the engine
+and lets others join; the engine sends Ready, Progress and heartbeats to all, and BatchRan to the
 first alone.
 """
 
@@ -12,13 +13,14 @@ import pickle
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.catalog import Catalog
-from gradcam_server.domain.graph_io import GraphKey, GraphOutput, GraphTarget
-from gradcam_server.domain.schedule import Answer, BatchReport, Urgency
-from gradcam_server.engine.ipc.shared_ring import Pixels, Slot
+from gradcam_server.domain.graph_io import GraphKey, GraphTarget
+from gradcam_server.domain.schedule import BatchReport, Urgency
+from gradcam_server.engine.ipc.packing import PackedOutputs
+from gradcam_server.engine.ipc.shared_slots import Pixels, Slot
 
 _HEADER = struct.Struct("<4sI")
 _MARK = b"GCAM"
@@ -38,22 +40,28 @@ class Start:
     config: ServeConfig
 
 
-@dataclass(frozen=True, slots=True)
-class Compute:
-    """Compute an image. ``number`` ascends from message to message and is echoed."""
+class ImageToCompute(NamedTuple):
+    """An image. ``number`` is its own on this connection, and names it from here on."""
 
     number: int
-    key: GraphKey
-    image: Pixels | Slot
+    pixels: Pixels | Slot
     targets: Sequence[GraphTarget]
     urgency: Urgency
 
 
+@dataclass(frozen=True)
+class Compute:
+    """Compute images by a graph. Each is ended by one Progress, whatever becomes of it."""
+
+    key: GraphKey
+    images: Sequence[ImageToCompute]
+
+
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Nobody waits for this image any more."""
+    """Nobody waits for these images any more."""
 
-    number: int
+    numbers: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,26 +88,37 @@ class Refused:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Dispatched:
-    """Images have left the queue for the device.
+@dataclass(frozen=True)
+class Answers:
+    """The outputs of images of one batch.
 
     Attributes:
-        numbers: Of their Compute messages.
-        latest: The greatest number that was read.
+        numbers: The images.
+        compile_us: How long each waited until its graph was compiled, in microseconds.
+        outputs: Their outputs, in the same order.
+        batch: The batch.
     """
 
     numbers: Sequence[int]
-    latest: int
+    compile_us: Sequence[int]
+    outputs: PackedOutputs
+    batch: BatchReport
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
-    """The end of an image: an answer, or an error; with neither, the error may not be shown."""
+@dataclass(frozen=True)
+class Progress:
+    """What has become of images.
 
-    number: int
-    answer: Answer[GraphOutput] | None
-    error: Exception | None
+    Attributes:
+        dispatched: Images that have left the queue for the device.
+        answers: Images that have ended with an answer, by batch.
+        failures: Images that have ended without an answer, and why; None if it was cancelled.
+        compilation_count: Graphs compiled so far.
+    """
+
+    dispatched: Sequence[int]
+    answers: Sequence[Answers]
+    failures: Sequence[tuple[int, Exception | None]]
     compilation_count: int
 
 
@@ -121,7 +140,6 @@ class Heartbeat:
         failed_batch_count: Batches so far that failed and were run again one by one.
         resident_bytes: Memory of the process, in bytes.
         device_bytes: Memory in use and its peak, in bytes, by the name of the device.
-        latest: The greatest number that was read.
         left_count: Front ends that have joined and left again.
     """
 
@@ -130,7 +148,6 @@ class Heartbeat:
     failed_batch_count: int
     resident_bytes: int
     device_bytes: dict[str, tuple[int, int]]
-    latest: int
     left_count: int = 0
 
 

@@ -21,7 +21,7 @@ from gradcam_server.engine.ipc.messages import (
     Start,
     send,
 )
-from gradcam_server.engine.ipc.shared_ring import create_shared_memory
+from gradcam_server.engine.ipc.shared_slots import create_shared_memory
 from gradcam_server.errors import EngineLostError
 
 _MODULE = "gradcam_server.engine.ipc.main"

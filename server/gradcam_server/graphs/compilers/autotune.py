@@ -110,7 +110,8 @@ class _Trials:
             ", ".join(f"{size}: {seconds * 1e3:.1f}" for size, seconds in cost_s.items()),
         )
         key, input_size = self._graph.key, self._graph.model.input_size
-        return CompiledGraph(key, input_size, compiler, executables, cost_s)
+        depth = COMPILERS[compiler].depth
+        return CompiledGraph(key, input_size, compiler, executables, cost_s, depth=depth)
 
     def _by_speed(self, timing_cache: TimingCache | None) -> list[Compiler]:
         """Returns the compilers that can compile the graph, the fastest first."""

@@ -35,6 +35,8 @@ class CompilerRow:
         extra: The extra of gradcam-server that installs it.
         packages: The distributions that it uses; it is timed again when a version changes.
         has_streams: Whether it can run several batches side by side on one device.
+        depth: How many batches may be in flight on a device at a time. More than 1 if executables
+            return before the device has computed (``graphs.executable.Executable``).
         is_verified: Whether its answers are compared with the reference's before it is used.
         options: Keyword arguments of ``prepare``.
     """
@@ -45,6 +47,7 @@ class CompilerRow:
     extra: str
     packages: tuple[str, ...]
     has_streams: bool = False
+    depth: int = 1
     is_verified: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
 

@@ -5,12 +5,14 @@ import random
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 
 import pytest
 
 from gradcam_server.domain.schedule import Answer, BatchReport, DispatchReason, Urgency
-from gradcam_server.engine.batcher import Batcher
+from gradcam_server.engine.batcher import Batcher, Job
 from gradcam_server.errors import DeadlineError, QueueFullError
 from gradcam_server.pipeline.admission import Admission
 
@@ -25,6 +27,7 @@ class Doubler:
         open_gate: bool = True,
         device_count: int = 1,
     ) -> None:
+        self.depth = 1
         self.max_batch_size = max_batch_size
         self.min_s = 0.0
         self.background = self.has_streams = False
@@ -37,6 +40,14 @@ class Doubler:
 
     def plan(self, waiting: int) -> tuple[int, int]:
         return min(waiting, self.max_batch_size), self.max_batch_size
+
+    def expected_s(self, padded_size: int) -> float:
+        return 0.0
+
+    def dispatch(
+        self, items: Sequence[int], padded_size: int, device: int = 0
+    ) -> Callable[[], list[int]]:
+        return partial(self.run, items, padded_size, device)
 
     def run(self, items: Sequence[int], padded_size: int, device: int = 0) -> list[int]:
         self.started.set()
@@ -277,3 +288,230 @@ async def test_closing_waits_for_all_devices(make: Make) -> None:
     assert sorted(runner.batches) == [[0], [1]]
     results = await asyncio.gather(*asked, return_exceptions=True)
     assert all(isinstance(one, asyncio.CancelledError) for one in results)
+
+
+class Pipelined(Doubler):
+    """Doubles numbers, two batches at a time on a device; each waits for its own gate.
+
+    Attributes:
+        dispatched: The batches that were dispatched.
+        poison: An item whose batch fails, while it is dispatched or when its outputs are there.
+    """
+
+    def __init__(self, max_batch_size: int = 2, *, poison: int = -1, fails_at_once: bool = False):
+        super().__init__(max_batch_size)
+        self.depth = 2
+        self.dispatched: list[list[int]] = []
+        self.poison, self._fails_at_once = poison, fails_at_once
+        self._gates: dict[tuple[int, ...], threading.Event] = {}
+
+    def dispatch(
+        self, items: Sequence[int], padded_size: int, device: int = 0
+    ) -> Callable[[], list[int]]:
+        self.dispatched.append(list(items))
+        if self.poison in items and self._fails_at_once:
+            raise ZeroDivisionError
+        return partial(self._wait, items)
+
+    def _wait(self, items: Sequence[int]) -> list[int]:
+        assert self.gate_of(*items).wait(10)
+        self.batches.append(list(items))
+        if self.poison in items:
+            raise ZeroDivisionError
+        return [2 * item for item in items]
+
+    def gate_of(self, *items: int) -> threading.Event:
+        """Returns the gate of a batch."""
+        return self._gates.setdefault(items, threading.Event())
+
+    def open(self, *batches: Sequence[int]) -> None:
+        for batch in batches:
+            self.gate_of(*batch).set()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for something that comes at once."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+def ask_all(
+    batcher: Batcher[int, int], runner: Doubler, *items: int
+) -> "list[asyncio.Task[Answer[int]]]":
+    return [asyncio.create_task(ask(batcher, runner, item)) for item in items]
+
+
+async def test_the_next_batch_is_dispatched_before_the_outputs_are_there(make: Make) -> None:
+    """As many batches as the runner is deep, and no more; answers belong to their items."""
+    batcher, runner = make(), Pipelined()
+    asked = ask_all(batcher, runner, *range(6))
+    await until(lambda: len(runner.dispatched) == 2)
+    await asyncio.sleep(0.02)
+    assert runner.dispatched == [[0, 1], [2, 3]]
+    runner.open([0, 1])
+    answers = await asyncio.gather(*asked[:2])
+    await until(lambda: len(runner.dispatched) == 3)
+    assert not any(one.done() for one in asked[2:])
+    runner.open([2, 3], [4, 5])
+    answers += await asyncio.gather(*asked[2:])
+    assert [one.output for one in answers] == [2 * item for item in range(6)]
+    assert [one.batch.size for one in answers] == [2] * 6
+
+
+@pytest.mark.parametrize("fails_at_once", [False, True])
+@pytest.mark.parametrize("poison", [0, 3])
+async def test_a_failed_batch_leaves_the_batches_in_flight_alone(
+    make: Make, poison: int, fails_at_once: bool
+) -> None:
+    """Its items are run again one by one, whether dispatching or computing failed."""
+    batcher = make()
+    runner = Pipelined(poison=poison, fails_at_once=fails_at_once)
+    runner.open([0, 1], [2, 3], *([item] for item in range(4)))
+    results = await asyncio.gather(*ask_all(batcher, runner, *range(4)), return_exceptions=True)
+    assert isinstance(results.pop(poison), ZeroDivisionError)
+    outputs = [one.output for one in results if isinstance(one, Answer)]
+    assert outputs == [2 * item for item in range(4) if item != poison]
+    assert batcher.failed_batch_count == 1
+    assert len(runner.dispatched) == 4
+    runner.poison = -1
+    runner.open([7])
+    assert (await ask(batcher, runner, 7)).output == 14
+    assert batcher.running_s == 0
+
+
+async def test_the_watchdog_sees_the_batch_that_has_the_device(make: Make) -> None:
+    """A batch that waits for the batch before it does not run yet, whatever that takes."""
+    batcher, runner = make(), Pipelined()
+    asked = ask_all(batcher, runner, *range(4))
+    await until(lambda: len(runner.dispatched) == 2)
+    await asyncio.sleep(0.2)
+    assert batcher.running_s >= 0.2
+    before = perf_counter()
+    runner.open([0, 1])
+    await asyncio.gather(*asked[:2])
+    assert batcher.running_s <= perf_counter() - before
+    await asyncio.sleep(0.2)
+    assert batcher.running_s >= 0.2
+    runner.open([2, 3])
+    await asyncio.gather(*asked[2:])
+    await until(lambda: batcher.running_s == 0)
+
+
+async def test_the_time_of_a_device_is_counted_once(make: Make) -> None:
+    """Batches in flight at the same time do not each claim the time of the others."""
+    began = perf_counter()
+    batcher, runner = make(), Pipelined()
+    asked = ask_all(batcher, runner, *range(8))
+    for first in range(0, 8, 2):
+        await asyncio.sleep(0.05)
+        runner.open([first, first + 1])
+    answers = await asyncio.gather(*asked)
+    total_us = sum(one.batch.compute_us for one in answers[::2])
+    assert 0.2e6 - 4 <= total_us <= (perf_counter() - began) * 1e6 + 4
+
+
+async def test_items_behind_batches_in_flight_can_be_given_up(make: Make) -> None:
+    """Cancelled or too late, they never reach the device."""
+    batcher, runner = make(), Pipelined()
+    asked = ask_all(batcher, runner, *range(5))
+    await until(lambda: len(runner.dispatched) == 2)
+    late = asyncio.create_task(
+        batcher.submit(runner, 5, None, Urgency(deadline=perf_counter() + 0.02))
+    )
+    await asyncio.sleep(0.05)
+    asked[4].cancel()
+    runner.open([0, 1], [2, 3])
+    with pytest.raises(DeadlineError):
+        await late
+    await asyncio.gather(*asked[:4])
+    assert runner.dispatched == [[0, 1], [2, 3]]
+
+
+async def test_closing_waits_for_all_batches_in_flight(make: Make) -> None:
+    """Their callers and those who wait are cancelled, and nothing else is dispatched."""
+    batcher, runner = make(), Pipelined(poison=2)
+    asked = ask_all(batcher, runner, *range(6))
+    await until(lambda: len(runner.dispatched) == 2)
+    closing = asyncio.create_task(batcher.close())
+    await asyncio.sleep(0.02)
+    assert not closing.done()
+    runner.open([0, 1], [2, 3])
+    await closing
+    assert runner.batches == runner.dispatched == [[0, 1], [2, 3]]
+    results = await asyncio.gather(*asked, return_exceptions=True)
+    assert all(isinstance(one, asyncio.CancelledError) for one in results)
+    with pytest.raises(asyncio.CancelledError):
+        await ask(batcher, runner, 9)
+
+
+@dataclass(eq=False)
+class Counted(Job[int, int]):
+    """Counts how it ended; ``is_abandoned`` may be set while it waits."""
+
+    ends: list[str] = field(default_factory=list)
+    is_abandoned: bool = False
+
+    @property
+    def abandoned(self) -> bool:
+        return self.is_abandoned
+
+    def dispatched(self) -> None:
+        self.ends.append("dispatched")
+
+    def answer(self, output: int, batch: BatchReport) -> None:
+        self.ends.append(f"answered {output}")
+
+    def fail(self, error: Exception) -> None:
+        self.ends.append(f"failed {type(error).__name__}")
+
+    def drop(self) -> None:
+        self.ends.append("dropped")
+
+
+async def test_each_job_ends_exactly_once(make: Make) -> None:
+    """Answered, failed, too late, abandoned in the queue or on the device, or closed."""
+    batcher, runner, now = make(), Pipelined(3, poison=1), perf_counter()
+    jobs = [Counted(Urgency(), now, item) for item in range(8)]
+    jobs[6].urgency = Urgency(start_by=now)
+    batcher.add(runner, jobs[:7])
+    jobs[7].is_abandoned = True
+    batcher.add(runner, jobs[7:])
+    await until(lambda: len(runner.dispatched) == 2)
+    jobs[2].is_abandoned = True  # it is not run again
+    runner.open([0, 1, 2], [0], [1], [3, 4, 5])
+    await until(lambda: all(job.ends[-1:] not in ([], ["dispatched"]) for job in jobs))
+    last = [Counted(Urgency(), now, item) for item in (20, 21)]
+    batcher.add(runner, last)
+    await batcher.close()
+    late = Counted(Urgency(), now, 22)
+    batcher.add(runner, [late])
+    assert [job.ends for job in (*jobs, *last, late)] == [
+        ["dispatched", "answered 0"],
+        ["dispatched", "failed ZeroDivisionError"],
+        ["dispatched", "dropped"],
+        *(["dispatched", f"answered {2 * item}"] for item in (3, 4, 5)),
+        ["failed QueueFullError"],
+        ["dropped"],
+        ["dropped"],
+        ["dropped"],
+        ["dropped"],
+    ]
+
+
+async def test_an_observer_that_fails_does_not_occupy_the_device() -> None:
+    """The batcher goes on with the next batch."""
+    reports: list[BatchReport] = []
+
+    def observe(_: object, report: BatchReport) -> None:
+        reports.append(report)
+        if len(reports) == 1:
+            raise ZeroDivisionError
+
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    batcher = Batcher[int, int](on_batch=observe)
+    first = asyncio.create_task(ask(batcher, Doubler(), 1))
+    await until(lambda: bool(reports))
+    assert (await ask(batcher, Doubler(), 2)).output == 4
+    first.cancel()
+    await batcher.close()

@@ -20,7 +20,12 @@ OFFLINE = Urgency(9, caller="offline")
 
 @dataclass(eq=False)
 class Runner:
-    """A graph of one batch size, whose batches take so many seconds each."""
+    """A graph of one batch size, whose batches take so many seconds each.
+
+    Attributes:
+        stages: Seconds of the upload, of computing and of the download, each of which takes one
+            batch at a time; by default there is one stage.
+    """
 
     max_batch_size: int = 4
     seconds: float = 1.0
@@ -28,12 +33,17 @@ class Runner:
     background: bool = False
     device_count: int = 1
     has_streams: bool = False
+    depth: int = 1
+    stages: tuple[float, ...] = ()
     batches: list[list[int]] = field(default_factory=list)
     devices: list[int] = field(default_factory=list)
     starts: list[float] = field(default_factory=list)
 
     def plan(self, waiting: int) -> tuple[int, int]:
         return min(waiting, self.max_batch_size), self.max_batch_size
+
+    def expected_s(self, padded_size: int) -> float:
+        return self.seconds
 
 
 @dataclass(eq=False)
@@ -67,6 +77,9 @@ class Simulation:
         self.starts: list[float] = []
         self.errors: list[Exception] = []
         self._seconds = seconds
+        self._free_at: dict[tuple[int, int], float] = {}
+        self._ended_at: dict[int, float] = {}
+        self.ends: list[float] = []
         self._events: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = itertools.count()
 
@@ -99,7 +112,7 @@ class Simulation:
             self.dispatch()
 
     def dispatch(self) -> None:
-        self.errors += [error for _, error in self.scheduler.drop(self.now)]
+        self._drop()
         while (batch := self.scheduler.next_batch(self.now)) is not None:
             self.batches.append(batch)
             self.starts.append(self.now)
@@ -107,8 +120,19 @@ class Simulation:
             batch.runner.devices.append(batch.device)
             batch.runner.starts.append(self.now)
             seconds = self._seconds(batch.runner, batch.device)
-            self.at(self.now + seconds, partial(self.scheduler.finish, batch, seconds))
-            self.errors += [error for _, error in self.scheduler.drop(self.now)]
+            ends = self.now
+            for stage, stage_s in enumerate(batch.runner.stages or (seconds,)):
+                ends = max(ends, self._free_at.get((batch.device, stage), 0.0)) + stage_s
+                self._free_at[batch.device, stage] = ends
+            self.ends.append(ends)
+            began = max(self.now, self._ended_at.get(batch.device, 0.0))
+            self._ended_at[batch.device] = ends
+            self.at(ends, partial(self.scheduler.finish, batch, ends - began, ends))
+            self._drop()
+
+    def _drop(self) -> None:
+        dropped = self.scheduler.drop(self.now)
+        self.errors += [error for _, error in dropped if error is not None]
 
 
 def online(caller: str = "", **urgency: Any) -> Urgency:
@@ -358,9 +382,9 @@ def test_cleared_items_are_returned() -> None:
     assert simulation.scheduler.next_batch(100.0) is None
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(10))
 def test_any_traffic_is_served(seed: int) -> None:
-    """Each item goes once or is dropped, no device runs two batches, and no caller is remembered.
+    """Each item goes once or is dropped, depths are respected, and no caller is remembered.
 
     The traffic is of graphs of all kinds, many callers, deadlines and abandoned items.
     """
@@ -373,6 +397,7 @@ def test_any_traffic_is_served(seed: int) -> None:
             background=chance.random() < 0.3,
             device_count=chance.choice([1, 3]),
             has_streams=chance.random() < 0.5,
+            depth=chance.choice([1, 2, 3]) if seed % 2 else 1,
         )
         for _ in range(4)
     ]
@@ -397,12 +422,146 @@ def test_any_traffic_is_served(seed: int) -> None:
     abandoned = {item.number for item in items if item.is_abandoned}
     lost = {item.number for item in items} - {*ran} - abandoned
     assert len(lost) <= len(simulation.errors) <= len(lost) + len(abandoned)
-    free_at = [0.0] * 3
-    for batch, start in zip(simulation.batches, simulation.starts, strict=True):
-        assert start >= free_at[batch.device]
-        free_at[batch.device] = start + batch.runner.seconds
+    for batch in simulation.batches:
         assert 1 <= len(batch.items) <= batch.padded_size
+    assert most_in_flight(simulation) <= 0
     assert simulation.scheduler.account_count == 0
+
+
+def most_in_flight(simulation: Simulation) -> int:
+    """Returns by how many batches the depth of a batch in flight was exceeded at most."""
+    excess = -10
+    runs = list(zip(simulation.batches, simulation.starts, simulation.ends, strict=True))
+    for number, (batch, start, _) in enumerate(runs):
+        depths = [
+            other.runner.depth
+            for other, _, end in runs[: number + 1]
+            if other.device == batch.device and end > start
+        ]
+        excess = max(excess, len(depths) - min(depths))
+    return excess
+
+
+@pytest.mark.parametrize(
+    ("stages", "depth"),
+    [
+        ((0.3, 1.0, 0.2), 2),
+        ((0.5, 1.0, 0.5), 2),
+        ((1.0, 0.2, 0.1), 2),
+        ((0.1, 0.4, 1.0), 2),
+        ((1.0, 1.0, 1.0), 3),
+        ((0.9, 1.0, 0.8), 3),
+    ],
+)
+def test_a_device_never_idles(stages: tuple[float, ...], depth: int) -> None:
+    """While batches wait, they take the time of the slowest stage alone."""
+    simulation, runner = Simulation(), Runner(4, sum(stages), depth=depth, stages=stages)
+    simulation.add(runner, range(4 * 100))
+    simulation.run()
+    assert all(len(batch) == 4 for batch in runner.batches)
+    assert max(stages) * 100 / simulation.now >= 0.97
+    assert most_in_flight(simulation) == 0
+
+
+def test_a_runner_of_depth_1_has_the_device_alone() -> None:
+    """Its stages do not overlap."""
+    stages = (0.3, 1.0, 0.2)
+    simulation, runner = Simulation(), Runner(4, sum(stages), stages=stages)
+    simulation.add(runner, range(40))
+    simulation.run()
+    assert runner.starts == pytest.approx([1.5 * number for number in range(10)])
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_an_item_alone_goes_at_once_whatever_the_depth(depth: int) -> None:
+    """Its answer takes as long as its stages."""
+    stages = (0.3, 1.0, 0.2)
+    simulation, runner = Simulation(), Runner(4, 1.5, depth=depth, stages=stages)
+    for number in range(5):
+        simulation.at(2.0 * number, partial(simulation.add, runner, [number]))
+    simulation.run()
+    assert runner.starts == [2.0 * number for number in range(5)]
+    assert simulation.ends == pytest.approx([2.0 * number + 1.5 for number in range(5)])
+
+
+def test_items_gather_behind_a_batch_until_half_of_it_is_left() -> None:
+    """They go in one batch, which is there when the device is free; full batches do not wait."""
+    simulation, runner = Simulation(), Runner(4, 1.0, depth=3)
+    simulation.add(runner, [0])
+    for number in (1, 2):
+        simulation.at(number * 0.2, partial(simulation.add, runner, [number]))
+    simulation.at(0.7, lambda: simulation.add(runner, range(3, 7)))
+    simulation.at(0.8, lambda: simulation.add(runner, [7]))
+    simulation.run()
+    assert runner.batches == [[0], [1, 2], [3, 4, 5, 6], [7]]
+    # The fourth has to wait until the first of three has ended, and for half of the third.
+    assert runner.starts == pytest.approx([0.0, 0.5, 0.7, 2.5])
+
+
+def test_items_do_not_gather_for_a_batch_that_has_ended_early() -> None:
+    """However wrong the expectation is, a device that is free takes what waits."""
+    simulation = Simulation(seconds=lambda *_: 0.1)
+    runner = Runner(4, 10.0, depth=2)
+    for number in range(3):
+        simulation.at(0.05 * number, partial(simulation.add, runner, [number]))
+    simulation.run()
+    assert runner.batches == [[0], [1, 2]]
+    assert runner.starts == pytest.approx([0.0, 0.1])
+
+
+def test_gathering_follows_the_batches_that_end() -> None:
+    """When a batch ends late, what is behind it is expected to end later, too."""
+    simulation = Simulation(seconds=lambda *_: 5.0)
+    runner = Runner(2, 1.0, depth=2)
+    simulation.add(runner, range(5))
+    simulation.run()
+    assert runner.batches == [[0, 1], [2, 3], [4]]
+    assert runner.starts == pytest.approx([0.0, 0.0, 5.5])
+
+
+def test_the_queue_delay_holds_behind_a_batch_too() -> None:
+    """A batch that is not full waits for the longer of both."""
+    simulation, runner = Simulation(0.8), Runner(4, 1.0, depth=2)
+    simulation.add(runner, range(4))
+    simulation.at(0.1, lambda: simulation.add(runner, [4]))
+    simulation.run()
+    assert runner.starts == pytest.approx([0.0, 0.9])
+
+
+@pytest.mark.parametrize("depth", [2, 4])
+@pytest.mark.parametrize("device_count", [1, 2])
+def test_a_shallow_runner_is_not_starved_by_a_deep_one(depth: int, device_count: int) -> None:
+    """Its batch has the device alone, after those that were in flight when its turn came."""
+    simulation = Simulation(device_count=device_count)
+    deep = Runner(4, 1.0, depth=depth, device_count=device_count)
+    shallow = Runner(4, 1.0)
+    simulation.add(deep, range(1000), online("many"))
+    simulation.at(5.5, lambda: simulation.add(shallow, [0], online("one")))
+    simulation.run()
+    assert shallow.starts[0] <= 5.5 + depth + 1
+    assert most_in_flight(simulation) == 0
+
+
+def test_items_that_expire_behind_batches_in_flight_take_no_device_time() -> None:
+    """A deadline counts until the device has room."""
+    simulation, runner = Simulation(), Runner(1, 1.0, min_s=0.2, depth=2)
+    simulation.add(runner, [0, 1])
+    simulation.add(runner, [2], online(deadline=0.9))
+    simulation.add(runner, [3], online(start_by=1.0))
+    simulation.run()
+    assert [type(error) for error in simulation.errors] == [DeadlineError]
+    assert runner.batches == [[0], [1], [3]]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_callers_have_equal_time_whatever_the_depth(depth: int) -> None:
+    """The time of a device counts once, though several batches are in flight on it."""
+    simulation = Simulation()
+    dear, cheap = Runner(1, 1.0, depth=depth), Runner(1, 0.2, depth=depth)
+    simulation.add(dear, range(100), online("dear"))
+    simulation.add(cheap, range(1000), online("cheap"))
+    simulation.run(until=60.0)
+    assert len(dear.batches) * 1.0 == pytest.approx(len(cheap.batches) * 0.2, abs=1.0 + depth)
 
 
 def _numbers(batch: Batch[Runner, Item]) -> list[int]:

@@ -19,7 +19,7 @@ from gradcam_server.engine.ipc.child_process import Backoff, ChildProcess
 from gradcam_server.engine.ipc.fd_passing import fd_socket_pair
 from gradcam_server.engine.ipc.messages import Ready
 from gradcam_server.engine.ipc.process import RemoteBackend
-from gradcam_server.engine.ipc.shared_ring import RingReader, create_shared_memory
+from gradcam_server.engine.ipc.shared_slots import SlotReader, create_shared_memory
 from gradcam_server.errors import EngineLostError, StartupError, failure_reason
 from gradcam_server.pipeline.explainer import Explainer
 from gradcam_server.serving.front_ends.pool import FrontEndPool
@@ -52,7 +52,7 @@ async def start(config: ServeConfig, observer: Supervisor) -> RemoteBackend:
     reader, writer = await asyncio.open_connection(sock=ours)
     ready = Ready(Catalog((MODEL,), (), (1,), 5), 3, "2.21.0")
     shared_fd = create_shared_memory()
-    RingReader(shared_fd, 1)
+    SlotReader(shared_fd, 1)
     watchdog_s = config.watchdog_s
     fd_socket, their_fd_socket = fd_socket_pair()
     their_fd_socket.close()

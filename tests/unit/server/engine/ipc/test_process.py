@@ -7,7 +7,7 @@ import resource
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,18 +24,20 @@ from gradcam_server.engine.ipc.child_process import ChildProcess
 from gradcam_server.engine.ipc.client import EngineConnection
 from gradcam_server.engine.ipc.fd_passing import fd_socket_pair
 from gradcam_server.engine.ipc.messages import (
+    Answers,
     BatchRan,
     Cancel,
     Compute,
-    Dispatched,
-    Done,
     Heartbeat,
+    ImageToCompute,
+    Progress,
     Ready,
     receive,
     send,
 )
+from gradcam_server.engine.ipc.packing import pack
 from gradcam_server.engine.ipc.process import RemoteBackend
-from gradcam_server.engine.ipc.shared_ring import SLOTS, RingReader, Slot, create_shared_memory
+from gradcam_server.engine.ipc.shared_slots import SLOTS, Slot, SlotReader, create_shared_memory
 from gradcam_server.errors import EngineLostError, InvalidRequestError
 from support.child import choose
 from support.leftovers import Leftovers
@@ -74,11 +76,34 @@ class Scripted:
     process: asyncio.subprocess.Process
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
-    ring: RingReader
+    slots: SlotReader
     observer: Observer
 
-    def beat(self, running_s: float = 0.0, latest: int = -1) -> None:
-        send(self.writer, Heartbeat(running_s, 3, 0, 1000, {}, latest))
+    def beat(self, running_s: float = 0.0) -> None:
+        send(self.writer, Heartbeat(running_s, 3, 0, 1000, {}))
+
+    async def receive_images(self, count: int) -> list[ImageToCompute]:
+        """Returns the next images, which may come in several messages."""
+        images: list[ImageToCompute] = []
+        while len(images) < count:
+            message = await receive(self.reader)
+            assert isinstance(message, Compute)
+            assert message.key == KEY
+            images += message.images
+        assert len(images) == count
+        return images
+
+    def dispatch(self, *numbers: int) -> None:
+        send(self.writer, Progress(numbers, (), (), 3))
+
+    def answer(self, values: dict[int, float], compilation_count: int = 3) -> None:
+        """Answers images by their numbers, in one batch."""
+        packed = pack([output(value) for value in values.values()])
+        answers = Answers(tuple(values), (0,) * len(values), packed, REPORT)
+        send(self.writer, Progress((), (answers,), (), compilation_count))
+
+    def fail(self, number: int, error: Exception | None) -> None:
+        send(self.writer, Progress((), (), ((number, error),), 3))
 
 
 @pytest.fixture
@@ -90,13 +115,13 @@ async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Scripted]:
     watchdog_s = getattr(request, "param", 60.0)
     reader, writer = await asyncio.open_connection(sock=ours)
     shared_fd = create_shared_memory()
-    ring = RingReader(shared_fd, ITEM.image.nbytes)
+    slots = SlotReader(shared_fd, ITEM.image.nbytes)
     fd_socket, their_fd_socket = fd_socket_pair()
     child = ChildProcess(process, reader, writer)
     backend = RemoteBackend(child, shared_fd, READY, 7.0, watchdog_s, observer, fd_socket)
     os.close(shared_fd)
     theirs_reader, theirs_writer = await asyncio.open_connection(sock=theirs)
-    scripted = Scripted(backend, process, theirs_reader, theirs_writer, ring, observer)
+    scripted = Scripted(backend, process, theirs_reader, theirs_writer, slots, observer)
     yield scripted
     scripted.writer.close()
     if process.returncode is None:
@@ -110,14 +135,13 @@ async def test_answers_find_their_requests(engine: Scripted) -> None:
     dispatched = []
     first = asyncio.create_task(engine.backend.compute(KEY, ITEM, lambda: dispatched.append(KEY)))
     second = asyncio.create_task(engine.backend.compute(KEY, ITEM, None, Urgency(9, 5.0)))
-    asked = [await receive(engine.reader) for _ in range(2)]
+    asked = await engine.receive_images(2)
     assert [one.urgency for one in asked] == [Urgency(), Urgency(9, 5.0)]
-    assert all(isinstance(one, Compute) and one.key == KEY for one in asked)
     engine.beat()
-    send(engine.writer, Dispatched([one.number for one in asked], asked[-1].number))
+    engine.dispatch(*(one.number for one in asked))
     send(engine.writer, BatchRan("m", REPORT))
     for one, value in reversed(list(zip(asked, (1.0, 2.0), strict=True))):
-        send(engine.writer, Done(one.number, Answer(output(value), REPORT), None, 5))
+        engine.answer({one.number: value}, compilation_count=5)
     answers = await asyncio.gather(first, second)
     assert [float(answer.output.logits[0]) for answer in answers] == [1.0, 2.0]
     assert dispatched == [KEY]
@@ -126,47 +150,85 @@ async def test_answers_find_their_requests(engine: Scripted) -> None:
     assert engine.backend.compilation_count == 5
 
 
+async def test_images_of_one_turn_go_in_one_message(engine: Scripted) -> None:
+    """For each graph there is one message, and one more for all that are cancelled."""
+    other = replace(KEY, layers=("k",))
+    asking = [
+        asyncio.create_task(engine.backend.compute(key, ITEM)) for key in (KEY, other, KEY, KEY)
+    ]
+    messages = [await receive(engine.reader) for _ in range(2)]
+    assert [(one.key, len(one.images)) for one in messages] == [(KEY, 3), (other, 1)]
+    for one in asking:
+        one.cancel()
+    cancelled = await receive(engine.reader)
+    assert isinstance(cancelled, Cancel)
+    numbers = [image.number for one in messages for image in one.images]
+    assert sorted(cancelled.numbers) == sorted(numbers)
+
+
+async def test_answers_of_one_message_find_their_requests(engine: Scripted) -> None:
+    """Each has its own output; one that nobody waits for any more is left out."""
+    asking = [asyncio.create_task(engine.backend.compute(KEY, ITEM)) for _ in range(4)]
+    asked = await engine.receive_images(4)
+    asking[1].cancel()
+    await receive(engine.reader)
+    engine.answer({one.number: 10.0 + one.number for one in asked})
+    answers = await asyncio.gather(*asking, return_exceptions=True)
+    assert isinstance(answers.pop(1), asyncio.CancelledError)
+    values = [one.output.logits[0] for one in answers if isinstance(one, Answer)]
+    assert values == [10.0 + asked[index].number for index in (0, 2, 3)]
+
+
 async def test_pixels_are_not_in_the_messages(engine: Scripted) -> None:
-    """They are in the shared ring; the message says where."""
+    """They are in shared memory; the message says where."""
     image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     task = asyncio.create_task(engine.backend.compute(KEY, GraphItem(image, ITEM.targets)))
-    asked = await receive(engine.reader)
-    assert asked.image == Slot(0, (2, 2, 3))
-    np.testing.assert_array_equal(engine.ring.take(asked.image), image)
+    (asked,) = await engine.receive_images(1)
+    assert asked.pixels == Slot(0, (2, 2, 3))
+    np.testing.assert_array_equal(engine.slots.view(asked.pixels), image)
     task.cancel()
 
 
-async def test_a_slot_is_free_when_the_engine_has_read_it_and_not_before(engine: Scripted) -> None:
-    """Cancelled or not, and whether the engine reports it by a dispatch or by a heartbeat."""
+async def test_a_slot_is_free_when_its_image_has_ended_and_not_before(engine: Scripted) -> None:
+    """Answered, failed, or cancelled and dropped; neither cancelling nor dispatch frees it."""
 
-    async def ask(count: int) -> list[Compute]:
+    async def ask(count: int) -> list[ImageToCompute]:
         asking.extend(asyncio.create_task(engine.backend.compute(KEY, ITEM)) for _ in range(count))
-        return [await receive(engine.reader) for _ in range(count)]
+        return await engine.receive_images(count)
 
     asking: list[asyncio.Task[Answer[GraphOutput]]] = []
     asked = await ask(SLOTS)
-    assert [one.image for one in asked] == [Slot(index, (2, 2, 3)) for index in range(SLOTS)]
+    assert [one.pixels for one in asked] == [Slot(index, (2, 2, 3)) for index in range(SLOTS)]
     asking[0].cancel()
-    assert await receive(engine.reader) == Cancel(asked[0].number)
+    assert await receive(engine.reader) == Cancel([asked[0].number])
+    engine.dispatch(*(one.number for one in asked))
+    engine.beat()
+    await until(lambda: engine.backend.heartbeat.resident_bytes == 1000)
     (beyond,) = await ask(1)
-    assert isinstance(beyond.image, np.ndarray)
-    engine.beat(latest=asked[1].number)
-    send(engine.writer, Dispatched([asked[5].number], asked[2].number))
-    while not engine.backend.heartbeat.resident_bytes:  # noqa: ASYNC110 - it comes at once
-        await asyncio.sleep(0.001)
-    await asyncio.sleep(0.01)
+    assert isinstance(beyond.pixels, np.ndarray)
+    engine.fail(asked[0].number, None)
+    engine.answer({asked[5].number: 1.0})
+    engine.fail(asked[2].number, InvalidRequestError("layers", "no"))
+    await until(lambda: asking[2].done())
     again = await ask(4)
-    assert [one.image for one in again[:3]] == [Slot(index, (2, 2, 3)) for index in range(3)]
-    assert isinstance(again[3].image, np.ndarray)
+    assert [one.pixels for one in again[:3]] == [Slot(index, (2, 2, 3)) for index in (2, 5, 0)]
+    assert isinstance(again[3].pixels, np.ndarray)
     for one in asking:
         one.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for something that comes at once."""
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
 
 
 async def test_errors_arrive_whole(engine: Scripted) -> None:
     """An error of the engine is raised here; the next request is answered."""
     task = asyncio.create_task(engine.backend.compute(KEY, ITEM))
-    asked = await receive(engine.reader)
-    send(engine.writer, Done(asked.number, None, InvalidRequestError("layers", "no"), 3))
+    (asked,) = await engine.receive_images(1)
+    engine.fail(asked.number, InvalidRequestError("layers", "no"))
     with pytest.raises(InvalidRequestError, match="no") as caught:
         await task
     assert caught.value.field == "layers"
@@ -176,14 +238,14 @@ async def test_errors_arrive_whole(engine: Scripted) -> None:
 async def test_the_engine_is_told_of_a_caller_that_goes_away(engine: Scripted) -> None:
     """The engine drops the item; an answer that comes nevertheless is ignored."""
     task = asyncio.create_task(engine.backend.compute(KEY, ITEM))
-    asked = await receive(engine.reader)
+    (asked,) = await engine.receive_images(1)
     task.cancel()
-    assert await receive(engine.reader) == Cancel(asked.number)
-    send(engine.writer, Done(asked.number, Answer(output(1.0), REPORT), None, 3))
+    assert await receive(engine.reader) == Cancel([asked.number])
+    engine.answer({asked.number: 1.0})
     engine.beat()
     later = asyncio.create_task(engine.backend.compute(KEY, ITEM))
-    asked = await receive(engine.reader)
-    send(engine.writer, Done(asked.number, Answer(output(2.0), REPORT), None, 3))
+    (asked,) = await engine.receive_images(1)
+    engine.answer({asked.number: 2.0})
     assert float((await later).output.logits[0]) == 2.0
 
 
@@ -340,7 +402,7 @@ async def test_an_engine_that_starts_with_ever_more_descriptors_fails_cleanly(
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOMEM, ""), MemoryError()])
 @pytest.mark.parametrize(
-    "name", ["create_shared_memory", "fd_socket_pair", "Watchdog", "RingWriter"]
+    "name", ["create_shared_memory", "fd_socket_pair", "Watchdog", "SlotWriter"]
 )
 @pytest.mark.usefixtures("ready")
 async def test_a_start_that_fails_here_leaves_nothing(
@@ -348,7 +410,7 @@ async def test_a_start_that_fails_here_leaves_nothing(
 ) -> None:
     """Whichever part of our side cannot be had, also when the engine is warm already."""
     monkeypatch.setattr(process, "_MODULE", choose(monkeypatch, "engine"))
-    where = client if name == "RingWriter" else process
+    where = client if name == "SlotWriter" else process
     monkeypatch.setattr(where, name, fail_with(error))
     leftovers = Leftovers()
     with pytest.raises(type(error)):
@@ -383,7 +445,7 @@ async def test_joining_an_engine_that_is_gone_leaves_nothing(said: bytes) -> Non
 
 async def test_joining_without_memory_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error of the system is raised as it is."""
-    monkeypatch.setattr(client, "RingWriter", fail_with(OSError(errno.ENOMEM, "")))
+    monkeypatch.setattr(client, "SlotWriter", fail_with(OSError(errno.ENOMEM, "")))
     leftovers = Leftovers()
     ours, theirs = socket.socketpair()
     with theirs:

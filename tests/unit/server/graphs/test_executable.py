@@ -1,0 +1,106 @@
+"""A compiled graph, without a compiler."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from gradcam_server.domain.graph_io import NO_CLASS, GraphItem, GraphKey, GraphTarget, by_rank
+from gradcam_server.domain.options import Compiler
+from gradcam_server.domain.requests import Method, ScoreType
+from gradcam_server.graphs.executable import Array, CompiledGraph
+
+SIZE = (2, 3)
+KEY = GraphKey("m", ("l",), Method.GRAD_CAM, ScoreType.LOGIT, 2)
+
+
+class Pending:
+    """An array that a device still computes."""
+
+    def __init__(self, device: "Device", value: Array) -> None:
+        self._device, self._value = device, value
+
+    def __array__(self, dtype: object = None, copy: object = None) -> Array:
+        self._device.downloads += 1
+        if self._device.error is not None:
+            raise self._device.error
+        return self._value
+
+
+class Device:
+    """Returns at once: the mean of each image as its logit, and its inputs.
+
+    Attributes:
+        batches: The inputs of all batches.
+        downloads: Arrays that were waited for.
+        error: Raised when an array is waited for.
+    """
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[Array, Array, Array]] = []
+        self.downloads = 0
+        self.error: Exception | None = None
+
+    def __call__(self, images: Array, classes: Array, against: Array) -> Sequence[Array]:
+        self.batches.append((images, classes, against))
+        means = images.mean((1, 2, 3), dtype=np.float32)[:, None]
+        maps = np.ones((len(images), 2, 1, 1), np.float32) * means[:, :, None, None]
+        outputs = means, means, classes, classes.astype(np.float32), maps
+        return [Pending(self, value) for value in outputs]  # type: ignore[misc]
+
+
+def graph(device: Device, depth: int = 2) -> CompiledGraph:
+    executables = dict.fromkeys((1, 4), (device,))
+    return CompiledGraph(KEY, SIZE, Compiler.XLA, executables, {1: 1.0, 4: 2.0}, depth=depth)
+
+
+def item(value: int, *targets: GraphTarget) -> GraphItem:
+    return GraphItem(np.full((*SIZE, 3), value, np.uint8), targets)
+
+
+def test_dispatching_does_not_wait_for_the_device() -> None:
+    """Several batches may be dispatched before the first is waited for; each has its answers."""
+    device = Device()
+    compiled = graph(device)
+    first = compiled.dispatch([item(1), item(2, GraphTarget(7))], 4)
+    second = compiled.dispatch([item(3)], 1)
+    assert device.downloads == 0
+    assert [float(one.logits[0]) for one in second()] == [3.0]
+    outputs = first()
+    assert [float(one.logits[0]) for one in outputs] == [1.0, 2.0]
+    assert [one.classes.tolist() for one in outputs] == [[], [7]]
+    assert [one.maps[0].shape for one in outputs] == [(0, 1, 1), (1, 1, 1)]
+    assert all(isinstance(one.probabilities, np.ndarray) for one in outputs)
+
+
+def test_what_goes_wrong_on_the_device_is_raised_when_it_is_waited_for() -> None:
+    """The other batch is not concerned."""
+    device = Device()
+    first, second = (graph(device).dispatch([item(value)], 1) for value in (1, 2))
+    device.error = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        first()
+    device.error = None
+    assert float(second()[0].logits[0]) == 2.0
+
+
+def test_a_batch_is_padded_with_black_images_and_best_classes() -> None:
+    """Whatever the memory held before: a graph computes the same for the same images."""
+    device = Device()
+    np.full((4, *SIZE, 3), 255, np.uint8)  # is freed at once, and its memory may be used again
+    graph(device).run([item(9, GraphTarget(5, 6))], 4)
+    ((images, classes, against),) = device.batches
+    assert images.dtype == np.uint8
+    assert images[0].tolist() == np.full((*SIZE, 3), 9).tolist()
+    assert not images[1:].any()
+    assert classes.tolist() == [[5, by_rank(0)], *[[by_rank(0)] * 2] * 3]
+    assert against.tolist() == [[6, NO_CLASS], *[[NO_CLASS] * 2] * 3]
+
+
+def test_depth_and_expected_time_travel_with_the_graph() -> None:
+    """Also to the graph of several devices, and to that without large batches."""
+    one = graph(Device(), depth=3)
+    several = one.with_devices_of([graph(Device(), depth=3)]).up_to(1)
+    assert (one.depth, several.depth) == (3, 3)
+    assert [one.expected_s(size) for size in (1, 4)] == [1.0, 2.0]
+    assert CompiledGraph(KEY, SIZE, Compiler.XLA, {1: (Device(),)}, {1: 1.0}).depth == 1

@@ -126,7 +126,8 @@ def main() -> None:
     parser.add_argument("--fill", type=int, nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.fill:
-        asyncio.run(fill(*arguments.fill, arguments.at_once))
+        connection, shared_fd = arguments.fill
+        asyncio.run(fill(connection, shared_fd, arguments.at_once))
         return
     folder = str(Path(__file__).resolve().parent)
     os.environ["PYTHONPATH"] = os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")])

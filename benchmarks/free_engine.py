@@ -56,5 +56,5 @@ def _executable(size: int, targets: int) -> Any:
 
 
 if __name__ == "__main__":
-    main._warm_engine = lambda _: FreeEngine()
+    setattr(main, "_warm_engine", lambda _: FreeEngine())  # noqa: B010 - for mypy it is a function
     main.main()

@@ -30,7 +30,7 @@ Pixels = NDArray[np.uint8] | NDArray[np.float32]
 class Slot(NamedTuple):
     """Where a uint8 image of this shape lies."""
 
-    index: int
+    number: int
     shape: tuple[int, ...]
 
 
@@ -71,7 +71,7 @@ class SlotWriter:
 
     def free(self, slot: Slot) -> None:
         """Frees a slot, once: the engine has ended its image."""
-        self._free.append(slot.index)
+        self._free.append(slot.number)
 
     def close(self) -> None:
         """Unmaps the memory."""
@@ -110,4 +110,4 @@ def _map(shared_fd: int) -> NDArray[np.uint8]:
 
 def _view(slots: NDArray[np.uint8], slot: Slot) -> NDArray[np.uint8]:
     height, width, channels = slot.shape
-    return slots[slot.index, : height * width * channels].reshape(slot.shape)
+    return slots[slot.number, : height * width * channels].reshape(slot.shape)

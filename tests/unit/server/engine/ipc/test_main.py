@@ -12,7 +12,7 @@ import pytest
 from gradcam_server.domain.catalog import Catalog
 from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphOutput
 from gradcam_server.domain.requests import Method, ScoreType
-from gradcam_server.domain.schedule import BatchReport, DispatchReason, Urgency
+from gradcam_server.domain.schedule import Answer, BatchReport, DispatchReason, Urgency
 from gradcam_server.engine.batcher import Job
 from gradcam_server.engine.ipc.client import EngineConnection
 from gradcam_server.engine.ipc.main import _FrontEnd
@@ -189,6 +189,7 @@ async def test_slots_are_used_again_between_both_ends() -> None:
         job.answer(output(number), REPORT)
         (result,) = await asyncio.gather(asking, return_exceptions=True)
         if number % 3:
+            assert isinstance(result, Answer)
             assert float(result.output.logits[0]) == number
         else:
             assert isinstance(result, asyncio.CancelledError)

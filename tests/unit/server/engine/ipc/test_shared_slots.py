@@ -60,7 +60,7 @@ def test_images_go_through_the_same_slots_again_and_again(ends: Ends) -> None:
         sent = [ends.writer.put(picture(one)) for one in pair]
         for one, slot in zip(pair, sent, strict=True):
             assert isinstance(slot, Slot)
-            used.add(slot.index)
+            used.add(slot.number)
             np.testing.assert_array_equal(ends.reader.view(slot), picture(one))
             ends.writer.free(slot)
     assert used == {0, 1}

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from gradcam_server.domain.layers import Extent
 from gradcam_server.domain.requests import ResizeMode
 
-# The resizer copies its source, which blocks all other Python threads: 2 ms for so many bytes.
+# The resizer copies its source, which blocks all other Python threads: a few ms for so many bytes.
 _BAND_BYTES = 4 << 20
 # About the ImageNet mean, which normalisation takes to zero, so margins carry no signal.
 LETTERBOX_COLOR = (124, 116, 104)

@@ -25,7 +25,7 @@ _COST_S = 1e-9
 
 
 class SoonestCompiler:
-    """Makes graphs of one model; graphs that differ in the method alone share a traced function.
+    """Makes graphs of one model. Methods that differ in their maps alone share a traced function.
 
     A function is kept as long as a graph uses it.
 

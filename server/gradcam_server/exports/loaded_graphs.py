@@ -2,16 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Protocol
 
-import numpy as np
-
-from gradcam_server.domain.graph_io import NO_CLASS, GraphKey, by_rank
+from gradcam_server.domain.graph_io import GraphKey
 from gradcam_server.domain.options import Compiler
 from gradcam_server.graphs.executable import Executable, Executables
+from gradcam_server.graphs.timing import noise_batch, quickest_s
 
-_MAX_TIMED_RUNS = 2
+_TIMED_RUNS = 2
 # A longer run is timed once.
 _LONG_S = 0.1
 
@@ -23,10 +21,12 @@ class Executed:
     Attributes:
         executables: Executables by batch size, of each device.
         cost_s: Seconds that a batch of each size takes on the first device.
+        depth: How many batches may be in flight on a device.
     """
 
     executables: Sequence[Mapping[int, Executables]]
     cost_s: Mapping[int, float]
+    depth: int = 1
 
 
 class LoadedGraphs(Protocol):
@@ -60,14 +60,6 @@ class LoadedGraphs(Protocol):
 def time_batch(
     executable: Executable, key: GraphKey, input_size: tuple[int, int], batch_size: int
 ) -> float:
-    """Returns the seconds of the quickest run on black images, after a run to warm up."""
-    images = np.zeros((batch_size, *input_size, 3), key.pixel_type)
-    targets = np.full((batch_size, key.max_targets), by_rank(0), np.int32)
-    against = np.full_like(targets, NO_CLASS)
-    executable(images, targets, against)
-    seconds: list[float] = []
-    while len(seconds) < _MAX_TIMED_RUNS and max(seconds, default=0.0) < _LONG_S:
-        began = perf_counter()
-        executable(images, targets, against)
-        seconds.append(perf_counter() - began)
-    return min(seconds)
+    """Returns the seconds of the quickest run on images of noise, after a run to warm up."""
+    batch = noise_batch(key, input_size, 1, batch_size)
+    return quickest_s(executable, batch, _TIMED_RUNS, _LONG_S)

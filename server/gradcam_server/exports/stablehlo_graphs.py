@@ -16,10 +16,12 @@ from gradcam_server.errors import StartupError, quote
 from gradcam_server.exports.files import read_file
 from gradcam_server.exports.loaded_graphs import Executed, time_batch
 from gradcam_server.exports.manifest import WEIGHTS, ExportedGraph, Manifest
-from gradcam_server.graphs.compilers.pjrt_devices import set_up_devices
+from gradcam_server.graphs.compilers.base import COMPILERS
+from gradcam_server.graphs.compilers.pjrt_devices import device_name, set_up_devices
 from gradcam_server.graphs.compilers.pjrt_modules import ModuleError, Signature, read_signature
 from gradcam_server.graphs.compilers.pjrt_runtime import (
     CACHE_COUNTER,
+    choose_options,
     describe_precision,
     in_batches_of,
     load_module,
@@ -27,6 +29,7 @@ from gradcam_server.graphs.compilers.pjrt_runtime import (
 )
 from gradcam_server.graphs.compilers.timing_cache import default_folder
 from gradcam_server.graphs.executable import Array
+from gradcam_server.graphs.timing import noise_batch
 
 logger = logging.getLogger(__name__)
 
@@ -81,12 +84,18 @@ class StableHloGraphs:
         """Compiles the modules that the batch sizes need, or takes them from the cache."""
         graph, modules = self._manifest.graphs[number], self._modules[number]
         hits, misses = CACHE_COUNTER.hits, CACHE_COUNTER.misses
+        input_size = self._manifest.input_size
         executables = []
         for device, weights in zip(self._devices, self._weights, strict=True):
             taken = [weights[name] for name in graph.weights]
-            own = {size: load_module(module, taken, device) for size, module in modules.items()}
+            smallest = min(modules)
+            batch = noise_batch(graph.key, input_size, 1, smallest)
+            options = choose_options(modules[smallest], taken, device, batch)
+            own = {
+                size: load_module(module, taken, device, options)
+                for size, module in modules.items()
+            }
             executables.append({size: (in_batches_of(own, size),) for size in batch_sizes})
-        input_size = self._manifest.input_size
         costs = [
             {
                 size: time_batch(executable, graph.key, input_size, size)
@@ -104,7 +113,9 @@ class StableHloGraphs:
                 "with --batch-sizes to have its own graph",
                 *(graph.key, ", ".join(map(str, modules)), ", ".join(map(str, padded))),
             )
-        return Executed(executables, costs[0])
+        row = COMPILERS[self.compiler]
+        depth = min(row.depth_on(device_name(device)) for device in self._devices)
+        return Executed(executables, costs[0], depth)
 
 
 def _read_whole(folder: Path, manifest: Manifest, name: str) -> bytes:

@@ -1,6 +1,7 @@
 """A compiled graph, which predicts and explains batches of images. Free of TensorFlow."""
 
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -60,7 +61,7 @@ class CompiledGraph:
         executables: Executables by batch size, ascending; all sizes have equally many.
         cost_s: Seconds that a batch of each size takes on the whole device, as measured.
         other_devices: The executables of further devices.
-        depth: How many batches may be in flight on a device (``CompilerRow.depth``).
+        depth: How many batches may be in flight on a device (``CompilerRow.depths``).
     """
 
     def __init__(
@@ -82,6 +83,8 @@ class CompiledGraph:
             for of_device in (executables, *other_devices)
             for number in range(count)
         ]
+        # Free buffers by batch size; a deque may be used by several threads.
+        self._buffers: Mapping[int, deque[Array]] = {size: deque() for size in cost_s}
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -173,7 +176,7 @@ class CompiledGraph:
         Returns:
             A function that waits for the outputs and returns them.
         """
-        images = np.empty((padded_size, *self._image_shape), self.key.pixel_type)
+        images = self._take_buffer(padded_size)
         images[len(items) :] = 0
         classes = np.full((padded_size, self.key.max_targets), by_rank(0), np.int32)
         against = np.full_like(classes, NO_CLASS)
@@ -183,11 +186,24 @@ class CompiledGraph:
                 classes[row, slot], against[row, slot] = target.index, target.against
         outputs = self._by_device[device][padded_size](images, classes, against)
         target_counts = [len(item.targets) for item in items]
-        return lambda: self._split(outputs, target_counts)
+        return lambda: self._split(outputs, target_counts, images)
 
-    def _split(self, outputs: Sequence[Array], target_counts: Sequence[int]) -> list[GraphOutput]:
+    def _take_buffer(self, padded_size: int) -> Array:
+        """Returns memory for the images of a batch: that of an earlier batch, if there is one.
+
+        A new buffer of many megabytes has no pages yet, and takes longer to fill than to copy.
+        """
+        try:
+            return self._buffers[padded_size].pop()
+        except IndexError:
+            return np.empty((padded_size, *self._image_shape), self.key.pixel_type)
+
+    def _split(
+        self, outputs: Sequence[Array], target_counts: Sequence[int], images: Array
+    ) -> list[GraphOutput]:
         """Waits for the outputs of a batch, and returns those of each of its images."""
         logits, probabilities, chosen, scores, *maps = map(np.asarray, outputs)
+        self._buffers[len(images)].append(images)
         return [
             GraphOutput(
                 logits[row],

@@ -109,7 +109,9 @@ class ExportedSource:
         # The strongest channels come first, so fewer of them need no graph of their own.
         own_key = replace(self._keys[number], channel_count=key.channel_count)
         input_size = self._manifest.input_size
-        return CompiledGraph(own_key, input_size, graphs.compiler, first, executed.cost_s, others)
+        return CompiledGraph(
+            *(own_key, input_size, graphs.compiler, first, executed.cost_s, others, executed.depth)
+        )
 
     def _find(self, key: GraphKey) -> int:
         """Finds a graph for at least as many targets and channels; unused targets cost little.

@@ -4,12 +4,10 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from time import perf_counter
 from typing import TypeVar
 
 import numpy as np
 
-from gradcam_server.domain.graph_io import NO_CLASS
 from gradcam_server.domain.options import Compiler, Precision
 from gradcam_server.errors import CompilerError, DisconnectedLayerError, quote
 from gradcam_server.graphs.compilers.base import (
@@ -22,6 +20,7 @@ from gradcam_server.graphs.compilers.base import (
 from gradcam_server.graphs.compilers.timing_cache import TimingCache
 from gradcam_server.graphs.executable import Array, CompiledGraph, Executable, Executables
 from gradcam_server.graphs.explanation import ExplanationGraph
+from gradcam_server.graphs.timing import noise_batch, quickest_s, seconds_of
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +109,7 @@ class _Trials:
             ", ".join(f"{size}: {seconds * 1e3:.1f}" for size, seconds in cost_s.items()),
         )
         key, input_size = self._graph.key, self._graph.model.input_size
-        depth = COMPILERS[compiler].depth
+        depth = COMPILERS[compiler].depth_on(self._graph.model.device or "CPU:0")
         return CompiledGraph(key, input_size, compiler, executables, cost_s, depth=depth)
 
     def _by_speed(self, timing_cache: TimingCache | None) -> list[Compiler]:
@@ -157,7 +156,7 @@ class _Trials:
             quickest = min(best.values(), default=0.0)
             for compiler, seconds in list(best.items()):
                 if number == 0 or seconds < _MAX_SLOWDOWN * quickest:
-                    run = partial(_seconds, self._executables[compiler][0], arguments)
+                    run = partial(seconds_of, self._executables[compiler][0], arguments)
                     took = self._contained(compiler, logging.WARNING, run)
                     if took is None:
                         del best[compiler]
@@ -229,25 +228,12 @@ def check(graph: ExplanationGraph, executable: Executable, precision: Precision)
 
 def time_executable(graph: ExplanationGraph, executable: Executable, batch_size: int) -> float:
     """Returns the seconds of the quickest of three runs, after a run to warm up."""
-    arguments = _noise(graph, batch_size)
-    seconds = [_seconds(executable, arguments) for _ in range(1 + _TIMED_RUNS)]
-    return min(seconds[1:])
+    return quickest_s(executable, _noise(graph, batch_size), _TIMED_RUNS)
 
 
 def _noise(graph: ExplanationGraph, batch_size: int) -> list[Array]:
-    images, classes, against = graph.signature(batch_size)
-    random = np.random.default_rng(0)
-    return [
-        random.integers(0, 256, images.shape).astype(graph.key.pixel_type),
-        random.integers(0, graph.model.network.class_count, classes.shape, np.int32),
-        np.full(against.shape, NO_CLASS, np.int32),
-    ]
-
-
-def _seconds(executable: Executable, arguments: Sequence[Array]) -> float:
-    started = perf_counter()
-    executable(*arguments)
-    return perf_counter() - started
+    model = graph.model
+    return noise_batch(graph.key, model.input_size, model.network.class_count, batch_size)
 
 
 def _known(cached: Mapping[str, float] | None) -> dict[Compiler, float]:

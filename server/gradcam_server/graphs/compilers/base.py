@@ -35,8 +35,9 @@ class CompilerRow:
         extra: The extra of gradcam-server that installs it.
         packages: The distributions that it uses; it is timed again when a version changes.
         has_streams: Whether it can run several batches side by side on one device.
-        depth: How many batches may be in flight on a device at a time. More than 1 if executables
-            return before the device has computed (``graphs.executable.Executable``).
+        depths: How many batches may be in flight at a time on a device of a type, 1 if the type is
+            not named. More than 1 if executables return before the device has computed
+            (``graphs.executable.Executable``).
         is_verified: Whether its answers are compared with the reference's before it is used.
         options: Keyword arguments of ``prepare``.
     """
@@ -47,9 +48,13 @@ class CompilerRow:
     extra: str
     packages: tuple[str, ...]
     has_streams: bool = False
-    depth: int = 1
+    depths: Mapping[str, int] = field(default_factory=dict)
     is_verified: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def depth_on(self, device: str) -> int:
+        """Returns how many batches may be in flight on a device, such as "GPU:0"."""
+        return self.depths.get(device.partition(":")[0], 1)
 
 
 _TENSORFLOW = CompilerRow(
@@ -81,6 +86,8 @@ COMPILERS = {
         precisions=_FLOATS,
         extra="jax",
         packages=("jax", "jaxlib", "ml_dtypes", "safetensors"),
+        # One is uploaded, one computed and one fetched.
+        depths={"GPU": 3},
     ),
 }
 """The compilers, in the order in which ``--compiler auto`` tries them."""

@@ -38,7 +38,7 @@ def set_up_devices(
         _configure(devices, memory_limit_mib, cache)
     except RuntimeError as error:  # JAX is in use already
         logger.debug("JAX stays as it is: %s", error)
-    found = {_name(device): device for device in _all_devices()}
+    found = {device_name(device): device for device in _all_devices()}
     wanted = list(devices) or [name for name in found if name.startswith("GPU")] or ["CPU:0"]
     for name in wanted:
         if name not in found:
@@ -73,7 +73,8 @@ def _all_devices() -> list[Any]:
     return [*gpus, *jax.devices("cpu")]
 
 
-def _name(device: Any) -> str:
+def device_name(device: Any) -> str:
+    """Returns the name of a ``jax.Device``, such as "GPU:0"."""
     return f"{'CPU' if device.platform == 'cpu' else 'GPU'}:{device.id}"
 
 

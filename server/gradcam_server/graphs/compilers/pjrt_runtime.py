@@ -1,8 +1,11 @@
 """JAX's runtime (PJRT) runs StableHLO modules on CPUs and GPUs. Free of TensorFlow."""
 
 import dataclasses
+import logging
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import jax
@@ -11,15 +14,35 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradcam_server.domain.options import Precision
+from gradcam_server.errors import quote
 from gradcam_server.graphs.compilers.pjrt_modules import (
     Signature,
     read_signature,
     with_fast_products,
 )
 from gradcam_server.graphs.executable import Array, Executable
+from gradcam_server.graphs.timing import quickest_s
+
+logger = logging.getLogger(__name__)
 
 # Values of jax_default_matmul_precision that mean true float32; None is the default.
 _TRUE_FLOAT32 = {None, "highest", "float32"}
+
+# A CUDA graph of the whole model, with the convolutions, which XLA leaves out by itself: a batch of
+# one is launched in two thirds of the time.
+_OPTIONS = {
+    "gpu": {
+        "xla_gpu_enable_command_buffer": (
+            "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,DYNAMIC_SLICE_FUSION,CONVOLUTION"
+        )
+    }
+}
+_SYNCHRONOUS = {"cpu"}
+_TIMED_RUNS = 5
+_ROUNDING = 0.05
+
+# XLA copies an upload of this size on one thread, and gets a new page for each 4 KiB of a larger.
+_MAX_PART_BYTES = 10 << 20
 
 _CACHE_HIT = "/jax/compilation_cache/cache_hits"
 _CACHE_MISS = "/jax/compilation_cache/cache_misses"
@@ -65,24 +88,123 @@ def put_weights(weights: Mapping[str, Array], device: Any) -> dict[str, Any]:
     return {name: jax.device_put(values, device) for name, values in weights.items()}
 
 
-def load_module(artifact: bytes, weights: Sequence[Any], device: Any) -> Executable:
+def load_module(
+    artifact: bytes,
+    weights: Sequence[Any],
+    device: Any,
+    options: Mapping[str, Any] | None = None,
+) -> Executable:
     """Makes an executable of a module. XLA compiles it at its first run.
+
+    On a GPU it returns at once (``graphs.executable.Executable``): images are uploaded on the
+    thread of the caller, and graphs run on a thread of the device.
 
     Args:
         artifact: A module that ``read_signature`` takes.
         weights: The further inputs of ``main``, on the device.
         device: A ``jax.Device``.
+        options: Options of XLA's compiler.
     """
     signature = read_signature(artifact)
     if _may_round():
         artifact = with_fast_products(artifact)
-    function = jax.jit(_exported(artifact, signature, device).call)
+    call = _exported(artifact, signature, device).call
 
-    def run(*arrays: Array) -> Sequence[Array]:
-        inputs = jax.device_put(arrays, device)
-        return [np.asarray(output) for output in jax.device_get(function(*inputs, *weights))]
+    def explain(parts: Sequence[Any], *inputs: Any) -> Sequence[Any]:
+        return call(parts[0] if len(parts) == 1 else jnp.concatenate(parts), *inputs)
 
-    return run
+    function = jax.jit(explain, compiler_options=dict(options) if options else None)
+
+    def launch(inputs: Sequence[Any]) -> Sequence[Any]:
+        outputs = function(*inputs, *weights)
+        for output in outputs:
+            output.copy_to_host_async()
+        return outputs
+
+    if device.platform in _SYNCHRONOUS:
+
+        def run(images: Array, *targets: Array) -> Sequence[Array]:
+            inputs = jax.device_put(([images], *targets), device)
+            return [np.asarray(output) for output in launch(inputs)]
+
+        return run
+
+    launcher, count = _launcher(device), len(signature.outputs)
+
+    def start(images: Array, *targets: Array) -> Sequence[Any]:
+        inputs = jax.device_put((_parts(images), *targets), device)
+        launched = launcher.submit(launch, inputs)
+        return [_Output(launched, number) for number in range(count)]
+
+    return start
+
+
+class _Output:
+    """An output of a run that may not have begun: ``numpy.asarray`` waits for it."""
+
+    def __init__(self, launched: "Future[Sequence[Any]]", number: int) -> None:
+        self._launched, self._number = launched, number
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.asarray(self._launched.result()[self._number], dtype)
+
+
+@cache
+def _launcher(device: Any) -> ThreadPoolExecutor:
+    """Returns the thread that runs graphs on a device.
+
+    To launch a graph takes as long as the graph of one image: meanwhile the next batch is uploaded.
+    """
+    return ThreadPoolExecutor(1, thread_name_prefix=f"launch-{device.id}")
+
+
+def _parts(images: Array) -> Sequence[Array]:
+    """Divides a batch into equal parts, which XLA copies side by side."""
+    count = 1
+    while images.nbytes > count * _MAX_PART_BYTES and len(images) % (2 * count) == 0:
+        count *= 2
+    return np.split(images, count)
+
+
+def choose_options(
+    artifact: bytes, weights: Sequence[Any], device: Any, batch: Sequence[Array]
+) -> Mapping[str, Any] | None:
+    """Finds the fastest options of XLA's compiler for a device, by measurement.
+
+    Args:
+        artifact: A module of the graph.
+        weights: The further inputs of ``main``, on the device.
+        device: A ``jax.Device``.
+        batch: Inputs of the module.
+
+    Returns:
+        The options; None for XLA's own.
+    """
+    best = None
+    if options := _OPTIONS.get(device.platform):
+        usual = load_module(artifact, weights, device)
+        try:
+            other = load_module(artifact, weights, device, options)
+            _check_alike(usual(*batch), other(*batch))
+            if quickest_s(other, batch, _TIMED_RUNS) < quickest_s(usual, batch, _TIMED_RUNS):
+                best = options
+        except Exception as error:  # noqa: BLE001 - XLA's own options are always there
+            logger.info("XLA's options %s are not used: %s", options, quote(error))
+    return best
+
+
+def _check_alike(usual: Sequence[Array], other: Sequence[Array]) -> None:
+    """Compares the floats of two answers to a batch.
+
+    Raises:
+        ValueError: They differ by more than rounding.
+    """
+    for expected, found in zip(map(np.asarray, usual), map(np.asarray, other), strict=True):
+        largest = float(np.abs(expected).max())
+        if expected.dtype.kind == "f" and not np.allclose(
+            found, expected, rtol=0, atol=_ROUNDING * largest
+        ):
+            raise ValueError("their answers differ")
 
 
 def in_batches_of(executables: Mapping[int, Executable], batch_size: int) -> Executable:
@@ -104,7 +226,8 @@ def in_batches_of(executables: Mapping[int, Executable], batch_size: int) -> Exe
             rows = [array[start : start + step] for array in arrays]
             padding = step - len(rows[0])
             padded = [np.concatenate([each, np.repeat(each[-1:], padding, 0)]) for each in rows]
-            parts.append([output[: step - padding] for output in execute(*padded)])
+            outputs = map(np.asarray, execute(*padded))
+            parts.append([output[: step - padding] for output in outputs])
         return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
     return run

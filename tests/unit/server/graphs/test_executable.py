@@ -1,6 +1,6 @@
 """A compiled graph, without a compiler."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -104,3 +104,26 @@ def test_depth_and_expected_time_travel_with_the_graph() -> None:
     assert (one.depth, several.depth) == (3, 3)
     assert [one.expected_s(size) for size in (1, 4)] == [1.0, 2.0]
     assert CompiledGraph(KEY, SIZE, Compiler.XLA, {1: (Device(),)}, {1: 1.0}).depth == 1
+
+
+def test_a_buffer_is_used_again_when_its_batch_is_answered() -> None:
+    """Never while the batch is in flight, and not at all if it failed: a device may still read."""
+    device = Device()
+    compiled = graph(device)
+
+    def dispatch(value: int) -> tuple[Callable[[], object], Array]:
+        wait = compiled.dispatch([item(value)], 4)
+        return wait, device.batches[-1][0]
+
+    (first, one), (_, two) = dispatch(1), dispatch(2)
+    assert one is not two
+    first()
+    failing, three = dispatch(3)
+    assert three is one
+    assert three[0, 0, 0, 0] == 3
+    assert not three[1:].any()
+    device.error = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        failing()
+    _, four = dispatch(4)
+    assert four is not one

@@ -20,6 +20,7 @@ from gradcam_server.domain.registry import ONE_PASS_METHODS as METHODS
 from gradcam_server.domain.registry import REGISTRY
 from gradcam_server.domain.requests import Method, ScoreType
 from gradcam_server.errors import CompilerError, DisconnectedLayerError
+from gradcam_server.graphs import timing
 from gradcam_server.graphs.compilers import autotune, openvino
 from gradcam_server.graphs.compilers.autotune import compile_graph
 from gradcam_server.graphs.compilers.base import (
@@ -170,7 +171,7 @@ def use(patch: pytest.MonkeyPatch, *candidates: Compiler, **fakes: _Fake) -> Non
         return find_compiler(compiler)
 
     patch.setattr(autotune, "find_compiler", find)
-    patch.setattr(autotune, "perf_counter", _CLOCK)
+    patch.setattr(timing, "perf_counter", _CLOCK)
     if candidates:
         patch.setattr(autotune, "find_candidates", lambda device: candidates)
 

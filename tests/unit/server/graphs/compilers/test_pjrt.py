@@ -12,6 +12,7 @@ from jaxlib.mlir.dialects import stablehlo
 
 from gradcam_server.domain.options import Precision
 from gradcam_server.errors import StartupError
+from gradcam_server.graphs.compilers import pjrt_runtime
 from gradcam_server.graphs.compilers.pjrt_devices import parse_memory_mib, set_up_devices
 from gradcam_server.graphs.compilers.pjrt_modules import (
     ModuleError,
@@ -20,6 +21,7 @@ from gradcam_server.graphs.compilers.pjrt_modules import (
     with_fast_products,
 )
 from gradcam_server.graphs.compilers.pjrt_runtime import (
+    choose_options,
     describe_precision,
     in_batches_of,
     load_module,
@@ -68,6 +70,100 @@ def test_weights_are_taken_as_they_are_used() -> None:
     exact, rough = run(x, *np.zeros((2, 2, 1), np.int32))
     np.testing.assert_allclose(exact, x @ both, rtol=1e-5)
     np.testing.assert_allclose(rough.astype(float), x @ (2 * narrow + both), rtol=0.1, atol=0.1)
+
+
+def module(batch_size: int) -> bytes:
+    """Adds the class to the sum of an image's pixels, and multiplies it by a weight."""
+    images = f"tensor<{batch_size}x8x8x3xui8>"
+    floats, targets = images.replace("ui8", "f32"), f"tensor<{batch_size}x1xi32>"
+    scores = targets.replace("i32", "f32")
+    return from_text(f"""
+        func.func @main(
+          %x: {images}, %c: {targets}, %a: {targets}, %w: {scores}
+        ) -> {scores} {{
+          %f = stablehlo.convert %x : ({images}) -> {floats}
+          %zero = stablehlo.constant dense<0.0> : tensor<f32>
+          %sum = stablehlo.reduce(%f init: %zero)
+            applies stablehlo.add across dimensions = [1, 2, 3]
+            : ({floats}, tensor<f32>) -> tensor<{batch_size}xf32>
+          %r = stablehlo.reshape %sum : (tensor<{batch_size}xf32>) -> {scores}
+          %d = stablehlo.convert %c : ({targets}) -> {scores}
+          %t = stablehlo.add %r, %d : {scores}
+          %o = stablehlo.multiply %t, %w : {scores}
+          return %o : {scores}
+        }}
+    """)
+
+
+def batch(size: int) -> list[Array]:
+    images = np.random.default_rng(size).integers(0, 256, (size, 8, 8, 3), np.uint8)
+    return [images, np.arange(size, dtype=np.int32)[:, None], np.zeros((size, 1), np.int32)]
+
+
+def expected(inputs: Sequence[Array]) -> Array:
+    images, classes, _ = inputs
+    return 2.0 * (images.sum((1, 2, 3), dtype=np.float32)[:, None] + classes)
+
+
+@pytest.mark.parametrize("size", [1, 6, 8])
+def test_a_gpu_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Several runs are begun before the first is read; large batches are uploaded in parts."""
+    monkeypatch.setattr(pjrt_runtime, "_SYNCHRONOUS", set())
+    monkeypatch.setattr(pjrt_runtime, "_MAX_PART_BYTES", 400)
+    (device,) = set_up_devices(["CPU:0"])
+    (weight,) = put_weights({"w": np.full((size, 1), 2, np.float32)}, device).values()
+    run = load_module(module(size), [weight], device)
+    batches = [batch(size) for _ in range(3)]
+    for inputs, (output,) in [(inputs, run(*inputs)) for inputs in batches]:
+        assert not isinstance(output, np.ndarray)
+        np.testing.assert_allclose(np.asarray(output), expected(inputs), rtol=1e-6)
+
+
+def test_what_fails_on_a_gpu_fails_its_batch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error comes when the outputs are read; the next batch is computed."""
+    monkeypatch.setattr(pjrt_runtime, "_SYNCHRONOUS", set())
+    (device,) = set_up_devices(["CPU:0"])
+    (weight,) = put_weights({"w": np.full((2, 1), 2, np.float32)}, device).values()
+    run = load_module(module(2), [weight], device)
+    (wrong,) = run(*batch(3))
+    (right,) = run(*batch(2))
+    with pytest.raises(Exception, match="shape"):
+        np.asarray(wrong)
+    np.testing.assert_allclose(np.asarray(right), expected(batch(2)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "quicker", "chosen"),
+    [
+        ("xla_cpu_enable_fast_math", True, True),
+        ("xla_cpu_enable_fast_math", False, False),
+        ("xla_no_such_option", True, False),
+    ],
+)
+def test_options_of_xla_are_chosen_by_measurement(
+    monkeypatch: pytest.MonkeyPatch, name: str, quicker: bool, chosen: bool
+) -> None:
+    """Those that this XLA does not have are left out."""
+    options, times = {name: False}, iter([1.0, 2.0] if quicker else [2.0, 1.0])
+    monkeypatch.setattr(pjrt_runtime, "_OPTIONS", {"cpu": options})
+    monkeypatch.setattr(pjrt_runtime, "quickest_s", lambda *_: next(times))
+    (device,) = set_up_devices(["CPU:0"])
+    (weight,) = put_weights({"w": np.full((2, 1), 2, np.float32)}, device).values()
+    found = choose_options(module(2), [weight], device, batch(2))
+    assert found == (options if chosen else None)
+
+
+def test_options_that_change_the_answers_are_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However quick they are."""
+    (device,) = set_up_devices(["CPU:0"])
+    (weight,) = put_weights({"w": np.full((2, 1), 2, np.float32)}, device).values()
+
+    def load(_module: bytes, _weights: object, _device: object, options: object = None) -> object:
+        return lambda *_: [np.full(3, 2.0 if options else 1.0)]
+
+    monkeypatch.setattr(pjrt_runtime, "_OPTIONS", {"cpu": {"xla_cpu_enable_fast_math": "true"}})
+    monkeypatch.setattr(pjrt_runtime, "load_module", load)
+    assert choose_options(module(2), [weight], device, batch(2)) is None
 
 
 def test_a_module_names_nothing_of_its_machine() -> None:

@@ -48,8 +48,10 @@ def test_long_runs_are_timed_less_often(monkeypatch: pytest.MonkeyPatch) -> None
 def test_noise_is_of_the_types_and_sizes_of_a_batch() -> None:
     """Without classes to contrast with."""
     images, classes, against = noise_batch(KEY, (4, 6), 3, 2)
-    assert (images.shape, images.dtype) == ((2, 4, 6, 3), np.uint8)
+    assert images.shape == (2, 4, 6, 3)
+    assert images.dtype == np.uint8
     assert len(np.unique(images)) > 50
-    assert (classes.shape, classes.dtype) == ((2, 2), np.int32)
+    assert classes.shape == (2, 2)
+    assert classes.dtype == np.int32
     assert set(classes.ravel()) <= {0, 1, 2}
     assert (against == NO_CLASS).all()

@@ -47,7 +47,7 @@ class Network:
         self.manifest = read_manifest(folder)
         self._folder, self._fast_products = folder, fast_products
         self._config = ServeConfig(
-            model=(f"resnet50={folder}",),
+            model=(f"{self.manifest.name}={folder}",),
             device=(device,),
             cache_dir=None if cache is None else str(cache),
         )

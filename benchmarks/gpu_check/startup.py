@@ -19,12 +19,17 @@ _READ = re.compile(r"Read .* and compiled it in ([\d.]+) s")
 
 
 def read_log(log: str) -> Row:
-    """Returns what a server's log says of its start: modules compiled and read, and the seconds."""
-    compiled, seconds = _COMPILED.findall(log), _READ.findall(log)
+    """Returns what a server's log says of its start.
+
+    Returns:
+        ``compiled_modules`` and ``cached_modules``, which were compiled and read from the cache,
+        and ``graphs_s``, the seconds of both with the first runs; None for what is not in the log.
+    """
+    modules, seconds = _COMPILED.findall(log), _READ.findall(log)
     return {
-        "compiled_modules": sum(int(count) for count, _ in compiled),
-        "cached_modules": sum(int(count) for _, count in compiled),
-        "graphs_s": round(sum(map(float, seconds)), 1),
+        "compiled_modules": sum(int(count) for count, _ in modules) if modules else None,
+        "cached_modules": sum(int(count) for _, count in modules) if modules else None,
+        "graphs_s": round(sum(map(float, seconds)), 1) if seconds else None,
     }
 
 

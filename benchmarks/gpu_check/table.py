@@ -286,8 +286,8 @@ def _startup(results: Row) -> Iterator[str]:
     header = ["export", "cache", "start to SERVING, s", "of it graphs, s", "compiled", "from cache"]
     cells = [
         [
-            *(row["export"], row["cache"], f"{row['ready_s']:.1f}", f"{row['graphs_s']:.1f}"),
-            *(str(row["compiled_modules"]), str(row["cached_modules"])),
+            *(row["export"], row["cache"], f"{row['ready_s']:.1f}", _cell(row["graphs_s"])),
+            *(_cell(row["compiled_modules"]), _cell(row["cached_modules"])),
         ]
         for row in _rows(results, "startup")
     ]

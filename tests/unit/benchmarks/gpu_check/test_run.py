@@ -32,7 +32,7 @@ GRAPH = {
 }
 BODIES = {
     "good": "write({'seconds': float(arguments.seconds), 'bare': arguments.bare})",
-    "rate": f"pathlib.Path(arguments.out).write_text(json.dumps({{'rows': [{GRAPH}], 'notes': []}}))",
+    "rate": f"write({GRAPH})",
     "bad": "write({'number': 1})\nsys.exit('a reason')",
     "silent": "sys.exit('no rows')",
     "slow": (
@@ -63,9 +63,7 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
         (tmp_path / name).mkdir()
     (tmp_path / "bundle" / "bundle.json").write_text('{"format": 1, "seed": 0}')
     environment = {**os.environ, "PYTHONPATH": str(code)}
-    found = Check(
-        tmp_path / "bundle", tmp_path / "out", 1.0, environment, tmp_path / "scratch", {}
-    )
+    found = Check(tmp_path / "bundle", tmp_path / "out", 1.0, environment, tmp_path / "scratch", {})
     found.results["platform"] = "cpu"
     monkeypatch.setattr(run, "_GRACE_S", 0.5)
     monkeypatch.setattr(run, "_MIN_PART_S", 0.0)

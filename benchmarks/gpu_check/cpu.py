@@ -7,8 +7,8 @@ import argparse
 import importlib.util
 import shutil
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from gpu_check.part import Part, Row, add_options
 from gpu_check.timing import Call, Wait, alone_ms, rates_by_turns
@@ -47,7 +47,7 @@ def _measure_torch(part: Part, short: bool) -> None:
         way = f"torch, closed form, eager, {str(dtype).removeprefix('torch.')}"
         for batch_size in _SMALL if short else _BATCH_SIZES:
             pixels = images(batch_size, "cpu")
-            _add(part, way, batch_size, 5, lambda p=pixels, e=explain: e(p))
+            _add(part, way, batch_size, 5, partial(explain, pixels))
 
 
 def _measure_torch_compile(part: Part) -> None:
@@ -62,7 +62,7 @@ def _measure_torch_compile(part: Part) -> None:
         explain = torch.compile(closed_form(build("cpu", dtype)), dynamic=False)
         pixels = images(batch_size, "cpu")
         way = f"torch.compile, closed form, {str(dtype).removeprefix('torch.')}"
-        _add(part, way, batch_size, _COMPILE_S, lambda p=pixels, e=explain: e(p))
+        _add(part, way, batch_size, _COMPILE_S, partial(explain, pixels))
 
 
 def _measure_jax(part: Part, cache: Path | None, batch_sizes: tuple[int, ...]) -> None:
@@ -75,8 +75,7 @@ def _measure_jax(part: Part, cache: Path | None, batch_sizes: tuple[int, ...]) -
         function = network.explain(batch_size)
         inputs = [jax.device_put(one, network.device) for one in network.arrays(batch_size)]
         way = "our graph by JAX, float32"
-        call: Any = lambda f=function, i=inputs: f(*i)  # noqa: E731 - bound to this turn
-        _add(part, way, batch_size, 15, call, jax.block_until_ready)
+        _add(part, way, batch_size, 15, partial(function, *inputs), jax.block_until_ready)
 
 
 def _add(

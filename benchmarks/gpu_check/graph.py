@@ -11,6 +11,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,11 @@ def with_ceilings(row: Row, ceilings: Row | None) -> Row:
     return {**row, "max_images_per_s": bounds, "share_of_max": share}
 
 
+def _measure(network: Network, names: Row, effort: Effort, ceilings: Row | None) -> Row:
+    values = measure_batch_size(network, names["batch_size"], effort)
+    return with_ceilings({**names, **values}, ceilings)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_options(parser)
@@ -144,14 +150,8 @@ def main() -> None:
     sizes = [size for size in effort.batch_sizes if size in network.batch_sizes]
     for number, batch_size in enumerate(sizes):
         names = {"kind": "graph", "precision": arguments.precision, "batch_size": batch_size}
-        part.measure(
-            names,
-            effort.needed_s,
-            lambda names=names, size=batch_size: with_ceilings(
-                {**names, **measure_batch_size(network, size, effort)}, ceilings
-            ),
-            always=number == 0,
-        )
+        run = partial(_measure, network, names, effort, ceilings)
+        part.measure(names, effort.needed_s, run, always=number == 0)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ FORMAT = 1
 _OURS = "gradcam-server"
 # What a part may take beyond its share: its end may come in the middle of a row.
 _GRACE_S = 15.0
+# How long a part may take to close its servers after SIGTERM.
 _STOP_S = 12.0
 _MIN_PART_S = 15.0
 
@@ -220,7 +221,7 @@ class Check:
             step for step in STEPS if platform in step.platforms and (not only or step.name in only)
         ]
         while steps:
-            left_s = self._ends - monotonic()
+            left_s = self._ends - monotonic() - _STOP_S
             seconds = shares(steps, left_s)
             step = steps.pop(0)
             if left_s < _MIN_PART_S:

@@ -1,8 +1,8 @@
 """Part of the check: ``gradcam serve`` on the device under load, with 8, 4 and 1 front ends.
 
 The load generators are those of ``gradcam bench serving``; each has many connections, which the
-kernel spreads over the front ends. "efficiency" is the throughput over that of the bare graph from
-the host at its best batch size (``--bare``, from the part ``graph``).
+kernel spreads over the front ends. ``--bare`` is the throughput of the bare graph from the host at
+its best batch size, from the part ``graph``: the first row repeats it.
 
 Usage: python -m gpu_check.served --bundle FOLDER --platform cuda --seconds 90 --out FILE
 """
@@ -104,7 +104,7 @@ def serve_options(
 
 
 def measure_server(
-    part: Part, server: RunningServer, frontends: int, effort: Effort, image: Path, size: Any
+    part: Part, server: RunningServer, frontends: int, effort: Effort, image: Path | None, size: Any
 ) -> None:
     """Measures a server: closed loops, then open loops at shares of their throughput."""
     messages = {payload: request(payload, image, size) for payload in ("raw", "jpeg")}
@@ -117,7 +117,7 @@ def measure_server(
     several = {key: SeveralConnections(make, effort.connections) for key, make in calls.items()}
     with Generators(effort.generators) as generators:
 
-        def run(clients: Mapping[tuple[str, str], MakeLoadClient], plan: Plan) -> list[Row]:
+        def run(clients: Mapping[tuple[str, str], MakeLoadClient], plan: Plan) -> Sequence[Row]:
             subject = Subject("gradcam-server", clients, server.pid, server.ready_s)
             rows = measure([subject], plan, generators)
             loads = [row for row in rows if row["kind"] == "load"]

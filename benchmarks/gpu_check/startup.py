@@ -5,6 +5,7 @@ Usage: python -m gpu_check.startup --bundle FOLDER --platform cuda --seconds 60 
 
 import re
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from gpu_check.part import Part, Row, parse_part
@@ -54,7 +55,7 @@ def main() -> None:
                 part.measure(
                     {"kind": "startup", "export": export, "cache": "empty" if is_empty else "full"},
                     needed_s if is_empty else needed_s / 3,
-                    lambda export=export, cache=Path(cache): start(part, export, cache),
+                    partial(start, part, export, Path(cache)),
                     always=not part.rows,
                 )
 

@@ -43,8 +43,13 @@ def test_a_row_that_fails_leaves_the_others(part: Part) -> None:
 def test_a_row_without_time_is_named(part: Part) -> None:
     """A row that needs more time than is left is skipped, and a note says so."""
     asked = []
-    part.measure({"kind": "made up", "way": "slow"}, 90, lambda: asked.append(1) or {})
+
+    def run() -> Row:
+        asked.append(1)
+        return {}
+
+    part.measure({"kind": "made up", "way": "slow"}, 90, run)
     assert not asked
     assert "slow" in read(part.out)["notes"][0]
-    part.measure({"kind": "made up"}, 90, lambda: asked.append(1) or {}, always=True)
+    part.measure({"kind": "made up"}, 90, run, always=True)
     assert asked == [1]

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.flax import load_file
 
+from gpu_check.weights import PREDICT, predict_module
 from gradcam_server.config.models import model_specs
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.graph_io import NO_CLASS, GraphItem, GraphTarget, by_rank
@@ -73,10 +74,11 @@ class Network:
 
     def predict(self, batch_size: int) -> Callable[..., Any] | None:
         """Returns the same without explanations, or None if there is none of this batch size."""
-        name, weights = f"predict_{batch_size}.mlirbc", self._folder / "predict.json"
+        name = predict_module(batch_size)
         if not (self._folder / name).exists():
             return None
-        return self._function(name, json.loads(weights.read_text("utf-8"))["weights"])
+        names = json.loads((self._folder / PREDICT).read_text("utf-8"))["weights"]
+        return self._function(name, names)
 
     def compiled(self, batch_size: int) -> CompiledGraph:
         """Returns the graph that the server runs, for one batch size."""

@@ -1,43 +1,85 @@
 """The bare graph is measured through the product's own code."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from gpu_check.graph import Effort, measure_batch_size, with_ceilings
 from gpu_check.networks import Network
 from gpu_check.startup import read_log
-from support.tiny_stablehlo import CLASSES, TARGETS, WEIGHT, write_tiny_stablehlo
+from gpu_check.weights import PREDICT, draw_weights, predict_module
+from gradcam_server.domain.graph_io import GraphItem, GraphTarget
+from gradcam_server.exports.manifest import WEIGHTS, read_manifest
+from support.tiny_stablehlo import TARGETS, to_module, write_stablehlo
 
 EFFORT = Effort(2, 0.01, 2, 0.01, 1.0, (1, 4))
 
 
+def predict(images: Any, _classes: Any, _against: Any, kernel: Any, bias: Any, head: Any) -> Any:
+    activation = jax.nn.relu(images.astype(kernel.dtype) @ kernel[0, 0] + bias)
+    logits = activation.mean((1, 2)) @ head
+    return logits, jax.nn.softmax(logits)
+
+
+def weights_of(folder: Path) -> dict[str, NDArray[Any]]:
+    """The weights in the order of the graph's inputs."""
+    weights = load_file(folder / WEIGHTS)
+    return {name: weights[name] for name in read_manifest(folder).graphs[0].weights}
+
+
+def true_logits(folder: Path, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """The logits in float64, by NumPy."""
+    kernel, bias, head = (value.astype(float) for value in weights_of(folder).values())
+    return np.maximum(images @ kernel[0, 0] + bias, 0).mean((1, 2)) @ head
+
+
 @pytest.fixture
-def network(tmp_path: Path) -> Network:
-    write_tiny_stablehlo(tmp_path / "tiny")
-    return Network(tmp_path / "tiny", "CPU:0", tmp_path / "cache")
+def folder(tmp_path: Path) -> Path:
+    """An export as the bundle has it, with a module that predicts alone for batch size 1."""
+    found = tmp_path / "tiny"
+    write_stablehlo(found, (1, 4))
+    draw_weights(found, 0)
+    weights = weights_of(found)
+    (found / predict_module(1)).write_bytes(to_module(predict, 1, weights))
+    (found / PREDICT).write_text(json.dumps({"weights": list(weights)}))
+    return found
+
+
+@pytest.fixture
+def network(folder: Path, tmp_path: Path) -> Network:
+    return Network(folder, "CPU:0", tmp_path / "cache")
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_the_measured_function_gives_the_answers_of_the_served_graph(
-    network: Network, batch_size: int
+def test_the_measured_functions_give_the_answers_of_the_served_graph(
+    network: Network, folder: Path, batch_size: int
 ) -> None:
     """What is timed on the device is the graph that the server runs, with all its answers."""
     assert network.batch_sizes == (1, 4)
     images, classes, against = network.arrays(batch_size)
-    logits, _, chosen, _, maps = jax.device_get(
-        network.explain(batch_size)(images, classes, against)
-    )
-    assert logits.shape == (batch_size, CLASSES)
-    np.testing.assert_allclose(logits, images.mean((1, 2)) @ WEIGHT, rtol=1e-4, atol=1e-3)
-    served = network.compiled(batch_size).run(network.items(batch_size), batch_size)
+    classes[:] = np.arange(TARGETS)
+    outputs = network.explain(batch_size)(images, classes, against)
+    logits, _, chosen, _, maps = jax.device_get(outputs)
+    expected = true_logits(folder, images)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    assert np.ptp(maps) > 0
+    items = [GraphItem(image, [GraphTarget(index) for index in range(3)]) for image in images]
+    served = network.compiled(batch_size).run(items, batch_size)
     for row, answer in enumerate(served):
         np.testing.assert_allclose(answer.logits, logits[row], rtol=1e-6)
-        np.testing.assert_array_equal(answer.classes, chosen[row][:1])
-        np.testing.assert_allclose(answer.maps[0], maps[row][:1], rtol=1e-6)
-    assert maps.shape[1] == TARGETS
+        np.testing.assert_array_equal(answer.classes, chosen[row][:3])
+        np.testing.assert_allclose(answer.maps[0], maps[row][:3], rtol=1e-6)
+    predicted = network.predict(batch_size)
+    assert (predicted is None) == (batch_size == 4)
+    if predicted is not None:
+        alone = jax.device_get(predicted(images, classes, against)[0])
+        np.testing.assert_allclose(alone, logits, rtol=1e-5)
 
 
 def test_prediction_is_compared_where_the_bundle_has_it(network: Network) -> None:
@@ -52,16 +94,16 @@ def test_prediction_is_compared_where_the_bundle_has_it(network: Network) -> Non
         assert min(row["call_ms"], row["numpy_call_ms"], row["compile_s"]) > 0
 
 
-def test_fast_products_give_the_same_answers_on_a_cpu(tmp_path: Path) -> None:
+def test_fast_products_give_the_same_answers_on_a_cpu(folder: Path) -> None:
     """The module that may round is read, and a CPU does not round."""
-    write_tiny_stablehlo(tmp_path / "tiny")
     try:
-        network = Network(tmp_path / "tiny", "CPU:0", None, fast_products=True)
+        network = Network(folder, "CPU:0", None, fast_products=True)
         inputs = network.arrays(1)
         logits = np.asarray(network.explain(1)(*inputs)[0])
     finally:
         jax.config.update("jax_default_matmul_precision", None)
-    np.testing.assert_allclose(logits, inputs[0].mean((1, 2)) @ WEIGHT, rtol=1e-4, atol=1e-3)
+    expected = true_logits(folder, inputs[0])
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
 def test_only_bfloat16_is_compared_with_the_ceiling_of_bfloat16() -> None:

@@ -8,7 +8,7 @@ import pytest
 from gpu_check.served import SeveralConnections, effort_for, serve_options
 from gradcam_server.cli.serve import read_arguments
 from gradcam_server.exports.manifest import read_manifest
-from support.tiny_stablehlo import write_tiny_stablehlo
+from support.tiny_stablehlo import write_stablehlo
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_requests_are_spread_over_all_connections() -> None:
 @pytest.mark.parametrize("cache", [None, Path("cache")])
 def test_the_server_takes_the_options(tmp_path: Path, cache: Path | None) -> None:
     """They are options of gradcam serve, with every batch size of the export."""
-    write_tiny_stablehlo(tmp_path / "tiny", (1, 2, 4))
+    write_stablehlo(tmp_path / "tiny", (1, 2, 4))
     manifest = read_manifest(tmp_path / "tiny")
     config = read_arguments(serve_options(tmp_path / "tiny", manifest, "CPU:0", 4, cache))
     assert config.batch_sizes == (1, 2, 4)

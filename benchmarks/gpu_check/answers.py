@@ -53,15 +53,17 @@ def compare(
         correlation of a map; whether each image has the true top class; and whether that is right.
         Values that are not finite are never right.
     """
-    ours, expected = (_rows(maps), _rows(true_maps))
+    ours, expected = _rows(maps), _rows(true_maps)
     largest = np.abs(expected).max(axis=1)
-    map_difference = np.abs(ours - expected).max(axis=1) / np.where(largest > 0, largest, 1.0)
-    logit_difference = np.abs(np.asarray(logits, np.float64) - true_logits).max()
     same_top = bool((logits.argmax(axis=1) == true_logits.argmax(axis=1)).all())
+    with np.errstate(invalid="ignore"):  # of values that are not finite
+        map_difference = np.abs(ours - expected).max(axis=1) / np.where(largest > 0, largest, 1.0)
+        logit_difference = np.abs(logits - true_logits).max() / np.abs(true_logits).max()
+        correlations = list(map(_correlation, ours, expected))
     found = {
-        "logit_difference": float(logit_difference / np.abs(true_logits).max()),
+        "logit_difference": float(logit_difference),
         "map_difference": float(map_difference.max()),
-        "min_correlation": float(min(map(_correlation, ours, expected))),
+        "min_correlation": float(np.min(correlations)),
         "same_top_class": same_top,
     }
     if precision == "float32":
@@ -145,16 +147,17 @@ def check_graph(
         A row for each batch size.
     """
     graph = manifest.graphs[number]
-    sizes = sorted(graph.modules)
+    sizes, targets = sorted(graph.modules), graph.key.max_targets
     (executables,) = graphs.load(number, sizes).executables
     rows = []
     for size in sizes:
         logits, maps, numbers = run_repeated(
-            executables[size][0], size, references.images, references.classes
+            *(executables[size][0], size),
+            *(references.images, references.classes[:, :targets]),
         )
         found = compare(
             *(precision, logits, maps),
-            *(references.logits[numbers], references.maps(number)[numbers]),
+            *(references.logits[numbers], references.maps(number)[numbers, :targets]),
         )
         rows.append({**_title(manifest, number, precision, size), **found})
     return rows
@@ -165,6 +168,7 @@ def _title(manifest: Manifest, number: int, precision: str, batch_size: int) -> 
         "kind": "answers",
         "model": manifest.name,
         "graph": warm_option(manifest.graphs[number].key),
+        "targets": manifest.graphs[number].key.max_targets,
         "precision": precision,
         "batch_size": batch_size,
     }

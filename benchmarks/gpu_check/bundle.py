@@ -8,10 +8,12 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import keras
@@ -23,7 +25,7 @@ from gpu_check.weights import PREDICT, predict_module
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.graph_io import GraphKey
 from gradcam_server.domain.options import GraphFormat, Precision
-from gradcam_server.domain.registry import ONE_PASS_METHODS, REGISTRY
+from gradcam_server.domain.registry import ONE_PASS_METHODS
 from gradcam_server.domain.requests import Method, ResizeMode, ScoreType
 from gradcam_server.engine.engine import Engine
 from gradcam_server.engine.sources.model import ModelSource
@@ -43,6 +45,10 @@ LITE0_SIZES = (1, 8)
 RESNET50_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 PREDICT_SIZES = (1, 128)
 TARGETS = 5
+
+# All methods of one pass explain the logit. The probability changes only the gradient that they
+# take: here are the plain one, one that divides by the gradient, and one that contrasts scores.
+BY_PROBABILITY = (Method.GRAD_CAM, Method.GRAD_CAM_PLUS_PLUS, Method.FINER_CAM)
 
 # What gradcam-server needs and GPU machines with JAX and PyTorch have rarely.
 PACKAGES = (
@@ -78,14 +84,18 @@ def write_bundle(folder: Path) -> None:
     """Writes the whole folder, which must not exist."""
     folder.mkdir(parents=True)
     copy_code(folder)
-    make_wheels(folder / "wheels")
     photographs = sorted((_ROOT / "examples" / "images").glob("*.jpg"))
     (folder / "photographs").mkdir()
     for path in photographs:
         shutil.copy(path, folder / "photographs")
-    keys = export_lite0(folder / "lite0")
-    write_reference(folder / "lite0_reference.npz", keys, photographs)
-    export_resnet50(folder)
+    with _step("wheels"):
+        make_wheels(folder / "wheels")
+    with _step("EfficientNet-Lite0"):
+        keys = export_lite0(folder / "lite0")
+    with _step("the true answers"):
+        write_reference(folder / "lite0_reference.npz", keys, photographs)
+    with _step("ResNet50"):
+        export_resnet50(folder)
     about = {
         "format": 1,
         "gradcam_server": metadata.version("gradcam-server"),
@@ -93,6 +103,13 @@ def write_bundle(folder: Path) -> None:
         "seed": SEED,
     }
     (folder / "bundle.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+
+
+@contextmanager
+def _step(name: str) -> Iterator[None]:
+    began = perf_counter()
+    yield
+    print(f"{perf_counter() - began:6.1f} s   {name}", flush=True)
 
 
 def copy_code(folder: Path) -> None:
@@ -143,12 +160,9 @@ def _export(
 
 
 def _warm_options() -> list[str]:
-    """Returns all methods of one pass, by both scores where these give different maps."""
     return [
-        f"{method}:{score}"
-        for method in ONE_PASS_METHODS
-        for score in ScoreType
-        if score is ScoreType.LOGIT or REGISTRY[method].needs_gradient
+        *(f"{method}:{ScoreType.LOGIT}" for method in ONE_PASS_METHODS),
+        *(f"{method}:{ScoreType.PROBABILITY}" for method in BY_PROBABILITY),
     ]
 
 
@@ -186,10 +200,13 @@ def write_reference(path: Path, keys: Sequence[GraphKey], photographs: Iterable[
     """
     with in_float64():
         model, _ = embedded.build("imagenet")
-        sides = model.input_shape[1:3]
         images = np.stack(
             [
-                fit(decode_image(one.read_bytes(), _MAX_PIXELS), sides, ResizeMode.STRETCH)[0]
+                fit(
+                    decode_image(one.read_bytes(), _MAX_PIXELS),
+                    model.input_shape[1:3],
+                    ResizeMode.STRETCH,
+                )[0]
                 for one in photographs
             ]
         )
@@ -220,7 +237,7 @@ def explain_precisely(
         (name,) = key.layers
         network = keras.Model(model.inputs, [model.get_layer(name).output, model.output])
         with tf.GradientTape(persistent=True) as tape:
-            activation, logits = network(inputs, training=False)
+            activation, logits = network([inputs], training=False)
             probabilities = tf.nn.softmax(logits)
             classes = tf.math.top_k(logits, TARGETS).indices
             values = logits if key.score_type is ScoreType.LOGIT else probabilities

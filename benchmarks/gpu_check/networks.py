@@ -4,8 +4,7 @@ Needs JAX, and neither TensorFlow nor a server.
 """
 
 import json
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,13 @@ from numpy.typing import NDArray
 from safetensors.flax import load_file
 
 from gpu_check.weights import PREDICT, predict_module
-from gradcam_server.config.models import model_specs
-from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.graph_io import NO_CLASS, GraphItem, GraphTarget, by_rank
-from gradcam_server.engine.sources.export import ExportedSource
+from gradcam_server.domain.options import Compiler
 from gradcam_server.exports.manifest import WEIGHTS, ExportedGraph, read_manifest
 from gradcam_server.graphs.compilers.pjrt_devices import set_up_devices
 from gradcam_server.graphs.compilers.pjrt_modules import read_signature, with_fast_products
-from gradcam_server.graphs.compilers.pjrt_runtime import _exported
-from gradcam_server.graphs.executable import CompilationCounter, CompiledGraph
+from gradcam_server.graphs.compilers.pjrt_runtime import _exported, load_module
+from gradcam_server.graphs.executable import CompiledGraph
 
 
 class Network:
@@ -47,11 +44,6 @@ class Network:
         (self.device,) = set_up_devices([device], cache=None if cache is None else cache / "xla")
         self.manifest = read_manifest(folder)
         self._folder, self._fast_products = folder, fast_products
-        self._config = ServeConfig(
-            model=(f"{self.manifest.name}={folder}",),
-            device=(device,),
-            cache_dir=None if cache is None else str(cache),
-        )
         loaded = load_file(folder / WEIGHTS)
         self._weights = {key: jax.device_put(value, self.device) for key, value in loaded.items()}
 
@@ -82,8 +74,11 @@ class Network:
 
     def compiled(self, batch_size: int) -> CompiledGraph:
         """Returns the graph that the server runs, for one batch size."""
-        graph: CompiledGraph = self._source.compile(self.graph.key, (batch_size,))
-        return graph
+        artifact = (self._folder / self.graph.modules[batch_size]).read_bytes()
+        executable = load_module(artifact, self._taken(self.graph.weights), self.device)
+        by_size, unknown_s = {batch_size: (executable,)}, {batch_size: 0.0}
+        input_size = self.manifest.input_size
+        return CompiledGraph(self.graph.key, input_size, Compiler.PJRT, by_size, unknown_s)
 
     def arrays(self, batch_size: int) -> tuple[NDArray[Any], ...]:
         """Makes the inputs of a batch: random images, and their top classes to explain."""
@@ -100,16 +95,14 @@ class Network:
             for _ in range(batch_size)
         ]
 
-    @cached_property
-    def _source(self) -> ExportedSource:
-        (spec,) = model_specs(self._config)
-        return ExportedSource(spec, self._config, CompilationCounter())
+    def _taken(self, names: Iterable[str]) -> list[Any]:
+        return [self._weights[name] for name in names]
 
-    def _function(self, file: str, names: Any) -> Callable[..., Any]:
+    def _function(self, file: str, names: Iterable[str]) -> Callable[..., Any]:
         artifact = (self._folder / file).read_bytes()
         signature = read_signature(artifact)
         if self._fast_products:
             artifact = with_fast_products(artifact)
         function = jax.jit(_exported(artifact, signature, self.device).call)
-        weights = [self._weights[name] for name in names]
+        weights = self._taken(names)
         return lambda *inputs: function(*inputs, *weights)

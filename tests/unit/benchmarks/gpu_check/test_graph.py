@@ -14,7 +14,9 @@ from gpu_check.graph import Effort, measure_batch_size, with_ceilings
 from gpu_check.networks import Network
 from gpu_check.startup import read_log
 from gpu_check.weights import PREDICT, draw_weights, predict_module
+from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.graph_io import GraphItem, GraphTarget
+from gradcam_server.engine.engine import Engine
 from gradcam_server.exports.manifest import WEIGHTS, read_manifest
 from support.tiny_stablehlo import TARGETS, to_module, write_stablehlo
 
@@ -116,11 +118,12 @@ def test_only_bfloat16_is_compared_with_the_ceiling_of_bfloat16() -> None:
 
 
 def test_the_servers_log_tells_what_it_compiled(
-    network: Network, caplog: pytest.LogCaptureFixture
+    folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log of the product is understood; what is not in a log is unknown, not zero."""
     with caplog.at_level("INFO"):
-        network.compiled(1)
+        engine = Engine(ServeConfig(model=(f"tiny={folder}",), batch_sizes=(1,)))
+        engine.warm_up()
     assert None not in read_log(caplog.text).values()
     assert set(read_log("Serving resnet50").values()) == {None}
     twice = (

@@ -1,0 +1,64 @@
+"""Part of the check: from the start of ``gradcam serve`` to SERVING, without and with its cache.
+
+Usage: python -m gpu_check.startup --bundle FOLDER --platform cuda --seconds 60 --out FILE
+"""
+
+import re
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from gpu_check.part import Part, Row, parse_part
+from gradcam_server.bench.running import gradcam_serve
+from gradcam_server.exports.manifest import read_manifest
+
+# Exports, and the seconds that a start without a cache takes, roughly.
+_EXPORTS = {"resnet50-bfloat16": 45, "lite0": 20}
+_FILLED_STARTS = 2
+_COMPILED = re.compile(r"Compiled (\d+) modules in .*, and read (\d+) from the compilation cache")
+_READ = re.compile(r"Read .* and compiled it in ([\d.]+) s")
+
+
+def read_log(log: str) -> Row:
+    """Returns what a server's log says of its start.
+
+    Returns:
+        ``compiled_modules`` and ``cached_modules``, which were compiled and read from the cache,
+        and ``graphs_s``, the seconds of both with the first runs; None for what is not in the log.
+    """
+    modules, seconds = _COMPILED.findall(log), _READ.findall(log)
+    return {
+        "compiled_modules": sum(int(count) for count, _ in modules) if modules else None,
+        "cached_modules": sum(int(count) for _, count in modules) if modules else None,
+        "graphs_s": round(sum(map(float, seconds)), 1) if seconds else None,
+    }
+
+
+def start(part: Part, export: str, cache: Path) -> Row:
+    """Starts a server, and ends it when it is SERVING; returns a row's values."""
+    folder = part.bundle / export
+    sizes = ",".join(map(str, read_manifest(folder).graphs[0].modules))
+    options = ["--model", f"{export}={folder}", "--batch-sizes", sizes, "--device", part.device]
+    with gradcam_serve([*options, "--cache-dir", str(cache)]) as server:
+        return {"ready_s": server.ready_s, **read_log(server.text)}
+
+
+def main() -> None:
+    part = parse_part(__doc__)
+    for export, needed_s in _EXPORTS.items():
+        if not (part.bundle / export).exists():
+            part.note(f"{export}: the bundle does not have it")
+            continue
+        with tempfile.TemporaryDirectory() as cache:
+            for number in range(1 + _FILLED_STARTS):
+                is_empty = number == 0
+                part.measure(
+                    {"kind": "startup", "export": export, "cache": "empty" if is_empty else "full"},
+                    needed_s if is_empty else needed_s / 3,
+                    partial(start, part, export, Path(cache)),
+                    always=not part.rows,
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -225,19 +225,22 @@ def explain_precisely(
 
     Args:
         model: EfficientNet-Lite0 in float64.
-        keys: The graphs, each of one layer.
+        keys: The graphs, all of one and the same layer.
         images: The images, (N, H, W, 3).
 
     Returns:
         The arrays of ``write_reference``, without the images.
     """
+    ((name,),) = {key.layers for key in keys}
+    layer = model.get_layer(name).output
     inputs = (images.astype(np.float64) - 127) / 128
+    activation = keras.Model(model.inputs, layer)([inputs], training=False)
+    rest = keras.Model([layer], model.output)
     found: dict[str, NDArray[Any]] = {}
     for number, key in enumerate(keys):
-        (name,) = key.layers
-        network = keras.Model(model.inputs, [model.get_layer(name).output, model.output])
-        with tf.GradientTape(persistent=True) as tape:
-            activation, logits = network([inputs], training=False)
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            tape.watch(activation)
+            logits = rest([activation], training=False)
             probabilities = tf.nn.softmax(logits)
             classes = tf.math.top_k(logits, TARGETS).indices
             values = logits if key.score_type is ScoreType.LOGIT else probabilities

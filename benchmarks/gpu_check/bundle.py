@@ -124,18 +124,16 @@ def copy_code(folder: Path) -> None:
 def make_wheels(folder: Path) -> None:
     """Builds the wheel of this tree, and downloads those that GPU machines lack."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    build = [sys.executable, "-m", "build", "--wheel", "--outdir", folder, _ROOT]
+    build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(_ROOT)]
     subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
     platforms = [word for name in PLATFORMS for word in ("--platform", name)]
     for python in PYTHONS:
-        subprocess.run(
-            [
-                *(*pip, "download", "--only-binary=:all:", "--no-deps", "--dest", folder),
-                *("--python-version", python, "--implementation", "cp", *platforms),
-                *("-c", _ROOT / "constraints.txt", *PACKAGES),
-            ],
-            check=True,
-        )
+        download = [
+            *(*pip, "download", "--only-binary=:all:", "--no-deps", "--dest", str(folder)),
+            *("--python-version", python, "--implementation", "cp", *platforms),
+            *("-c", str(_ROOT / "constraints.txt"), *PACKAGES),
+        ]
+        subprocess.run(download, check=True)
 
 
 def _open(model: str, **options: Any) -> tuple[ModelSource, Sequence[GraphKey]]:
@@ -210,8 +208,8 @@ def write_reference(path: Path, keys: Sequence[GraphKey], photographs: Iterable[
                 for one in photographs
             ]
         )
-        answers = explain_precisely(model, keys, images)
-    np.savez_compressed(path, images=images, **answers)
+        answers: dict[str, Any] = {**explain_precisely(model, keys, images), "images": images}
+    np.savez_compressed(path, **answers)
 
 
 def explain_precisely(

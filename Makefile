@@ -10,7 +10,7 @@ INPUTS := pyproject.toml constraints.txt
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check stubs docs format faults fuzz soak fairness bench-peers bench-graph bench-serving bench-batch bench-report clean
+.PHONY: help demo test check stubs docs format faults fuzz soak fairness bench-peers bench-graph bench-serving bench-batch bench-report gpu-check clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -3
@@ -25,6 +25,7 @@ help:
 	@echo 'make bench-graph              ways to the same answer: ours, torch, ONNX Runtime, OpenVINO'
 	@echo 'make bench-serving            our server beside LitServe, mosec, Ray Serve and Triton'
 	@echo 'make bench-batch              an offline job beside its bare graph'
+	@echo 'make gpu-check                what is claimed of GPUs, in minutes; build/gpu-check/ runs without TensorFlow'
 	@echo 'make bench-report             the tables and plots of benchmarks/README.md'
 
 demo: $(VENV)/demo.stamp
@@ -90,6 +91,11 @@ bench-batch: $(VENV)/dev.stamp
 bench-report:
 	$(BIN)/gradcam bench report $(RESULTS)/graph.json $(sort $(wildcard $(RESULTS)/serving*.json)) \
 		-o benchmarks/README.md
+
+GPU_CHECK := build/gpu-check
+gpu-check: $(VENV)/dev.stamp
+	PYTHONPATH=tests:benchmarks $(BIN)/python -m gpu_check.bundle $(GPU_CHECK)
+	$(BIN)/python $(GPU_CHECK)/run.py --out $(GPU_CHECK)-results
 
 clean:
 	rm -rf $(VENV) .cache build dist out.jpg

@@ -105,7 +105,8 @@ class References:
 
     def maps(self, number: int) -> Float64:
         """Returns the maps of a graph by its place in the manifest, (images, targets, h, w)."""
-        return self._stored[f"maps_{number}"]
+        maps: Float64 = self._stored[f"maps_{number}"]
+        return maps
 
 
 def run_repeated(
@@ -232,7 +233,7 @@ def _compare_precisions(part: Part, references: References, cache: str) -> None:
 
 
 @contextmanager
-def _products_in(precision: str) -> Iterator[None]:
+def products_in(precision: str) -> Iterator[None]:
     """A context in which modules are loaded for products in TF32, or in true float32."""
     name = "jax_default_matmul_precision"
     before = getattr(jax.config, name)
@@ -249,13 +250,13 @@ def main(given: Sequence[str] | None = None) -> None:
     # A cache of its own: no other part has these graphs, and the start is measured elsewhere.
     with tempfile.TemporaryDirectory() as cache:
         opened = _open(part.bundle / "lite0", part, cache)
-        with _products_in("float32"):
+        with products_in("float32"):
             _check_graphs(part, opened, references, "float32")
             _compare_precisions(part, references, cache)
         if part.platform == "cpu":
             part.note("TF32 is of GPUs alone: not checked on this CPU")
             return
-        with _products_in("tf32"):
+        with products_in("tf32"):
             _check_graphs(part, opened, references, "tf32")
 
 

@@ -124,18 +124,16 @@ def copy_code(folder: Path) -> None:
 def make_wheels(folder: Path) -> None:
     """Builds the wheel of this tree, and downloads those that GPU machines lack."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    build = [sys.executable, "-m", "build", "--wheel", "--outdir", folder, _ROOT]
+    build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(_ROOT)]
     subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
     platforms = [word for name in PLATFORMS for word in ("--platform", name)]
     for python in PYTHONS:
-        subprocess.run(
-            [
-                *(*pip, "download", "--only-binary=:all:", "--no-deps", "--dest", folder),
-                *("--python-version", python, "--implementation", "cp", *platforms),
-                *("-c", _ROOT / "constraints.txt", *PACKAGES),
-            ],
-            check=True,
-        )
+        download = [
+            *(*pip, "download", "--only-binary=:all:", "--no-deps", "--dest", str(folder)),
+            *("--python-version", python, "--implementation", "cp", *platforms),
+            *("-c", str(_ROOT / "constraints.txt"), *PACKAGES),
+        ]
+        subprocess.run(download, check=True)
 
 
 def _open(model: str, **options: Any) -> tuple[ModelSource, Sequence[GraphKey]]:
@@ -210,8 +208,8 @@ def write_reference(path: Path, keys: Sequence[GraphKey], photographs: Iterable[
                 for one in photographs
             ]
         )
-        answers = explain_precisely(model, keys, images)
-    np.savez_compressed(path, images=images, **answers)
+        answers: dict[str, Any] = {**explain_precisely(model, keys, images), "images": images}
+    np.savez_compressed(path, **answers)
 
 
 def explain_precisely(
@@ -225,19 +223,22 @@ def explain_precisely(
 
     Args:
         model: EfficientNet-Lite0 in float64.
-        keys: The graphs, each of one layer.
+        keys: The graphs, all of one and the same layer.
         images: The images, (N, H, W, 3).
 
     Returns:
         The arrays of ``write_reference``, without the images.
     """
+    ((name,),) = {key.layers for key in keys}
+    layer = model.get_layer(name).output
     inputs = (images.astype(np.float64) - 127) / 128
+    activation = keras.Model(model.inputs, layer)([inputs], training=False)
+    rest = keras.Model([layer], model.output)
     found: dict[str, NDArray[Any]] = {}
     for number, key in enumerate(keys):
-        (name,) = key.layers
-        network = keras.Model(model.inputs, [model.get_layer(name).output, model.output])
-        with tf.GradientTape(persistent=True) as tape:
-            activation, logits = network([inputs], training=False)
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            tape.watch(activation)
+            logits = rest([activation], training=False)
             probabilities = tf.nn.softmax(logits)
             classes = tf.math.top_k(logits, TARGETS).indices
             values = logits if key.score_type is ScoreType.LOGIT else probabilities

@@ -5,20 +5,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 from numpy.typing import NDArray
 
 from gpu_check import answers
-from gpu_check.answers import compare
+from gpu_check.answers import References, check_graph, compare
 from gpu_check.weights import draw_weights
+from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.options import Precision
-from gradcam_server.exports.manifest import WEIGHTS
+from gradcam_server.exports.manifest import WEIGHTS, read_manifest
+from gradcam_server.exports.stablehlo_graphs import StableHloGraphs
 from support.tiny_stablehlo import CLASSES, SIZE, TARGETS, write_stablehlo
 
 IMAGES = 3
-Arrays = dict[str, NDArray[Any]]
+Arrays = dict[str, Any]
 
 
 def explain(folder: Path) -> Arrays:
@@ -61,6 +64,14 @@ def check(bundle: Path, seconds: float = 60) -> Any:
     return json.loads(out.read_text())
 
 
+def check_lite0(bundle: Path, precision: str = "float32") -> list[dict[str, Any]]:
+    manifest = read_manifest(bundle / "lite0")
+    config = ServeConfig(device=("CPU:0",), cache_dir=str(bundle / "cache"))
+    graphs = StableHloGraphs(bundle / "lite0", manifest, config)
+    references = References(bundle / "lite0_reference.npz")
+    return check_graph(graphs, manifest, 0, references, precision)
+
+
 def change(bundle: Path, edit: Callable[[Arrays], object]) -> None:
     path = bundle / "lite0_reference.npz"
     with np.load(path) as stored:
@@ -92,16 +103,25 @@ def test_a_wrong_map_is_not_ok(image: int, bundle: Path) -> None:
         one[4, 4] += 1e-3 * np.abs(one).max()
 
     change(bundle, edit)
-    rows = [row for row in check(bundle)["rows"] if row["precision"] == "float32"]
-    assert [row["ok"] for row in rows] == [False, False]
+    assert [row["ok"] for row in check_lite0(bundle)] == [False, False]
 
 
 def test_another_top_class_is_not_ok(bundle: Path) -> None:
     """Maps may be right while the prediction is wrong."""
     change(bundle, lambda arrays: arrays["logits"].__imul__(-1))
-    row = check(bundle)["rows"][0]
-    assert not row["ok"]
-    assert not row["same_top_class"]
+    for row in check_lite0(bundle):
+        assert not row["ok"]
+        assert not row["same_top_class"]
+
+
+def test_tf32_is_of_its_own_rows(bundle: Path) -> None:
+    """Modules are loaded for rounded products in that context, and for true float32 after it."""
+    config: Any = jax.config  # its attributes are made at run time
+    with answers.products_in("tf32"):
+        assert config.jax_default_matmul_precision == "tensorfloat32"
+        rows = check_lite0(bundle, "tf32")
+    assert config.jax_default_matmul_precision is None
+    assert [(row["precision"], row["ok"]) for row in rows] == [("tf32", True)] * 2
 
 
 def test_a_failure_is_a_row(bundle: Path) -> None:

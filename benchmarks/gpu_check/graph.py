@@ -9,7 +9,6 @@ Usage: python -m gpu_check.graph --precision bfloat16 --bundle FOLDER --platform
 
 import argparse
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -44,7 +43,6 @@ class Effort:
         alone: Calls alone.
         alone_s: Seconds for the calls alone, of each kind.
         needed_s: Seconds that a batch size takes, roughly, with its compilation.
-        batch_sizes: The batch sizes, in their order.
     """
 
     rounds: int
@@ -52,13 +50,12 @@ class Effort:
     alone: int
     alone_s: float
     needed_s: float
-    batch_sizes: Sequence[int]
 
 
 EFFORTS = {
-    "cuda": Effort(5, 0.25, 20, 0.5, 10.0, ORDER),
+    "cuda": Effort(5, 0.25, 20, 0.5, 10.0),
     # A rehearsal: XLA's code for CPUs takes about 0.2 s for an image.
-    "cpu": Effort(2, 0.1, 2, 0.1, 25.0, (1, 8)),
+    "cpu": Effort(2, 0.1, 2, 0.1, 25.0),
 }
 
 
@@ -147,7 +144,7 @@ def main() -> None:
             10,
             lambda: measure_ceilings(network.device),
         )
-    sizes = [size for size in effort.batch_sizes if size in network.batch_sizes]
+    sizes = part.batch_sizes(size for size in ORDER if size in network.batch_sizes)
     for number, batch_size in enumerate(sizes):
         names = {"kind": "graph", "precision": arguments.precision, "batch_size": batch_size}
         run = partial(_measure, network, names, effort, ceilings)

@@ -68,7 +68,7 @@ class Step:
 
     Attributes:
         name: Its name in the results.
-        share: Its share of the time, in seconds of 480.
+        share: Its share of the time, about its seconds of eight minutes.
         module: Its module.
         options: Further options.
         has_cache: Whether it shares the compilation cache.
@@ -88,10 +88,10 @@ STEPS = (
     Step("graph-bfloat16", 95, "graph", ("--precision", "bfloat16")),
     Step("torch", 70, "torch_peers"),
     Step("served", 95, "served"),
-    Step("startup", 60, "startup", has_cache=False),
+    Step("startup", 75, "startup", has_cache=False),
     Step("graph-tf32", 30, "graph", ("--precision", "tf32"), platforms=("cuda",)),
     Step("graph-float32", 30, "graph", ("--precision", "float32")),
-    Step("cpu", 50, "cpu"),
+    Step("cpu", 40, "cpu"),
 )
 
 

@@ -24,9 +24,9 @@ from gradcam_server.bench.payload import request
 from gradcam_server.bench.running import RunningServer, gradcam_serve
 from gradcam_server.bench.serving import Plan, Subject, measure
 from gradcam_server.cli.connection import Connection
-from gradcam_server.exports.manifest import Manifest, read_manifest
+from gradcam_server.exports.manifest import read_manifest
 
-_PHASE_S, _SETTLE_S = 3.0, 0.5
+_SETTLE_S = 0.5
 _SHARES = (0.5, 0.8)
 # A photograph's JPEG stands for many requests; the same bytes each time.
 _STREAM, _UNARY, _JPEG = ("raw", "stream"), ("raw", "unary"), ("jpeg", "stream")
@@ -41,6 +41,7 @@ class Effort:
         generators: Processes that generate load.
         connections: Connections of each generator.
         users: Users of the closed loops for each front end.
+        phase_s: Seconds of a load, of which the first half second is not measured.
         needed_s: Seconds that a server takes with its measurements, roughly.
     """
 
@@ -48,16 +49,17 @@ class Effort:
     generators: int
     connections: int
     users: int
+    phase_s: float
     needed_s: float
 
 
 def effort_for(platform: str, cores: int) -> Effort:
     """Returns the effort for a machine: front ends, generators and the engine share the cores."""
     if platform == "cpu":
-        return Effort((1,), 1, 2, 4, 40)
+        return Effort((1,), 1, 2, 4, 5.0, 50)
     generators = max(1, min(6, cores // 2 - 2))
     counts = [count for count in (8, 4, 1) if count + generators < cores or count == 1]
-    return Effort(counts, generators, 8, 128, 30)
+    return Effort(counts, generators, 8, 128, 3.0, 30)
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,10 @@ class _SeveralClients:
 
 
 def serve_options(
-    folder: Path, manifest: Manifest, device: str, frontends: int, cache: Path | None
+    folder: Path, batch_sizes: Sequence[int], device: str, frontends: int, cache: Path | None
 ) -> list[str]:
     """Returns the options of ``gradcam serve``, with room for full batches in the queue."""
-    sizes = ",".join(map(str, manifest.graphs[0].modules))
+    sizes = ",".join(map(str, batch_sizes))
     options = ["--model", f"resnet50={folder}", "--batch-sizes", sizes, "--device", device]
     options += ["--frontends", str(frontends), "--watchdog-s", "120"]
     # The front ends share these limits.
@@ -117,7 +119,12 @@ def measure_server(
     several = {key: SeveralConnections(make, effort.connections) for key, make in calls.items()}
     with Generators(effort.generators) as generators:
 
-        def run(clients: Mapping[tuple[str, str], MakeLoadClient], plan: Plan) -> Sequence[Row]:
+        def run(
+            clients: Mapping[tuple[str, str], MakeLoadClient],
+            users: tuple[int, ...],
+            rates: tuple[float, ...] = (),
+        ) -> Sequence[Row]:
+            plan = Plan(users, rates, effort.phase_s, _SETTLE_S, 1)
             subject = Subject("gradcam-server", clients, server.pid, server.ready_s)
             rows = measure([subject], plan, generators)
             loads = [row for row in rows if row["kind"] == "load"]
@@ -128,16 +135,12 @@ def measure_server(
         users = (effort.users * frontends,)
         is_first = frontends == effort.frontends[0]
         kept = several if is_first else {key: several[key] for key in (_STREAM, _UNARY)}
-        closed = run(kept, Plan(users, (), _PHASE_S, _SETTLE_S, 1))
+        closed = run(kept, users)
         if is_first:
             rate = closed[0]["images_per_s"]["median"]
             rates = tuple(round(share * rate, 1) for share in _SHARES)
-            run({_STREAM: several[_STREAM]}, Plan((), rates, _PHASE_S, _SETTLE_S, 1))
-            run({_STREAM: calls[_STREAM], _UNARY: calls[_UNARY]}, _alone())
-
-
-def _alone() -> Plan:
-    return Plan((1,), (), _PHASE_S, _SETTLE_S, 1)
+            run({_STREAM: several[_STREAM]}, (), rates)
+            run({_STREAM: calls[_STREAM], _UNARY: calls[_UNARY]}, (1,))
 
 
 def main() -> None:
@@ -155,11 +158,12 @@ def main() -> None:
     image = next(iter(sorted((part.bundle / "photographs").glob("*.jpg"))), None)
     folder = part.bundle / "resnet50-bfloat16"
     manifest = read_manifest(folder)
+    batch_sizes = part.batch_sizes(manifest.graphs[0].modules)
     for number, frontends in enumerate(effort.frontends):
         if part.seconds_left < effort.needed_s and number:
             part.note(f"{frontends} front ends: skipped, {part.seconds_left:.0f} s were left")
             continue
-        options = serve_options(folder, manifest, part.device, frontends, arguments.cache)
+        options = serve_options(folder, batch_sizes, part.device, frontends, arguments.cache)
         with ExitStack() as stack:
             try:
                 server = stack.enter_context(gradcam_serve(options))

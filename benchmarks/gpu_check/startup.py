@@ -37,7 +37,8 @@ def read_log(log: str) -> Row:
 def start(part: Part, export: str, cache: Path) -> Row:
     """Starts a server, and ends it when it is SERVING; returns a row's values."""
     folder = part.bundle / export
-    sizes = ",".join(map(str, read_manifest(folder).graphs[0].modules))
+    modules = read_manifest(folder).graphs[0].modules
+    sizes = ",".join(map(str, part.batch_sizes(modules)))
     options = ["--model", f"{export}={folder}", "--batch-sizes", sizes, "--device", part.device]
     with gradcam_serve([*options, "--cache-dir", str(cache)]) as server:
         return {"ready_s": server.ready_s, **read_log(server.text)}

@@ -7,6 +7,7 @@ Usage: python -m gpu_check.torch_peers --bundle FOLDER --platform cuda --seconds
 """
 
 import argparse
+import importlib.util
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -29,15 +30,10 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder of what XLA compiled")
     arguments = parser.parse_args()
     part = Part.of(arguments)
-    try:
-        import torch
-    except ImportError as error:
-        part.note(f"PyTorch was left out: {error}.")
-        return
-    if part.platform == "cpu":
+    if importlib.util.find_spec("torch") is None:
+        part.note("PyTorch was left out: it is not installed")
+    elif part.platform == "cpu":
         _rehearse(part)
-    elif not torch.cuda.is_available():
-        part.note("PyTorch was left out: it sees no GPU.")
     else:
         _pair(part, arguments.cache)
         _measure_alone(part)
@@ -55,9 +51,6 @@ def _rehearse(part: Part) -> None:
 
 def _pair(part: Part, cache: Path | None) -> None:
     """Measures our bfloat16 graph and torch.compile in turns."""
-    import torch
-
-    from gpu_check.torch_network import build, closed_form
 
     def ratio() -> Row:
         import jax
@@ -67,6 +60,12 @@ def _pair(part: Part, cache: Path | None) -> None:
         network = Network(part.bundle / "resnet50-bfloat16", part.device, cache)
         ours = network.explain(_PAIRED_BATCH)
         inputs = [jax.device_put(one, network.device) for one in network.arrays(_PAIRED_BATCH)]
+
+        # JAX has loaded the libraries of CUDA first, as in a process of its own.
+        import torch
+
+        from gpu_check.torch_network import build, closed_form
+
         theirs = _compiled(closed_form(build("cuda", torch.bfloat16)), "default")
         calls = {
             "ours": (lambda: ours(*inputs), jax.block_until_ready),
@@ -93,6 +92,9 @@ def _measure_alone(part: Part) -> None:
         gradient_at_layer,
     )
 
+    if not torch.cuda.is_available():
+        part.note("PyTorch was left out: it sees no GPU")
+        return
     half, single = build("cuda", torch.bfloat16), build("cuda", torch.float32)
     ways: dict[str, tuple[Callable[[], Explain], tuple[int, ...]]] = {
         "float32 (TF32), backward through all": (lambda: backward_through_all(single), (128, 1)),

@@ -20,7 +20,7 @@ from gradcam_server.engine.engine import Engine
 from gradcam_server.exports.manifest import WEIGHTS, read_manifest
 from support.tiny_stablehlo import TARGETS, to_module, write_stablehlo
 
-EFFORT = Effort(2, 0.01, 2, 0.01, 1.0, (1, 4))
+EFFORT = Effort(2, 0.01, 2, 0.01, 1.0)
 
 
 def predict(images: Any, _classes: Any, _against: Any, kernel: Any, bias: Any, head: Any) -> Any:

@@ -31,6 +31,14 @@ def test_the_file_is_whole_after_each_row(part: Part) -> None:
     assert list(part.out.parent.iterdir()) == [part.out]
 
 
+def test_a_cpu_rehearses_two_batch_sizes(part: Part) -> None:
+    """Larger batches would take minutes there; a GPU gets all, in their order."""
+    sizes = (128, 1, 256, 8)
+    assert part.batch_sizes(sizes) == [1, 8]
+    part.platform = "cuda"
+    assert part.batch_sizes(sizes) == list(sizes)
+
+
 def test_a_row_that_fails_leaves_the_others(part: Part) -> None:
     """An error is a row, and the next row is measured."""
     assert part.measure({"kind": "made up", "number": 0}, 1, fail) is None

@@ -64,8 +64,8 @@ def test_requests_are_spread_over_all_connections() -> None:
 def test_the_server_takes_the_options(tmp_path: Path, cache: Path | None) -> None:
     """They are options of gradcam serve, with every batch size of the export."""
     write_stablehlo(tmp_path / "tiny", (1, 2, 4))
-    manifest = read_manifest(tmp_path / "tiny")
-    config = read_arguments(serve_options(tmp_path / "tiny", manifest, "CPU:0", 4, cache))
+    sizes = list(read_manifest(tmp_path / "tiny").graphs[0].modules)
+    config = read_arguments(serve_options(tmp_path / "tiny", sizes, "CPU:0", 4, cache))
     assert config.batch_sizes == (1, 2, 4)
     assert config.frontends == 4
     assert config.max_queue_length >= 8 * max(config.batch_sizes)

@@ -5,6 +5,7 @@ Needs JAX, and neither TensorFlow nor a server.
 
 import json
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,11 @@ from gradcam_server.domain.options import Compiler
 from gradcam_server.exports.manifest import WEIGHTS, ExportedGraph, read_manifest
 from gradcam_server.graphs.compilers.pjrt_devices import set_up_devices
 from gradcam_server.graphs.compilers.pjrt_modules import read_signature, with_fast_products
-from gradcam_server.graphs.compilers.pjrt_runtime import _exported, load_module
+from gradcam_server.graphs.compilers.pjrt_runtime import (
+    choose_options,
+    load_module,
+    to_function,
+)
 from gradcam_server.graphs.executable import CompiledGraph
 
 
@@ -75,7 +80,8 @@ class Network:
     def compiled(self, batch_size: int) -> CompiledGraph:
         """Returns the graph that the server runs, for one batch size."""
         artifact = (self._folder / self.graph.modules[batch_size]).read_bytes()
-        executable = load_module(artifact, self._taken(self.graph.weights), self.device)
+        taken = self._taken(self.graph.weights)
+        executable = load_module(artifact, taken, self.device, self._options)
         by_size, unknown_s = {batch_size: (executable,)}, {batch_size: 0.0}
         input_size = self.manifest.input_size
         return CompiledGraph(self.graph.key, input_size, Compiler.PJRT, by_size, unknown_s)
@@ -95,6 +101,20 @@ class Network:
             for _ in range(batch_size)
         ]
 
+    @cached_property
+    def _options(self) -> dict[str, Any] | None:
+        """The options of XLA's compiler that the server chooses."""
+        smallest = min(self.graph.modules)
+        artifact = (self._folder / self.graph.modules[smallest]).read_bytes()
+        taken, batch = self._taken(self.graph.weights), self.arrays(smallest)
+        options = choose_options(artifact, taken, self.device, batch)
+        return None if options is None else dict(options)
+
+    @property
+    def options(self) -> str:
+        """The same, in words."""
+        return ", ".join(f"{name}={value}" for name, value in (self._options or {}).items())
+
     def _taken(self, names: Iterable[str]) -> list[Any]:
         return [self._weights[name] for name in names]
 
@@ -103,6 +123,7 @@ class Network:
         signature = read_signature(artifact)
         if self._fast_products:
             artifact = with_fast_products(artifact)
-        function = jax.jit(_exported(artifact, signature, self.device).call)
+        call = to_function(artifact, signature, self.device)
+        function = jax.jit(call, compiler_options=self._options)
         weights = self._taken(names)
         return lambda *inputs: function(*inputs, *weights)

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -88,6 +88,29 @@ def put_weights(weights: Mapping[str, Array], device: Any) -> dict[str, Any]:
     return {name: jax.device_put(values, device) for name, values in weights.items()}
 
 
+def to_function(artifact: bytes, signature: Signature, device: Any) -> Callable[..., Any]:
+    """Returns a module as a function for ``jax.jit``: the export of any function, with its bytes.
+
+    Args:
+        artifact: The module.
+        signature: Its signature.
+        device: A ``jax.Device`` of the type that runs it.
+    """
+    inputs = [
+        jax.ShapeDtypeStruct(one.shape, one.dtype)
+        for one in (*signature.inputs, *signature.weights)
+    ]
+
+    def outputs(*_: Any) -> tuple[Any, ...]:
+        return tuple(jnp.zeros(one.shape, one.dtype) for one in signature.outputs)
+
+    platform = "cpu" if device.platform == "cpu" else "cuda"
+    export = jax.export.export(jax.jit(outputs, keep_unused=True), platforms=[platform])
+    exported = dataclasses.replace(export(*inputs), mlir_module_serialized=artifact)
+    call: Callable[..., Any] = exported.call
+    return call
+
+
 def load_module(
     artifact: bytes,
     weights: Sequence[Any],
@@ -108,7 +131,7 @@ def load_module(
     signature = read_signature(artifact)
     if _may_round():
         artifact = with_fast_products(artifact)
-    call = _exported(artifact, signature, device).call
+    call = to_function(artifact, signature, device)
 
     def explain(parts: Sequence[Any], *inputs: Any) -> Sequence[Any]:
         return call(parts[0] if len(parts) == 1 else jnp.concatenate(parts), *inputs)
@@ -236,18 +259,3 @@ def in_batches_of(executables: Mapping[int, Executable], batch_size: int) -> Exe
 def _may_round() -> bool:
     config: Any = jax.config  # its attributes are made at run time
     return config.jax_default_matmul_precision not in _TRUE_FLOAT32
-
-
-def _exported(artifact: bytes, signature: Signature, device: Any) -> Any:
-    """Returns a ``jax.export.Exported`` of a module: that of any function with its signature."""
-    inputs = [
-        jax.ShapeDtypeStruct(one.shape, one.dtype)
-        for one in (*signature.inputs, *signature.weights)
-    ]
-
-    def outputs(*_: Any) -> tuple[Any, ...]:
-        return tuple(jnp.zeros(one.shape, one.dtype) for one in signature.outputs)
-
-    platform = "cpu" if device.platform == "cpu" else "cuda"
-    export = jax.export.export(jax.jit(outputs, keep_unused=True), platforms=[platform])
-    return dataclasses.replace(export(*inputs), mlir_module_serialized=artifact)

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -73,6 +73,7 @@ class Step:
         options: Further options.
         has_cache: Whether it shares the compilation cache.
         platforms: The platforms on which it runs.
+        environment: Further variables of its environment.
     """
 
     name: str
@@ -81,10 +82,16 @@ class Step:
     options: tuple[str, ...] = ()
     has_cache: bool = True
     platforms: tuple[str, ...] = ("cuda", "cpu")
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 STEPS = (
-    Step("answers", 75, "answers", has_cache=False),
+    # Its speed is not measured, and XLA's search for the fastest kernels takes most of its time.
+    Step(
+        *("answers", 75, "answers"),
+        has_cache=False,
+        environment={"XLA_FLAGS": "--xla_gpu_autotune_level=0"},
+    ),
     Step("graph-bfloat16", 95, "graph", ("--precision", "bfloat16")),
     Step("torch", 70, "torch_peers"),
     Step("served", 95, "served"),
@@ -250,7 +257,7 @@ class Check:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=dict(self._environment),
+                env={**self._environment, **step.environment},
                 cwd=self._scratch,
             )
             status = _wait(process, min(seconds + _GRACE_S, left_s))

@@ -284,10 +284,12 @@ def _served(results: Row) -> Iterator[str]:
 
 def _startup(results: Row) -> Iterator[str]:
     header = ["export", "cache", "start to SERVING, s", "of it graphs, s", "compiled", "from cache"]
+    header += ["GPU MiB", "limit MiB"]
     cells = [
         [
             *(row["export"], row["cache"], f"{row['ready_s']:.1f}", _cell(row["graphs_s"])),
             *(_cell(row["compiled_modules"]), _cell(row["cached_modules"])),
+            *(_cell(row.get("device_mib")), _cell(row.get("limit_mib"))),
         ]
         for row in _rows(results, "startup")
     ]

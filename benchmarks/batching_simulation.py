@@ -9,7 +9,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -38,9 +38,21 @@ class Device:
     stages: tuple[float, float, float] = (0.0, 1.0, 0.0)
     depth: int = 1
     overhead_s: float = 2e-4
-    device_count: int = field(default=1, init=False)
-    background: bool = field(default=False, init=False)
-    has_streams: bool = field(default=False, init=False)
+
+    @property
+    def device_count(self) -> int:
+        """One; as ``Runner``."""
+        return 1
+
+    @property
+    def background(self) -> bool:
+        """No; as ``Runner``."""
+        return False
+
+    @property
+    def has_streams(self) -> bool:
+        """No; as ``Runner``."""
+        return False
 
     @cached_property
     def cost_s(self) -> Mapping[int, float]:
@@ -60,10 +72,14 @@ class Device:
     @property
     def max_per_s(self) -> float:
         """The most images in a second, in batches of the best size."""
-        slowest = max(self.stages) if self.depth > 1 else 1.0
-        return max(size / (cost * slowest) for size, cost in self.cost_s.items())
+        return self.rate(self.max_batch_size)
 
-    def plan(self, waiting: int, busy: float) -> tuple[int, int]:
+    def rate(self, waiting: int) -> float:
+        """Returns the most images in a second if at most so many are there at a time."""
+        part = max(self.stages) if self.depth > 1 else 1.0
+        return max(min(waiting, size) / (part * cost_s) for size, cost_s in self.cost_s.items())
+
+    def plan(self, waiting: int, busy: float = 1.0) -> tuple[int, int]:
         """Returns how many of the waiting images the server takes, and the padded size."""
         return plan_batch(waiting, self.graph_s, busy)
 
@@ -235,9 +251,13 @@ def replay(policy: Policy, device: Device, arrivals: Sequence[float]) -> Run:
 
 
 def closed_loop(policy: Policy, device: Device, users: int, images: int) -> Run:
-    """Runs users who send their next image as soon as they have the answer to the last."""
+    """Runs users who send their next image as soon as they have the answer to the last.
+
+    The images of the first and the last round, when not all users wait, do not count.
+    """
     left = itertools.count(images - users, -1)
-    return _simulate(policy, device, [0.0] * users, lambda: next(left) > 0)
+    run = _simulate(policy, device, [0.0] * users, lambda: next(left) > 0)
+    return replace(run, latencies_s=run.latencies_s[users:-users])
 
 
 def _simulate(
@@ -251,19 +271,18 @@ def _simulate(
         arrivals: The times of images.
         answered: Called after each answer; returns whether another image arrives at once.
     """
-    # Images arrive before a batch ends at the same time, so that both may share the next batch.
-    events: list[tuple[float, int, Sequence[int], float]] = []
-    arrived = list(arrivals)
-    latencies = [0.0] * len(arrived)
-    coming, free_at, ended_at, sizes = 0, [0.0, 0.0, 0.0], 0.0, []
-    now = 0.0
-    while coming < len(arrived) or events:
+    events: list[tuple[float, int, Sequence[int], float]] = []  # the ends of batches
+    arrived, latencies = list(arrivals), [0.0] * len(arrivals)
+    coming, free_at, ended_at, sizes = 0, [0.0, 0.0, 0.0], 0.0, list[int]()
+    while True:
         due_at = policy.due_at()
         now = min(
             arrived[coming] if coming < len(arrived) else math.inf,
             events[0][0] if events else math.inf,
             math.inf if due_at is None else due_at,
         )
+        if now == math.inf:
+            break
         while coming < len(arrived) and arrived[coming] <= now:
             policy.add(coming, now)
             coming += 1
@@ -286,5 +305,5 @@ def _simulate(
             heapq.heappush(events, (ends, len(sizes), numbers, ends - max(now, ended_at)))
             ended_at = ends
             sizes.append(len(numbers))
-    span = now - arrived[0]
-    return Run(latencies, len(arrived) / span, len(arrived) / len(sizes))
+    per_s = len(arrived) / (ended_at - arrived[0])
+    return Run(latencies, per_s, len(arrived) / len(sizes))

@@ -220,8 +220,8 @@ class _Device(Generic[RunnerT, ItemT]):
 
     @property
     def busy(self) -> float:
-        """The part of the recent time in which the device had a batch; 0 before the first."""
-        return self._busy_s / max(self._busy_s + self._idle_s, 1e-9)
+        """The part of the recent time in which the device had a batch."""
+        return 1 - self._idle_s / max(self._busy_s + self._idle_s, 1e-9)
 
     def has_room(self, depth: int) -> bool:
         """Whether a batch of a runner of this depth may join the batches in flight."""
@@ -235,7 +235,7 @@ class _Device(Generic[RunnerT, ItemT]):
         """Adds a batch."""
         expected_s = batch.runner.expected_s(batch.padded_size)
         is_behind = bool(self.in_flight)
-        idle_s = 0.0 if is_behind else now - self._free_at
+        idle_s = 0.0 if is_behind or self._free_at == -math.inf else now - self._free_at
         self.in_flight.append(_InFlight(batch, expected_s, is_behind, idle_s))
         self._free_at = max(now + expected_s, self._free_at + self._pace * expected_s)
         self._gather(expected_s)

@@ -40,7 +40,7 @@ class TimedDevice:
         self.min_s = sum(stages_s)
         self._stages = [ThreadPoolExecutor(1) for _ in stages_s]
 
-    def plan(self, waiting: int) -> tuple[int, int]:
+    def plan(self, waiting: int, _busy: float = 1.0) -> tuple[int, int]:
         """Returns how many to take, and the batch size."""
         return min(waiting, BATCH_SIZE), BATCH_SIZE
 

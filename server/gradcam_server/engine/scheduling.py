@@ -15,12 +15,16 @@ share of the devices' time, so that they neither starve nor are starved.
 While all devices are busy, items gather; that alone makes batches under load, so the delay may be
 zero.
 
+How many of a lane's items go is the runner's decision (``plan``), who knows what a batch of each
+size costs; the scheduler tells it how busy the device is.
+
 A device may have several batches in flight, as many as the ``depth`` of the runners says: while it
 computes one, the next is uploaded and the previous is downloaded. Behind another batch a full batch
 goes at once. A batch that is not full goes when half of the batch before it is left to run: soon
-enough for the device never to idle, and no sooner, as items gather until then. A batch whose runner
-is less deep than those in flight waits until the device has ended enough of them, and if it is the
-most urgent, no batch goes before it.
+enough for the device never to idle, and no sooner, as items gather until then. Behind another, a
+batch adds less time than it takes alone; how much is learnt from the batches that end. A batch
+whose runner is less deep than those in flight waits until the device has ended enough of them, and
+if it is the most urgent, no batch goes before it.
 
 The devices of a runner may be one device and its streams, parts of it that run side by side. Then
 the waiting items are divided among the streams, unless they are fewer than the streams and nothing
@@ -43,6 +47,9 @@ _MAX_CREDIT_S = 0.5
 _RETRY_AFTER_S = 0.5
 # The device time that an item is expected to take if its runner was never timed.
 _MIN_ITEM_S = 1e-3
+# Over how many batches the properties of a device are averaged.
+_RECENT_BATCHES = 64
+_PACE_BATCHES = 8
 
 _Rank = tuple[bool, int]
 
@@ -50,8 +57,11 @@ _Rank = tuple[bool, int]
 class Runner(Hashable, Protocol):
     """The properties of a compiled graph that the policy needs."""
 
-    def plan(self, waiting: int) -> tuple[int, int]:
-        """Returns how many of ``waiting`` items to take, and the padded size to run."""
+    def plan(self, waiting: int, busy: float = 1.0) -> tuple[int, int]:
+        """Returns how many of ``waiting`` items to take, and the padded size to run.
+
+        ``busy`` is the part of the recent time in which the device had a batch, 0 to 1.
+        """
         ...
 
     @property
@@ -175,19 +185,43 @@ class Batch(Generic[RunnerT, ItemT]):
     charges: Sequence[Charge]
 
 
+@dataclass(frozen=True, slots=True)
+class _InFlight(Generic[RunnerT, ItemT]):
+    """A batch on a device.
+
+    Attributes:
+        expected_s: Seconds that it is expected to take alone.
+        is_behind: Whether another batch was in flight when it started.
+        idle_s: For how long the device had been idle when it started, in seconds.
+    """
+
+    batch: Batch[RunnerT, ItemT]
+    expected_s: float
+    is_behind: bool
+    idle_s: float
+
+
 class _Device(Generic[RunnerT, ItemT]):
     """A device.
 
     Attributes:
-        in_flight: Its batches, each with the seconds that it is expected to take; oldest first.
+        in_flight: Its batches, oldest first.
         gather_until: Until when a batch that is not full waits, as the device has enough to do.
     """
 
-    __slots__ = ("_free_at", "gather_until", "in_flight")
+    __slots__ = ("_busy_s", "_free_at", "_idle_s", "_pace", "gather_until", "in_flight")
 
     def __init__(self) -> None:
-        self.in_flight: list[tuple[Batch[RunnerT, ItemT], float]] = []
+        self.in_flight: list[_InFlight[RunnerT, ItemT]] = []
         self.gather_until = self._free_at = -math.inf
+        # The time that a batch adds behind another, by the time that it takes alone.
+        self._pace = 1.0
+        self._busy_s = self._idle_s = 0.0
+
+    @property
+    def busy(self) -> float:
+        """The part of the recent time in which the device had a batch."""
+        return 1 - self._idle_s / max(self._busy_s + self._idle_s, 1e-9)
 
     def has_room(self, depth: int) -> bool:
         """Whether a batch of a runner of this depth may join the batches in flight."""
@@ -200,20 +234,36 @@ class _Device(Generic[RunnerT, ItemT]):
     def start(self, batch: Batch[RunnerT, ItemT], now: float) -> None:
         """Adds a batch."""
         expected_s = batch.runner.expected_s(batch.padded_size)
-        self.in_flight.append((batch, expected_s))
-        self._free_at = max(now, self._free_at) + expected_s
-        self.gather_until = self._free_at - expected_s / 2
+        is_behind = bool(self.in_flight)
+        idle_s = 0.0 if is_behind or self._free_at == -math.inf else now - self._free_at
+        self.in_flight.append(_InFlight(batch, expected_s, is_behind, idle_s))
+        self._free_at = max(now + expected_s, self._free_at + self._pace * expected_s)
+        self._gather(expected_s)
 
-    def finish(self, batch: Batch[RunnerT, ItemT], now: float) -> None:
+    def finish(self, batch: Batch[RunnerT, ItemT], seconds: float, now: float) -> None:
         """Removes a batch, and expects anew when the batches behind it end."""
-        self.in_flight = [entry for entry in self.in_flight if entry[0] is not batch]
-        self._free_at = now + sum(expected_s for _, expected_s in self.in_flight)
-        last_s = self.in_flight[-1][1] if self.in_flight else math.inf
+        for entry in self.in_flight:
+            if entry.batch is batch:
+                self._learn(entry, seconds)
+        self.in_flight = [entry for entry in self.in_flight if entry.batch is not batch]
+        self._free_at = now + self._pace * sum(entry.expected_s for entry in self.in_flight)
+        self._gather(self.in_flight[-1].expected_s if self.in_flight else math.inf)
+
+    def _gather(self, last_s: float) -> None:
         self.gather_until = self._free_at - last_s / 2
+
+    def _learn(self, ended: _InFlight[RunnerT, ItemT], seconds: float) -> None:
+        """Averages over recent batches. A pause counts at most as much as these batches."""
+        kept = 1 - 1 / _RECENT_BATCHES
+        self._busy_s = kept * self._busy_s + seconds
+        self._idle_s = kept * self._idle_s + min(ended.idle_s, _RECENT_BATCHES * seconds)
+        if ended.is_behind:
+            pace = min(seconds / max(ended.expected_s, 1e-9), 1.0)
+            self._pace += (pace - self._pace) / _PACE_BATCHES
 
     @property
     def _depth(self) -> float:
-        return min((batch.runner.depth for batch, _ in self.in_flight), default=math.inf)
+        return min((entry.batch.runner.depth for entry in self.in_flight), default=math.inf)
 
 
 class Scheduler(Generic[RunnerT, ItemT]):
@@ -290,7 +340,7 @@ class Scheduler(Generic[RunnerT, ItemT]):
         self._is_draining = lane is not None and device is None
         if lane is None or device is None:
             return None
-        size, padded_size = lane.runner.plan(self._share(lane, device))
+        size, padded_size = lane.runner.plan(self._share(lane, device), self._devices[device].busy)
         reason = self._reason(lane.runner, size)
         items, shares, item_s = self._take(lane, size), self._shares[lane.rank], lane.item_s
         charges = [shares.begin(item.urgency.caller, item_s) for item in items]
@@ -309,7 +359,7 @@ class Scheduler(Generic[RunnerT, ItemT]):
         for charge in batch.charges:
             charge.settle(seconds / len(batch.items))
         self._forget_idle(batch.rank)
-        self._devices[batch.device].finish(batch, now)
+        self._devices[batch.device].finish(batch, seconds, now)
         # Foreground time earns credit, background time spends it; debt is capped at one batch.
         if batch.runner.background:
             self._background_credit_s = max(self._background_credit_s - seconds, -seconds)

@@ -145,9 +145,12 @@ class CompiledGraph:
         """Seconds of the quickest batch, as measured."""
         return min(self._cost_s.values())
 
-    def plan(self, waiting: int) -> tuple[int, int]:
-        """Returns how many of ``waiting`` images to take, and the batch size to run."""
-        return plan_batch(waiting, self._cost_s)
+    def plan(self, waiting: int, busy: float = 1.0) -> tuple[int, int]:
+        """Returns how many of ``waiting`` images to take, and the batch size to run.
+
+        ``busy`` is the part of the recent time in which the device had a batch, 0 to 1.
+        """
+        return plan_batch(waiting, self._cost_s, busy)
 
     def expected_s(self, padded_size: int) -> float:
         """Returns the seconds that a batch of a compiled size takes, as measured."""

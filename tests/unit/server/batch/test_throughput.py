@@ -28,7 +28,7 @@ def test_no_batch_is_larger_than_pays(cost_s: dict[int, float], best: int) -> No
 def test_sizes_that_do_not_pay_are_not_planned() -> None:
     """Larger sizes are not used, however many images wait."""
     executables = {1: [str], 4: [str], 16: [str]}
-    graph = CompiledGraph(KEY, (8, 8), Compiler.XLA, executables, {1: 1.0, 4: 3.0, 16: 20.0})  # type: ignore[arg-type]
-    assert graph.plan(48) == (16, 16)
-    assert graph.up_to(4).plan(48) == (4, 4)
+    graph = CompiledGraph(KEY, (8, 8), Compiler.XLA, executables, {1: 1.0, 4: 3.0, 16: 11.9})  # type: ignore[arg-type]
+    assert graph.plan(480) == (16, 16)
+    assert graph.up_to(4).plan(480) == (4, 4)
     assert graph.up_to(4).batch_sizes == (1, 4)

@@ -38,7 +38,7 @@ class Doubler:
         if open_gate:
             self.gate.set()
 
-    def plan(self, waiting: int) -> tuple[int, int]:
+    def plan(self, waiting: int, busy: float = 1.0) -> tuple[int, int]:
         return min(waiting, self.max_batch_size), self.max_batch_size
 
     def expected_s(self, padded_size: int) -> float:

@@ -35,11 +35,13 @@ class Runner:
     has_streams: bool = False
     depth: int = 1
     stages: tuple[float, ...] = ()
+    busy: list[float] = field(default_factory=list)
     batches: list[list[int]] = field(default_factory=list)
     devices: list[int] = field(default_factory=list)
     starts: list[float] = field(default_factory=list)
 
-    def plan(self, waiting: int) -> tuple[int, int]:
+    def plan(self, waiting: int, busy: float = 1.0) -> tuple[int, int]:
+        self.busy.append(busy)
         return min(waiting, self.max_batch_size), self.max_batch_size
 
     def expected_s(self, padded_size: int) -> float:
@@ -517,6 +519,46 @@ def test_gathering_follows_the_batches_that_end() -> None:
     simulation.run()
     assert runner.batches == [[0, 1], [2, 3], [4]]
     assert runner.starts == pytest.approx([0.0, 0.0, 5.5])
+
+
+@pytest.mark.parametrize("stages", [(0.25, 0.6, 0.15), (0.5, 0.4, 0.1), (0.1, 0.8, 0.1)])
+def test_items_gather_until_the_device_needs_them_and_no_longer(
+    stages: tuple[float, float, float],
+) -> None:
+    """The time that overlap saves is learnt: a batch is there when the device is free for it."""
+    simulation, runner = Simulation(), Runner(100, 1.0, depth=3, stages=stages)
+    for number in range(4000):
+        simulation.at(number * 0.01, partial(simulation.add, runner, [number]))
+    simulation.run()
+    slowest = max(stages)
+    later = list(itertools.pairwise(runner.starts))[20:-2]
+    periods = [after - before for before, after in later]
+    assert sum(periods) / len(periods) <= slowest * 1.1
+
+
+def _plans(gap_s: float, count: int) -> list[float]:
+    """Returns how busy the device is said to be, when one image comes in every gap."""
+    simulation, runner = Simulation(), Runner(1, 1.0)
+    for number in range(count):
+        simulation.at(number * gap_s, partial(simulation.add, runner, [number]))
+    simulation.run()
+    return runner.busy
+
+
+@pytest.mark.parametrize(("gap_s", "busy"), [(1.0, 1.0), (1.25, 0.8), (2.0, 0.5), (10.0, 0.1)])
+def test_the_runner_is_told_how_busy_the_device_is(gap_s: float, busy: float) -> None:
+    """It is the part of the recent time in which the device had a batch."""
+    assert _plans(gap_s, 300)[-1] == pytest.approx(busy, abs=0.02)
+
+
+def test_a_long_pause_is_soon_forgotten() -> None:
+    """After an idle hour the load of the last batches counts."""
+    simulation, runner = Simulation(), Runner(1, 1.0)
+    simulation.add(runner, [0])
+    simulation.at(3600.0, lambda: simulation.add(runner, range(1, 200)))
+    simulation.run()
+    assert runner.busy[2] < 0.1
+    assert runner.busy[-1] > 0.9
 
 
 def test_the_queue_delay_holds_behind_a_batch_too() -> None:

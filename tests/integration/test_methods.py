@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from gradcam_server.cli.local import LocalClient
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.options import Compiler
 from support.server import RunningServer
+from support.xla_exports import NO_TENSORFLOW, SMALL_LAYERS, exported_small, serving_xla
 
 ONE_PASS = [method for method in METHODS if method not in MANY_PASS_METHODS]
 LAYERS = ["block3b_add", "block5c_add", "top_activation"]
@@ -32,10 +34,12 @@ LAYERS = ["block3b_add", "block5c_add", "top_activation"]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    """A server that compiles quickly, with LayerCAM warm."""
+    """A server that compiles quickly, of two models, with LayerCAM of the first warm."""
     running = RunningServer(
         *("--model", "efficientnet-lite0", "--compiler", "tensorflow", "--batch-sizes", "1,4"),
-        *("--warm", "layercam", "--warm", f"layercam@{'+'.join(LAYERS)}"),
+        *("--model", f"small={exported_small() / 'small.keras'}", "--preprocessing", "small=lite"),
+        *("--warm", "efficientnet-lite0=layercam"),
+        *("--warm", f"efficientnet-lite0=layercam@{'+'.join(LAYERS)}"),
     )
     try:
         yield running.wait_ready()
@@ -256,3 +260,57 @@ def test_saturated_probabilities_are_flagged(client: Client, images: Path) -> No
     ).explanations
     assert not cat.saturated
     assert cat.score == pytest.approx(0.82, abs=0.02)
+
+
+def kinds_of_graphs() -> Iterator[dict[str, Any]]:
+    """Yields a request for each graph of the exports for XLA."""
+    yield {"top_k": 2, "include_logits": True, "prediction_count": 1000}
+    yield {"classes": [(285, 281), 967], "resize": "letterbox"}
+    for options in (
+        {"method": "layercam"},
+        {"layer": "block6d_add"},
+        {"layer": "block6d_add", "method": "hirescam", "score_type": "probability"},
+    ):
+        yield {**options, "classes": [281, 282]}
+    small: dict[str, Any] = {"model": "small", "layer": list(SMALL_LAYERS)}
+    for method, score in product(ONE_PASS, ("logit", "probability")):
+        yield {**small, "method": method, "score_type": score, "classes": [2, (1, 4)]}
+    yield {"model": "small", "smooth_grad": SmoothGrad(4), "top_k": 2}
+    yield {"model": "small", "method": "scorecam", "pass_count": 6}
+    yield {"model": "small", "method": "integrated-gradients", "pass_count": 8}
+
+
+def test_a_server_without_tensorflow_gives_the_same_answers(client: Client, images: Path) -> None:
+    """Each graph of an export for XLA agrees to 1e-4 of the map's maximum with the model's."""
+    photos = [images / f"{name}.jpg" for name in ("cat", "espresso")]
+    small = ("--model", f"small={exported_small() / 'export'}", "--max-targets", "2")
+    with serving_xla(*small) as server, Client(server.address, timeout_s=200) as other:
+        (engine,) = server.engines()
+        assert "tensorflow" not in Path(f"/proc/{engine.pid}/maps").read_text()
+        for options, photo in product(kinds_of_graphs(), photos):
+            ours, theirs = (one.explain(photo, **options) for one in (other, client))
+            assert ours.model == theirs.model
+            assert [one.index for one in ours.predictions] == [
+                one.index for one in theirs.predictions
+            ]
+            for mine, exact in zip(ours.predictions, theirs.predictions, strict=True):
+                assert mine.probability == pytest.approx(exact.probability, abs=1e-5), options
+            assert len(ours.explanations) == len(theirs.explanations) > 0
+            for mine, exact in zip(ours.explanations, theirs.explanations, strict=True):
+                assert (mine.index, mine.layer, mine.method) == (
+                    *(exact.index, exact.layer, exact.method),
+                )
+                scale = np.abs(exact.heatmap).max()
+                np.testing.assert_allclose(
+                    mine.heatmap, exact.heatmap, rtol=0, atol=1e-4 * scale, err_msg=str(options)
+                )
+
+
+def test_a_server_that_needs_tensorflow_does_not_start_without_it() -> None:
+    """So the servers of exports that tests start do without it, not with another copy."""
+    server = RunningServer("--model", "efficientnet-lite0", PYTHONPATH=NO_TENSORFLOW)
+    try:
+        assert server.wait() == 1
+        assert "pip install 'gradcam-server[cpu]'" in server.text
+    finally:
+        server.kill()

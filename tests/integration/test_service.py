@@ -249,7 +249,7 @@ def test_a_layer_that_is_not_warm_is_compiled_at_first_use(
         ({"classes": [1], "top_k": 1}, InvalidRequestError, "choose one"),
         ({"classes": list(range(6))}, InvalidRequestError, "may have 5"),
         ({"top_k": 6}, InvalidRequestError, "must be 0 to 5"),
-        ({"model": "vgg16"}, NotFoundError, "this server has: efficientnet-lite0, "),
+        ({"model": "vgg16"}, NotFoundError, "this server has: efficientnet-lite0"),
         ({"layer": "conv9"}, NotFoundError, "no layer 'conv9'; the default is 'top_activation'"),
         ({"layer": "avg_pool"}, InvalidRequestError, "has no positions"),
         ({"heatmaps": [OverlayPng(alpha=1.5)]}, InvalidRequestError, "alpha is 1.5.*0 to 1"),

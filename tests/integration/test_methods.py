@@ -275,9 +275,9 @@ def kinds_of_requests() -> Iterator[dict[str, Any]]:
     # The small network's export has all methods, which unit tests compare.
     for method, score in (
         *(("gradcam++", "logit"), ("finercam", "probability")),
-        *(("eigengradcam", "probability"), ("eigencam", "logit")),
+        *(("eigengradcam", "probability"), ("hirescam", "logit")),
     ):
-        options = {"method": method, "score_type": score, "classes": [2, (1, 4)]}
+        options = {"method": method, "score_type": score}
         yield {"model": "small", "layer": list(SMALL_LAYERS), **options}
     yield {"model": "small", "smooth_grad": SmoothGrad(4), "top_k": 2}
     yield {"model": "small", "method": "scorecam", "pass_count": 6}

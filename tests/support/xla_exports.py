@@ -35,7 +35,7 @@ TARGETS = 2
 SMALL_LAYERS = ("conv3", "block")
 DEFAULT = GraphKey("small", SMALL_LAYERS[1:], Method.GRAD_CAM, ScoreType.LOGIT, TARGETS)
 METHOD_KEYS = [
-    replace(DEFAULT, layers=SMALL_LAYERS, method=method, score_type=score)
+    replace(DEFAULT, layers=SMALL_LAYERS, method=method, score_type=score, max_targets=1)
     for method, score in product(ONE_PASS_METHODS, ScoreType)
 ]
 """Each method of one pass with each score, at two layers in one graph."""

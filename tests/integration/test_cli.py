@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from support.once import made_once
 from support.server import GRADCAM, RunningServer
+from support.xla_exports import serving_xla
 
 LOCAL = ("--model", "efficientnet-lite0")
 
@@ -24,6 +26,16 @@ def gradcam(
     assert ended.returncode == status, ended.stdout + ended.stderr
     assert "Traceback" not in ended.stderr
     return ended
+
+
+@pytest.fixture(scope="module", params=["openvino", "xla"])
+def server(request: pytest.FixtureRequest, server: RunningServer) -> Iterator[RunningServer]:
+    """A server of an export of either format."""
+    if request.param == "openvino":
+        yield server
+    else:
+        with serving_xla() as running:
+            yield running
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from gradcam_server.cli.local import LocalClient
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.options import Compiler
 from support.server import RunningServer
+from support.xla_exports import NO_TENSORFLOW, SMALL_LAYERS, exported_small, serving_xla
 
 ONE_PASS = [method for method in METHODS if method not in MANY_PASS_METHODS]
 LAYERS = ["block3b_add", "block5c_add", "top_activation"]
@@ -32,10 +34,12 @@ LAYERS = ["block3b_add", "block5c_add", "top_activation"]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    """A server that compiles quickly, with LayerCAM warm."""
+    """A server that compiles quickly, of two models, with LayerCAM of the first warm."""
     running = RunningServer(
         *("--model", "efficientnet-lite0", "--compiler", "tensorflow", "--batch-sizes", "1,4"),
-        *("--warm", "layercam", "--warm", f"layercam@{'+'.join(LAYERS)}"),
+        *("--model", f"small={exported_small() / 'small.keras'}", "--preprocessing", "small=lite"),
+        *("--warm", "layercam"),
+        *("--warm", f"layercam@{'+'.join(LAYERS)}"),
     )
     try:
         yield running.wait_ready()
@@ -256,3 +260,68 @@ def test_saturated_probabilities_are_flagged(client: Client, images: Path) -> No
     ).explanations
     assert not cat.saturated
     assert cat.score == pytest.approx(0.82, abs=0.02)
+
+
+def kinds_of_requests() -> Iterator[dict[str, Any]]:
+    """Yields requests to models that the test has as an export for XLA, too."""
+    yield {"top_k": 2, "include_logits": True, "prediction_count": 1000}
+    yield {"classes": [(285, 281), 967], "resize": "letterbox"}
+    for options in (
+        {"method": "layercam"},
+        {"layer": "block6d_add"},
+        {"layer": "block6d_add", "method": "hirescam", "score_type": "probability"},
+    ):
+        yield {**options, "classes": [281, 282]}
+    # The small network's export has all methods, which unit tests compare.
+    for method, score in (
+        *(("gradcam++", "logit"), ("finercam", "probability")),
+        *(("eigengradcam", "probability"), ("hirescam", "logit")),
+    ):
+        options = {"method": method, "score_type": score}
+        yield {"model": "small", "layer": list(SMALL_LAYERS), **options}
+    yield {"model": "small", "smooth_grad": SmoothGrad(4), "top_k": 2}
+    yield {"model": "small", "method": "scorecam", "pass_count": 6}
+    yield {"model": "small", "method": "integrated-gradients", "pass_count": 8}
+
+
+def assert_agrees(ours: ImageExplanation, theirs: ImageExplanation, said: str) -> None:
+    """Asserts the same classes, and maps that differ by at most 1e-4 of their maximum."""
+    assert ours.model == theirs.model
+    assert ours.top.index == theirs.top.index, said
+    # Sorted by class: many of a thousand classes are equally unlikely.
+    mine, exact = (
+        sorted((p.index, p.probability) for p in one.predictions) for one in (ours, theirs)
+    )
+    np.testing.assert_allclose(mine, exact, rtol=1e-3, atol=1e-6, err_msg=said)
+    assert len(ours.explanations) == len(theirs.explanations) > 0
+    for one, other in zip(ours.explanations, theirs.explanations, strict=True):
+        for fact in ("index", "against", "layer", "method", "score_type"):
+            assert getattr(one, fact) == getattr(other, fact), said
+        assert one.score == pytest.approx(other.score, rel=1e-4, abs=1e-5), said
+        # A map may be zero, after its ReLU: then both are.
+        tolerance = 1e-4 * np.abs(other.heatmap).max()
+        np.testing.assert_allclose(one.heatmap, other.heatmap, rtol=0, atol=tolerance, err_msg=said)
+    assert any(one.raw_max > 0 for one in theirs.explanations), said
+
+
+def test_a_server_without_tensorflow_gives_the_same_answers(client: Client, images: Path) -> None:
+    """Each graph of an export for XLA agrees to 1e-4 of the map's maximum with the model's."""
+    photos = [images / f"{name}.jpg" for name in ("cat", "espresso")]
+    small = ("--model", f"small={exported_small() / 'export'}", "--max-targets", "2")
+    with serving_xla(*small) as server, Client(server.address, timeout_s=200) as other:
+        (engine,) = server.engines()
+        assert "libtensorflow" not in Path(f"/proc/{engine.pid}/maps").read_text()
+        for options, photo in product(kinds_of_requests(), photos):
+            ours, theirs = (one.explain(photo, **options) for one in (other, client))
+            assert_agrees(ours, theirs, str(options))
+
+
+def test_a_server_that_needs_tensorflow_does_not_start_without_it() -> None:
+    """So the servers of exports that tests start do without it, not with another copy."""
+    server = RunningServer("--model", "efficientnet-lite0", PYTHONPATH=NO_TENSORFLOW)
+    try:
+        assert server.wait() == 1
+        assert "needs tensorflow: pip install 'gradcam-server[cpu]'" in server.text
+        assert "Traceback" not in server.text
+    finally:
+        server.kill()

@@ -27,6 +27,7 @@ from tritonclient.utils import InferenceServerException
 
 from gradcam_client import Client
 from support.server import TRACED, RunningServer, quick, serving
+from support.xla_exports import serving_xla
 
 MODEL = "efficientnet-lite0"
 SERVICE = "inference.GRPCInferenceService"
@@ -35,11 +36,12 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "open_inference.md"
 RTOL, ATOL = 1e-3, 1e-4
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RunningServer]:
-    """A warm server whose queue is shorter than the largest request."""
+@pytest.fixture(scope="module", params=["model", "xla"])
+def server(request: pytest.FixtureRequest) -> Iterator[RunningServer]:
+    """A warm server whose queue is shorter than the largest request: of the model or an export."""
     limits = ("--max-queue-length", "8", "--max-stream-in-flight", "4")
-    with serving(*TRACED, *limits) as running:
+    of_model = request.param == "model"
+    with serving(*TRACED, *limits) if of_model else serving_xla(*limits) as running:
         yield running
 
 
@@ -200,7 +202,13 @@ def test_parameters_choose_class_method_and_layer(
     assert not np.allclose(heatmap(), layercam, rtol=0.1)
     layer = client.explain(cat, layer="block6d_add").explanations[0].heatmap
     assert_close(heatmap(layer="block6d_add"), layer)
-    assert heatmap(method="integrated-gradients").shape == (224, 224)
+
+
+@pytest.mark.parametrize("server", ["model"], indirect=True)  # it needs graphs of its own
+def test_a_method_of_many_passes_is_a_parameter(oip: Any, cat: NDArray[np.uint8]) -> None:
+    """Integrated Gradients give a map of the pixels."""
+    answer = oip.infer(MODEL, pixels(cat), parameters={"method": "integrated-gradients"})
+    assert answer.as_numpy("heatmap").shape == (1, 224, 224)
 
 
 def test_only_what_is_asked_for_is_sent(oip: Any, cat: NDArray[np.uint8]) -> None:

@@ -12,7 +12,10 @@ from gradcam_server.domain.catalog import ServedModel
 from gradcam_server.domain.graph_io import GraphKey
 from gradcam_server.domain.model_spec import ModelSpec, check_source
 from gradcam_server.domain.preprocessing import Preprocessing
+from gradcam_server.errors import StartupError
 from gradcam_server.graphs.executable import CompilationCounter, CompiledGraph
+
+_MODEL_PACKAGES = ("tensorflow", "keras", "h5py")  # which a server of exports does without
 
 
 class GraphSource(Protocol):
@@ -79,7 +82,8 @@ def open_source(spec: ModelSpec, config: ServeConfig, counter: CompilationCounte
         counter: Counts the compiled graphs.
 
     Raises:
-        StartupError: The model or its weights cannot be loaded or used.
+        StartupError: The model or its weights cannot be loaded or used, or TensorFlow is not
+            installed.
     """
     check_source(spec)
     from gradcam_server.exports.manifest import is_export
@@ -88,6 +92,13 @@ def open_source(spec: ModelSpec, config: ServeConfig, counter: CompilationCounte
         from gradcam_server.engine.sources.export import ExportedSource
 
         return ExportedSource(spec, config, counter)
-    from gradcam_server.engine.sources.model import ModelSource
-
+    try:
+        from gradcam_server.engine.sources.model import ModelSource
+    except ModuleNotFoundError as error:
+        if error.name not in _MODEL_PACKAGES:
+            raise
+        raise StartupError(
+            f"the model {spec.id} needs {error.name}: pip install 'gradcam-server[cpu]', or [gpu] "
+            "for GPUs; without TensorFlow an export of the model can be used (gradcam export)"
+        ) from error
     return ModelSource(spec, config, counter)

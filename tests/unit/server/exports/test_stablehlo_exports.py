@@ -5,9 +5,9 @@ import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from itertools import cycle, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from safetensors.numpy import save
 
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.graph_io import (
-    PIXELS,
     GraphItem,
     GraphKey,
     GraphOutput,
@@ -31,7 +30,7 @@ from gradcam_server.domain.graph_io import (
 )
 from gradcam_server.domain.options import Compiler, GraphFormat, Precision
 from gradcam_server.domain.registry import ONE_PASS_METHODS
-from gradcam_server.domain.requests import Method, ScoreType
+from gradcam_server.domain.requests import ScoreType
 from gradcam_server.engine.engine import Engine
 from gradcam_server.engine.sources.model import ModelSource
 from gradcam_server.errors import InvalidRequestError, StartupError
@@ -42,26 +41,25 @@ from gradcam_server.graphs.compilers.soonest import SoonestCompiler
 from gradcam_server.graphs.executable import CompilationCounter
 from gradcam_server.graphs.explanation import ExplanationGraph
 from support.once import made_once
-from support.small_model import SIZE, build_network
-
-TARGETS, SIZES = 2, (1, 2)
-DEFAULT = GraphKey("small", ("block",), Method.GRAD_CAM, ScoreType.LOGIT, TARGETS)
-CHANNELS = replace(DEFAULT, layers=("conv3",), max_targets=1, perturbed=True, channel_count=5)
-METHODS = [
-    replace(DEFAULT, layers=(layer,), method=method, score_type=score, max_targets=1)
-    for method, (layer, score) in zip(
-        ONE_PASS_METHODS, cycle(product(("conv3", "block"), ScoreType)), strict=False
-    )
-]
-PIXELS_KEY = replace(
-    DEFAULT, layers=(PIXELS,), method=Method.HIRES_CAM, max_targets=1, perturbed=True
+from support.small_model import SIZE
+from support.xla_exports import (
+    DEFAULT,
+    MANY_PASS_KEYS,
+    METHOD_KEYS,
+    SMALL_LAYERS,
+    TARGETS,
+    cache_folder,
+    exported_small,
+    load_small,
 )
+
+SIZES = (1, 2)
+CHANNELS = replace(DEFAULT, layers=("conv3",), max_targets=1, perturbed=True, channel_count=5)
 FEWER_CHANNELS = replace(CHANNELS, channel_count=3)
 
 EXPORTS = {
     "float32": (Precision.FLOAT32, SIZES, [DEFAULT, CHANNELS]),
-    "bfloat16": (Precision.BFLOAT16, SIZES, [DEFAULT]),
-    "methods": (Precision.FLOAT32, (2,), [*METHODS, PIXELS_KEY]),
+    "bfloat16": (Precision.BFLOAT16, (2,), [DEFAULT]),
 }
 
 Break = Callable[[Path], object]
@@ -93,31 +91,26 @@ def items_for(key: GraphKey) -> list[GraphItem]:
     return [GraphItem(image.astype(key.pixel_type), targets) for image in images]
 
 
+def answers_of_tensorflow(
+    source: ModelSource, precision: Precision, keys: Iterable[GraphKey]
+) -> Iterator[tuple[tuple[Precision, GraphKey], list[GraphOutput]]]:
+    """Yields the answers of each graph to its items; the maps are computed eagerly."""
+    compile_graph = SoonestCompiler(precision)
+    for key in keys:
+        graph = ExplanationGraph(source.loaded, key, CompilationCounter())
+        items = items_for(key)
+        yield (precision, key), compile_graph(graph, (2,)).run(items, len(items))
+
+
 def write_all(folder: Path) -> None:
-    """Exports a model in float32 and bfloat16, and keeps TensorFlow's answers."""
+    """Exports a model in float32 and bfloat16."""
     folder.mkdir()
-    build_network().save(folder / "small.keras")
-    engine = Engine(
-        ServeConfig(
-            model=(f"small={folder / 'small.keras'}",),
-            preprocessing=("lite",),
-            max_targets=TARGETS,
-        )
-    )
-    source = engine.sources["small"]
-    assert isinstance(source, ModelSource)
-    answers = {}
+    source = load_small(exported_small())
     for name, (precision, sizes, keys) in EXPORTS.items():
-        compile_graph = SoonestCompiler(precision)
-        for key in (FEWER_CHANNELS if key == CHANNELS else key for key in keys):
-            graph = ExplanationGraph(source.loaded, key, CompilationCounter())
-            items = items_for(key)
-            answers[precision, key] = compile_graph(graph, (2,)).run(items, len(items))
         write(
             *(source.loaded, source.served, keys, sizes, folder / name, precision),
             graph_format=GraphFormat.STABLEHLO,
         )
-    (folder / "answers").write_bytes(pickle.dumps(answers))
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +119,14 @@ def made() -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(made: Path) -> dict[tuple[Precision, GraphKey], list[GraphOutput]]:
+def expected() -> dict[tuple[Precision, GraphKey], list[GraphOutput]]:
     """TensorFlow's answers to the items of a key."""
-    return pickle.loads((made / "answers").read_bytes())
+    source = load_small(exported_small())
+    exact = [DEFAULT, FEWER_CHANNELS, *METHOD_KEYS, *MANY_PASS_KEYS]
+    return {
+        **dict(answers_of_tensorflow(source, Precision.FLOAT32, exact)),
+        **dict(answers_of_tensorflow(source, Precision.BFLOAT16, [DEFAULT])),
+    }
 
 
 @pytest.fixture
@@ -186,12 +184,12 @@ def assert_answers(
         assert_alike(found, expected[Precision.FLOAT32, key], 1e-4)
 
 
-def test_all_methods_answer_as_tensorflow_does(
-    made: Path, tmp_path: Path, expected: dict[Any, list[GraphOutput]]
-) -> None:
-    """Both scores at two layers, by modules for two images; one image is padded to two."""
-    keys = {key: (2 - number % 2,) for number, key in enumerate([*METHODS, PIXELS_KEY])}
-    answers, *_ = serve(made / "methods", keys, max_targets=1, cache_dir=str(tmp_path))
+def test_all_methods_answer_as_tensorflow_does(expected: dict[Any, list[GraphOutput]]) -> None:
+    """Each at two layers with both scores, by modules for two images; one image is padded."""
+    explained = {(key.method, layer, key.score_type) for key in METHOD_KEYS for layer in key.layers}
+    assert explained == set(product(ONE_PASS_METHODS, SMALL_LAYERS, ScoreType))
+    keys = {key: (2 - number % 2,) for number, key in enumerate([*METHOD_KEYS, *MANY_PASS_KEYS])}
+    answers, *_ = serve(exported_small() / "export", keys, cache_dir=str(cache_folder()))
     assert len(answers) == len(keys)
     assert_answers(answers, expected)
 
@@ -253,10 +251,9 @@ def test_the_manifest_says_how_it_agrees_with_tensorflow(made: Path) -> None:
         assert b"site-packages" not in path.read_bytes()
 
 
-def test_an_export_that_disagrees_is_not_written(made: Path, tmp_path: Path) -> None:
+def test_an_export_that_disagrees_is_not_written(tmp_path: Path) -> None:
     """The error has the correlation, and no folder is left; int8 is refused at once."""
-    source = Engine(settings(made / "small.keras", preprocessing=("lite",))).sources["small"]
-    assert isinstance(source, ModelSource)
+    source = load_small(exported_small())
     for precision, text in (
         (Precision.BFLOAT16, "at least 1.5 is wanted"),
         (Precision.INT8, "--for openvino"),

@@ -34,9 +34,12 @@ LAYERS = ["block3b_add", "block5c_add", "top_activation"]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    """A server that compiles quickly, of two models, with LayerCAM of the first warm."""
+    """A server that compiles quickly, of two models, with LayerCAM of the first warm.
+
+    It has no other batch size, so requests that wait share a batch whatever batches cost here.
+    """
     running = RunningServer(
-        *("--model", "efficientnet-lite0", "--compiler", "tensorflow", "--batch-sizes", "1,4"),
+        *("--model", "efficientnet-lite0", "--compiler", "tensorflow", "--batch-sizes", "4"),
         *("--model", f"small={exported_small() / 'small.keras'}", "--preprocessing", "small=lite"),
         *("--warm", "layercam"),
         *("--warm", f"layercam@{'+'.join(LAYERS)}"),

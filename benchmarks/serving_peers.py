@@ -9,6 +9,7 @@ Usage: PYTHONPATH=tests:benchmarks python benchmarks/serving_peers.py [OPTIONS] 
 
 import argparse
 import asyncio
+import itertools
 import os
 import socket
 import subprocess
@@ -79,9 +80,9 @@ async def explain_once(make: MakeLoadClient) -> bytes:
 
 
 def start(
-    peer: Peer, python: str, image: bytes, delay_ms: float, serve: list[str]
+    peer: Peer, python: str, image: bytes, workers: int, arguments: argparse.Namespace
 ) -> RunningServer:
-    """Starts a peer, and waits for its first answer.
+    """Starts a peer of some workers, and waits for its first answer.
 
     Raises:
         StartError: It does not answer.
@@ -96,10 +97,11 @@ def start(
             return None
         return address
 
-    command = [python, "-m", peer.module, "--port", str(port), "--delay-ms", str(delay_ms)]
+    command = [python, "-m", peer.module, "--port", str(port), "--workers", str(workers)]
+    command += ["--delay-ms", str(arguments.delay_ms)]
     paths = [str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {"PYTHONPATH": os.pathsep.join(paths)}
-    return RunningServer([*command, "--", *serve], is_ready, environment)
+    return RunningServer([*command, "--", *arguments.serve], is_ready, environment)
 
 
 def free_port() -> int:
@@ -133,25 +135,28 @@ def start_peers(
     """Starts the peers that can be; returns them, and sentences about the others."""
     pythons = dict(pair.split("=", 1) for pair in arguments.python)
     subjects, skipped = [], []
-    for key in arguments.peer or PEERS:
+    every = [int(count) for count in arguments.workers.split(",")]
+    for key, workers in itertools.product(arguments.peer or PEERS, every):
         peer, python = PEERS[key], pythons.get(key, sys.executable)
+        name = peer.name if workers == 1 else f"{peer.name}, {workers} workers"
         if not is_installed(peer.package, python):
-            skipped.append(f"{peer.name} is not installed, so it was left out.")
+            if workers == every[0]:
+                skipped.append(f"{peer.name} is not installed, so it was left out.")
             continue
-        bar.console.print(f"Starting {peer.name}")
+        bar.console.print(f"Starting {name}")
         try:
-            server = start(peer, python, image, arguments.delay_ms, arguments.serve)
+            server = start(peer, python, image, workers, arguments)
         except StartError as error:
             bar.console.print(error)
-            skipped.append(f"{peer.name} did not start, so it was left out.")
+            skipped.append(f"{name} did not start, so it was left out.")
             continue
         stack.enter_context(server)
         make = peer.make_client(server.address, image)
         if not agrees(asyncio.run(explain_once(make)), ours, image):
             server.close()
-            skipped.append(f"{peer.name} gave another answer than the server, so it was not timed.")
+            skipped.append(f"{name} gave another answer than the server, so it was not timed.")
             continue
-        subjects.append(Subject(peer.name, {("jpeg", "unary"): make}, server.pid, server.ready_s))
+        subjects.append(Subject(name, {("jpeg", "unary"): make}, server.pid, server.ready_s))
     return subjects, skipped
 
 
@@ -165,6 +170,7 @@ def main() -> None:
         metavar="PEER=PATH",
         help="the interpreter that has the peer, if it is not this one",
     )
+    parser.add_argument("--workers", default="1", help="of each peer; 1,2 for both (default 1)")
     parser.add_argument("--delay-ms", type=float, default=2.0, help="of the peers' batches")
     parser.add_argument("--image", type=Path)
     parser.add_argument("--users", default="1,8,32")

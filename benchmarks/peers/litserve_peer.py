@@ -13,7 +13,7 @@ from peers.work import Decoder, Graph, Options
 
 
 class Api(litserve.LitAPI):
-    """One inference process, which decodes and computes."""
+    """An inference process, which decodes and computes."""
 
     def __init__(self, options: Options) -> None:
         super().__init__(max_batch_size=options.largest_batch, batch_timeout=options.delay_ms / 1e3)
@@ -41,5 +41,11 @@ class Api(litserve.LitAPI):
 
 if __name__ == "__main__":
     options = Options.read()
-    server = litserve.LitServer(Api(options), accelerator="cpu", devices=1, timeout=60)
+    server = litserve.LitServer(
+        Api(options),
+        accelerator="cpu",
+        devices=1,
+        workers_per_device=options.workers,
+        timeout=60,
+    )
     server.run(host="127.0.0.1", port=options.port, generate_client_file=False, log_level="error")

@@ -1,4 +1,4 @@
-"""mosec: bytes in and out; a process that decodes, and one that computes batches."""
+"""mosec: bytes in and out; a process that decodes, and others that compute batches."""
 
 import math
 import os
@@ -46,6 +46,7 @@ if __name__ == "__main__":
     server.append_worker(Decode)
     server.append_worker(
         Compute,
+        num=OPTIONS.workers,
         max_batch_size=OPTIONS.largest_batch,
         max_wait_time=max(math.ceil(OPTIONS.delay_ms), 1),
     )

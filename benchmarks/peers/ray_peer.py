@@ -22,7 +22,7 @@ OPTIONS = Options.read()
 
 
 class Replica:
-    """The only replica: it has all cores."""
+    """A replica: it has its part of the cores."""
 
     def __init__(self, options: Options) -> None:
         self._threads, self._device = ThreadPoolExecutor(4), ThreadPoolExecutor(1)
@@ -47,6 +47,8 @@ if __name__ == "__main__":
     ray.init("local", include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": OPTIONS.port})
     deployment: Any = serve.deployment(Replica)
-    deployment = deployment.options(max_ongoing_requests=256, ray_actor_options={"num_cpus": 0})
+    deployment = deployment.options(
+        num_replicas=OPTIONS.workers, max_ongoing_requests=256, ray_actor_options={"num_cpus": 0}
+    )
     serve.run(deployment.bind(OPTIONS), route_prefix="/")
     threading.Event().wait()

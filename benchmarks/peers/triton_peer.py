@@ -1,7 +1,8 @@
 """Triton by pytriton: encoded images in by its gRPC, Triton's own dynamic batching."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from pytriton.decorators import batch
@@ -12,14 +13,19 @@ from peers.work import MODEL, Decoder, Graph, Options
 
 if __name__ == "__main__":
     options = Options.read()
-    decode, graph = Decoder(options), Graph(options)
-    threads = ThreadPoolExecutor(4)
+    decode, threads = Decoder(options), ThreadPoolExecutor(4)
 
-    @batch
-    def explain(image: Any) -> dict[str, Any]:
-        """Decodes and computes what Triton batched."""
-        images = list(threads.map(decode, (bytes(item[0]) for item in image)))
-        return {"answer": np.array([[answer] for answer in graph(images)], dtype=object)}
+    def instance() -> Callable[..., Any]:
+        """Makes an instance of the model, with its own graph."""
+        graph = Graph(options)
+
+        @batch
+        def explain(image: Any) -> dict[str, Any]:
+            """Decodes and computes what Triton batched."""
+            images = list(threads.map(decode, (bytes(item[0]) for item in image)))
+            return {"answer": np.array([[answer] for answer in graph(images)], dtype=object)}
+
+        return cast("Callable[..., Any]", explain)
 
     config = TritonConfig(
         http_port=options.port + 1,
@@ -33,7 +39,7 @@ if __name__ == "__main__":
     with Triton(config=config) as triton:
         triton.bind(
             MODEL,
-            explain,
+            [instance() for _ in range(options.workers)],
             inputs=[Tensor(name="image", dtype=np.bytes_, shape=(1,))],
             outputs=[Tensor(name="answer", dtype=np.bytes_, shape=(1,))],
             config=ModelConfig(max_batch_size=options.largest_batch, batcher=batcher),

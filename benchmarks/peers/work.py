@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradcam_server.cli.serve import read_arguments
+from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.graph_io import GraphItem, GraphTarget, by_rank
 from gradcam_server.domain.requests import ResizeMode
 from gradcam_server.images.decode import decode_image
@@ -26,11 +28,13 @@ class Options:
     Attributes:
         port: The port, on 127.0.0.1.
         delay_ms: How long a batch may wait to fill.
+        workers: Workers that compute, each with its part of the cores.
         serve: Options of ``gradcam serve``.
     """
 
     port: int
     delay_ms: float
+    workers: int
     serve: tuple[str, ...]
 
     @classmethod
@@ -39,14 +43,22 @@ class Options:
         parser = argparse.ArgumentParser()
         parser.add_argument("--port", type=int, required=True)
         parser.add_argument("--delay-ms", type=float, default=2.0)
+        parser.add_argument("--workers", type=int, default=1)
         parser.add_argument("serve", nargs="*")
         found = parser.parse_args()
-        return cls(found.port, found.delay_ms, tuple(found.serve))
+        return cls(found.port, found.delay_ms, found.workers, tuple(found.serve))
+
+    @property
+    def config(self) -> ServeConfig:
+        """The settings of a worker's graph."""
+        threads = len(os.sched_getaffinity(0)) // self.workers
+        own = ["--compute-streams", "1", "--compute-threads", str(max(threads, 1))]
+        return read_arguments([*self.serve, *own])
 
     @property
     def largest_batch(self) -> int:
         """The largest compiled batch size."""
-        return max(read_arguments(self.serve).batch_sizes)
+        return max(self.config.batch_sizes)
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -59,7 +71,7 @@ class Decoder:
 
     def __init__(self, options: Options) -> None:
         self._size = options.input_size
-        self._max_pixels = read_arguments(options.serve).max_image_pixels
+        self._max_pixels = options.config.max_image_pixels
 
     def __call__(self, data: bytes) -> NDArray[np.uint8]:
         """Decodes and resizes: uint8 RGB, shape (H, W, 3)."""
@@ -73,7 +85,7 @@ class Graph:
     def __init__(self, options: Options) -> None:
         from gradcam_server.engine.engine import Engine
 
-        engine = Engine(read_arguments(options.serve))
+        engine = Engine(options.config)
         engine.warm_up()
         catalog = engine.catalog
         assert catalog.models[0].input_size == options.input_size

@@ -151,4 +151,4 @@ async def _report(item: StreamItem[pb.StreamExplainImagesRequest], progress: Pro
         message = pb.StreamExplainImagesResponse(correlation_id=item.message.correlation_id)
         message.progress.completed_pass_count = progress.completed
         message.progress.total_pass_count = progress.total
-        await item.write(message)
+        await item.report(message)

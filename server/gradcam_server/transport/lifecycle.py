@@ -1,11 +1,10 @@
 """The phases of a server: warming up -> serving (<-> restarting) -> draining."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable
 from enum import StrEnum
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from gradcam_server.errors import NotReadyError
 
@@ -33,7 +32,7 @@ class Lifecycle:
     def __init__(self) -> None:
         self.phase = Phase.WARMING_UP
         self.draining = asyncio.Event()
-        self._until_drain: set[asyncio.Future[Any]] = set()
+        self._until_drain: set[asyncio.Timeout] = set()
         self._in_work = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -67,9 +66,8 @@ class Lifecycle:
                 wait_s = remaining_s if remaining_s > 0 else late_s
                 raise NotReadyError("the engine was lost and is being started again", wait_s)
 
-    @contextmanager
-    def request(self) -> Iterator[None]:
-        """Admits a request, and counts it until it is done.
+    def begin_request(self) -> None:
+        """Admits a request, and counts it until ``end_request``.
 
         Raises:
             NotReadyError: The server is warming up, restarting its engine or draining.
@@ -77,12 +75,12 @@ class Lifecycle:
         self.check()
         self._in_work += 1
         self._idle.clear()
-        try:
-            yield
-        finally:
-            self._in_work -= 1
-            if self._in_work == 0:
-                self._idle.set()
+
+    def end_request(self) -> None:
+        """Counts an admitted request no more."""
+        self._in_work -= 1
+        if self._in_work == 0:
+            self._idle.set()
 
     def serve(self) -> None:
         """Admits requests from now on, unless the server is draining."""
@@ -100,23 +98,20 @@ class Lifecycle:
         """Refuses requests from now on."""
         self.phase = Phase.DRAINING
         self.draining.set()
-        for work in list(self._until_drain):
-            work.cancel()
+        for waiting in self._until_drain:
+            waiting.reschedule(0)  # now
 
-    async def unless_draining(self, work: asyncio.Future[_T]) -> _T | None:
+    async def unless_draining(self, work: Awaitable[_T]) -> _T | None:
         """Waits for work; cancels it and returns None once the server drains."""
-        self._until_drain.add(work)
+        waiting = asyncio.timeout(0 if self.draining.is_set() else None)
+        self._until_drain.add(waiting)
         try:
-            if self.draining.is_set():
-                work.cancel()
-            return await work
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if not self.draining.is_set() or (task is not None and task.cancelling()):
-                raise  # this task was cancelled
+            async with waiting:
+                return await work
+        except TimeoutError:
             return None
         finally:
-            self._until_drain.discard(work)
+            self._until_drain.discard(waiting)
 
     async def hold_refusals(self) -> None:
         """Makes refusals wait for ``release_refusals``; returns once no more come in.

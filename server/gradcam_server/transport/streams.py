@@ -6,9 +6,10 @@ written. So HTTP/2's flow control stops a client that does not read its answers.
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from google.rpc import status_pb2
 
@@ -25,6 +26,8 @@ _A = TypeVar("_A")
 class Writer:
     """Writes the messages of a stream, one at a time. To be made by the stream's handler.
 
+    It drops messages if the client is gone, and cuts off a client that is too slow.
+
     Args:
         context: The call.
         max_send_s: How long a message may take to be sent, in seconds.
@@ -32,19 +35,60 @@ class Writer:
 
     def __init__(self, context: Context, max_send_s: float) -> None:
         self._context, self._max_send_s = context, max_send_s
-        self._handler = current_task()
-        self._writing = asyncio.Lock()
+        self._handler, self._loop = current_task(), asyncio.get_running_loop()
+        self._queue: deque[tuple[object, Callable[[], None]]] = deque()
+        self._is_writing = False
+        # One timer for all messages: setting one for each takes longer than most of them.
+        self._timer: asyncio.TimerHandle | None = None
+        self._late_at = 0.0
 
-    async def __call__(self, message: object) -> None:
-        """Writes a message. Drops it if the client is gone; cuts off a client that is too slow."""
-        async with self._writing:
-            try:
-                async with asyncio.timeout(self._max_send_s):
-                    await self._context.write(message)
-            except TimeoutError:
-                cut_off_late(self._handler, self._max_send_s)
-            except Exception as error:  # noqa: BLE001 - gRPC's class for it is private
-                logger.debug("An answer could not be written: %r", error)
+    async def __call__(self, message: object, on_end: Callable[[], None] = lambda: None) -> None:
+        """Writes a message, or leaves it to the task that is writing now.
+
+        Args:
+            message: The message.
+            on_end: Called once, when the message is written or dropped.
+        """
+        self._queue.append((message, on_end))
+        del message  # it is not held while others are written
+        if self._is_writing:
+            return
+        self._is_writing = True
+        try:
+            while self._queue:
+                await self._write_next()
+        finally:
+            self._is_writing = False
+
+    def close(self) -> None:
+        """Drops the messages that wait."""
+        while self._queue:
+            _, on_end = self._queue.popleft()
+            on_end()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def _write_next(self) -> None:
+        message, on_end = self._queue.popleft()
+        self._late_at = self._loop.time() + self._max_send_s
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._late_at, self._check_time)
+        try:
+            await self._context.write(message)
+        except Exception as error:  # noqa: BLE001 - gRPC's class for it is private
+            logger.debug("An answer could not be written: %r", error)
+        finally:
+            on_end()
+
+    def _check_time(self) -> None:
+        """Cuts off the client if the message that is written now is late."""
+        self._timer = None
+        if not self._is_writing:
+            return
+        if self._loop.time() < self._late_at:
+            self._timer = self._loop.call_at(self._late_at, self._check_time)
+        else:
+            cut_off_late(self._handler, self._max_send_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +99,20 @@ class StreamItem(Generic[_Q]):
         message: The message.
         claim: The memory that the message and its answer hold.
         deadline: Time of ``perf_counter`` at which the call ends, or None.
-        write: Writes messages that precede the answer, such as progress.
+        report: Writes a message that precedes the answer, such as progress.
     """
 
     message: _Q
     claim: Claim
     deadline: float | None
-    write: Writer
+    report: Callable[[object], Awaitable[None]]
+
+
+class _Order(NamedTuple):
+    """When the answer to a message is queued: after the previous answer, before the next."""
+
+    previous: asyncio.Event | None
+    queued: asyncio.Event
 
 
 class StreamLoop(Generic[_Q, _A]):
@@ -105,30 +156,39 @@ class StreamLoop(Generic[_Q, _A]):
         slots = asyncio.Semaphore(self._max_in_flight)
         write = Writer(context, self._calls.max_send_s)
         previous: asyncio.Event | None = None
-        async with asyncio.TaskGroup() as tasks:
-            while True:
-                await slots.acquire()
-                message = await self._read(messages)
-                if message is None:
-                    break
-                claim = self._calls.claim(context, self._message_id(message))
-                item = StreamItem(message, claim, call_deadline(context), write)
-                written = asyncio.Event()
-                tasks.create_task(self._answer_one(item, slots, previous, written))
-                if self._in_order:
-                    previous = written
-                del item, message  # only the task holds them, until the answer is ready
-                # At most one message of a stream waits for memory.
-                await claim.settled.wait()
+
+        async def report(message: object) -> None:
+            # A task of its own: it may write other messages too, and reports may be cancelled.
+            written = asyncio.Event()
+            tasks.create_task(write(message, written.set))
+            await written.wait()
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                while True:
+                    await slots.acquire()
+                    message = await self._read(messages)
+                    if message is None:
+                        break
+                    claim = self._calls.claim(context, self._message_id(message))
+                    item = StreamItem(message, claim, call_deadline(context), report)
+                    order = _Order(previous, asyncio.Event()) if self._in_order else None
+                    tasks.create_task(self._answer_one(item, slots, order, write))
+                    if order is not None:
+                        previous = order.queued
+                    del item, message  # only the task holds them, until the answer is ready
+                    # At most one message of a stream waits for memory.
+                    await claim.settled.wait()
+        finally:
+            write.close()
 
     async def _read(self, messages: AsyncIterator[_Q]) -> _Q | None:
         """Reads the next message; None at the end, or when the server drains."""
-
-        async def read() -> _Q | None:
-            return await anext(messages, None)
-
+        lifecycle = self._calls.lifecycle
+        if lifecycle.draining.is_set():
+            return None
         try:
-            return await self._calls.lifecycle.unless_draining(asyncio.ensure_future(read()))
+            return await lifecycle.unless_draining(anext(messages, None))
         except Exception as error:  # noqa: BLE001 - gRPC's class for it is private
             logger.debug("The client of a stream is gone: %r", error)
             return None
@@ -137,23 +197,30 @@ class StreamLoop(Generic[_Q, _A]):
         self,
         item: StreamItem[_Q],
         slots: asyncio.Semaphore,
-        previous: asyncio.Event | None,
-        written: asyncio.Event,
+        order: _Order | None,
+        write: Writer,
     ) -> None:
         """Answers a message; writes the answer after that of the previous message, if any."""
-        claim, write = item.claim, item.write
+        claim = item.claim
+
+        def end() -> None:
+            claim.release()
+            slots.release()
+
         answering = self._answer_or_failure(item)
         del item  # an answer that waits to be written holds no message
         try:
             answer = await answering
             claim.settled.set()
-            if previous is not None:
-                await previous.wait()
-            await write(answer)
+            if order is not None and order.previous is not None:
+                await order.previous.wait()
+        except BaseException:
+            end()
+            raise
         finally:
-            claim.release()
-            slots.release()
-            written.set()
+            if order is not None:
+                order.queued.set()
+        await write(answer, end)
 
     async def _answer_or_failure(self, item: StreamItem[_Q]) -> _A:
         outcome = await self._calls.item(self._item_rpc, lambda record: self._answer(item, record))

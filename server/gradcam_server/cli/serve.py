@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from gradcam_server.cli.common import errors_for_people
+from gradcam_server.cli.errors import errors_for_people
 from gradcam_server.config.click_options import from_options, serve_options
 from gradcam_server.config.file import read_config_file
 from gradcam_server.config.models import model_specs
@@ -67,7 +67,7 @@ def serve(ctx: click.Context, /, check: bool, **options: Any) -> None:
         if check:
             _check(config)
             return
-        from gradcam_server.serving.server import run
+        from gradcam_server.serving.run import run
 
         raise SystemExit(run(config, lambda: read_arguments(ctx.meta[_ARGUMENTS])))
 

@@ -1,5 +1,6 @@
 """``gradcam serve``."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from gradcam_server.config.models import model_specs
 from gradcam_server.config.settings import ENV_PREFIX, ServeConfig
 from gradcam_server.config.shares import share
 from gradcam_server.errors import StartupError
+
+logger = logging.getLogger(__name__)
 
 _ARGUMENTS = "gradcam_server.serve.arguments"
 
@@ -64,6 +67,7 @@ def serve(ctx: click.Context, /, check: bool, **options: Any) -> None:
         from gradcam_server.telemetry.logs import configure
 
         configure(config.log_level, config.log_format)
+        logger.debug("Read the settings")
         if check:
             _check(config)
             return

@@ -133,6 +133,14 @@ class Manifest:
     sizes: dict[str, int] | None = None
     graph_format: GraphFormat = GraphFormat.OPENVINO
 
+    def check_files(self, folder: Path) -> None:
+        """Compares all files of the export with the manifest.
+
+        Raises:
+            StartupError: A file is not the one that was exported.
+        """
+        check_files(folder, self.sha256, self.sizes or {})
+
     def to_json(self) -> str:
         """Returns the manifest as JSON."""
         document = {
@@ -163,14 +171,23 @@ def read_manifest(folder: Path) -> Manifest:
         StartupError: The manifest cannot be read, has another format, or contradicts itself, or a
             file is not the one that was exported.
     """
+    manifest = parse_manifest(folder)
+    manifest.check_files(folder)
+    return manifest
+
+
+def parse_manifest(folder: Path) -> Manifest:
+    """Reads a manifest. Its files are not to be used before ``Manifest.check_files``.
+
+    Raises:
+        StartupError: The manifest cannot be read, has another format, or contradicts itself.
+    """
     try:
         document = parse(read_file(folder, MANIFEST, _MAX_BYTES))
-        manifest = _read(document)
+        return _read(document)
     except JsonError as error:
         path = folder / MANIFEST
         raise StartupError(f"{path} is not a manifest of gradcam export: {error}") from error
-    check_files(folder, manifest.sha256, manifest.sizes or {})
-    return manifest
 
 
 def _read(document: Any) -> Manifest:

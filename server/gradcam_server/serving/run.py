@@ -1,6 +1,7 @@
 """Runs a server. The engine's process starts first, and both processes import side by side."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 
@@ -8,6 +9,8 @@ from gradcam_server.config.settings import ServeConfig
 from gradcam_server.engine.ipc.spawned import SpawnedEngine
 from gradcam_server.telemetry.memory import share_heap
 from gradcam_server.telemetry.native_stderr import logged_as_json
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: ServeConfig, read_again: Callable[[], ServeConfig]) -> int:
@@ -38,6 +41,7 @@ async def _run(config: ServeConfig, read_again: Callable[[], ServeConfig]) -> in
     try:
         from gradcam_server.serving.server import Server
 
+        logger.debug("Imported the front end")
         return await Server(config, read_again, spawned).run()
     finally:
         if spawned is not None:

@@ -47,9 +47,10 @@ class OpenVinoGraphs:
         graph, manifest = self._manifest.graphs[number], self._manifest
         executables = load_model(self._models[number], graph.outputs, manifest.precision)
         logger.debug("Compiled graph %d", number)
-        # The ratios of the others to it were measured at the export.
+        # The ratios of the others to it were measured at the export: they decide how images are
+        # divided into batches. One run is enough for the scale, and the start waits for it.
         size = min(batch_sizes)
-        seconds = time_batch(executables[0], graph.key, manifest.input_size, size)
+        seconds = time_batch(executables[0], graph.key, manifest.input_size, size, max_runs=1)
         exported = {batch: _interpolate(graph.cost_s, batch) for batch in batch_sizes}
         cost_s = {batch: exported[batch] * seconds / exported[size] for batch in batch_sizes}
         return Executed([dict.fromkeys(batch_sizes, executables)], cost_s)

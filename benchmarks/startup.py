@@ -33,7 +33,7 @@ STEPS = {
     "front end imported": r"Imported the front end",
     "port bound": r"Listening on \S+; warming up",
     "engine imported": r"The engine has read the settings",
-    "files checked": r"Checked the files of .*",
+    "files checked": r"Checked the files of the graphs of .*",
     "graphs read": r"Read the graphs of .*",
     "graphs compiled": r"Compiled graph \d+",
     "graphs run": r"Read .* and compiled it in .*",

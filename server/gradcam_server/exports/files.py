@@ -32,8 +32,10 @@ def read_file(folder: Path, name: str, max_bytes: int) -> bytes:
     return data
 
 
-def check_files(folder: Path, sha256: Mapping[str, str], sizes: Mapping[str, int]) -> None:
-    """Compares files with their sizes and hashes in the manifest, several files at a time.
+class FileChecks:
+    """Compares files with their sizes and hashes in the manifest.
+
+    Sizes are compared at once; hashes in the background, several at a time, in the order given.
 
     Args:
         folder: The export.
@@ -41,34 +43,42 @@ def check_files(folder: Path, sha256: Mapping[str, str], sizes: Mapping[str, int
         sizes: Sizes by path in the folder, in bytes; older exports state none.
 
     Raises:
-        StartupError: A file is missing, not a regular file of the folder, or another file. The
-            error is of the first such file in the order of the hashes.
+        StartupError: A file is missing, not a regular file of the folder, or has another size.
     """
-    # Hashing leaves Python's lock free.
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        checks = [
-            threads.submit(_check_file, folder, name, expected, sizes.get(name))
-            for name, expected in sha256.items()
+
+    def __init__(self, folder: Path, sha256: Mapping[str, str], sizes: Mapping[str, int]) -> None:
+        for name in sha256:
+            with _open(folder, name) as file:
+                found = os.fstat(file.fileno()).st_size
+            if found != (size := sizes.get(name, found)):
+                raise _another_file(folder / name, f"it has {found:,} bytes, not {size:,}")
+        # Hashing leaves Python's lock free.
+        threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="hashing")
+        self._checks = [
+            threads.submit(_check_hash, folder, name, expected) for name, expected in sha256.items()
         ]
-        try:
-            for check in checks:
-                check.result()
-        finally:
-            threads.shutdown(wait=True, cancel_futures=True)
+        threads.shutdown(wait=False)
+
+    def wait(self) -> None:
+        """Waits until all hashes are compared. The files must not be used before.
+
+        Raises:
+            StartupError: A file is not the one that was exported; the first such file is named.
+        """
+        for check in self._checks:
+            check.result()
 
 
-def _check_file(folder: Path, name: str, sha256: str, expected_size: int | None) -> None:
+def _check_hash(folder: Path, name: str, sha256: str) -> None:
     with _open(folder, name) as file:
-        size = os.fstat(file.fileno()).st_size
-        if expected_size is not None and size != expected_size:
-            difference = f"it has {size:,} bytes, not {expected_size:,}"
-        elif hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-            difference = "its SHA-256 differs"
-        else:
-            return
-    raise StartupError(
-        f"{folder / name} is not the file that was exported ({difference}): copy the whole "
-        "folder again, or export again"
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise _another_file(folder / name, "its SHA-256 differs")
+
+
+def _another_file(path: Path, difference: str) -> StartupError:
+    return StartupError(
+        f"{path} is not the file that was exported ({difference}): copy the whole folder again, "
+        "or export again"
     )
 
 

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -45,11 +44,12 @@ class ExportedSource:
     def __init__(self, spec: ModelSpec, config: ServeConfig, counter: CompilationCounter) -> None:
         self._folder = Path(spec.source)
         self._manifest = manifest = parse_manifest(self._folder)
-        # Hashing takes one core and importing another.
-        with ThreadPoolExecutor(1) as threads:
-            runtime = threads.submit(_import_runtime, self._folder, manifest.graph_format)
-            manifest.check_files(self._folder)
-        logger.debug("Checked the files of %s", self._folder)
+        checks = manifest.check_graph_files(self._folder)
+        # Files are hashed meanwhile, and those that no graph needs while the graphs are compiled.
+        read_graphs = _import_runtime(self._folder, manifest.graph_format)
+        checks.wait()
+        self._other_checks = manifest.check_other_files(self._folder)
+        logger.debug("Checked the files of the graphs of %s", self._folder)
         self._counter = counter
         if spec.preprocessing or spec.outputs or spec.labels or spec.input_size:
             raise StartupError(
@@ -61,7 +61,7 @@ class ExportedSource:
                 f"{self._folder} was exported for {manifest.max_targets} classes in one request: "
                 f"serve it with --max-targets {manifest.max_targets}, or export it again"
             )
-        self._graphs = runtime.result()(self._folder, manifest, config)
+        self._graphs = read_graphs(self._folder, manifest, config)
         logger.debug("Read the graphs of %s", self._folder)
         self._keys = [replace(graph.key, model=spec.id) for graph in manifest.graphs]
         self.served = ServedModel(
@@ -97,6 +97,7 @@ class ExportedSource:
 
         Raises:
             InvalidRequestError: The graph was not exported, or cannot be run here.
+            StartupError: A file that no graph needs is not the one that was exported.
         """
         number = self._find(key)
         graphs = self._graphs
@@ -110,6 +111,7 @@ class ExportedSource:
                 f"{key} cannot be run by {graphs.compiler}: {quote(error)}. Export the model again "
                 "with the versions that are installed here, or serve the model itself",
             ) from error
+        self._other_checks.wait()
         logger.info(
             "Read %s in %s and compiled it in %.1f s; milliseconds by batch size: %s",
             *(key, graphs.precision, perf_counter() - began),

@@ -10,7 +10,7 @@ import pytest
 
 from gradcam_server.errors import StartupError
 from gradcam_server.exports import files
-from gradcam_server.exports.files import check_files
+from gradcam_server.exports.files import FileChecks
 
 NAMES = ("first", "second", "third")
 
@@ -31,7 +31,7 @@ def sizes_of(folder: Path) -> dict[str, int]:
     ("broken", "text"),
     [
         (("first", "second"), "first.*SHA-256 differs"),
-        (("first", "missing"), "first.*SHA-256 differs"),
+        (("first", "missing"), "missing"),
         (("second", "third"), "second.*SHA-256 differs"),
         (("third",), "third.*SHA-256 differs"),
     ],
@@ -39,12 +39,12 @@ def sizes_of(folder: Path) -> dict[str, int]:
 def test_the_error_is_of_the_first_broken_file(
     tmp_path: Path, hashes: dict[str, str], broken: tuple[str, ...], text: str
 ) -> None:
-    """It does not depend on which file is hashed first."""
+    """It does not depend on which file is hashed first; a missing file is found before that."""
     sizes = sizes_of(tmp_path)
     for name in broken:
-        hashes[name], sizes[name] = hashlib.sha256().hexdigest(), sizes.get(name, 1)
+        hashes[name] = hashlib.sha256().hexdigest()
     with pytest.raises(StartupError, match=text):
-        check_files(tmp_path, hashes, sizes)
+        FileChecks(tmp_path, hashes, sizes).wait()
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -60,4 +60,4 @@ def test_files_are_hashed_side_by_side(
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(count))
     monkeypatch.setattr(hashlib, "file_digest", wait)
-    check_files(tmp_path, dict(list(hashes.items())[:count]), {})
+    FileChecks(tmp_path, dict(list(hashes.items())[:count]), {}).wait()

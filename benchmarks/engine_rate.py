@@ -26,7 +26,7 @@ import psutil
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.graph_io import GraphItem, GraphTarget, by_rank
 from gradcam_server.domain.schedule import BatchReport, Urgency
-from gradcam_server.engine.ipc import process
+from gradcam_server.engine.ipc import spawned
 from gradcam_server.engine.ipc.client import EngineConnection
 from gradcam_server.engine.ipc.messages import Heartbeat
 from gradcam_server.engine.ipc.process import RemoteBackend
@@ -88,7 +88,7 @@ async def measure(
 
 async def run(filler_count: int, at_once: int, rounds: int) -> list[dict[str, float]]:
     """Starts the engine and the fillers, and measures."""
-    process._MODULE = "free_engine"
+    spawned._MODULE = "free_engine"
     counter = Counter()
     engine = await RemoteBackend.start(ServeConfig(), counter)
     fillers = []

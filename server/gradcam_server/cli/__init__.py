@@ -6,7 +6,8 @@ explain_output, evaluation, evaluation_report       parts of explain and evaluat
 connection       options to connect to a server: TLS and token
 model_access     options to choose a model: on a server, or in this process
 local            explains in this process, with the interface of the client
-common           errors for people, classes, probabilities
+common           classes, probabilities, errors for scripts
+errors           errors for people
 pictures         image files, masks, and matplotlib figures
 progress         progress bars, and progress lines for logs
 """

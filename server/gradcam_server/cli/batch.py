@@ -12,13 +12,14 @@ from click.core import ParameterSource
 from gradcam_client.requests import METHODS, RESIZE_MODES
 from gradcam_server.batch.explain_options import HEATMAP_TYPES, ExplainOptions
 from gradcam_server.batch.plan import Share
-from gradcam_server.cli.common import class_of, errors_for_people
+from gradcam_server.cli.common import class_of
 from gradcam_server.cli.connection import (
     BELONGS_TO_SERVER,
     Connection,
     connection_options,
     refuse_given,
 )
+from gradcam_server.cli.errors import errors_for_people
 from gradcam_server.cli.progress import job_progress
 from gradcam_server.config.click_options import from_options, setting_options
 from gradcam_server.config.settings import ServeConfig

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradcam_server.cli.common import errors_for_people
 from gradcam_server.cli.connection import Connection, connection_options
+from gradcam_server.cli.errors import errors_for_people
 from gradcam_server.cli.progress import open_bar
 from gradcam_server.cli.serve import read_arguments
 

@@ -12,13 +12,8 @@ from numpy.typing import NDArray
 from gradcam_client import Explanation, ImageExplanation, OverlayPng
 from gradcam_client.image_files import shown
 from gradcam_client.requests import COLORMAPS, METHODS
-from gradcam_server.cli.common import (
-    ALL_CLASSES,
-    ONE_PASS_METHODS,
-    class_of,
-    errors_for_people,
-    probabilities_of,
-)
+from gradcam_server.cli.common import ALL_CLASSES, ONE_PASS_METHODS, class_of, probabilities_of
+from gradcam_server.cli.errors import errors_for_people
 from gradcam_server.cli.model_access import ModelAccess, model_access_options, say_compiled
 from gradcam_server.cli.pictures import decode_png, load_image, new_figure
 from gradcam_server.cli.progress import progress_bar

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -29,29 +28,6 @@ BELONGS_TO_SERVER = (
     "belongs to the server: give it to gradcam serve, and leave it out with --server"
 )
 TOKEN_VARIABLE = variable("token")
-
-# Errors of gRPC and of servers, as regular expressions, and what to do about them.
-_REMEDIES = (
-    (
-        "CERTIFICATE_VERIFY_FAILED",
-        "the server's certificate is not trusted; --tls-ca names the authorities to trust",
-    ),
-    (
-        "Hostname Verification Check failed",
-        "the server's certificate is not for this address; --tls-server-name gives the name in it",
-    ),
-    ("WRONG_VERSION_NUMBER", "the server speaks plain text, not TLS"),
-    (
-        "Failed to create security handshaker",
-        "the files of --tls-ca, --tls-cert and --tls-key are broken, or do not belong together",
-    ),
-    (
-        "failed to connect.*(Socket closed|Connection reset|Broken pipe)",
-        "the server closed the connection; it may need TLS (--tls, --tls-ca) or a client's "
-        "certificate (--tls-cert, --tls-key)",
-    ),
-    ("there is no token", "the server needs a token; --token-file names the file with it"),
-)
 
 # The flags of the files, by their names in the client library.
 _FLAGS = {"root": "--tls-ca", "certificate": "--tls-cert", "key": "--tls-key"}
@@ -228,14 +204,6 @@ def check_server_options(server: str | None, model: str, of_the_model: Iterable[
             "of the server's models",
             ctx,
         )
-
-
-def readable(text: str) -> str:
-    """Returns an error's text, after the remedy if there is one in ``_REMEDIES``."""
-    for pattern, remedy in _REMEDIES:
-        if re.search(pattern, text):
-            return f"{remedy} ({text})"
-    return text
 
 
 def connection_options(*, tls_variables: bool = True) -> Callable[[_F], _F]:

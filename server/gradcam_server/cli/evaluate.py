@@ -11,7 +11,8 @@ import click
 from gradcam_client import SmoothGrad
 from gradcam_client.image_files import shown
 from gradcam_client.requests import METHODS
-from gradcam_server.cli.common import ONE_PASS_METHODS, errors_for_people
+from gradcam_server.cli.common import ONE_PASS_METHODS
+from gradcam_server.cli.errors import errors_for_people
 from gradcam_server.cli.evaluation import SMOOTH, Evaluator, Protocol, errors_of
 from gradcam_server.cli.evaluation_report import draw_curves, make_report, print_table
 from gradcam_server.cli.model_access import ModelAccess, model_access_options

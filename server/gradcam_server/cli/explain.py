@@ -23,7 +23,8 @@ from gradcam_client.requests import (
     SCORE_TYPES,
     Target,
 )
-from gradcam_server.cli.common import class_of, errors_for_people
+from gradcam_server.cli.common import class_of
+from gradcam_server.cli.errors import errors_for_people
 from gradcam_server.cli.explain_output import (
     Outputs,
     print_result,

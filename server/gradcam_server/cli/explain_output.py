@@ -12,7 +12,7 @@ import numpy as np
 from gradcam_client import ImageExplanation
 from gradcam_client.image_files import shown
 from gradcam_server.cli.common import error_as_json
-from gradcam_server.cli.connection import readable
+from gradcam_server.cli.errors import readable
 
 _PREDICTION = ("index", "name", "probability")
 _EXPLANATION = (

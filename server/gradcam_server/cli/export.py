@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from gradcam_server.cli.common import errors_for_people
+from gradcam_server.cli.errors import errors_for_people
 from gradcam_server.config.click_options import from_options, setting_options
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.catalog import many_pass_keys

@@ -3,7 +3,8 @@
 import click
 
 from gradcam_client import GradCamError
-from gradcam_server.cli.connection import Connection, connection_options, readable
+from gradcam_server.cli.connection import Connection, connection_options
+from gradcam_server.cli.errors import readable
 
 
 @click.command()

@@ -2,8 +2,8 @@
 
 import click
 
-from gradcam_server.cli.common import errors_for_people
 from gradcam_server.cli.connection import Connection, check_server_options, connection_options
+from gradcam_server.cli.errors import errors_for_people
 
 _HEADINGS = ("LAYER", "TYPE", "OUTPUT SHAPE", "")
 

@@ -6,7 +6,8 @@ import grpc
 from gradcam.admin.v1 import admin_service_pb2 as pb
 from gradcam.admin.v1 import admin_service_pb2_grpc as pb_grpc
 from gradcam_client.unreachable import explain
-from gradcam_server.cli.connection import Connection, connection_options, readable
+from gradcam_server.cli.connection import Connection, connection_options
+from gradcam_server.cli.errors import readable
 
 
 @click.command()

@@ -1,18 +1,21 @@
 """``gradcam serve``."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from gradcam_server.cli.common import errors_for_people
+from gradcam_server.cli.errors import errors_for_people
 from gradcam_server.config.click_options import from_options, serve_options
 from gradcam_server.config.file import read_config_file
 from gradcam_server.config.models import model_specs
 from gradcam_server.config.settings import ENV_PREFIX, ServeConfig
 from gradcam_server.config.shares import share
 from gradcam_server.errors import StartupError
+
+logger = logging.getLogger(__name__)
 
 _ARGUMENTS = "gradcam_server.serve.arguments"
 
@@ -64,10 +67,11 @@ def serve(ctx: click.Context, /, check: bool, **options: Any) -> None:
         from gradcam_server.telemetry.logs import configure
 
         configure(config.log_level, config.log_format)
+        logger.debug("Read the settings")
         if check:
             _check(config)
             return
-        from gradcam_server.serving.server import run
+        from gradcam_server.serving.run import run
 
         raise SystemExit(run(config, lambda: read_arguments(ctx.meta[_ARGUMENTS])))
 

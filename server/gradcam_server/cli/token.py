@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from gradcam_server.cli.common import errors_for_people
+from gradcam_server.cli.errors import errors_for_people
 from gradcam_server.errors import StartupError
 from gradcam_server.transport.security.tokens import (
     Token,

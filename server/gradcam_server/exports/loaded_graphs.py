@@ -58,8 +58,12 @@ class LoadedGraphs(Protocol):
 
 
 def time_batch(
-    executable: Executable, key: GraphKey, input_size: tuple[int, int], batch_size: int
+    executable: Executable,
+    key: GraphKey,
+    input_size: tuple[int, int],
+    batch_size: int,
+    max_runs: int = _TIMED_RUNS,
 ) -> float:
     """Returns the seconds of the quickest run on images of noise, after a run to warm up."""
     batch = noise_batch(key, input_size, 1, batch_size)
-    return quickest_s(executable, batch, _TIMED_RUNS, _LONG_S)
+    return quickest_s(executable, batch, max_runs, _LONG_S)

@@ -16,7 +16,7 @@ from gradcam_server.domain.layers import Extent, LayerInfo
 from gradcam_server.domain.options import GraphFormat, Precision
 from gradcam_server.domain.preprocessing import Preprocessing
 from gradcam_server.errors import StartupError
-from gradcam_server.exports.files import check_files, read_file
+from gradcam_server.exports.files import FileChecks, read_file
 from gradcam_server.exports.typed_json import JsonError, Readers, convert, parse
 
 MANIFEST = "gradcam.json"
@@ -133,6 +133,26 @@ class Manifest:
     sizes: dict[str, int] | None = None
     graph_format: GraphFormat = GraphFormat.OPENVINO
 
+    def check_graph_files(self, folder: Path) -> FileChecks:
+        """Begins to compare the files of the graphs, which a server reads, with the manifest.
+
+        Raises:
+            StartupError: A file is missing or has another size; ``FileChecks.wait`` raises the
+                same for other content.
+        """
+        return self._check_files(folder, of_graphs=True)
+
+    def check_other_files(self, folder: Path) -> FileChecks:
+        """Does the same with the files for other programs, such as a SavedModel."""
+        return self._check_files(folder, of_graphs=False)
+
+    def _check_files(self, folder: Path, *, of_graphs: bool) -> FileChecks:
+        files = {name for graph in self.graphs for name in _files_of(graph, self.graph_format)}
+        hashes = {
+            name: hash_ for name, hash_ in self.sha256.items() if (name in files) == of_graphs
+        }
+        return FileChecks(folder, hashes, self.sizes or {})
+
     def to_json(self) -> str:
         """Returns the manifest as JSON."""
         document = {
@@ -163,14 +183,24 @@ def read_manifest(folder: Path) -> Manifest:
         StartupError: The manifest cannot be read, has another format, or contradicts itself, or a
             file is not the one that was exported.
     """
+    manifest = parse_manifest(folder)
+    manifest.check_graph_files(folder).wait()
+    manifest.check_other_files(folder).wait()
+    return manifest
+
+
+def parse_manifest(folder: Path) -> Manifest:
+    """Reads a manifest. Its files are not to be used before they are checked.
+
+    Raises:
+        StartupError: The manifest cannot be read, has another format, or contradicts itself.
+    """
     try:
         document = parse(read_file(folder, MANIFEST, _MAX_BYTES))
-        manifest = _read(document)
+        return _read(document)
     except JsonError as error:
         path = folder / MANIFEST
         raise StartupError(f"{path} is not a manifest of gradcam export: {error}") from error
-    check_files(folder, manifest.sha256, manifest.sizes or {})
-    return manifest
 
 
 def _read(document: Any) -> Manifest:
@@ -260,10 +290,15 @@ def _graph_faults(graph: ExportedGraph, manifest: Manifest, explainable: set[str
         yield f"outputs must be {', '.join(names)}"
     is_openvino = manifest.graph_format is GraphFormat.OPENVINO
     yield from _openvino_faults(graph) if is_openvino else _stablehlo_faults(graph)
-    files = (graph.file, graph.weights_file) if is_openvino else (*graph.modules.values(), WEIGHTS)
-    for name in files:
+    for name in _files_of(graph, manifest.graph_format):
         if name not in manifest.sha256:
             yield f"file: sha256 must have {name}"
+
+
+def _files_of(graph: ExportedGraph, graph_format: GraphFormat) -> tuple[str, ...]:
+    if graph_format is GraphFormat.OPENVINO:
+        return graph.file, graph.weights_file
+    return *graph.modules.values(), WEIGHTS
 
 
 def _openvino_faults(graph: ExportedGraph) -> Iterator[str]:

@@ -1,17 +1,21 @@
 """The graphs of an export in OpenVINO's format: reads, checks and compiles them."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.graph_io import INPUTS
 from gradcam_server.domain.options import Compiler
 from gradcam_server.errors import StartupError, quote
 from gradcam_server.exports.loaded_graphs import Executed, time_batch
 from gradcam_server.exports.manifest import ExportedGraph, Manifest
 from gradcam_server.graphs.compilers.openvino_runtime import load_model, openvino, read_model
+
+logger = logging.getLogger(__name__)
 
 _ANY = -1
 
@@ -22,6 +26,7 @@ class OpenVinoGraphs:
     Args:
         folder: The export.
         manifest: Its manifest.
+        _: The settings, which other formats need.
 
     Raises:
         StartupError: OpenVINO cannot read a graph, or its inputs and outputs are not those of the
@@ -31,7 +36,7 @@ class OpenVinoGraphs:
     compiler = Compiler.OPENVINO
     device_count = 1
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, _: ServeConfig) -> None:
         self._manifest = manifest
         self.precision = manifest.precision.value
         # Read now, so that the checked graphs are served even if the folder changes.
@@ -41,9 +46,11 @@ class OpenVinoGraphs:
         """Compiles a graph for this CPU, once for all batch sizes."""
         graph, manifest = self._manifest.graphs[number], self._manifest
         executables = load_model(self._models[number], graph.outputs, manifest.precision)
-        # The ratios of the others to it were measured at the export.
+        logger.debug("Compiled graph %d", number)
+        # The ratios of the others to it were measured at the export: they decide how images are
+        # divided into batches. One run is enough for the scale, and the start waits for it.
         size = min(batch_sizes)
-        seconds = time_batch(executables[0], graph.key, manifest.input_size, size)
+        seconds = time_batch(executables[0], graph.key, manifest.input_size, size, max_runs=1)
         exported = {batch: _interpolate(graph.cost_s, batch) for batch in batch_sizes}
         cost_s = {batch: exported[batch] * seconds / exported[size] for batch in batch_sizes}
         return Executed([dict.fromkeys(batch_sizes, executables)], cost_s)

@@ -45,6 +45,8 @@ def convert(kind: Any, value: Any, where: str, readers: Readers) -> Any:
     Raises:
         JsonError: The value has another type.
     """
+    if type(value) is kind:  # a text, a number or a truth value: most of a manifest
+        return value
     if (read := readers.get(kind)) is not None:
         return read(value, where)
     arguments = get_args(kind)

@@ -1,10 +1,9 @@
-"""The server process: bind -> start the engine -> SERVING -> drain -> close."""
+"""The server process: bind -> wait for the engine -> SERVING -> drain -> close."""
 
 import asyncio
 import logging
 import signal
 from collections.abc import Callable, Coroutine
-from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import grpc
@@ -12,13 +11,12 @@ import grpc
 from gradcam_server import __version__
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.config.shares import share
+from gradcam_server.engine.ipc.spawned import SpawnedEngine
 from gradcam_server.pipeline.explainer import Explainer
 from gradcam_server.serving.front_ends.pool import FrontEndPool
 from gradcam_server.serving.reloading import Reloader
 from gradcam_server.serving.supervisor import Supervisor
-from gradcam_server.telemetry.memory import share_heap
 from gradcam_server.telemetry.metrics import Metrics
-from gradcam_server.telemetry.native_stderr import logged_as_json
 from gradcam_server.telemetry.setup import configure_tracing
 from gradcam_server.transport import admin
 from gradcam_server.transport.grpc_server import FrontEnd
@@ -29,27 +27,6 @@ from gradcam_server.transport.security.listening import check_listening, check_p
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-
-
-def run(config: ServeConfig, read_again: Callable[[], ServeConfig]) -> int:
-    """Serves until SIGTERM or SIGINT. A second signal ends the drain at once.
-
-    SIGHUP loads the models anew beside the old ones, and replaces those when the new are warm.
-
-    Args:
-        config: The settings.
-        read_again: Reads the settings again, for a reload.
-
-    Returns:
-        The exit status: 0 after a complete drain, 1 if requests had to be cut off.
-
-    Raises:
-        StartupError: The server cannot start as configured.
-    """
-    share_heap()
-    json = config.log_format == "json"
-    with logged_as_json(config.log_level) if json else nullcontext():
-        return asyncio.run(_Server(config, read_again).run())
 
 
 def why_not_alive(supervisor: Supervisor, pool: FrontEndPool) -> str | None:
@@ -65,12 +42,30 @@ class _StoppedError(Exception):
     """A signal came before the server was warm."""
 
 
-class _Server:
-    def __init__(self, config: ServeConfig, read_again: Callable[[], ServeConfig]) -> None:
-        self._config, self._read_again = config, read_again
+class Server:
+    """A server, from its start to its end.
+
+    Args:
+        config: The settings.
+        read_again: Reads the settings again, for a reload.
+        spawned: The first engine's process, if it runs already; it has the same settings.
+    """
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        read_again: Callable[[], ServeConfig],
+        spawned: SpawnedEngine | None,
+    ) -> None:
+        self._config, self._read_again, self._spawned = config, read_again, spawned
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
+        """Serves until SIGTERM or SIGINT, and returns the exit status; see ``serving.run``.
+
+        Raises:
+            StartupError: The server cannot start as configured.
+        """
         self._stop = asyncio.Event()
         self._metrics = Metrics()
         tracer = configure_tracing(self._config.tracing, __version__)
@@ -155,7 +150,7 @@ class _Server:
 
     async def _start(self) -> None:
         """Starts the engine; meanwhile waits for the other front ends."""
-        starting = asyncio.ensure_future(self._supervisor.start())
+        starting = asyncio.ensure_future(self._supervisor.start(self._spawned))
         try:
             await self._pool.wait_listening()
             await asyncio.shield(starting)

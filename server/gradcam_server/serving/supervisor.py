@@ -12,6 +12,7 @@ from gradcam_server.domain.schedule import BatchReport
 from gradcam_server.engine.ipc.child_process import BACKOFF, Backoff, keep_running
 from gradcam_server.engine.ipc.messages import Heartbeat
 from gradcam_server.engine.ipc.process import RemoteBackend
+from gradcam_server.engine.ipc.spawned import SpawnedEngine
 from gradcam_server.errors import EngineLostError, StartupError, failure_reason
 from gradcam_server.pipeline.explainer import Explainer
 from gradcam_server.serving.front_ends.pool import FrontEndPool
@@ -86,15 +87,18 @@ class Supervisor:
         self._metrics.retried_as_singles(heartbeat.failed_batch_count - self._failed_batch_count)
         self._failed_batch_count = heartbeat.failed_batch_count
 
-    async def start(self) -> None:
+    async def start(self, spawned: SpawnedEngine | None = None) -> None:
         """Starts the engine.
+
+        Args:
+            spawned: Its process, if it runs already.
 
         Raises:
             StartupError: The engine cannot start as configured, dies while it starts, or there is
                 no descriptor, process or memory left for it.
         """
         try:
-            await self._replace(self._config)
+            await self._replace(self._config, spawned)
         except EngineLostError as error:
             raise StartupError(str(error)) from error
         except (OSError, MemoryError) as error:
@@ -127,9 +131,9 @@ class Supervisor:
         if self._explainer is not None:
             await self._explainer.close()
 
-    async def _replace(self, config: ServeConfig) -> None:
+    async def _replace(self, config: ServeConfig, spawned: SpawnedEngine | None = None) -> None:
         """Starts an engine and replaces the old one; if this fails, the old one stays."""
-        backend = await RemoteBackend.start(config, self)
+        backend = await RemoteBackend.start(config, self, spawned)
         try:
             explainer = Explainer(share(config), backend, self._metrics)
             await self._pool.share(config, backend)

@@ -60,6 +60,7 @@ async def run(connection: socket.socket, shared_fd: int, fd_socket: socket.socke
     message = await receive(reader)
     assert isinstance(message, Start)
     configure(message.config.log_level, message.config.log_format)
+    logger.debug("The engine has read the settings")
     front_end_gone = asyncio.ensure_future(_watch(reader))
     try:
         engine = await asyncio.to_thread(_warm_engine, message)

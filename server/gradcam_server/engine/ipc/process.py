@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import ExitStack
 from time import perf_counter
 from typing import Protocol, Self
 
@@ -11,20 +11,18 @@ from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.schedule import BatchReport
 from gradcam_server.engine.ipc.child_process import ChildProcess, Watchdog
 from gradcam_server.engine.ipc.client import EngineConnection, receive_ready
-from gradcam_server.engine.ipc.fd_passing import fd_socket_pair, send_fds
+from gradcam_server.engine.ipc.fd_passing import send_fds
 from gradcam_server.engine.ipc.messages import (
     BatchRan,
     GarbledError,
     Heartbeat,
     Join,
     Ready,
-    Start,
     send,
 )
-from gradcam_server.engine.ipc.shared_slots import create_shared_memory
+from gradcam_server.engine.ipc.shared_memory import create_shared_memory
+from gradcam_server.engine.ipc.spawned import SpawnedEngine
 from gradcam_server.errors import EngineLostError
-
-_MODULE = "gradcam_server.engine.ipc.main"
 
 
 class EngineObserver(Protocol):
@@ -62,7 +60,9 @@ class RemoteBackend(EngineConnection):
         self._tasks.append(asyncio.create_task(self._watch(), name="engine watchdog"))
 
     @classmethod
-    async def start(cls, config: ServeConfig, observer: EngineObserver) -> Self:
+    async def start(
+        cls, config: ServeConfig, observer: EngineObserver, spawned: SpawnedEngine | None = None
+    ) -> Self:
         """Starts an engine, and returns once it is warm.
 
         If this fails or is cancelled, the engine is killed, and its descriptors are closed.
@@ -70,30 +70,27 @@ class RemoteBackend(EngineConnection):
         Args:
             config: The settings.
             observer: Receives its reports.
+            spawned: The process, if it was started before, with the same settings.
 
         Raises:
             StartupError: The engine cannot start as configured.
             EngineLostError: The engine died while starting.
             OSError: There is no descriptor, process or memory left.
         """
-        began = perf_counter()
-        shared_fd = create_shared_memory()
+        spawned = spawned or await SpawnedEngine.spawn(config)
         try:
-            async with AsyncExitStack() as on_failure:
-                fd_socket, their_fd_socket = fd_socket_pair()
-                on_failure.enter_context(fd_socket)
-                with their_fd_socket:
-                    child = await ChildProcess.spawn(_MODULE, shared_fd, their_fd_socket.fileno())
-                on_failure.push_async_callback(child.close, 0)
-                ready = await _wait_ready(child, config)
-                started_in_s = perf_counter() - began
-                engine = cls(
-                    child, shared_fd, ready, started_in_s, config.watchdog_s, observer, fd_socket
-                )
-                on_failure.pop_all()
-                return engine
+            child = spawned.child
+            ready = await _wait_ready(child)
+            started_in_s = perf_counter() - spawned.began
+            engine = cls(
+                *(child, spawned.shared_fd, ready, started_in_s, config.watchdog_s, observer),
+                spawned.fd_socket,
+            )
+            spawned.take()
+            os.close(spawned.shared_fd)  # the mapping stays
+            return engine
         finally:
-            os.close(shared_fd)  # the mapping stays
+            await spawned.close()
 
     @property
     def pid(self) -> int:
@@ -168,10 +165,9 @@ class RemoteBackend(EngineConnection):
         self._alone.set()
 
 
-async def _wait_ready(child: ChildProcess, config: ServeConfig) -> Ready:
-    """Sends the settings to a new engine; returns its first message, once it is warm."""
+async def _wait_ready(child: ChildProcess) -> Ready:
+    """Returns the first message of a new engine, once it is warm."""
     try:
-        send(child.writer, Start(config))
         return await receive_ready(child.reader)
     except EOFError:
         reason = await child.wait_disconnected()

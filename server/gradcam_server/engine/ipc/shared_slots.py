@@ -34,15 +34,6 @@ class Slot(NamedTuple):
     shape: tuple[int, ...]
 
 
-def create_shared_memory() -> int:
-    """Returns the file descriptor of new memory, without a size yet. Children do not inherit it.
-
-    Raises:
-        OSError: There is no descriptor or memory left.
-    """
-    return os.memfd_create("gradcam-images")
-
-
 class SlotWriter:
     """The front end's end of the memory. Used on one thread.
 

@@ -1,7 +1,7 @@
 """An export as a source of graphs, for which TensorFlow is never imported."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -19,11 +19,14 @@ from gradcam_server.domain.registry import REGISTRY
 from gradcam_server.domain.warm import warm_option
 from gradcam_server.errors import InvalidRequestError, StartupError, quote
 from gradcam_server.exports.loaded_graphs import LoadedGraphs
-from gradcam_server.exports.manifest import Manifest, read_manifest
+from gradcam_server.exports.manifest import Manifest, parse_manifest
 from gradcam_server.graphs.compilers.base import COMPILERS
 from gradcam_server.graphs.executable import CompilationCounter, CompiledGraph
 
 logger = logging.getLogger(__name__)
+
+ReadGraphs = Callable[[Path, Manifest, ServeConfig], LoadedGraphs]
+"""Reads and checks the graphs of a folder whose files are those of the manifest."""
 
 
 class ExportedSource:
@@ -40,7 +43,13 @@ class ExportedSource:
 
     def __init__(self, spec: ModelSpec, config: ServeConfig, counter: CompilationCounter) -> None:
         self._folder = Path(spec.source)
-        self._manifest = manifest = read_manifest(self._folder)
+        self._manifest = manifest = parse_manifest(self._folder)
+        checks = manifest.check_graph_files(self._folder)
+        # Files are hashed meanwhile, and those that no graph needs while the graphs are compiled.
+        read_graphs = _import_runtime(self._folder, manifest.graph_format)
+        checks.wait()
+        self._other_checks = manifest.check_other_files(self._folder)
+        logger.debug("Checked the files of the graphs of %s", self._folder)
         self._counter = counter
         if spec.preprocessing or spec.outputs or spec.labels or spec.input_size:
             raise StartupError(
@@ -52,7 +61,8 @@ class ExportedSource:
                 f"{self._folder} was exported for {manifest.max_targets} classes in one request: "
                 f"serve it with --max-targets {manifest.max_targets}, or export it again"
             )
-        self._graphs = _load(self._folder, manifest, config)
+        self._graphs = read_graphs(self._folder, manifest, config)
+        logger.debug("Read the graphs of %s", self._folder)
         self._keys = [replace(graph.key, model=spec.id) for graph in manifest.graphs]
         self.served = ServedModel(
             spec.name,
@@ -87,6 +97,7 @@ class ExportedSource:
 
         Raises:
             InvalidRequestError: The graph was not exported, or cannot be run here.
+            StartupError: A file that no graph needs is not the one that was exported.
         """
         number = self._find(key)
         graphs = self._graphs
@@ -100,6 +111,7 @@ class ExportedSource:
                 f"{key} cannot be run by {graphs.compiler}: {quote(error)}. Export the model again "
                 "with the versions that are installed here, or serve the model itself",
             ) from error
+        self._other_checks.wait()
         logger.info(
             "Read %s in %s and compiled it in %.1f s; milliseconds by batch size: %s",
             *(key, graphs.precision, perf_counter() - began),
@@ -137,20 +149,18 @@ class ExportedSource:
         return min(found, key=lambda number: self._keys[number].max_targets)
 
 
-def _load(folder: Path, manifest: Manifest, config: ServeConfig) -> LoadedGraphs:
-    """Reads and checks the graphs, by the runtime of their format.
+def _import_runtime(folder: Path, graph_format: GraphFormat) -> ReadGraphs:
+    """Imports the runtime of a format; returns what reads and checks graphs for it.
 
     Raises:
-        StartupError: The runtime is not installed, or the graphs cannot be used.
+        StartupError: The runtime is not installed.
     """
     try:
-        if manifest.graph_format is GraphFormat.STABLEHLO:
+        if graph_format is GraphFormat.STABLEHLO:
             from gradcam_server.exports.stablehlo_graphs import StableHloGraphs
 
-            return StableHloGraphs(folder, manifest, config)
+            return StableHloGraphs
         from gradcam_server.exports.openvino_graphs import OpenVinoGraphs
-
-        return OpenVinoGraphs(folder, manifest)
     except ModuleNotFoundError as error:
         for row in COMPILERS.values():
             if error.name in row.packages:
@@ -159,6 +169,7 @@ def _load(folder: Path, manifest: Manifest, config: ServeConfig) -> LoadedGraphs
                     f"pip install 'gradcam-server[{row.extra}]'"
                 ) from error
         raise
+    return OpenVinoGraphs
 
 
 def _remedy(key: GraphKey, graph_format: GraphFormat) -> str:

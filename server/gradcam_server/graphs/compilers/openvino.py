@@ -52,6 +52,8 @@ def convert(graph: ExplanationGraph) -> openvino.Model:
         CompilerError: OpenVINO does not know one of its operations.
         DisconnectedLayerError: The scores don't depend on one of the layers.
     """
+    from openvino.tools.ovc import convert_model  # after openvino_runtime, which leaves it out
+
     try:
         frozen = _freeze(graph)
         inputs, outputs = (
@@ -59,7 +61,7 @@ def convert(graph: ExplanationGraph) -> openvino.Model:
         )
         # Given the function instead of its graph, it would add inner tensors to the outputs.
         with _root_logger_kept():
-            model = openvino.convert_model(frozen.graph, output=outputs)
+            model = convert_model(frozen.graph, output=outputs)
         for old, name in zip(inputs, INPUTS, strict=True):
             model.input(old).set_names({name})
         for old, name in zip(outputs, output_names(graph), strict=True):

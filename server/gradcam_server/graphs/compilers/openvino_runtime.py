@@ -13,8 +13,15 @@ from gradcam_server.graphs.threads import compute_streams, compute_threads
 
 # Without it OpenVINO reports imports and conversions to Google Analytics.
 sys.modules.setdefault("openvino_telemetry", cast("ModuleType", None))
+# OpenVINO does without its converter, which takes longer to import than all the rest; the module
+# openvino beside this one imports it.
+_CONVERTER = "openvino.tools.ovc"
+sys.modules.setdefault(_CONVERTER, cast("ModuleType", None))
 
-import openvino as openvino  # noqa: E402 - other modules import it from here, after the line above
+import openvino as openvino  # noqa: E402 - other modules import it from here, after the lines above
+
+if sys.modules[_CONVERTER] is None:
+    del sys.modules[_CONVERTER]
 
 # The float32 layers of int8 models stay float32: by default some CPUs compute them in bfloat16.
 _HINTS = {

@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gradcam_server.cli import main
-from gradcam_server.cli.connection import Connection, connection_options, readable
+from gradcam_server.cli.connection import Connection, connection_options
+from gradcam_server.cli.errors import readable
 from gradcam_server.cli.health import health
 from gradcam_server.cli.serve import serve
 from support.certificates import Authority

@@ -19,7 +19,7 @@ def parse(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
         seen.append(config)
         return 0
 
-    monkeypatch.setattr("gradcam_server.serving.server.run", run)
+    monkeypatch.setattr("gradcam_server.serving.run.run", run)
     monkeypatch.setattr("gradcam_server.telemetry.logs.configure", lambda *_: None)
 
     def parse(*arguments: str, **variables: str) -> ServeConfig:

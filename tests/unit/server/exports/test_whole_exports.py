@@ -264,6 +264,36 @@ def test_what_is_not_as_it_was_written_is_refused(folder: Path, break_it: Break,
         Engine(settings(folder))
 
 
+def _add_other(name: str, content: bytes) -> Break:
+    """Adds a file that no graph needs to the export, and then changes its content."""
+
+    def apply(folder: Path) -> None:
+        (folder / name).write_bytes(b"")
+        put_hashed(name, b"as it was written")(folder)
+        (folder / name).write_bytes(content)
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("break_it", "text"),
+    cases(
+        [
+            ("another content", _add_other("other", b"as it was WRITTEN"), "SHA-256 differs"),
+            ("cut off", _add_other("other", b"as it was"), "it has 9 bytes, not 17"),
+            ("nothing", _add_other("variables", b""), "it has 0 bytes, not 17"),
+        ]
+    ),
+)
+def test_a_file_that_no_graph_needs_is_checked_too(
+    folder: Path, break_it: Break, text: str
+) -> None:
+    """A server does not start with a damaged folder, although it would not read that file."""
+    break_it(folder)
+    with pytest.raises(StartupError, match=text):
+        start(folder)
+
+
 @pytest.mark.parametrize(("break_it", "text"), cases(FILES[:1], MANIFESTS[:1], GRAPHS[:2]))
 def test_a_check_refuses_what_serving_refuses(
     folder: Path, break_it: Break, text: str, monkeypatch: pytest.MonkeyPatch

@@ -19,7 +19,9 @@ from gradcam_server.engine.ipc.child_process import Backoff, ChildProcess
 from gradcam_server.engine.ipc.fd_passing import fd_socket_pair
 from gradcam_server.engine.ipc.messages import Ready
 from gradcam_server.engine.ipc.process import RemoteBackend
-from gradcam_server.engine.ipc.shared_slots import SlotReader, create_shared_memory
+from gradcam_server.engine.ipc.shared_memory import create_shared_memory
+from gradcam_server.engine.ipc.shared_slots import SlotReader
+from gradcam_server.engine.ipc.spawned import SpawnedEngine
 from gradcam_server.errors import EngineLostError, StartupError, failure_reason
 from gradcam_server.pipeline.explainer import Explainer
 from gradcam_server.serving.front_ends.pool import FrontEndPool
@@ -94,7 +96,9 @@ class Server:
         self.is_published = False
         self.withdrawn_count += 1
 
-    async def start(self, config: ServeConfig, observer: Supervisor) -> RemoteBackend:
+    async def start(
+        self, config: ServeConfig, observer: Supervisor, _: SpawnedEngine | None = None
+    ) -> RemoteBackend:
         self.attempts += 1
         if self.failures:
             raise self.failures.pop(0)

@@ -26,7 +26,8 @@ from gradcam_server.engine.ipc.messages import (
     send,
 )
 from gradcam_server.engine.ipc.packing import unpack
-from gradcam_server.engine.ipc.shared_slots import SlotReader, SlotWriter, create_shared_memory
+from gradcam_server.engine.ipc.shared_memory import create_shared_memory
+from gradcam_server.engine.ipc.shared_slots import SlotReader, SlotWriter
 from gradcam_server.errors import InvalidRequestError
 
 KEY = GraphKey("m", ("l",), Method.GRAD_CAM, ScoreType.LOGIT, 1)

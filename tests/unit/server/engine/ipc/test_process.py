@@ -19,7 +19,7 @@ from gradcam_server.domain.catalog import Catalog
 from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphOutput
 from gradcam_server.domain.requests import Method, ScoreType
 from gradcam_server.domain.schedule import Answer, BatchReport, DispatchReason, Urgency
-from gradcam_server.engine.ipc import child_process, client, process
+from gradcam_server.engine.ipc import child_process, client, process, spawned
 from gradcam_server.engine.ipc.child_process import ChildProcess
 from gradcam_server.engine.ipc.client import EngineConnection
 from gradcam_server.engine.ipc.fd_passing import fd_socket_pair
@@ -37,7 +37,8 @@ from gradcam_server.engine.ipc.messages import (
 )
 from gradcam_server.engine.ipc.packing import pack
 from gradcam_server.engine.ipc.process import RemoteBackend
-from gradcam_server.engine.ipc.shared_slots import SLOTS, Slot, SlotReader, create_shared_memory
+from gradcam_server.engine.ipc.shared_memory import create_shared_memory
+from gradcam_server.engine.ipc.shared_slots import SLOTS, Slot, SlotReader
 from gradcam_server.errors import EngineLostError, InvalidRequestError
 from support.child import choose
 from support.leftovers import Leftovers
@@ -367,7 +368,7 @@ async def test_an_engine_that_cannot_start_leaves_nothing(
 ) -> None:
     """The error gives the reason; process, descriptors and memory are gone."""
     monkeypatch.setattr(child_process, "CLOSE_S", 0.5)
-    monkeypatch.setattr(process, "_MODULE", choose(monkeypatch, behaviour))
+    monkeypatch.setattr(spawned, "_MODULE", choose(monkeypatch, behaviour))
     leftovers = Leftovers()
     with pytest.raises(EngineLostError, match=reason):
         await RemoteBackend.start(ServeConfig(), Observer())
@@ -379,7 +380,7 @@ async def test_an_engine_that_starts_with_ever_more_descriptors_fails_cleanly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The system's own limit, at every step: the error is EMFILE and nothing is left of it."""
-    monkeypatch.setattr(process, "_MODULE", choose(monkeypatch, "engine"))
+    monkeypatch.setattr(spawned, "_MODULE", choose(monkeypatch, "engine"))
     await (await RemoteBackend.start(ServeConfig(), Observer())).close()
     leftovers = Leftovers()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -409,8 +410,8 @@ async def test_a_start_that_fails_here_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, name: str, error: Exception
 ) -> None:
     """Whichever part of our side cannot be had, also when the engine is warm already."""
-    monkeypatch.setattr(process, "_MODULE", choose(monkeypatch, "engine"))
-    where = client if name == "SlotWriter" else process
+    monkeypatch.setattr(spawned, "_MODULE", choose(monkeypatch, "engine"))
+    where = {"SlotWriter": client, "Watchdog": process}.get(name, spawned)
     monkeypatch.setattr(where, name, fail_with(error))
     leftovers = Leftovers()
     with pytest.raises(type(error)):
@@ -420,7 +421,7 @@ async def test_a_start_that_fails_here_leaves_nothing(
 
 async def test_a_start_that_is_cancelled_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is stopped while it warms up does not wait for its engine."""
-    monkeypatch.setattr(process, "_MODULE", choose(monkeypatch, "listen"))
+    monkeypatch.setattr(spawned, "_MODULE", choose(monkeypatch, "listen"))
     leftovers = Leftovers()
     for pause_s in (0, 0.001, 0.02, 0.2):
         starting = asyncio.create_task(RemoteBackend.start(ServeConfig(), Observer()))

@@ -13,14 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradcam_server.engine.ipc.shared_slots import (
-    SLOTS,
-    Pixels,
-    Slot,
-    SlotReader,
-    SlotWriter,
-    create_shared_memory,
-)
+from gradcam_server.engine.ipc.shared_memory import create_shared_memory
+from gradcam_server.engine.ipc.shared_slots import SLOTS, Pixels, Slot, SlotReader, SlotWriter
 
 SHAPE = (4, 5, 3)
 

@@ -13,7 +13,7 @@ import pytest
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.engine.ipc.child_process import Backoff, ChildProcess
 from gradcam_server.engine.ipc.process import RemoteBackend
-from gradcam_server.engine.ipc.shared_slots import create_shared_memory
+from gradcam_server.engine.ipc.shared_memory import create_shared_memory
 from gradcam_server.errors import EngineLostError, StartupError
 from gradcam_server.serving.front_ends import pool
 from gradcam_server.serving.front_ends.pool import FrontEndPool

@@ -88,14 +88,14 @@ class Step:
 STEPS = (
     # Its speed is not measured, and XLA's search for the fastest kernels takes most of its time.
     Step(
-        *("answers", 75, "answers"),
+        *("answers", 60, "answers"),
         has_cache=False,
         environment={"XLA_FLAGS": "--xla_gpu_autotune_level=0"},
     ),
     Step("graph-bfloat16", 95, "graph", ("--precision", "bfloat16")),
     Step("torch", 70, "torch_peers"),
-    Step("served", 95, "served"),
-    Step("startup", 75, "startup", has_cache=False),
+    Step("served", 110, "served"),
+    Step("startup", 65, "startup", has_cache=False),
     Step("graph-tf32", 30, "graph", ("--precision", "tf32"), platforms=("cuda",)),
     Step("graph-float32", 30, "graph", ("--precision", "float32")),
     Step("cpu", 40, "cpu"),

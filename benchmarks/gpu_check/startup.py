@@ -14,7 +14,7 @@ from gradcam_server.bench.running import gradcam_serve
 from gradcam_server.exports.manifest import read_manifest
 
 # Exports, and the seconds that a start without a cache takes, roughly.
-_EXPORTS = {"resnet50-bfloat16": 45, "lite0": 20}
+_EXPORTS = {"resnet50-bfloat16": 30, "lite0": 20}
 _FILLED_STARTS = 2
 # Once with a limit of the device's memory.
 _LIMITED, _LIMIT_MIB = "resnet50-bfloat16", 8192

@@ -59,7 +59,7 @@ def effort_for(platform: str, cores: int) -> Effort:
         return Effort((1,), 1, 2, 4, 5.0, 50)
     generators = max(1, min(6, cores // 2 - 2))
     counts = [count for count in (8, 4, 1) if count + generators < cores or count == 1]
-    return Effort(counts, generators, 8, 128, 3.0, 30)
+    return Effort(counts, generators, 8, 128, 3.0, 20)
 
 
 @dataclass(frozen=True)

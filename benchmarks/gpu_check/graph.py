@@ -147,7 +147,6 @@ def main() -> None:
     sizes = part.batch_sizes(size for size in ORDER if size in network.batch_sizes)
     for number, batch_size in enumerate(sizes):
         names = {"kind": "graph", "precision": arguments.precision, "batch_size": batch_size}
-        names["options"] = network.options
         run = partial(_measure, network, names, effort, ceilings)
         part.measure(names, effort.needed_s, run, always=number == 0)
 

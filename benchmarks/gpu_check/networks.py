@@ -5,7 +5,6 @@ Needs JAX, and neither TensorFlow nor a server.
 
 import json
 from collections.abc import Callable, Iterable
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,7 @@ from gradcam_server.domain.options import Compiler
 from gradcam_server.exports.manifest import WEIGHTS, ExportedGraph, read_manifest
 from gradcam_server.graphs.compilers.pjrt_devices import set_up_devices
 from gradcam_server.graphs.compilers.pjrt_modules import read_signature, with_fast_products
-from gradcam_server.graphs.compilers.pjrt_runtime import (
-    choose_options,
-    load_module,
-    to_function,
-)
+from gradcam_server.graphs.compilers.pjrt_runtime import load_module, to_function
 from gradcam_server.graphs.executable import CompiledGraph
 
 
@@ -81,7 +76,7 @@ class Network:
         """Returns the graph that the server runs, for one batch size."""
         artifact = (self._folder / self.graph.modules[batch_size]).read_bytes()
         taken = self._taken(self.graph.weights)
-        executable = load_module(artifact, taken, self.device, self._options)
+        executable = load_module(artifact, taken, self.device)
         by_size, unknown_s = {batch_size: (executable,)}, {batch_size: 0.0}
         input_size = self.manifest.input_size
         return CompiledGraph(self.graph.key, input_size, Compiler.PJRT, by_size, unknown_s)
@@ -101,20 +96,6 @@ class Network:
             for _ in range(batch_size)
         ]
 
-    @cached_property
-    def _options(self) -> dict[str, Any] | None:
-        """The options of XLA's compiler that the server chooses."""
-        smallest = min(self.graph.modules)
-        artifact = (self._folder / self.graph.modules[smallest]).read_bytes()
-        taken, batch = self._taken(self.graph.weights), self.arrays(smallest)
-        options = choose_options(artifact, taken, self.device, batch)
-        return None if options is None else dict(options)
-
-    @property
-    def options(self) -> str:
-        """The same, in words."""
-        return ", ".join(f"{name}={value}" for name, value in (self._options or {}).items())
-
     def _taken(self, names: Iterable[str]) -> list[Any]:
         return [self._weights[name] for name in names]
 
@@ -124,6 +105,6 @@ class Network:
         if self._fast_products:
             artifact = with_fast_products(artifact)
         call = to_function(artifact, signature, self.device)
-        function = jax.jit(call, compiler_options=self._options)
+        function = jax.jit(call)
         weights = self._taken(names)
         return lambda *inputs: function(*inputs, *weights)

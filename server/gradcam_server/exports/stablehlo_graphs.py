@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,13 @@ from gradcam_server.graphs.compilers.pjrt_devices import device_name, set_up_dev
 from gradcam_server.graphs.compilers.pjrt_modules import ModuleError, Signature, read_signature
 from gradcam_server.graphs.compilers.pjrt_runtime import (
     CACHE_COUNTER,
-    choose_options,
     describe_precision,
     in_batches_of,
     load_module,
     put_weights,
 )
 from gradcam_server.graphs.compilers.timing_cache import default_folder
-from gradcam_server.graphs.executable import Array, Executable, Executables
-from gradcam_server.graphs.threads import compute_threads
-from gradcam_server.graphs.timing import noise_batch, seconds_of
+from gradcam_server.graphs.executable import Array
 
 logger = logging.getLogger(__name__)
 
@@ -90,15 +86,8 @@ class StableHloGraphs:
         executables = []
         for device, weights in zip(self._devices, self._weights, strict=True):
             taken = [weights[name] for name in graph.weights]
-            smallest = min(modules)
-            batch = noise_batch(graph.key, input_size, 1, smallest)
-            options = choose_options(modules[smallest], taken, device, batch)
-            own = {
-                size: load_module(module, taken, device, options)
-                for size, module in modules.items()
-            }
+            own = {size: load_module(module, taken, device) for size, module in modules.items()}
             executables.append({size: (in_batches_of(own, size),) for size in batch_sizes})
-        _compile_all(executables, graph, input_size)
         costs = [
             {
                 size: time_batch(executable, graph.key, input_size, size)
@@ -119,26 +108,6 @@ class StableHloGraphs:
         row = COMPILERS[self.compiler]
         depth = min(row.depth_on(device_name(device)) for device in self._devices)
         return Executed(executables, costs[0], depth)
-
-
-def _compile_all(
-    executables: Sequence[Mapping[int, Executables]],
-    graph: ExportedGraph,
-    input_size: tuple[int, int],
-) -> None:
-    """Runs every executable once, side by side: XLA compiles each on one thread."""
-
-    def compile_size(size: int, executable: Executable) -> None:
-        seconds_of(executable, noise_batch(graph.key, input_size, 1, size))
-
-    with ThreadPoolExecutor(compute_threads()) as pool:
-        waiting = [
-            pool.submit(compile_size, size, executable)
-            for of_device in executables
-            for size, (executable,) in of_device.items()
-        ]
-        for one in waiting:
-            one.result()
 
 
 def _read_whole(folder: Path, manifest: Manifest, name: str) -> bytes:

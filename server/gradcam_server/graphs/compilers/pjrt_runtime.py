@@ -1,7 +1,6 @@
 """JAX's runtime (PJRT) runs StableHLO modules on CPUs and GPUs. Free of TensorFlow."""
 
 import dataclasses
-import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,32 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradcam_server.domain.options import Precision
-from gradcam_server.errors import quote
 from gradcam_server.graphs.compilers.pjrt_modules import (
     Signature,
     read_signature,
     with_fast_products,
 )
 from gradcam_server.graphs.executable import Array, Executable
-from gradcam_server.graphs.timing import quickest_s
-
-logger = logging.getLogger(__name__)
 
 # Values of jax_default_matmul_precision that mean true float32; None is the default.
 _TRUE_FLOAT32 = {None, "highest", "float32"}
 
-# A CUDA graph of the whole model, with the convolutions, which XLA leaves out by itself: a batch of
-# one is launched in two thirds of the time.
-_OPTIONS = {
-    "gpu": {
-        "xla_gpu_enable_command_buffer": (
-            "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,DYNAMIC_SLICE_FUSION,CONVOLUTION"
-        )
-    }
-}
 _SYNCHRONOUS = {"cpu"}
-_TIMED_RUNS = 5
-_ROUNDING = 0.05
 
 # XLA copies an upload of this size on one thread, and gets a new page for each 4 KiB of a larger.
 _MAX_PART_BYTES = 10 << 20
@@ -111,12 +95,7 @@ def to_function(artifact: bytes, signature: Signature, device: Any) -> Callable[
     return call
 
 
-def load_module(
-    artifact: bytes,
-    weights: Sequence[Any],
-    device: Any,
-    options: Mapping[str, Any] | None = None,
-) -> Executable:
+def load_module(artifact: bytes, weights: Sequence[Any], device: Any) -> Executable:
     """Makes an executable of a module. XLA compiles it at its first run.
 
     On a GPU it returns at once (``graphs.executable.Executable``): images are uploaded on the
@@ -126,7 +105,6 @@ def load_module(
         artifact: A module that ``read_signature`` takes.
         weights: The further inputs of ``main``, on the device.
         device: A ``jax.Device``.
-        options: Options of XLA's compiler.
     """
     signature = read_signature(artifact)
     if _may_round():
@@ -136,7 +114,7 @@ def load_module(
     def explain(parts: Sequence[Any], *inputs: Any) -> Sequence[Any]:
         return call(parts[0] if len(parts) == 1 else jnp.concatenate(parts), *inputs)
 
-    function = jax.jit(explain, compiler_options=dict(options) if options else None)
+    function = jax.jit(explain)
 
     def launch(inputs: Sequence[Any]) -> Sequence[Any]:
         outputs = function(*inputs, *weights)
@@ -187,47 +165,6 @@ def _parts(images: Array) -> Sequence[Array]:
     while images.nbytes > count * _MAX_PART_BYTES and len(images) % (2 * count) == 0:
         count *= 2
     return np.split(images, count)
-
-
-def choose_options(
-    artifact: bytes, weights: Sequence[Any], device: Any, batch: Sequence[Array]
-) -> Mapping[str, Any] | None:
-    """Finds the fastest options of XLA's compiler for a device, by measurement.
-
-    Args:
-        artifact: A module of the graph.
-        weights: The further inputs of ``main``, on the device.
-        device: A ``jax.Device``.
-        batch: Inputs of the module.
-
-    Returns:
-        The options; None for XLA's own.
-    """
-    best = None
-    if options := _OPTIONS.get(device.platform):
-        usual = load_module(artifact, weights, device)
-        try:
-            other = load_module(artifact, weights, device, options)
-            _check_alike(usual(*batch), other(*batch))
-            if quickest_s(other, batch, _TIMED_RUNS) < quickest_s(usual, batch, _TIMED_RUNS):
-                best = options
-        except Exception as error:  # noqa: BLE001 - XLA's own options are always there
-            logger.info("XLA's options %s are not used: %s", options, quote(error))
-    return best
-
-
-def _check_alike(usual: Sequence[Array], other: Sequence[Array]) -> None:
-    """Compares the floats of two answers to a batch.
-
-    Raises:
-        ValueError: They differ by more than rounding.
-    """
-    for expected, found in zip(map(np.asarray, usual), map(np.asarray, other), strict=True):
-        largest = float(np.abs(expected).max())
-        if expected.dtype.kind == "f" and not np.allclose(
-            found, expected, rtol=0, atol=_ROUNDING * largest
-        ):
-            raise ValueError("their answers differ")
 
 
 def in_batches_of(executables: Mapping[int, Executable], batch_size: int) -> Executable:

@@ -21,7 +21,6 @@ from gradcam_server.graphs.compilers.pjrt_modules import (
     with_fast_products,
 )
 from gradcam_server.graphs.compilers.pjrt_runtime import (
-    choose_options,
     describe_precision,
     in_batches_of,
     load_module,
@@ -130,40 +129,6 @@ def test_what_fails_on_a_gpu_fails_its_batch_alone(monkeypatch: pytest.MonkeyPat
     with pytest.raises(Exception, match="shape"):
         np.asarray(wrong)
     np.testing.assert_allclose(np.asarray(right), expected(batch(2)), rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("name", "quicker", "chosen"),
-    [
-        ("xla_cpu_enable_fast_math", True, True),
-        ("xla_cpu_enable_fast_math", False, False),
-        ("xla_no_such_option", True, False),
-    ],
-)
-def test_options_of_xla_are_chosen_by_measurement(
-    monkeypatch: pytest.MonkeyPatch, name: str, quicker: bool, chosen: bool
-) -> None:
-    """Those that this XLA does not have are left out."""
-    options, times = {name: False}, iter([1.0, 2.0] if quicker else [2.0, 1.0])
-    monkeypatch.setattr(pjrt_runtime, "_OPTIONS", {"cpu": options})
-    monkeypatch.setattr(pjrt_runtime, "quickest_s", lambda *_: next(times))
-    (device,) = set_up_devices(["CPU:0"])
-    (weight,) = put_weights({"w": np.full((2, 1), 2, np.float32)}, device).values()
-    found = choose_options(module(2), [weight], device, batch(2))
-    assert found == (options if chosen else None)
-
-
-def test_options_that_change_the_answers_are_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However quick they are."""
-    (device,) = set_up_devices(["CPU:0"])
-    (weight,) = put_weights({"w": np.full((2, 1), 2, np.float32)}, device).values()
-
-    def load(_module: bytes, _weights: object, _device: object, options: object = None) -> object:
-        return lambda *_: [np.full(3, 2.0 if options else 1.0)]
-
-    monkeypatch.setattr(pjrt_runtime, "_OPTIONS", {"cpu": {"xla_cpu_enable_fast_math": "true"}})
-    monkeypatch.setattr(pjrt_runtime, "load_module", load)
-    assert choose_options(module(2), [weight], device, batch(2)) is None
 
 
 def test_a_module_names_nothing_of_its_machine() -> None:

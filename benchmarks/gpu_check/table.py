@@ -118,8 +118,8 @@ def draw(results: Row, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, lines, x_label, is_log in (
-        ("batch_sizes", _lines_by_batch_size(results), "batch size", True),
-        ("front_ends", _lines_by_frontends(results), "front ends", False),
+        ("gpu_batch_sizes", _lines_by_batch_size(results), "batch size", True),
+        ("gpu_front_ends", _lines_by_frontends(results), "front ends", False),
     ):
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.subplots()
@@ -128,12 +128,15 @@ def draw(results: Row, folder: Path) -> list[Path]:
             axes.plot(xs, ys, "--" if "bare" in label or "limit" in label else "o-", label=label)
         if is_log:
             axes.set_xscale("log", base=2)
+        counts = sorted({x for points in lines.values() for x, _ in points})
+        axes.set_xticks(counts, labels=list(map(str, counts)))
         axes.set_ylim(bottom=0)
         axes.set_xlabel(x_label)
         axes.set_ylabel("images/s")
         if lines:
-            axes.legend()
-        figure.savefig(path := folder / f"{name}.png", dpi=150)
+            axes.legend(loc="upper left", fontsize="small")
+        with mpl.rc_context({"svg.hashsalt": "gradcam"}):  # the same results give the same file
+            figure.savefig(path := folder / f"{name}.svg", metadata={"Date": None})
         written.append(path)
     return written
 

@@ -218,6 +218,9 @@ def test_the_file_is_printed_and_drawn_again(
     monkeypatch.setattr("sys.argv", ["table.py", str(file), "--plots", str(plots)])
     table.main()
     assert table.format_results(results) in capsys.readouterr().out
-    assert sorted(path.name for path in plots.iterdir()) == ["batch_sizes.png", "front_ends.png"]
+    assert sorted(path.name for path in plots.iterdir()) == [
+        "gpu_batch_sizes.svg",
+        "gpu_front_ends.svg",
+    ]
     lines = table._lines_by_frontends(results)
     assert lines["bare graph, from the host"][0][1] == pytest.approx(14_400)

@@ -1,17 +1,22 @@
 """The graphs of an export in OpenVINO's format: reads, checks and compiles them."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.graph_io import INPUTS
 from gradcam_server.domain.options import Compiler
 from gradcam_server.errors import StartupError, quote
 from gradcam_server.exports.loaded_graphs import Executed, time_batch
 from gradcam_server.exports.manifest import ExportedGraph, Manifest
-from gradcam_server.graphs.compilers.openvino_runtime import load_model, openvino, read_model
+from gradcam_server.graphs.compilers.openvino_runtime import CpuModel, openvino, read_model
+from gradcam_server.graphs.compilers.streams import StreamTuner
+from gradcam_server.graphs.compilers.timing_cache import open_timing_cache
+from gradcam_server.graphs.timing import noise_batch
 
 _ANY = -1
 
@@ -22,6 +27,7 @@ class OpenVinoGraphs:
     Args:
         folder: The export.
         manifest: Its manifest.
+        config: The settings.
 
     Raises:
         StartupError: OpenVINO cannot read a graph, or its inputs and outputs are not those of the
@@ -31,8 +37,9 @@ class OpenVinoGraphs:
     compiler = Compiler.OPENVINO
     device_count = 1
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, config: ServeConfig) -> None:
         self._manifest = manifest
+        self._streams = StreamTuner(config.compute_streams, open_timing_cache(config.cache_dir))
         self.precision = manifest.precision.value
         # Read now, so that the checked graphs are served even if the folder changes.
         self._models = [_read(folder, manifest, graph) for graph in manifest.graphs]
@@ -40,13 +47,20 @@ class OpenVinoGraphs:
     def load(self, number: int, batch_sizes: Sequence[int]) -> Executed:
         """Compiles a graph for this CPU, once for all batch sizes."""
         graph, manifest = self._manifest.graphs[number], self._manifest
-        executables = load_model(self._models[number], graph.outputs, manifest.precision)
+        model = CpuModel(self._models[number], graph.outputs, manifest.precision)
         # The ratios of the others to it were measured at the export.
         size = min(batch_sizes)
-        seconds = time_batch(executables[0], graph.key, manifest.input_size, size)
+        seconds = time_batch(model.whole, graph.key, manifest.input_size, size)
         exported = {batch: _interpolate(graph.cost_s, batch) for batch in batch_sizes}
         cost_s = {batch: exported[batch] * seconds / exported[size] for batch in batch_sizes}
-        return Executed([dict.fromkeys(batch_sizes, executables)], cost_s)
+        name = repr((graph.key, manifest.sha256.get(graph.file), manifest.precision))
+        division = self._streams.divide(
+            *(name, model, cost_s, partial(noise_batch, graph.key, manifest.input_size, 1))
+        )
+        executables = [model.whole, *division.executables]
+        return Executed(
+            [dict.fromkeys(batch_sizes, executables)], cost_s, stream_cost_s=division.cost_s
+        )
 
 
 def _interpolate(cost_s: Mapping[int, float], size: int) -> float:

@@ -110,7 +110,8 @@ class ExportedSource:
         own_key = replace(self._keys[number], channel_count=key.channel_count)
         input_size = self._manifest.input_size
         return CompiledGraph(
-            *(own_key, input_size, graphs.compiler, first, executed.cost_s, others, executed.depth)
+            *(own_key, input_size, graphs.compiler, first, executed.cost_s, others),
+            *(executed.depth, executed.stream_cost_s),
         )
 
     def _find(self, key: GraphKey) -> int:
@@ -150,7 +151,7 @@ def _load(folder: Path, manifest: Manifest, config: ServeConfig) -> LoadedGraphs
             return StableHloGraphs(folder, manifest, config)
         from gradcam_server.exports.openvino_graphs import OpenVinoGraphs
 
-        return OpenVinoGraphs(folder, manifest)
+        return OpenVinoGraphs(folder, manifest, config)
     except ModuleNotFoundError as error:
         for row in COMPILERS.values():
             if error.name in row.packages:

@@ -20,7 +20,7 @@ from gradcam_server.graphs.compilers.pjrt_modules import (
     read_signature,
     with_fast_products,
 )
-from gradcam_server.graphs.executable import Array, Executable
+from gradcam_server.graphs.executable import Array, Executable, check_alike
 from gradcam_server.graphs.timing import quickest_s
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,6 @@ _OPTIONS = {
 }
 _SYNCHRONOUS = {"cpu"}
 _TIMED_RUNS = 5
-_ROUNDING = 0.05
 
 # XLA copies an upload of this size on one thread, and gets a new page for each 4 KiB of a larger.
 _MAX_PART_BYTES = 10 << 20
@@ -185,26 +184,12 @@ def choose_options(
         usual = load_module(artifact, weights, device)
         try:
             other = load_module(artifact, weights, device, options)
-            _check_alike(usual(*batch), other(*batch))
+            check_alike(usual(*batch), other(*batch))
             if quickest_s(other, batch, _TIMED_RUNS) < quickest_s(usual, batch, _TIMED_RUNS):
                 best = options
         except Exception as error:  # noqa: BLE001 - XLA's own options are always there
             logger.info("XLA's options %s are not used: %s", options, quote(error))
     return best
-
-
-def _check_alike(usual: Sequence[Array], other: Sequence[Array]) -> None:
-    """Compares the floats of two answers to a batch.
-
-    Raises:
-        ValueError: They differ by more than rounding.
-    """
-    for expected, found in zip(map(np.asarray, usual), map(np.asarray, other), strict=True):
-        largest = float(np.abs(expected).max())
-        if expected.dtype.kind == "f" and not np.allclose(
-            found, expected, rtol=0, atol=_ROUNDING * largest
-        ):
-            raise ValueError("their answers differ")
 
 
 def in_batches_of(executables: Mapping[int, Executable], batch_size: int) -> Executable:

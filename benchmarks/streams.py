@@ -3,8 +3,8 @@
 Servers with different numbers of streams take turns, on an idle machine and beside a busy process
 (nice 10). Ratios are of turns of one round, so that noise of the machine cancels.
 
-Usage: python benchmarks/streams.py [--streams 1,auto] [--rounds N] [--seconds S] [--output FILE]
-       -- SERVE OPTIONS
+Usage: python benchmarks/streams.py [--streams 1,auto] [--users 1,16] [--rounds N] [--seconds S]
+       [--output FILE] -- SERVE OPTIONS
 """
 
 import argparse
@@ -31,7 +31,6 @@ from gradcam_server.bench.running import RunningServer, cpu_by_part, family, gra
 from gradcam_server.bench.statistics import Spread
 from gradcam_server.cli.connection import Connection
 
-USERS = (1, 16)
 _SETTLE_S = 0.5
 
 Figures = dict[str, float]
@@ -101,6 +100,7 @@ def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--streams", default="1,auto", help="values of --compute-streams")
+    parser.add_argument("--users", default="1,16", help="numbers of users of the closed loops")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/streams.json"))
@@ -115,12 +115,12 @@ def main() -> None:
         for streams in wanted:
             options = [*arguments.serve, "--compute-streams", streams, "--cache-dir", cache]
             server = stack.enter_context(gradcam_serve(options))
-            print(*(line for line in server.text.splitlines() if "threads" in line), sep="\n")
+            print(*(line for line in server.text.splitlines() if "Streams of" in line), sep="\n")
             with Client(server.address) as client:
                 info = client.get_model()
             size = info.input_height, info.input_width
             make = Unary(server.address, request("jpeg", None, size), Connection())
-            for users in USERS:
+            for users in map(int, arguments.users.split(",")):
                 for busy in (False, True):
                     name = f"{streams}, {users} users, {'beside a process' if busy else 'idle'}"
                     load = Closed(users, arguments.seconds)

@@ -25,9 +25,9 @@ most urgent, no batch goes before it.
 The devices of a runner may be one device and its streams, parts of it that run side by side. Then
 the waiting items are divided among the streams, unless they are fewer than the streams and nothing
 else runs: the whole device is soonest done with those. The whole device and its streams take turns,
-whatever graphs they run, as the same threads would compute for both: two batches that share cores
-take far longer than one after the other. The most urgent lane waits until the others have ended,
-and meanwhile no other batch goes.
+whatever graphs they run, as both compute with the same cores: side by side they answer fewer images
+than the streams alone. The most urgent lane waits until the others have ended, and meanwhile no
+other batch goes.
 """
 
 import heapq

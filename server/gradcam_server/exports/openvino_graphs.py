@@ -39,7 +39,8 @@ class OpenVinoGraphs:
 
     def __init__(self, folder: Path, manifest: Manifest, config: ServeConfig) -> None:
         self._manifest = manifest
-        self._streams = StreamTuner(config.compute_streams, open_timing_cache(config.cache_dir))
+        cache = open_timing_cache(config.cache_dir)
+        self._streams = StreamTuner(manifest.name, config.compute_streams, cache)
         self.precision = manifest.precision.value
         # Read now, so that the checked graphs are served even if the folder changes.
         self._models = [_read(folder, manifest, graph) for graph in manifest.graphs]

@@ -58,7 +58,7 @@ class ModelSource:
         self._config, self._counter = config, counter
         self._is_checked = False
         self._timing_cache = open_timing_cache(config.cache_dir)
-        self._streams = StreamTuner(config.compute_streams, self._timing_cache)
+        self._streams = StreamTuner(spec.id, config.compute_streams, self._timing_cache)
         self._soonest = SoonestCompiler(config.precision)
         layers = loaded.network.layers
         try:

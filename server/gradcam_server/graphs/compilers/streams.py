@@ -1,9 +1,9 @@
 """Streams: batches that a CPU computes side by side, each on a part of its threads.
 
-All threads of a batch wait for each other in every layer. Alone on the machine that costs little;
-beside any other work (decoding, rendering, another process) the slowest thread sets the pace of
-all. Streams of few threads wait less, and one image alone takes longer on a stream. So a graph has
-both: the whole CPU for few images, and streams once more images wait.
+All threads of a batch wait for each other in every layer, and beside any other work (decoding,
+rendering, another process) the slowest thread sets the pace of all. Streams of few threads wait
+less, but one image alone takes longer in a stream. So a graph has both: the whole CPU for few
+images, and streams once more images wait.
 
 The number of streams is measured once for each model, by the first of its graphs, and remembered.
 """
@@ -37,7 +37,7 @@ _MAX_S = 0.8
 # wait the least for each other, so it keeps its speed beside other work.
 _TOLERANCE = 0.05
 
-# The work beside the measurement takes about a fifth of a core, as decoding and rendering do.
+# The work beside the measurement takes about a quarter of a core, as decoding and rendering do.
 _BUSY_BYTES = bytes(2 << 20)
 _PAUSE_S = 0.008
 
@@ -73,13 +73,16 @@ class StreamTuner:
     """Chooses the streams of a model. Its methods may be called from several threads.
 
     Args:
+        model: The model's name, for the log.
         wanted: The number of streams; 0 for as many as the library advises, ``AUTO`` for the
             fastest.
         timing_cache: Keeps the measured times across processes.
     """
 
-    def __init__(self, wanted: ComputeStreams, timing_cache: TimingCache | None = None) -> None:
-        self._wanted, self._timing_cache = wanted, timing_cache
+    def __init__(
+        self, model: str, wanted: ComputeStreams, timing_cache: TimingCache | None = None
+    ) -> None:
+        self._model, self._wanted, self._timing_cache = model, wanted, timing_cache
         self._lock = threading.Lock()
         self._chosen: tuple[int, Mapping[int, float]] | None = None
 
@@ -111,7 +114,7 @@ class StreamTuner:
                 smallest = make_batch(min(cost_s))
                 check_alike(model.whole(*smallest), executables[0](*smallest))
             except Exception as error:  # noqa: BLE001 - the whole CPU is always there
-                logger.warning("There are no streams: %s", quote(error))
+                logger.warning("%s has no streams: %s", self._model, quote(error))
                 self._chosen = 1, {}
                 return Division()
         sizes = sorted(slowdown)
@@ -144,9 +147,10 @@ class StreamTuner:
         count = choose(times, must_divide=self._wanted != AUTO)
         rates = {streams: rate(times, streams) for streams in sorted({n for n, _ in times})}
         logger.info(
-            "%d of %d threads for each batch once images wait%s; images/s by batches at the same "
-            "time: %s",
-            *(threads // count, threads, " (measured before)" if is_cached else ""),
+            "Streams of %s once images wait: %d, each with %d of %d threads%s; images/s by "
+            "streams: %s",
+            *(self._model, count, threads // count, threads),
+            " (measured before)" if is_cached else "",
             ", ".join(f"{streams}: {speed:.1f}" for streams, speed in rates.items()),
         )
         of_count = {size: took for (streams, size), took in times.items() if streams == count}
@@ -176,7 +180,7 @@ def measure(
     times: dict[tuple[int, int], float] = {}
     batches = {size: make_batch(size) for size in sorted(cost_s)}
     smallest = min(batches)
-    with _working_beside():
+    with working_beside():
         for wanted in counts:
             streams = model.divide(wanted)
             candidates = [(1, [model.whole]), (len(streams), streams)]
@@ -229,7 +233,7 @@ def _read(cached: Mapping[str, float] | None) -> dict[tuple[int, int], float]:
 
 
 @contextmanager
-def _working_beside() -> Iterator[None]:
+def working_beside() -> Iterator[None]:
     """Keeps a thread busy for a part of the time, without Python's lock, as OpenCV decodes."""
     done = threading.Event()
 

@@ -91,7 +91,7 @@ def two_threads() -> Iterator[None]:
 @pytest.mark.parametrize("wanted", [0, 2])
 def test_streams_give_the_same_answers(model: LoadedModel, wanted: int) -> None:
     """The whole CPU and each of its streams, alone and side by side."""
-    tuner = StreamTuner(wanted)
+    tuner = StreamTuner("small", wanted)
     compiled = compile_graph(graph(model), (1, 2), Compiler.OPENVINO, streams=tuner)
     assert compiled.stream_count == 2
     expected = answers(compiled)
@@ -111,7 +111,7 @@ def test_streams_are_for_graphs_of_one_pass_and_compilers_that_have_them(
     """Large batches of perturbed images have the whole CPU, so that none is in the way for long."""
     key = dataclasses.replace(graph(model).key, perturbed=perturbed)
     explained = ExplanationGraph(model, key, CompilationCounter())
-    compiled = compile_graph(explained, (1,), compiler, streams=StreamTuner(2))
+    compiled = compile_graph(explained, (1,), compiler, streams=StreamTuner("small", 2))
     assert compiled.has_streams is (compiler is Compiler.OPENVINO and not perturbed)
 
 

@@ -74,7 +74,7 @@ def _threads_as_before() -> object:
 def divide(
     model: Model, wanted: ComputeStreams = AUTO, cache: TimingCache | None = None
 ) -> Division:
-    return StreamTuner(wanted, cache).divide("graph", model, COST_S, noise)
+    return StreamTuner("m", wanted, cache).divide("graph", model, COST_S, noise)
 
 
 def test_the_fastest_number_of_streams_is_chosen(caplog: pytest.LogCaptureFixture) -> None:
@@ -85,7 +85,7 @@ def test_the_fastest_number_of_streams_is_chosen(caplog: pytest.LogCaptureFixtur
     assert len(division.executables) == 4
     assert model.divided == [8, 4, 2, 4]
     (line,) = caplog.messages
-    assert line.startswith("2 of 8 threads for each batch")
+    assert line.startswith("Streams of m once images wait: 4, each with 2 of 8 threads; ")
     assert line.endswith("1: 1.3, 2: 1.5, 4: 1.7, 8: 1.6")
     assert division.cost_s == pytest.approx({1: 4 / 1.3, 4: 12 / 1.3})
 
@@ -155,7 +155,7 @@ def test_further_graphs_of_a_model_have_the_streams_of_the_first(
     speeds: dict[int, float],
 ) -> None:
     """A graph that is compiled while the server is busy is not measured beside that load."""
-    tuner, second = StreamTuner(AUTO), Model()
+    tuner, second = StreamTuner("m", AUTO), Model()
     tuner.divide("first", Model(), COST_S, noise)
     speeds |= {2: 9.0}
     division = tuner.divide("second", second, {1: 2.0}, noise)

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -111,8 +112,7 @@ class StreamTuner:
                 if count == 1:
                     return Division()
                 executables = model.divide(count)
-                smallest = make_batch(min(cost_s))
-                check_alike(model.whole(*smallest), executables[0](*smallest))
+                _check(model.whole, executables, make_batch(min(cost_s)))
             except Exception as error:  # noqa: BLE001 - the whole CPU is always there
                 logger.warning("%s has no streams: %s", self._model, quote(error))
                 self._chosen = 1, {}
@@ -149,7 +149,7 @@ class StreamTuner:
         logger.info(
             "Streams of %s once images wait: %d, each with %d of %d threads%s; images/s by "
             "streams: %s",
-            *(self._model, count, threads // count, threads),
+            *(self._model, count, max(threads // count, 1), threads),
             " (measured before)" if is_cached else "",
             ", ".join(f"{streams}: {speed:.1f}" for streams, speed in rates.items()),
         )
@@ -214,6 +214,18 @@ def choose(times: Times, must_divide: bool = False) -> int:
         del rates[1]
     fastest = max(rates.values())
     return max(streams for streams, speed in rates.items() if speed >= (1 - _TOLERANCE) * fastest)
+
+
+def _check(whole: Executable, streams: Executables, batch: Sequence[Array]) -> None:
+    """Compares the answers of the streams with the whole CPU's. Their first runs prepare them.
+
+    Raises:
+        ValueError: The answers differ.
+    """
+    expected = whole(*batch)
+    with ThreadPoolExecutor(len(streams)) as threads:
+        for answers in threads.map(lambda stream: stream(*batch), streams):
+            check_alike(expected, answers)
 
 
 def _candidates(wanted: ComputeStreams, threads: int) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ class Model:
 
     Attributes:
         advised: The number of streams for 0.
-        answer: What its streams answer; the whole CPU answers 1.
+        answer: What its last stream answers; all others answer 1.
         error: Raised if it is divided.
         divided: The numbers of streams that were compiled.
     """
@@ -47,7 +48,11 @@ class Model:
         if self.error:
             raise self.error
         self.divided.append(count)
-        return [lambda *_: [np.full(4, self.answer, np.float32)]] * (count or self.advised)
+        right, last = (
+            partial(lambda value, *_: [np.full(4, value, np.float32)], value)
+            for value in (1.0, self.answer)
+        )
+        return [*[right] * ((count or self.advised) - 1), last]
 
 
 @pytest.fixture(autouse=True)

@@ -132,7 +132,7 @@ class ServerGraph:
         samples = load_samples(None, self._model.input_size).calibration
         model = quantize(openvino.convert(graph), samples, TARGETS)
         names = openvino.output_names(graph)
-        executables = openvino_runtime.load_model(model, names, self._precision)
+        executables = openvino_runtime.CpuModel(model, names, self._precision)(batch_size)
         size = self._model.input_size
         return CompiledGraph(
             graph.key, size, self._compiler, {batch_size: executables}, {batch_size: 0.0}

@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -66,6 +66,8 @@ class LocalClient:
     ) -> None:
         if config.compiler is not Compiler.AUTO:
             first_use = FirstUse.FASTEST
+        # Commands end soon: choosing streams would take longer than they save.
+        config = replace(config, compute_streams=1)
         engine = Engine(config, first_use, on_slow_compile)
         self._config, self._source = config, next(iter(engine.sources.values()))
         self._runner = asyncio.Runner()

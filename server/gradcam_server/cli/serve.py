@@ -112,4 +112,6 @@ def _check(config: ServeConfig) -> None:
         for key, graph in engine.warm.items():
             if key.model == model.id:
                 times = ", ".join(f"{size}: {s * 1e3:.1f}" for size, s in graph.cost_s.items())
-                click.echo(f"  {key}, by {graph.compiler}; milliseconds by batch size: {times}")
+                streams = f" in {graph.stream_count} streams" if graph.has_streams else ""
+                by = f"{graph.compiler}{streams}"
+                click.echo(f"  {key}, by {by}; milliseconds by batch size: {times}")

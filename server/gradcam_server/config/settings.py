@@ -7,7 +7,7 @@ import click
 
 from gradcam_server.domain.batch_sizes import check_batch_sizes
 from gradcam_server.domain.model_spec import BUILT_IN, DEFAULT_MODEL
-from gradcam_server.domain.options import Compiler, Precision
+from gradcam_server.domain.options import AUTO, Compiler, ComputeStreams, Precision
 
 ENV_PREFIX = "GRADCAM_"
 
@@ -27,6 +27,22 @@ class _BatchSizes(click.ParamType[tuple[int, ...]]):
             return check_batch_sizes([int(size) for size in sizes])
         except ValueError:
             self.fail(f"{value!r} is not a list of positive numbers such as 1,2,4,8", param, ctx)
+
+
+class _Streams(click.ParamType[ComputeStreams]):
+    """``AUTO``, or a number that is not negative."""
+
+    name = "auto|N"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> ComputeStreams:
+        if value == AUTO:
+            return AUTO
+        try:
+            return click.IntRange(min=0).convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} is neither auto nor a number such as 0, 1 or 2", param, ctx)
 
 
 def _option(default: Any, help: str, type: Any = None, multiple: bool = False) -> Any:
@@ -176,17 +192,19 @@ class ServeConfig:
         "Threads that compute, of TensorFlow, OpenVINO or JAX. The default is the number of cores.",
         _POSITIVE,
     )
-    compute_streams: int = _option(
-        1,
+    compute_streams: ComputeStreams = _option(
+        AUTO,
         "Batches that OpenVINO computes at the same time, each on its part of the threads, once "
-        "requests wait; 0 is the number that OpenVINO advises. More than 1 pays with many cores or "
-        "small models, and costs memory.",
-        _NOT_NEGATIVE,
+        "requests wait; one image alone gets all threads. auto measures while warming up which "
+        "number is the fastest; 0 is the number that OpenVINO advises. More than 1 holds the "
+        "weights in memory twice; 1 does not.",
+        _Streams(),
     )
     cache_dir: str | None = _option(
         None,
-        "Folder for the times that --compiler auto has measured, and for what XLA compiled of "
-        "exports. The default is gradcam-server in the user's cache folder.",
+        "Folder for the times that --compiler auto and --compute-streams auto have measured, and "
+        "for what XLA compiled of exports. The default is gradcam-server in the user's cache "
+        "folder.",
     )
     max_targets: int = _option(5, "Maximum number of classes to explain in one request.", _POSITIVE)
     max_layers: int = _option(8, "Maximum number of layers in one request.", _POSITIVE)

@@ -33,6 +33,7 @@ class ServedModel:
         weights: A text that says where the weights come from.
         random_weights: Whether the weights are random.
         compiler: The compiler of Grad-CAM at the default layer; empty before the model is warm.
+        streams: How many batches it computes at the same time on a device once images wait.
         preprocessing_declared: Whether the preprocessing was declared, or is known of a built-in
             model; otherwise it is the default for models from files.
     """
@@ -47,6 +48,7 @@ class ServedModel:
     weights: str
     random_weights: bool = False
     compiler: str = ""
+    streams: int = 1
     preprocessing_declared: bool = True
 
     @property

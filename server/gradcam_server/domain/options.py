@@ -1,6 +1,12 @@
 """Enums of the settings and of models."""
 
 from enum import StrEnum
+from typing import Literal
+
+AUTO: Literal["auto"] = "auto"
+
+ComputeStreams = int | Literal["auto"]
+"""The number of streams; 0 for as many as OpenVINO advises, ``AUTO`` for the fastest."""
 
 
 class Compiler(StrEnum):

@@ -18,7 +18,7 @@ from gradcam_server.domain.warm import parse_warm, warm_option
 from gradcam_server.engine.sources.base import GraphSource, open_source
 from gradcam_server.errors import ExplanationServerError, InvalidRequestError, StartupError
 from gradcam_server.graphs.executable import CompilationCounter, CompiledGraph
-from gradcam_server.graphs.threads import set_compute_threads
+from gradcam_server.graphs.threads import max_streams, set_compute_threads
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,8 @@ class Engine:
         # A graph that requests wait for does not wait for graphs that replace others.
         self._first_compiler = ThreadPoolExecutor(1, thread_name_prefix="first-compiler")
         self._compiler = ThreadPoolExecutor(1, thread_name_prefix="compiler")
-        set_compute_threads(config.compute_threads, config.compute_streams)
+        set_compute_threads(config.compute_threads)
+        self._max_streams = max_streams(config.compute_streams)
         self._sources: dict[str, GraphSource] = {}
         for spec in model_specs(config):
             self._sources[spec.id] = open_source(spec, config, self._counter)
@@ -96,9 +97,8 @@ class Engine:
 
     @property
     def device_count(self) -> int:
-        """On how many devices the graphs run, of those that are compiled."""
-        of_sources = [source.device_count for source in self._sources.values()]
-        return max([*of_sources, *(graph.device_count for graph in self._warm.values())])
+        """On how many devices graphs may run; streams count as devices after the first."""
+        return max([1 + self._max_streams, *(s.device_count for s in self._sources.values())])
 
     @property
     def compilation_count(self) -> int:
@@ -130,10 +130,13 @@ class Engine:
                 self._warm[key] = self._compile(key)
             except InvalidRequestError as error:
                 raise StartupError(str(error)) from error
-        compilers: dict[str, str] = {}
+        first: dict[str, CompiledGraph] = {}
         for key, graph in self._warm.items():  # those of the default layer come first
-            compilers.setdefault(key.model, graph.compiler)
-        self._served = [replace(model, compiler=compilers[model.id]) for model in self._served]
+            first.setdefault(key.model, graph)
+        self._served = [
+            replace(model, compiler=first[model.id].compiler, streams=first[model.id].stream_count)
+            for model in self._served
+        ]
 
     def warm_keys(self) -> list[GraphKey]:
         """Returns the graphs to compile before serving; the default model's default graph first.

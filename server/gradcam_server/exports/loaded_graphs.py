@@ -22,11 +22,13 @@ class Executed:
         executables: Executables by batch size, of each device.
         cost_s: Seconds that a batch of each size takes on the first device.
         depth: How many batches may be in flight on a device.
+        stream_cost_s: See ``CompiledGraph``.
     """
 
     executables: Sequence[Mapping[int, Executables]]
     cost_s: Mapping[int, float]
     depth: int = 1
+    stream_cost_s: Mapping[int, float] | None = None
 
 
 class LoadedGraphs(Protocol):

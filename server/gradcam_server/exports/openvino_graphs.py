@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from gradcam_server.domain.options import Compiler
 from gradcam_server.errors import StartupError, quote
 from gradcam_server.exports.loaded_graphs import Executed, time_batch
 from gradcam_server.exports.manifest import ExportedGraph, Manifest
-from gradcam_server.graphs.compilers.openvino_runtime import load_model, openvino, read_model
+from gradcam_server.graphs.compilers.openvino_runtime import CpuModel, openvino, read_model
+from gradcam_server.graphs.compilers.streams import StreamTuner
+from gradcam_server.graphs.compilers.timing_cache import open_timing_cache
+from gradcam_server.graphs.timing import noise_batch
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +30,7 @@ class OpenVinoGraphs:
     Args:
         folder: The export.
         manifest: Its manifest.
-        _: The settings, which other formats need.
+        config: The settings.
 
     Raises:
         StartupError: OpenVINO cannot read a graph, or its inputs and outputs are not those of the
@@ -36,8 +40,10 @@ class OpenVinoGraphs:
     compiler = Compiler.OPENVINO
     device_count = 1
 
-    def __init__(self, folder: Path, manifest: Manifest, _: ServeConfig) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, config: ServeConfig) -> None:
         self._manifest = manifest
+        cache = open_timing_cache(config.cache_dir)
+        self._streams = StreamTuner(manifest.name, config.compute_streams, cache)
         self.precision = manifest.precision.value
         # Read now, so that the checked graphs are served even if the folder changes.
         self._models = [_read(folder, manifest, graph) for graph in manifest.graphs]
@@ -45,15 +51,22 @@ class OpenVinoGraphs:
     def load(self, number: int, batch_sizes: Sequence[int]) -> Executed:
         """Compiles a graph for this CPU, once for all batch sizes."""
         graph, manifest = self._manifest.graphs[number], self._manifest
-        executables = load_model(self._models[number], graph.outputs, manifest.precision)
+        model = CpuModel(self._models[number], graph.outputs, manifest.precision)
         logger.debug("Compiled graph %d", number)
         # The ratios of the others to it were measured at the export: they decide how images are
         # divided into batches. One run is enough for the scale, and the start waits for it.
         size = min(batch_sizes)
-        seconds = time_batch(executables[0], graph.key, manifest.input_size, size, max_runs=1)
+        seconds = time_batch(model.whole, graph.key, manifest.input_size, size, max_runs=1)
         exported = {batch: _interpolate(graph.cost_s, batch) for batch in batch_sizes}
         cost_s = {batch: exported[batch] * seconds / exported[size] for batch in batch_sizes}
-        return Executed([dict.fromkeys(batch_sizes, executables)], cost_s)
+        name = repr((graph.key, manifest.sha256.get(graph.file), manifest.precision))
+        division = self._streams.divide(
+            *(name, model, cost_s, partial(noise_batch, graph.key, manifest.input_size, 1))
+        )
+        executables = [model.whole, *division.executables]
+        return Executed(
+            [dict.fromkeys(batch_sizes, executables)], cost_s, stream_cost_s=division.cost_s
+        )
 
 
 def _interpolate(cost_s: Mapping[int, float], size: int) -> float:

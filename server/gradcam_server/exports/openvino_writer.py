@@ -38,11 +38,11 @@ class OpenVinoWriter:
         """Converts and writes a graph; the reference is OpenVINO in float32."""
         key, names = graph.key, converter.output_names(graph)
         model = converter.convert(graph)
-        exact, *_ = openvino_runtime.load_model(model, names, Precision.FLOAT32)
+        exact = openvino_runtime.CpuModel(model, names, Precision.FLOAT32).whole
         check(graph, exact, Precision.FLOAT32)
         if self._precision is Precision.INT8 and self._samples:
             model = quantize(model, self._samples.calibration, key.max_targets)
-        executable, *_ = openvino_runtime.load_model(model, names, self._precision)
+        executable = openvino_runtime.CpuModel(model, names, self._precision).whole
         file = f"graph_{number}.xml"
         openvino.save_model(model, self._folder / file, compress_to_fp16=False)
         cost_s = {size: time_executable(graph, executable, size) for size in batch_sizes}

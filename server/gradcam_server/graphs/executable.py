@@ -30,6 +30,24 @@ are its streams: they run side by side, each on a part of its threads.
 """
 
 
+# The greatest difference of two answers, as a part of the greatest value.
+_ROUNDING = 0.05
+
+
+def check_alike(usual: Sequence[Array], other: Sequence[Array]) -> None:
+    """Compares the floats of two answers to a batch.
+
+    Raises:
+        ValueError: They differ by more than rounding.
+    """
+    for expected, found in zip(map(np.asarray, usual), map(np.asarray, other), strict=True):
+        largest = float(np.abs(expected).max())
+        if expected.dtype.kind == "f" and not np.allclose(
+            found, expected, rtol=0, atol=_ROUNDING * largest
+        ):
+            raise ValueError("their answers differ")
+
+
 class CompilationCounter:
     """Counts graphs that were traced or read; after the warm-up the count must stay the same."""
 
@@ -62,6 +80,8 @@ class CompiledGraph:
         cost_s: Seconds that a batch of each size takes on the whole device, as measured.
         other_devices: The executables of further devices.
         depth: How many batches may be in flight on a device (``CompilerRow.depths``).
+        stream_cost_s: Seconds that a batch of each size takes in a stream while the others run,
+            too; without it, as on the whole device.
     """
 
     def __init__(
@@ -73,10 +93,14 @@ class CompiledGraph:
         cost_s: Mapping[int, float],
         other_devices: Sequence[Mapping[int, Executables]] = (),
         depth: int = 1,
+        stream_cost_s: Mapping[int, float] | None = None,
     ) -> None:
         self.key, self.compiler, self.depth = key, compiler, depth
         self._image_shape = (input_size[0], input_size[1], 3)
         self._executables, self._cost_s, self._other_devices = executables, cost_s, other_devices
+        self._stream_cost_s = stream_cost_s
+        # Few images alone go to the whole device: there is nothing to plan.
+        self._planned_s = stream_cost_s or cost_s
         count = 1 if other_devices else len(next(iter(executables.values())))
         self._by_device = [
             {size: of_size[number] for size, of_size in of_device.items()}
@@ -107,13 +131,21 @@ class CompiledGraph:
         return not self._other_devices and len(self._by_device) > 1
 
     @property
+    def stream_count(self) -> int:
+        """How many batches the device computes at the same time once images wait."""
+        return len(self._by_device) - 1 if self.has_streams else 1
+
+    @property
     def background(self) -> bool:
         """Whether its batches give way to those of other graphs."""
         return self.key.perturbed
 
     def with_devices_of(self, copies: Sequence["CompiledGraph"]) -> "CompiledGraph":
         """Returns the graph that runs on its own device and on those of its copies."""
-        return self._with(self._executables, self._cost_s, [copy._executables for copy in copies])
+        return self._with(
+            *(self._executables, self._cost_s, [copy._executables for copy in copies]),
+            self._stream_cost_s,
+        )
 
     def up_to(self, batch_size: int) -> "CompiledGraph":
         """Returns the same graph without batch sizes greater than one of its own."""
@@ -122,17 +154,19 @@ class CompiledGraph:
             return {size: value for size, value in by_size.items() if size <= batch_size}
 
         other_devices = [kept(executables) for executables in self._other_devices]
-        return self._with(kept(self._executables), kept(self._cost_s), other_devices)
+        stream_cost_s = kept(self._stream_cost_s) if self._stream_cost_s else None
+        return self._with(kept(self._executables), kept(self._cost_s), other_devices, stream_cost_s)
 
     def _with(
         self,
         executables: Mapping[int, Executables],
         cost_s: Mapping[int, float],
         other_devices: Sequence[Mapping[int, Executables]],
+        stream_cost_s: Mapping[int, float] | None,
     ) -> "CompiledGraph":
-        input_size = self._image_shape[:2]
         return CompiledGraph(
-            self.key, input_size, self.compiler, executables, cost_s, other_devices, self.depth
+            *(self.key, self._image_shape[:2], self.compiler, executables, cost_s, other_devices),
+            *(self.depth, stream_cost_s),
         )
 
     @property
@@ -150,7 +184,7 @@ class CompiledGraph:
 
         ``busy`` is the part of the recent time in which the device had a batch, 0 to 1.
         """
-        return plan_batch(waiting, self._cost_s, busy)
+        return plan_batch(waiting, self._planned_s, busy)
 
     def expected_s(self, padded_size: int) -> float:
         """Returns the seconds that a batch of a compiled size takes, as measured."""

@@ -1,26 +1,22 @@
 """The number of threads that compute, for TensorFlow, OpenVINO and JAX alike.
 
 OpenVINO can also compute several batches side by side, each in a *stream* of its own with a part
-of these threads, so that no thread waits for another within a layer.
+of these threads, so that no thread waits for another within a layer (``streams``).
 
 The front end's threads (``--worker-threads``) decode and render, each with one OpenCV thread.
 """
 
 import os
 
+from gradcam_server.domain.options import AUTO, ComputeStreams
+
 _count: int | None = None
-_streams = 1
 
 
-def set_compute_threads(count: int | None, streams: int = 1) -> None:
-    """Sets the threads and streams of this process.
-
-    Args:
-        count: Threads; None for as many as the process may use cores.
-        streams: Streams; 0 leaves the number to OpenVINO.
-    """
-    global _count, _streams
-    _count, _streams = count, streams
+def set_compute_threads(count: int | None) -> None:
+    """Sets the threads of this process; None for as many as the process may use cores."""
+    global _count
+    _count = count
 
 
 def compute_threads() -> int:
@@ -28,6 +24,6 @@ def compute_threads() -> int:
     return _count or len(os.sched_getaffinity(0))
 
 
-def compute_streams() -> int:
-    """Returns the number of streams that are wanted; 0 leaves the number to OpenVINO."""
-    return _streams
+def max_streams(wanted: ComputeStreams) -> int:
+    """Returns the largest number of streams that a graph may have."""
+    return wanted if wanted != AUTO and wanted else compute_threads()

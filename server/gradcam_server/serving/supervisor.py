@@ -192,7 +192,9 @@ class Supervisor:
     def _tell_metrics(self, config: ServeConfig, backend: RemoteBackend) -> None:
         models = backend.catalog.models
         self._metrics.set_models(
-            ModelInfo(model.id, model.weights, model.default_layer, model.compiler)
+            ModelInfo(
+                model.id, model.weights, model.default_layer, model.compiler, str(model.streams)
+            )
             for model in models
         )
         self._metrics.set_build(__version__, backend.tensorflow_version)

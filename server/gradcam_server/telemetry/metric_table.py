@@ -185,8 +185,9 @@ DEFINITIONS = (
         "gradcam_model_info",
         "gauge",
         "1 for each model that is served; the labels describe it. The compiler is that of Grad-CAM "
-        "at the layer: where --compiler is auto, the compiler that was chosen.",
-        {"model": (), "weights": (), "layer": (), "compiler": ()},
+        "at the layer, and the streams are the batches that it computes at the same time: where "
+        "--compiler or --compute-streams is auto, those that were chosen.",
+        {"model": (), "weights": (), "layer": (), "compiler": (), "streams": ()},
     ),
     Definition(
         "gradcam_faithfulness_auc",

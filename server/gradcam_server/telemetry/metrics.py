@@ -37,12 +37,13 @@ RejectReason: TypeAlias = Literal[
 
 
 class ModelInfo(NamedTuple):
-    """A served model: its id, the source of its weights, its default layer and its compiler."""
+    """A served model: its id, source of its weights, default layer, compiler and streams."""
 
     model: str
     weights: str
     layer: str
     compiler: str
+    streams: str = "1"
 
 
 class Metrics:

@@ -122,7 +122,8 @@ class ExportedSource:
         own_key = replace(self._keys[number], channel_count=key.channel_count)
         input_size = self._manifest.input_size
         return CompiledGraph(
-            *(own_key, input_size, graphs.compiler, first, executed.cost_s, others, executed.depth)
+            *(own_key, input_size, graphs.compiler, first, executed.cost_s, others),
+            *(executed.depth, executed.stream_cost_s),
         )
 
     def _find(self, key: GraphKey) -> int:

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -26,7 +25,8 @@ from gradcam_server.errors import (
 from gradcam_server.graphs.compilers.autotune import compile_graph
 from gradcam_server.graphs.compilers.base import REFERENCE
 from gradcam_server.graphs.compilers.soonest import SoonestCompiler
-from gradcam_server.graphs.compilers.timing_cache import TimingCache, default_folder
+from gradcam_server.graphs.compilers.streams import StreamTuner
+from gradcam_server.graphs.compilers.timing_cache import open_timing_cache
 from gradcam_server.graphs.devices import set_up_devices
 from gradcam_server.graphs.executable import CompilationCounter, CompiledGraph
 from gradcam_server.graphs.explanation import ExplanationGraph
@@ -36,8 +36,6 @@ from gradcam_server.models.loaded import LoadedModel
 from gradcam_server.models.loading import load
 
 logger = logging.getLogger(__name__)
-
-_TIMES = "compilers.json"
 
 
 class ModelSource:
@@ -59,8 +57,8 @@ class ModelSource:
         self._others = [_load_on(device, spec) for device in devices[1:]]
         self._config, self._counter = config, counter
         self._is_checked = False
-        folder = Path(config.cache_dir) if config.cache_dir else default_folder()
-        self._timing_cache = TimingCache(folder / _TIMES)
+        self._timing_cache = open_timing_cache(config.cache_dir)
+        self._streams = StreamTuner(spec.id, config.compute_streams, self._timing_cache)
         self._soonest = SoonestCompiler(config.precision)
         layers = loaded.network.layers
         try:
@@ -101,7 +99,11 @@ class ModelSource:
 
         def on(loaded: LoadedModel, compiler: Compiler) -> CompiledGraph:
             graph = ExplanationGraph(loaded, key, self._counter)
-            return compile_graph(graph, batch_sizes, compiler, config.precision, self._timing_cache)
+            # A copy on a further device has no streams: devices are not divided further.
+            streams = None if self._others else self._streams
+            return compile_graph(
+                *(graph, batch_sizes, compiler, config.precision, self._timing_cache, streams)
+            )
 
         with _explained(key):
             first = on(self.loaded, config.compiler)

@@ -9,6 +9,7 @@ pjrt_modules      StableHLO modules: checks and edits, free of TensorFlow
 pjrt_devices      JAX's devices, threads, memory and cache
 pjrt_runtime      XLA by JAX: runs a module, free of TensorFlow
 autotune          chooses the compiler: the one of the settings, or the fastest
+streams           chooses how many batches a CPU computes at the same time
 timing_cache      the times of earlier choices, on disk
 soonest           the graph that is ready soonest, for the first answers
 """

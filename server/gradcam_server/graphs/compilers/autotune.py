@@ -17,6 +17,7 @@ from gradcam_server.graphs.compilers.base import (
     find_candidates,
     find_compiler,
 )
+from gradcam_server.graphs.compilers.streams import Divisible, Division, StreamTuner
 from gradcam_server.graphs.compilers.timing_cache import TimingCache
 from gradcam_server.graphs.executable import Array, CompiledGraph, Executable, Executables
 from gradcam_server.graphs.explanation import ExplanationGraph
@@ -45,6 +46,7 @@ def compile_graph(
     compiler: Compiler = Compiler.AUTO,
     precision: Precision = Precision.FLOAT32,
     timing_cache: TimingCache | None = None,
+    streams: StreamTuner | None = None,
 ) -> CompiledGraph:
     """Traces, compiles and times a graph at all batch sizes. Nothing is compiled after this.
 
@@ -55,21 +57,27 @@ def compile_graph(
             times all candidates of the device at the largest batch size and keeps the fastest.
         precision: The precision of the network.
         timing_cache: Keeps the times of ``AUTO`` across processes.
+        streams: Chooses the streams; without it there are none.
 
     Raises:
         CompilerError: No compiler can compile the graph in this precision.
         DisconnectedLayerError: The scores don't depend on one of the layers.
     """
-    return _Trials(graph, batch_sizes, precision).compile(compiler, timing_cache)
+    return _Trials(graph, batch_sizes, precision, streams).compile(compiler, timing_cache)
 
 
 class _Trials:
     """Tries compilers. Any exception is a failure of its compiler: the next is tried."""
 
     def __init__(
-        self, graph: ExplanationGraph, batch_sizes: Sequence[int], precision: Precision
+        self,
+        graph: ExplanationGraph,
+        batch_sizes: Sequence[int],
+        precision: Precision,
+        streams: StreamTuner | None,
     ) -> None:
         self._graph, self._sizes, self._precision = graph, batch_sizes, precision
+        self._streams = streams
         self._largest = max(batch_sizes)
         self._prepared: dict[Compiler, Prepared] = {}
         self._executables: dict[Compiler, Executables] = {}  # of the largest batch size
@@ -108,9 +116,29 @@ class _Trials:
             *(self._graph.key, self._precision, compiler),
             ", ".join(f"{size}: {seconds * 1e3:.1f}" for size, seconds in cost_s.items()),
         )
+        division = self._divide(compiler, cost_s)
+        executables = {
+            size: (*of_size, *division.executables) for size, of_size in executables.items()
+        }
         key, input_size = self._graph.key, self._graph.model.input_size
         depth = COMPILERS[compiler].depth_on(self._graph.model.device or "CPU:0")
-        return CompiledGraph(key, input_size, compiler, executables, cost_s, depth=depth)
+        return CompiledGraph(
+            *(key, input_size, compiler, executables, cost_s),
+            depth=depth,
+            stream_cost_s=division.cost_s,
+        )
+
+    def _divide(self, compiler: Compiler, cost_s: Mapping[int, float]) -> Division:
+        """Compiles the streams, if the compiler has any."""
+        prepared = self._prepared[compiler]
+        # Batches of perturbed images are large: in a stream they would be in the way for long.
+        if self._streams is None or self._graph.key.perturbed:
+            return Division()
+        if not isinstance(prepared, Divisible):
+            return Division()
+        return self._streams.divide(
+            self._cache_key(), prepared, cost_s, partial(_noise, self._graph)
+        )
 
     def _by_speed(self, timing_cache: TimingCache | None) -> list[Compiler]:
         """Returns the compilers that can compile the graph, the fastest first."""
@@ -182,8 +210,7 @@ class _Trials:
             prepared = find_compiler(compiler)(self._graph, self._precision)
             executables = prepared(self._largest)
             if row.is_verified:
-                for executable in executables[: 1 + row.has_streams]:  # all streams are alike
-                    check(self._graph, executable, self._precision)
+                check(self._graph, executables[0], self._precision)
             executables[0](*_noise(self._graph, self._largest))  # XLA compiles only now
             self._prepared[compiler], self._executables[compiler] = prepared, executables
             return True

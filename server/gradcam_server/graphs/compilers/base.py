@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from gradcam_server.graphs.explanation import ExplanationGraph
 
 Prepared = Callable[[int], Executables]
-"""Compiles for a batch size. All sizes share one copy of the weights."""
+"""Compiles for a batch size. All sizes share one copy of the weights.
+
+It may also be ``streams.Divisible``: then its executables take batches of any size.
+"""
 
 Prepare = Callable[["ExplanationGraph", Precision], Prepared]
 """Converts or traces a graph. Both raise CompilerError and DisconnectedLayerError."""
@@ -34,7 +37,6 @@ class CompilerRow:
         precisions: The precisions that it can compute; INT8 for graphs quantised by an export.
         extra: The extra of gradcam-server that installs it.
         packages: The distributions that it uses; it is timed again when a version changes.
-        has_streams: Whether it can run several batches side by side on one device.
         depths: How many batches may be in flight at a time on a device of a type, 1 if the type is
             not named. More than 1 if executables return before the device has computed
             (``graphs.executable.Executable``).
@@ -47,7 +49,6 @@ class CompilerRow:
     precisions: tuple[Precision, ...]
     extra: str
     packages: tuple[str, ...]
-    has_streams: bool = False
     depths: Mapping[str, int] = field(default_factory=dict)
     is_verified: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -73,7 +74,6 @@ COMPILERS = {
         precisions=(*_FLOATS, Precision.INT8),
         extra="openvino",
         packages=("openvino",),
-        has_streams=True,
     ),
     Compiler.TENSORFLOW: _TENSORFLOW,
     Compiler.XLA: replace(

@@ -33,8 +33,7 @@ def prepare(graph: ExplanationGraph, precision: Precision) -> Prepared:
     if not openvino_runtime.supports(precision):
         raise CompilerError(f"this CPU does not compute in {precision}")
     model = convert(graph)
-    executables = openvino_runtime.load_model(model, output_names(graph), precision)
-    return lambda _: executables
+    return openvino_runtime.CpuModel(model, output_names(graph), precision)
 
 
 def output_names(graph: ExplanationGraph) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """OpenVINO's runtime on CPUs: runs a model that was converted from a graph. Free of TensorFlow."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -9,7 +9,7 @@ from typing import Any, cast
 from gradcam_server.domain.graph_io import INPUTS
 from gradcam_server.domain.options import Precision
 from gradcam_server.graphs.executable import Array, Executable, Executables
-from gradcam_server.graphs.threads import compute_streams, compute_threads
+from gradcam_server.graphs.threads import compute_threads
 
 # Without it OpenVINO reports imports and conversions to Google Analytics.
 sys.modules.setdefault("openvino_telemetry", cast("ModuleType", None))
@@ -55,31 +55,45 @@ def read_model(file: Path, weights: Path) -> Any:
     return openvino.Core().read_model(file, weights)
 
 
-def load_model(model: Any, output_names: Sequence[str], precision: Precision) -> Executables:
-    """Compiles a model for the CPU.
+class CpuModel:
+    """A model that is compiled for the CPU; see ``streams.Divisible``. It is also ``Prepared``.
 
     Args:
         model: An ``openvino.Model`` of any batch size, with inputs called ``INPUTS``.
         output_names: The outputs to return, by name.
         precision: The precision of the network.
-
-    Returns:
-        Executables for batches of any size, each for one caller at a time: that of the whole CPU,
-        and, if there are several streams, those of the streams.
     """
-    core = openvino.Core()
-    properties = {
-        "INFERENCE_PRECISION_HINT": _HINTS[precision],
-        "INFERENCE_NUM_THREADS": compute_threads(),
-    }
-    whole = core.compile_model(model, "CPU", {**properties, "PERFORMANCE_HINT": "LATENCY"})
-    executables = [_executable(whole, output_names)]
-    if (wanted := compute_streams()) != 1:
-        many = {"NUM_STREAMS": wanted} if wanted else {"PERFORMANCE_HINT": "THROUGHPUT"}
-        parts = core.compile_model(model, "CPU", {**properties, **many})
-        if (count := parts.get_property("NUM_STREAMS")) > 1:
-            executables += [_executable(parts, output_names) for _ in range(count)]
-    return executables
+
+    def __init__(self, model: Any, output_names: Sequence[str], precision: Precision) -> None:
+        self._model, self._output_names, self._precision = model, output_names, precision
+        compiled = self._compile({"PERFORMANCE_HINT": "LATENCY"})
+        self.whole = _executable(compiled, output_names)
+        """Runs batches of any size on the whole CPU, for one caller at a time."""
+
+    def __call__(self, _: int) -> Executables:
+        """Returns the executable of the whole CPU, for any batch size."""
+        return (self.whole,)
+
+    def divide(self, streams: int) -> Executables:
+        """Compiles the model once more, for streams: OpenVINO's models do not share weights.
+
+        Args:
+            streams: Their number; 0 leaves it to OpenVINO.
+
+        Returns:
+            An executable for each stream, for batches of any size and one caller at a time.
+        """
+        many = {"NUM_STREAMS": streams} if streams else {"PERFORMANCE_HINT": "THROUGHPUT"}
+        compiled = self._compile(many)
+        count = compiled.get_property("NUM_STREAMS")
+        return [_executable(compiled, self._output_names) for _ in range(count)]
+
+    def _compile(self, properties: Mapping[str, Any]) -> Any:
+        usual = {
+            "INFERENCE_PRECISION_HINT": _HINTS[self._precision],
+            "INFERENCE_NUM_THREADS": compute_threads(),
+        }
+        return openvino.Core().compile_model(self._model, "CPU", {**usual, **properties})
 
 
 def _executable(compiled: Any, output_names: Sequence[str]) -> Executable:

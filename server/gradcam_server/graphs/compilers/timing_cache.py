@@ -16,6 +16,9 @@ from gradcam_server.telemetry.versions import installed_versions
 logger = logging.getLogger(__name__)
 
 
+_FILE = "compilers.json"
+
+
 class TimingCache:
     """Seconds by name for each key, in a JSON file.
 
@@ -51,6 +54,11 @@ class TimingCache:
             if isinstance(known, dict):
                 return known
         return {}
+
+
+def open_timing_cache(folder: str | None) -> TimingCache:
+    """Returns the times of a folder; None is that of the user's cache."""
+    return TimingCache((Path(folder) if folder else default_folder()) / _FILE)
 
 
 def default_folder() -> Path:

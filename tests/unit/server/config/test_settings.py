@@ -6,8 +6,10 @@ import pytest
 from click.testing import CliRunner
 
 from gradcam_server.cli.serve import serve
+from gradcam_server.config.click_options import from_values
 from gradcam_server.config.settings import ServeConfig, flag, variable
 from gradcam_server.domain.options import Compiler, Precision
+from gradcam_server.errors import StartupError
 
 
 @pytest.fixture
@@ -91,6 +93,22 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),
 }
+
+
+@pytest.mark.parametrize("text", ["auto", "0", "1", "16"])
+def test_streams_are_a_number_or_auto(parse, text: str) -> None:  # type: ignore[no-untyped-def]
+    """The number of ``--compute-streams`` may be left to a measurement, as by default."""
+    assert parse().compute_streams == "auto"
+    assert parse("--compute-streams", text).compute_streams == (
+        "auto" if text == "auto" else int(text)
+    )
+
+
+@pytest.mark.parametrize("text", ["-1", "many", "1.5", ""])
+def test_other_streams_are_refused(text: str) -> None:
+    """The text says what would be right."""
+    with pytest.raises(StartupError, match=r"neither auto nor a number such as 0, 1 or 2"):
+        from_values({"compute_streams": text})
 
 
 def test_every_setting_has_an_example() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.catalog import ServedModel
-from gradcam_server.domain.options import Compiler
+from gradcam_server.domain.options import Compiler, ComputeStreams
 from gradcam_server.domain.requests import Method, ScoreType
 from gradcam_server.engine.engine import Engine
 from gradcam_server.errors import InvalidRequestError, NotFoundError, StartupError
@@ -36,6 +36,7 @@ def make_engine(
     max_extra_graphs: int = 1,
     compiler: Compiler = Compiler.TENSORFLOW,
     cache_dir: str | None = None,
+    compute_streams: ComputeStreams = 1,
 ) -> Engine:
     return Engine(
         ServeConfig(
@@ -45,6 +46,8 @@ def make_engine(
             batch_sizes=(1,),
             compiler=compiler,
             cache_dir=cache_dir,
+            compute_streams=compute_streams,
+            compute_threads=2,
             max_targets=3,
             max_extra_graphs=max_extra_graphs,
         )
@@ -90,6 +93,20 @@ def test_the_catalog_says_what_auto_chose(
     assert engine.catalog.models[0].compiler == ""
     engine.warm_up()
     assert engine.catalog.models[0].compiler == chosen.value
+
+
+@pytest.mark.parametrize(
+    ("compiler", "wanted", "count"),
+    [(Compiler.OPENVINO, 2, 2), (Compiler.OPENVINO, 1, 1), (Compiler.TENSORFLOW, 2, 1)],
+)
+def test_the_catalog_has_the_streams_of_the_model(
+    make: Make, compiler: Compiler, wanted: int, count: int, tmp_path: Path
+) -> None:
+    """Those that were made, not the setting; graphs that are compiled later may have as many."""
+    engine = make(compiler=compiler, cache_dir=str(tmp_path), compute_streams=wanted)
+    engine.warm_up()
+    assert engine.catalog.models[0].streams == count
+    assert engine.device_count == 1 + wanted
 
 
 async def test_many_requests_for_a_cold_layer_compile_it_once(make: Make) -> None:

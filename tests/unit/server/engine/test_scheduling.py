@@ -4,7 +4,7 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -287,26 +287,62 @@ def test_streams_share_the_waiting_items() -> None:
 
 
 def test_one_item_alone_gets_the_whole_device() -> None:
-    """Items that come meanwhile do not wait for its end, but go to a stream."""
+    """Items that come meanwhile wait for its end: the same threads would compute for both."""
     simulation, runner = Simulation(device_count=3), Runner(8, device_count=3, has_streams=True)
     simulation.add(runner, [0])
     simulation.at(0.5, lambda: simulation.add(runner, [1]))
     simulation.at(5.0, lambda: simulation.add(runner, [2]))
+    simulation.at(5.5, lambda: simulation.add(runner, [3, 4, 5]))
     simulation.run()
-    assert runner.devices == [0, 1, 0]
-    assert runner.starts == [0.0, 0.5, 5.0]
+    assert runner.devices[:5] == [0, 0, 0, 1, 2]
+    assert runner.starts[:5] == [0.0, 1.0, 5.0, 6.0, 6.0]
 
 
-def test_streams_and_other_graphs_do_not_stop_each_other() -> None:
-    """A graph without streams runs on the whole device beside them."""
-    simulation = Simulation(device_count=3)
-    streams, single = Runner(2, device_count=3, has_streams=True), Runner(1)
+@pytest.mark.parametrize(
+    "other",
+    [Runner(1), Runner(1, 0.2), Runner(4, 3.0), Runner(2, device_count=4, has_streams=True)],
+    ids=["equal", "short", "long", "more streams"],
+)
+def test_the_whole_device_and_its_streams_take_turns(other: Runner) -> None:
+    """No two batches compute with the same threads, and no graph waits for all of another."""
+    other = replace(other, batches=[], devices=[], starts=[])
+    simulation = Simulation(device_count=4)
+    streams = Runner(2, device_count=3, has_streams=True)
     for number in range(40):
-        for runner in (streams, single):
-            simulation.add(runner, [number])
+        simulation.add(streams, [number], online("a"))
+        simulation.add(other, [number], online("b"))
     simulation.run()
-    assert set(single.devices) == {0}
-    assert sorted(itertools.chain(*streams.batches)) == [*range(40)]
+    spans = [
+        (start, start + batch.runner.seconds, batch.device)
+        for batch, start in zip(simulation.batches, simulation.starts, strict=True)
+    ]
+    for start, end, device in spans:
+        beside = {where for began, ended, where in spans if began < end and ended > start}
+        assert 0 not in beside or beside == {device}
+    for runner in (streams, other):
+        assert sorted(itertools.chain(*runner.batches)) == [*range(40)]
+        assert runner.starts[0] <= max(streams.seconds, other.seconds)
+
+
+def test_callers_in_streams_and_on_the_whole_device_get_equal_device_time() -> None:
+    """A second of one of two streams is half a second of the device."""
+    simulation = Simulation(device_count=3)
+    streams, single = Runner(1, 1.0, device_count=3, has_streams=True), Runner(1, 1.0)
+    simulation.add(streams, range(200), online("streams"))
+    simulation.add(single, range(100), online("whole"))
+    simulation.run(until=40.0)
+    assert len(streams.batches) == pytest.approx(2 * len(single.batches), rel=0.2)
+
+
+def test_background_batches_get_their_share_beside_streams() -> None:
+    """A quarter of the device's time, though each second of both streams is two seconds of work."""
+    simulation = Simulation(device_count=3)
+    streams = Runner(1, 0.1, device_count=3, has_streams=True)
+    background = Runner(1, 0.1, background=True)
+    simulation.add(streams, range(300))
+    simulation.add(background, range(200))
+    simulation.run(until=16.0)
+    assert len(background.batches) * 0.1 == pytest.approx(4.0, rel=0.2)
 
 
 def test_a_graph_with_more_streams_than_devices_runs_on_the_whole_device() -> None:

@@ -147,3 +147,21 @@ def test_layers_of_any_export_are_listed(tmp_path: Path) -> None:
     result = run("layers", "--model", tmp_path / "two")
     assert result.exit_code == 0, result.output
     assert "conv" in result.output
+
+
+@pytest.mark.parametrize(("wanted", "count"), [(1, 1), (2, 2)])
+def test_an_export_runs_in_streams(tiny: Path, tmp_path: Path, wanted: int, count: int) -> None:
+    """The whole CPU and each stream give the same answers; the times are remembered."""
+    settings = replace(
+        config(tiny, 3), compute_streams=wanted, compute_threads=2, cache_dir=str(tmp_path)
+    )
+    engine = Engine(settings)
+    engine.warm_up()
+    (graph,) = engine.warm.values()
+    assert graph.stream_count == engine.catalog.models[0].streams == count
+    items = [GraphItem(image, [GraphTarget(by_rank(0))]) for image in images()]
+    expected = graph.run(items, 4)
+    for device in range(1, graph.device_count):
+        for ours, whole in zip(graph.run(items, 4, device), expected, strict=True):
+            np.testing.assert_allclose(ours.maps[0], whole.maps[0], rtol=1e-5)
+    assert (tmp_path / "compilers.json").exists() is (count > 1)

@@ -54,6 +54,33 @@ def graph(device: Device, depth: int = 2) -> CompiledGraph:
     return CompiledGraph(KEY, SIZE, Compiler.XLA, executables, {1: 1.0, 4: 2.0}, depth=depth)
 
 
+def streamed(cost_s: dict[int, float], stream_cost_s: dict[int, float] | None) -> CompiledGraph:
+    """A graph of the whole device and of two streams."""
+    executables = dict.fromkeys(cost_s, (Device(),) * 3)
+    return CompiledGraph(
+        KEY, SIZE, Compiler.OPENVINO, executables, cost_s, stream_cost_s=stream_cost_s
+    )
+
+
+@pytest.mark.parametrize("waiting", [2, 4, 6])
+def test_batches_are_planned_by_the_costs_of_a_stream(waiting: int) -> None:
+    """A padded batch that pays on all threads need not pay on one: then images run one by one."""
+    pays, pays_not = {1: 1.0, 8: 1.1}, {1: 1.0, 8: 8.0}
+    whole, divided = streamed(pays, None), streamed(pays, pays_not)
+    assert whole.plan(waiting) == (waiting, 8)
+    assert divided.plan(waiting) == divided.up_to(1).plan(waiting) == (1, 1)
+    assert divided.cost_s == pays
+
+
+def test_streams_are_not_further_devices() -> None:
+    """The whole device is not counted among its streams, and a copy of a graph has none."""
+    divided, single = streamed({1: 1.0}, {1: 2.0}), graph(Device())
+    assert (divided.has_streams, divided.stream_count) == (True, 2)
+    assert (single.has_streams, single.stream_count) == (False, 1)
+    copied = divided.with_devices_of([divided])
+    assert (copied.has_streams, copied.stream_count, copied.device_count) == (False, 1, 2)
+
+
 def item(value: int, *targets: GraphTarget) -> GraphItem:
     return GraphItem(np.full((*SIZE, 3), value, np.uint8), targets)
 

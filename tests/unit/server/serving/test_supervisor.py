@@ -158,7 +158,8 @@ async def test_the_metric_names_the_compiler_that_runs(
 ) -> None:
     """The setting is auto; the engine knows the chosen compiler."""
     text = metrics.exposition()[0].decode()
-    assert 'gradcam_model_info{compiler="xla",layer="conv",model="m",weights="file"} 1.0' in text
+    labels = 'compiler="xla",layer="conv",model="m",streams="1",weights="file"'
+    assert f"gradcam_model_info{{{labels}}} 1.0" in text
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from importlib.metadata import metadata
@@ -30,6 +30,7 @@ from gradcam_server.graphs.compilers.base import (
     find_candidates,
     find_compiler,
 )
+from gradcam_server.graphs.compilers.streams import StreamTuner
 from gradcam_server.graphs.compilers.timing_cache import TimingCache
 from gradcam_server.graphs.executable import Array, CompilationCounter, CompiledGraph, Executables
 from gradcam_server.graphs.explanation import ExplanationGraph
@@ -79,26 +80,39 @@ def test_all_compilers_agree(
 
 
 @pytest.fixture
-def set_threads() -> Iterator[Callable[[int, int], None]]:
-    """Sets the threads and streams of this process for one test."""
-    yield set_compute_threads
+def two_threads() -> Iterator[None]:
+    """Two threads compute in this process."""
+    set_compute_threads(2)
+    yield
     set_compute_threads(None)
 
 
-@pytest.mark.parametrize("streams", [0, 2])
-def test_streams_give_the_same_answers(
-    model: LoadedModel, set_threads: Callable[[int, int], None], streams: int
-) -> None:
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("wanted", [0, 2])
+def test_streams_give_the_same_answers(model: LoadedModel, wanted: int) -> None:
     """The whole CPU and each of its streams, alone and side by side."""
-    set_threads(2, streams)
-    compiled = compile_graph(graph(model), (1, 2), Compiler.OPENVINO)
-    assert compiled.has_streams
+    tuner = StreamTuner("small", wanted)
+    compiled = compile_graph(graph(model), (1, 2), Compiler.OPENVINO, streams=tuner)
+    assert compiled.stream_count == 2
     expected = answers(compiled)
     with ThreadPoolExecutor() as pool:
         for device in range(1, compiled.device_count):
             assert_alike(answers(compiled, device=device), expected, rtol=1e-4)
         for found in pool.map(partial(answers, compiled, 2), range(compiled.device_count)):
             assert_alike(found, expected, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("compiler", [Compiler.OPENVINO, Compiler.TENSORFLOW])
+@pytest.mark.parametrize("perturbed", [False, True])
+def test_streams_are_for_graphs_of_one_pass_and_compilers_that_have_them(
+    model: LoadedModel, compiler: Compiler, perturbed: bool
+) -> None:
+    """Large batches of perturbed images have the whole CPU, so that none is in the way for long."""
+    key = dataclasses.replace(graph(model).key, perturbed=perturbed)
+    explained = ExplanationGraph(model, key, CompilationCounter())
+    compiled = compile_graph(explained, (1,), compiler, streams=StreamTuner("small", 2))
+    assert compiled.has_streams is (compiler is Compiler.OPENVINO and not perturbed)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -117,7 +131,7 @@ def test_openvino_holds_one_model_for_all_batch_sizes(model: LoadedModel) -> Non
     prepared = openvino.prepare(
         ExplanationGraph(model, graph(model).key, counter), Precision.FLOAT32
     )
-    assert prepared(1) is prepared(4)
+    assert prepared(1)[0] is prepared(4)[0]
     assert counter.count == 1
 
 

@@ -1,0 +1,262 @@
+"""Streams: batches that a CPU computes side by side, each on a part of its threads.
+
+All threads of a batch wait for each other in every layer, and beside any other work (decoding,
+rendering, another process) the slowest thread sets the pace of all. Streams of few threads wait
+less, but one image alone takes longer in a stream. So a graph has both: the whole CPU for few
+images, and streams once more images wait.
+
+The number of streams is measured once for each model, by the first of its graphs, and remembered.
+"""
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from gradcam_server.domain.options import AUTO, ComputeStreams
+from gradcam_server.errors import quote
+from gradcam_server.graphs.compilers.timing_cache import TimingCache
+from gradcam_server.graphs.executable import Array, Executable, Executables, check_alike
+from gradcam_server.graphs.threads import compute_threads
+from gradcam_server.graphs.timing import side_by_side_s
+
+logger = logging.getLogger(__name__)
+
+Times = Mapping[tuple[int, int], float]
+"""Seconds in which each of N streams runs a batch, by N and batch size; 1 is the whole CPU."""
+
+_MAX_CANDIDATES = 4
+_ROUNDS = 3
+_MAX_S = 0.8
+# Of candidates that are about equally fast, the one with the most streams is chosen: its threads
+# wait the least for each other, so it keeps its speed beside other work.
+_TOLERANCE = 0.05
+
+# The work beside the measurement takes about a quarter of a core, as decoding and rendering do.
+_BUSY_BYTES = bytes(2 << 20)
+_PAUSE_S = 0.008
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """A model that runs on the whole CPU or in streams, with batches of any size."""
+
+    @property
+    def whole(self) -> Executable:
+        """Runs a batch on all threads."""
+        ...
+
+    def divide(self, streams: int) -> Executables:
+        """Returns an executable for each stream; for 0, as many as the library advises."""
+        ...
+
+
+@dataclass(frozen=True)
+class Division:
+    """The streams of a graph.
+
+    Attributes:
+        executables: One for each stream; none if there is but the whole CPU.
+        cost_s: Seconds that a batch of each size takes in a stream while the others run, too.
+    """
+
+    executables: Executables = ()
+    cost_s: Mapping[int, float] = field(default_factory=dict)
+
+
+class StreamTuner:
+    """Chooses the streams of a model. Its methods may be called from several threads.
+
+    Args:
+        model: The model's name, for the log.
+        wanted: The number of streams; 0 for as many as the library advises, ``AUTO`` for the
+            fastest.
+        timing_cache: Keeps the measured times across processes.
+    """
+
+    def __init__(
+        self, model: str, wanted: ComputeStreams, timing_cache: TimingCache | None = None
+    ) -> None:
+        self._model, self._wanted, self._timing_cache = model, wanted, timing_cache
+        self._lock = threading.Lock()
+        self._chosen: tuple[int, Mapping[int, float]] | None = None
+
+    def divide(
+        self,
+        name: str,
+        model: Divisible,
+        cost_s: Mapping[int, float],
+        make_batch: Callable[[int], Sequence[Array]],
+    ) -> Division:
+        """Compiles the streams of a graph; the first graph decides how many.
+
+        If they cannot be compiled or give other answers, there are none, and a warning says why.
+
+        Args:
+            name: The name of the graph and all that its times depend on, for the cache.
+            model: The graph.
+            cost_s: Seconds that a batch of each size takes on the whole CPU.
+            make_batch: Makes inputs for a batch size.
+        """
+        with self._lock:
+            try:
+                if self._chosen is None:
+                    self._chosen = self._choose(name, model, cost_s, make_batch)
+                count, slowdown = self._chosen
+                if count == 1:
+                    return Division()
+                executables = model.divide(count)
+                _check(model.whole, executables, make_batch(min(cost_s)))
+            except Exception as error:  # noqa: BLE001 - the whole CPU is always there
+                logger.warning("%s has no streams: %s", self._model, quote(error))
+                self._chosen = 1, {}
+                return Division()
+        sizes = sorted(slowdown)
+        factors = [slowdown[size] for size in sizes]
+        return Division(
+            executables,
+            {size: float(np.interp(size, sizes, factors)) * took for size, took in cost_s.items()},
+        )
+
+    def _choose(
+        self,
+        name: str,
+        model: Divisible,
+        cost_s: Mapping[int, float],
+        make_batch: Callable[[int], Sequence[Array]],
+    ) -> tuple[int, Mapping[int, float]]:
+        """Returns the number of streams, and by batch size how much slower one is than the CPU."""
+        threads = compute_threads()
+        counts = _candidates(self._wanted, threads)
+        if not counts:
+            return 1, {}
+        key = repr(("streams", name, counts, threads, sorted(cost_s)))
+        times = _read(self._timing_cache.get(key)) if self._timing_cache else {}
+        is_cached = bool(times)
+        if not is_cached:
+            times = measure(model, counts, cost_s, make_batch)
+            if self._timing_cache:
+                found = {f"{count}x{size}": took for (count, size), took in times.items()}
+                self._timing_cache.put(key, found)
+        count = choose(times, must_divide=self._wanted != AUTO)
+        rates = {streams: rate(times, streams) for streams in sorted({n for n, _ in times})}
+        logger.info(
+            "Streams of %s once images wait: %d, each with %d of %d threads%s; images/s by "
+            "streams: %s",
+            *(self._model, count, max(threads // count, 1), threads),
+            " (measured before)" if is_cached else "",
+            ", ".join(f"{streams}: {speed:.1f}" for streams, speed in rates.items()),
+        )
+        of_count = {size: took for (streams, size), took in times.items() if streams == count}
+        return count, {size: took / times[1, size] for size, took in of_count.items()}
+
+
+def measure(
+    model: Divisible,
+    counts: Sequence[int],
+    cost_s: Mapping[int, float],
+    make_batch: Callable[[int], Sequence[Array]],
+) -> dict[tuple[int, int], float]:
+    """Times the whole CPU and its streams in turns, all streams at the same time.
+
+    So other load of the machine falls on all alike. Larger batch sizes are left out if they take
+    too long.
+
+    Args:
+        model: The model.
+        counts: Numbers of streams.
+        cost_s: Seconds that a batch of each size takes on the whole CPU.
+        make_batch: Makes inputs for a batch size.
+
+    Returns:
+        ``Times``.
+    """
+    times: dict[tuple[int, int], float] = {}
+    batches = {size: make_batch(size) for size in sorted(cost_s)}
+    smallest = min(batches)
+    with working_beside():
+        for wanted in counts:
+            streams = model.divide(wanted)
+            candidates = [(1, [model.whole]), (len(streams), streams)]
+            side_by_side_s(streams, batches[smallest])  # the first run prepares
+            left_s = _MAX_S / len(counts)
+            for size, batch in batches.items():
+                left_s -= _ROUNDS * cost_s[size] * (1 + len(streams))
+                if left_s < 0 and size > smallest:
+                    break
+                for _ in range(_ROUNDS):
+                    for count, executables in candidates:
+                        took = side_by_side_s(executables, batch)
+                        times[count, size] = min(took, times.get((count, size), took))
+    return times
+
+
+def rate(times: Times, streams: int) -> float:
+    """Returns the images per second of all streams together, at their best batch size."""
+    return max(n * size / took for (n, size), took in times.items() if n == streams)
+
+
+def choose(times: Times, must_divide: bool = False) -> int:
+    """Chooses the number of streams: the most of those that are about as fast as the fastest.
+
+    Args:
+        times: The times.
+        must_divide: Whether the whole CPU is no choice, if there is another.
+    """
+    rates = {streams: rate(times, streams) for streams, _ in times}
+    if must_divide and len(rates) > 1:
+        del rates[1]
+    fastest = max(rates.values())
+    return max(streams for streams, speed in rates.items() if speed >= (1 - _TOLERANCE) * fastest)
+
+
+def _check(whole: Executable, streams: Executables, batch: Sequence[Array]) -> None:
+    """Compares the answers of the streams with the whole CPU's. Their first runs prepare them.
+
+    Raises:
+        ValueError: The answers differ.
+    """
+    expected = whole(*batch)
+    with ThreadPoolExecutor(len(streams)) as threads:
+        for answers in threads.map(lambda stream: stream(*batch), streams):
+            check_alike(expected, answers)
+
+
+def _candidates(wanted: ComputeStreams, threads: int) -> tuple[int, ...]:
+    """Returns the numbers of streams to measure, the whole CPU not counted."""
+    if wanted != AUTO:
+        return () if wanted == 1 else (wanted,)
+    counts = [max(threads // of_each, 1) for of_each in (1, 2, 4)]
+    return tuple(count for count in dict.fromkeys(counts[: _MAX_CANDIDATES - 1]) if count > 1)
+
+
+def _read(cached: Mapping[str, float] | None) -> dict[tuple[int, int], float]:
+    found = {}
+    for name, took in (cached or {}).items():
+        streams, _, size = name.partition("x")
+        found[int(streams), int(size)] = took
+    return found
+
+
+@contextmanager
+def working_beside() -> Iterator[None]:
+    """Keeps a thread busy for a part of the time, without Python's lock, as OpenCV decodes."""
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.wait(_PAUSE_S):
+            hashlib.sha256(_BUSY_BYTES).digest()
+
+    worker = threading.Thread(target=work, name="work-beside", daemon=True)
+    worker.start()
+    try:
+        yield
+    finally:
+        done.set()
+        worker.join()

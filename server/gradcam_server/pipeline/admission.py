@@ -7,8 +7,8 @@ a caller who holds no slot yet finds one, however many requests the others send.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 
 from gradcam_server.errors import QueueFullError
 
@@ -31,6 +31,20 @@ class QueueSlot:
             self._release = None
 
 
+class _Admitting:
+    """Holds a slot of the queue in its block, unless the slot is released before."""
+
+    def __init__(self, queue: "Admission", caller: str, wait: bool) -> None:
+        self._queue, self._caller, self._wait = queue, caller, wait
+
+    async def __aenter__(self) -> QueueSlot:
+        self._slot = await self._queue._admit(self._caller, self._wait)
+        return self._slot
+
+    async def __aexit__(self, *_: object) -> None:
+        self._slot.release()
+
+
 class Admission:
     """The slots of a queue, shared fairly among callers.
 
@@ -47,8 +61,7 @@ class Admission:
         self.length = 0
         """Requests admitted that have not left the queue."""
 
-    @asynccontextmanager
-    async def admit(self, caller: str = "", *, wait: bool = False) -> AsyncIterator[QueueSlot]:
+    def admit(self, caller: str = "", *, wait: bool = False) -> "_Admitting":
         """Takes a slot of the queue until the item leaves the queue (``QueueSlot.release``).
 
         Args:
@@ -58,17 +71,16 @@ class Admission:
         Raises:
             QueueFullError: There is no slot for this caller, and ``wait`` is false.
         """
+        return _Admitting(self, caller, wait)
+
+    async def _admit(self, caller: str, wait: bool) -> QueueSlot:
         if self._has_room(caller) and not (wait and caller in self._waiting):
             self._take(caller)
         elif wait:
             await self._wait(caller)
         else:
             raise QueueFullError(f"{self._why_full(caller)}; try again later", _RETRY_AFTER_S)
-        slot = QueueSlot(lambda: self._release(caller))
-        try:
-            yield slot
-        finally:
-            slot.release()
+        return QueueSlot(lambda: self._release(caller))
 
     def _has_room(self, caller: str) -> bool:
         held, free = self._held.get(caller, 0), self._max_queue_length - self.length

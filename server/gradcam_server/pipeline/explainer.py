@@ -1,8 +1,7 @@
 """Explains images with a warm engine, and reports to the metrics and traces."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.catalog import Catalog
@@ -28,9 +27,7 @@ class Explainer:
     def __init__(self, config: ServeConfig, backend: Backend, metrics: Metrics) -> None:
         self._backend, self._metrics = backend, metrics
         self._pipeline = Pipeline(config, backend, metrics.faithfulness)
-        self._in_work = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._working = _Working(metrics)
 
     @property
     def catalog(self) -> Catalog:
@@ -55,7 +52,7 @@ class Explainer:
     @property
     def in_work(self) -> int:
         """Images of calls and streams that are not yet answered."""
-        return self._in_work
+        return self._working.count
 
     async def close(self) -> None:
         """Stops all threads."""
@@ -63,15 +60,15 @@ class Explainer:
 
     async def retire(self) -> None:
         """Closes once no image is in work."""
-        while self._in_work:  # new work may have come before this task runs again
-            await self._idle.wait()
+        while self._working.count:  # new work may have come before this task runs again
+            await self._working.idle.wait()
         await self.close()
 
     async def reserve(
         self, requests: Sequence[ExplainRequest], claim: Claim, *, wait: bool
     ) -> list[Reserved]:
         """Reserves the memory that requests may need, as ``Pipeline.reserve`` does."""
-        with self._working():
+        with self._working:
             return await self._pipeline.reserve(requests, claim, wait=wait)
 
     async def explain(
@@ -83,7 +80,7 @@ class Explainer:
         reserved: Reserved | None = None,
     ) -> ExplainedImage:
         """Explains one image, as ``Pipeline.explain`` does."""
-        with self._working():
+        with self._working:
             explained = await self._pipeline.explain(
                 request, wait_for_slot=wait_for_slot, progress=progress, reserved=reserved
             )
@@ -92,23 +89,33 @@ class Explainer:
         current_call.get().stages(stats)
         return explained
 
-    @contextmanager
-    def _working(self) -> Iterator[None]:
-        """Counts an image in work, and the reason if it is given up."""
-        self._in_work += 1
-        self._idle.clear()
-        try:
-            yield
-        except QueueFullError:
-            self._metrics.rejected("queue_full")
-            raise
-        except DeadlineError:
-            self._metrics.dropped("deadline")
-            raise
-        except asyncio.CancelledError:
-            self._metrics.dropped("cancelled")
-            raise
-        finally:
-            self._in_work -= 1
-            if not self._in_work:
-                self._idle.set()
+
+class _Working:
+    """Counts the images in work, and why they are given up. All images share it.
+
+    Attributes:
+        count: Images in work.
+        idle: Set while there are none.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self.count = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    def __enter__(self) -> None:
+        self.count += 1
+        self.idle.clear()
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self.count -= 1
+        if not self.count:
+            self.idle.set()
+        match error:
+            case QueueFullError():
+                self._metrics.rejected("queue_full")
+            case DeadlineError():
+                self._metrics.dropped("deadline")
+            case asyncio.CancelledError():
+                self._metrics.dropped("cancelled")

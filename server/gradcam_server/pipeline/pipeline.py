@@ -1,11 +1,10 @@
 """One image from bytes to answer: decode -> queue and batch -> compiled graph -> render."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -357,14 +356,20 @@ def load(
     return LoadedImage(fitted, fitted, placement)
 
 
-@asynccontextmanager
-async def _in_time(deadline: float | None) -> AsyncIterator[None]:
-    """Cancels the body at a time of ``perf_counter``, and raises DeadlineError then."""
-    if deadline is None:
-        yield
-        return
-    try:
-        async with asyncio.timeout(deadline - perf_counter()):
-            yield
-    except TimeoutError:
-        raise DeadlineError("the deadline came before the answer") from None
+class _in_time:  # noqa: N801 - it is used as a function
+    """Cancels its block at a time of ``perf_counter``, and raises DeadlineError then."""
+
+    def __init__(self, deadline: float | None) -> None:
+        in_s = None if deadline is None else deadline - perf_counter()
+        self._timeout = None if in_s is None else asyncio.timeout(in_s)
+
+    async def __aenter__(self) -> None:
+        if self._timeout is not None:
+            await self._timeout.__aenter__()
+
+    async def __aexit__(self, *error: Any) -> None:
+        if self._timeout is not None:
+            try:
+                await self._timeout.__aexit__(*error)
+            except TimeoutError:
+                raise DeadlineError("the deadline came before the answer") from None

@@ -11,8 +11,7 @@ import random
 import re
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from pathlib import PurePath
 from typing import Any, TypeAlias
@@ -61,15 +60,18 @@ def configure(level: str, format: str = "text") -> None:
     logging.captureWarnings(format == "json")
 
 
-@contextmanager
-def logging_for(request: str, trace: str = "") -> Iterator[None]:
+class logging_for:  # noqa: N801 - it is used as a function
     """Adds a request's ids to the log lines of the current task and the tasks that it starts."""
-    marks = request_id.set(request), trace_id.set(trace)
-    try:
-        yield
-    finally:
-        request_id.reset(marks[0])
-        trace_id.reset(marks[1])
+
+    def __init__(self, request: str, trace: str = "") -> None:
+        self._request, self._trace = request, trace
+
+    def __enter__(self) -> None:
+        self._marks = request_id.set(self._request), trace_id.set(self._trace)
+
+    def __exit__(self, *_: object) -> None:
+        request_id.reset(self._marks[0])
+        trace_id.reset(self._marks[1])
 
 
 def choose_request_id(given: str | bytes | None) -> str:

@@ -8,8 +8,7 @@ Spans of stages are made when the image is done, from the times in its answer, s
 the image. Nothing here imports OpenTelemetry: ``setup.configure_tracing`` does.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from contextvars import ContextVar
 from typing import TypeAlias
 
@@ -65,11 +64,15 @@ current_call: ContextVar[Call] = ContextVar("current_call", default=NO_CALL)
 """The span of the request, or of the image of a stream, that the current task works for."""
 
 
-@contextmanager
-def working_for(call: Call) -> Iterator[Call]:
+class working_for:  # noqa: N801 - it is used as a function
     """Sets the call of the current task and of the tasks that it starts."""
-    token = current_call.set(call)
-    try:
-        yield call
-    finally:
-        current_call.reset(token)
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    def __enter__(self) -> Call:
+        self._token = current_call.set(self._call)
+        return self._call
+
+    def __exit__(self, *_: object) -> None:
+        current_call.reset(self._token)

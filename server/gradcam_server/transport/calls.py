@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import NoReturn, Protocol, TypeAlias, TypeVar
@@ -115,12 +115,11 @@ class Calls:
         with (
             logging_for(request_id, span.trace_id),
             working_for(span),
-            self._recording(rpc) as record,
+            _Recording(self._metrics, rpc) as record,
         ):
             try:
-                with ExitStack() as in_work:
-                    in_work.enter_context(self.lifecycle.request())
-                    when_sent(in_work.pop_all().close)
+                self.lifecycle.begin_request()
+                when_sent(self.lifecycle.end_request)
                 yield record
             except asyncio.CancelledError as error:
                 record.code = _CANCELLED
@@ -160,11 +159,12 @@ class Calls:
         Returns:
             The result of the work, or the status that it failed with.
         """
-        with working_for(current_call.get().item()), self._recording(rpc) as record:
+        with working_for(current_call.get().item()), _Recording(self._metrics, rpc) as record:
             try:
                 caller = current_caller.get()
-                async with caller.image():
-                    await self.lifecycle.pause(caller.reserve())
+                async with caller.images:
+                    if wait_s := caller.reserve():
+                        await self.lifecycle.pause(wait_s)
                     self.lifecycle.check_engine()
                     return await work(record)
             except asyncio.CancelledError as error:
@@ -195,16 +195,23 @@ class Calls:
         else:
             current_caller.get().count(images)
 
-    @contextmanager
-    def _recording(self, rpc: str) -> Iterator[CallRecord]:
-        record, started = CallRecord(), perf_counter()
-        try:
-            yield record
-        finally:
-            name = rpc.rpartition("/")[2]
-            self._metrics.request_done(name, record.model, record.code, perf_counter() - started)
-            current_call.get().describe(model=record.model)
-            current_call.get().end(record.code)
+
+class _Recording:
+    """Records the call, or the message of a stream, that is answered in its block."""
+
+    def __init__(self, metrics: Metrics, rpc: str) -> None:
+        self._metrics, self._name = metrics, rpc.rpartition("/")[2]
+        self._record, self._started = CallRecord(), perf_counter()
+
+    def __enter__(self) -> CallRecord:
+        return self._record
+
+    def __exit__(self, *_: object) -> None:
+        record, call = self._record, current_call.get()
+        elapsed_s = perf_counter() - self._started
+        self._metrics.request_done(self._name, record.model, record.code, elapsed_s)
+        call.describe(model=record.model)
+        call.end(record.code)
 
 
 def call_deadline(context: Context) -> float | None:

@@ -1,8 +1,7 @@
 """The phases of a server: warming up -> serving (<-> restarting) -> draining."""
 
 import asyncio
-from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable
 from enum import StrEnum
 from time import perf_counter
 from typing import TypeVar
@@ -67,9 +66,8 @@ class Lifecycle:
                 wait_s = remaining_s if remaining_s > 0 else late_s
                 raise NotReadyError("the engine was lost and is being started again", wait_s)
 
-    @contextmanager
-    def request(self) -> Iterator[None]:
-        """Admits a request, and counts it until it is done.
+    def begin_request(self) -> None:
+        """Admits a request, and counts it until ``end_request``.
 
         Raises:
             NotReadyError: The server is warming up, restarting its engine or draining.
@@ -77,12 +75,12 @@ class Lifecycle:
         self.check()
         self._in_work += 1
         self._idle.clear()
-        try:
-            yield
-        finally:
-            self._in_work -= 1
-            if self._in_work == 0:
-                self._idle.set()
+
+    def end_request(self) -> None:
+        """Counts an admitted request no more."""
+        self._in_work -= 1
+        if self._in_work == 0:
+            self._idle.set()
 
     def serve(self) -> None:
         """Admits requests from now on, unless the server is draining."""

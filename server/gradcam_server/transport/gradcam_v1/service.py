@@ -112,11 +112,15 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         self, item: StreamItem[pb.StreamExplainImagesRequest], record: CallRecord
     ) -> pb.StreamExplainImagesResponse:
         message, progress = item.message, Progress()
-        async with _reporting(item, progress):
-            # A full queue slows a stream down; only unary calls are refused.
-            response = await self._explain(
-                message.request, record, item.claim, item.deadline, wait=True, progress=progress
-            )
+        # A full queue slows a stream down; only unary calls are refused.
+        explaining = self._explain(
+            message.request, record, item.claim, item.deadline, wait=True, progress=progress
+        )
+        if message.report_progress:
+            async with _reporting(item, progress):
+                response = await explaining
+        else:
+            response = await explaining
         return pb.StreamExplainImagesResponse(
             correlation_id=message.correlation_id, response=response
         )
@@ -132,10 +136,7 @@ def _to_failure(
 async def _reporting(
     item: StreamItem[pb.StreamExplainImagesRequest], progress: Progress
 ) -> AsyncIterator[None]:
-    """Writes the progress into the stream meanwhile, if the message asks for it."""
-    if not item.message.report_progress:
-        yield
-        return
+    """Writes the progress into the stream meanwhile."""
     reports = asyncio.ensure_future(_report(item, progress))
     try:
         yield

@@ -3,7 +3,7 @@
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, TypeAlias
@@ -78,11 +78,11 @@ class Access:
         self._tokens, self._front_ends = tokens, config.frontends
         self._streams.limit = config.max_streams
 
-    def authenticate(self, metadata: _Metadata, connection: str) -> Caller:
+    def authenticate(self, metadata: Callable[[], _Metadata | None], connection: str) -> Caller:
         """Returns the caller of a call: the holder of a token or, without tokens, a connection.
 
         Args:
-            metadata: The call's metadata.
+            metadata: Returns the call's metadata.
             connection: The client's connection, as gRPC names it.
 
         Raises:
@@ -90,14 +90,13 @@ class Access:
         """
         if self._tokens is None:
             return Caller(connection=connection)
-        token = self._tokens.find(_bearer(metadata))
+        token = self._tokens.find(_bearer(metadata() or ()))
         if token is None:
             raise UnauthenticatedError("the token is unknown to this server, or was removed")
         return self._caller(token)
 
-    @contextmanager
-    def stream(self) -> Iterator[None]:
-        """Admits a stream, and counts it until it is done.
+    def begin_stream(self) -> None:
+        """Admits a stream, and counts it until ``end_stream``.
 
         Raises:
             LimitError: All callers together have too many streams.
@@ -107,10 +106,10 @@ class Access:
                 f"{self._streams.limit} streams are open, which is this server's limit",
                 _RETRY_STREAM_S,
             )
-        try:
-            yield
-        finally:
-            self._streams.release()
+
+    def end_stream(self) -> None:
+        """Counts an admitted stream no more."""
+        self._streams.release()
 
     def _caller(self, token: Token) -> Caller:
         caller = self._callers.get(token.name)
@@ -157,23 +156,9 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
     @contextmanager
     def _admitted(self, streaming: bool, context: Any) -> Iterator[None]:
-        with self._reporting(context):
-            metadata = tuple(context.invocation_metadata() or ())
-            caller = self._access.authenticate(metadata, context.peer())
-            current_caller.set(caller)
-            if self._admin:
-                caller.check_admin()
-            with ExitStack() as in_work:
-                in_work.enter_context(caller.call())
-                if streaming:
-                    in_work.enter_context(self._access.stream())
-                when_sent(in_work.pop_all().close)
-            yield
-
-    @contextmanager
-    def _reporting(self, context: Any) -> Iterator[None]:
         code = "CANCELLED"
         try:
+            self._admit(streaming, context)
             yield
             code = _code(context, "OK")
         except UnauthenticatedError:
@@ -196,6 +181,17 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             raise
         finally:
             self._access.on_token_request(current_caller.get().name, code)
+
+    def _admit(self, streaming: bool, context: Any) -> None:
+        caller = self._access.authenticate(context.invocation_metadata, context.peer())
+        current_caller.set(caller)
+        if self._admin:
+            caller.check_admin()
+        caller.begin_call()
+        when_sent(caller.end_call)
+        if streaming:
+            self._access.begin_stream()
+            when_sent(self._access.end_stream)
 
 
 async def _refuse_unknown(_: Any, context: Any) -> None:

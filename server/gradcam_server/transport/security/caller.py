@@ -1,7 +1,6 @@
 """The caller of a call, and the use of its limits."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 from time import monotonic
 
@@ -23,6 +22,7 @@ class Caller:
     Attributes:
         key: Identifies the caller whose share of threads, memory and devices the work uses:
             the token's name, or the connection.
+        images: A slot for each image of a stream that may be in work.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Caller:
         self.name, self.key = name, name or connection
         self._clock = clock
         self._rate: Rate | None = None
-        self._calls, self._images = Slots(None), Slots(None)
+        self._calls, self.images = Slots(None), Slots(None)
         self._admin = True
 
     def allow(self, token: Token, front_ends: int = 1) -> None:
@@ -48,7 +48,7 @@ class Caller:
         elif self._rate is None or self._rate.per_s != rate / front_ends:
             self._rate = Rate(rate / front_ends, self._clock)
         limit = token.max_concurrent
-        for slots in (self._calls, self._images):
+        for slots in (self._calls, self.images):
             slots.limit = None if limit is None else max(limit // front_ends, 1)
             slots.hand_out()
 
@@ -63,9 +63,8 @@ class Caller:
                 f"the token of {self.name} may not administer; that needs one with admin = true"
             )
 
-    @contextmanager
-    def call(self) -> Iterator[None]:
-        """Admits a call, and counts it until it is done.
+    def begin_call(self) -> None:
+        """Admits a call, and counts it until ``end_call``.
 
         Raises:
             LimitError: The caller has too many calls in work, or exceeds its rate.
@@ -77,9 +76,13 @@ class Caller:
             )
         try:
             self._take(1)
-            yield
-        finally:
+        except BaseException:
             self._calls.release()
+            raise
+
+    def end_call(self) -> None:
+        """Counts an admitted call no more."""
+        self._calls.release()
 
     def count(self, images: int) -> None:
         """Counts an admitted call as several requests of the caller's rate.
@@ -90,15 +93,6 @@ class Caller:
         if self._rate is not None:
             self._rate.give_back()
         self._take(images)
-
-    @asynccontextmanager
-    async def image(self) -> AsyncIterator[None]:
-        """Waits until the caller may have another image in work; counts it until it is done."""
-        await self._images.wait()
-        try:
-            yield
-        finally:
-            self._images.release()
 
     def reserve(self, images: int = 1) -> float:
         """Takes images of a stream from the caller's rate, now or in advance.

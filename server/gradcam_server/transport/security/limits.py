@@ -57,7 +57,10 @@ class Rate:
 
 
 class Slots:
-    """A semaphore with a limit that may change; None is no limit. Waiters are served in order."""
+    """A semaphore with a limit that may change; None is no limit. Waiters are served in order.
+
+    As a context manager it waits for a slot, and frees it at the end of the block.
+    """
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
@@ -87,6 +90,12 @@ class Slots:
                 with suppress(ValueError):  # hand_out has dropped it in the same moment
                     self._waiting.remove(turn)
             raise
+
+    async def __aenter__(self) -> None:
+        await self.wait()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.release()
 
     def release(self) -> None:
         """Frees a slot."""

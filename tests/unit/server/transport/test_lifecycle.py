@@ -11,14 +11,15 @@ from gradcam_server.transport.lifecycle import Lifecycle
 async def test_requests_are_let_in_only_while_serving() -> None:
     """Before and after, the error has the reason and the time to retry."""
     lifecycle = Lifecycle()
-    with pytest.raises(NotReadyError, match="warming up"), lifecycle.request():
-        pass
+    with pytest.raises(NotReadyError, match="warming up"):
+        lifecycle.begin_request()
     lifecycle.serve()
-    with lifecycle.request():
-        assert lifecycle.in_work == 1
+    lifecycle.begin_request()
+    assert lifecycle.in_work == 1
+    lifecycle.end_request()
     lifecycle.drain()
-    with pytest.raises(NotReadyError, match="shutting down") as caught, lifecycle.request():
-        pass
+    with pytest.raises(NotReadyError, match="shutting down") as caught:
+        lifecycle.begin_request()
     assert caught.value.retry_after_s > 0
     assert lifecycle.in_work == 0
 
@@ -28,8 +29,8 @@ async def test_a_lost_engine_lets_nobody_in_until_it_is_back() -> None:
     lifecycle = Lifecycle()
     lifecycle.serve()
     lifecycle.restart(30)
-    with pytest.raises(NotReadyError, match="being started again") as caught, lifecycle.request():
-        pass
+    with pytest.raises(NotReadyError, match="being started again") as caught:
+        lifecycle.begin_request()
     assert 20 < caught.value.retry_after_s <= 30
     with pytest.raises(NotReadyError):
         lifecycle.check_engine()
@@ -47,15 +48,14 @@ async def test_draining_waits_for_requests_in_work() -> None:
     """The server is idle when the last request ends, however it ends."""
     lifecycle = Lifecycle()
     lifecycle.serve()
-    first, second = lifecycle.request(), lifecycle.request()
-    first.__enter__()
-    second.__enter__()
+    lifecycle.begin_request()
+    lifecycle.begin_request()
     lifecycle.drain()
     idle = asyncio.create_task(lifecycle.wait_idle())
-    first.__exit__(None, None, None)
+    lifecycle.end_request()
     await asyncio.sleep(0)
     assert not idle.done()
-    second.__exit__(None, None, None)
+    lifecycle.end_request()
     await asyncio.wait_for(idle, 1)
 
 

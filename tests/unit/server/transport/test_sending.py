@@ -40,7 +40,7 @@ class World:
         config = ServeConfig(max_send_s=max_send_s, token_file=str(tokens))
         self.access = Access(config)
         # One caller for all connections.
-        self.caller = self.access.authenticate(ALICE, "")
+        self.caller = self.access.authenticate(lambda: ALICE, "")
         self.lifecycle, self.ledger = Lifecycle(), Ledger()
         self.lifecycle.serve()
         self.calls = Calls(

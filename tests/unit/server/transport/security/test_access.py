@@ -71,7 +71,7 @@ class World:
     async def stream(self, _: Any, context: Any) -> None:
         self.started += 1
         while await context.read() is not grpc.aio.EOF:
-            async with current_caller.get().image():
+            async with current_caller.get().images:
                 await context.write(b"answer")
 
     @asynccontextmanager
@@ -317,7 +317,7 @@ async def test_images_of_streams_share_their_callers_slots() -> None:
 
     async def image() -> None:
         nonlocal running
-        async with caller.image():
+        async with caller.images:
             running += 1
             await done.wait()
 
@@ -347,10 +347,15 @@ def test_a_call_of_many_images_counts_as_many() -> None:
 
     def ask(images: int) -> float:
         try:
-            with caller.call():
-                caller.count(images)
+            caller.begin_call()
         except LimitError as error:
             return error.retry_after_s
+        try:
+            caller.count(images)
+        except LimitError as error:
+            return error.retry_after_s
+        finally:
+            caller.end_call()
         return 0
 
     assert [ask(3), ask(2), ask(2), ask(1)] == [0, 0.25, 0.25, 0]
@@ -479,9 +484,9 @@ async def test_a_call_without_a_message_is_refused() -> None:
 def test_a_caller_is_the_holder_of_a_token_or_else_a_connection(tokens: Path) -> None:
     """Authentication returns the caller whose share the call uses."""
     with_tokens = Access(ServeConfig(token_file=str(tokens)))
-    assert with_tokens.authenticate(ALICE, "ipv4:1").key == "alice"
+    assert with_tokens.authenticate(lambda: ALICE, "ipv4:1").key == "alice"
     without = Access(ServeConfig())
-    assert [without.authenticate((), peer).key for peer in ("ipv4:1", "ipv4:2")] == [
+    assert [without.authenticate(lambda: None, peer).key for peer in ("ipv4:1", "ipv4:2")] == [
         "ipv4:1",
         "ipv4:2",
     ]

@@ -13,7 +13,14 @@ from gradcam_server.domain.layers import Extent
 _WATCH_INTERVAL_S = 0.2
 
 
-class Method(StrEnum):
+class _Option(StrEnum):
+    """A choice of a request."""
+
+    # The hash of Enum runs in Python, and options are keys for each image.
+    __hash__ = str.__hash__
+
+
+class Method(_Option):
     """How an explanation is computed."""
 
     GRAD_CAM = "gradcam"
@@ -29,21 +36,21 @@ class Method(StrEnum):
     INTEGRATED_GRADIENTS = "integrated-gradients"
 
 
-class ScoreType(StrEnum):
+class ScoreType(_Option):
     """The score of a class that is explained."""
 
     LOGIT = "logit"
     PROBABILITY = "probability"
 
 
-class LayerFusion(StrEnum):
+class LayerFusion(_Option):
     """How the maps of several layers are combined."""
 
     NONE = "none"
     LAYER_CAM = "layercam"
 
 
-class ResizeMode(StrEnum):
+class ResizeMode(_Option):
     """How an image is brought to the model's input size."""
 
     STRETCH = "stretch"
@@ -51,7 +58,7 @@ class ResizeMode(StrEnum):
     LETTERBOX = "letterbox"
 
 
-class HeatmapFormat(StrEnum):
+class HeatmapFormat(_Option):
     """The form in which a heat map is returned."""
 
     RAW_FLOAT32 = "raw-float32"
@@ -61,7 +68,7 @@ class HeatmapFormat(StrEnum):
     OVERLAY_PNG = "overlay-png"
 
 
-class Colormap(StrEnum):
+class Colormap(_Option):
     """Colours from cold to hot."""
 
     JET = "jet"

@@ -21,10 +21,15 @@ _RETRY_AFTER_S = 0.5
 
 
 class Hold:
-    """The bytes of one image and its answer. ``Claim.reserve`` makes it."""
+    """The bytes of one image and its answer. ``Claim.reserve`` makes it.
+
+    Attributes:
+        state: Their use.
+        size: Bytes.
+    """
 
     def __init__(self, claim: "Claim", state: HoldState, size: int) -> None:
-        self._claim, self._state, self._size = claim, state, size
+        self._claim, self.state, self.size = claim, state, size
 
     def move(self, state: HoldState, size: int | None = None) -> None:
         """Changes the use of the bytes, and perhaps frees some. Does nothing after the release.
@@ -33,13 +38,16 @@ class Hold:
             state: The new use.
             size: Bytes to keep; None is all. It never grows.
         """
-        if self._claim.is_released:
+        claim = self._claim
+        if claim.is_released:
             return
-        kept = self._size if size is None else min(size, self._size)
-        self._claim.change(self._state, -self._size)
-        self._claim.change(state, kept)
-        self._state, self._size = state, kept
-        self._claim.ledger.hand_out()
+        freed = 0 if size is None else max(self.size - size, 0)
+        claim.ledger.change_use(self.state, -self.size)
+        self.state, self.size = state, self.size - freed
+        claim.ledger.change_use(self.state, self.size)
+        if freed:
+            claim.resize(-freed)
+            claim.ledger.hand_out()
 
 
 class Claim:
@@ -55,11 +63,11 @@ class Claim:
 
     def __init__(self, ledger: "Ledger", caller: str, fixed: int) -> None:
         self.ledger, self.caller = ledger, caller
-        self._fixed = fixed
+        self._fixed, self._received = fixed, 0
+        self._holds: list[Hold] = []
         self.size = 0
         self.is_released = False
         self.settled = asyncio.Event()
-        self._states = dict.fromkeys(HoldState, 0)
 
     def receive(self, size: int) -> None:
         """Takes the bytes of a received message.
@@ -71,7 +79,7 @@ class Claim:
             InvalidRequestError: The message can never fit.
             QueueFullError: There is no room for it now.
         """
-        self.ledger.take(self, HoldState.RECEIVED, size)
+        self.ledger.take(self, size)
 
     async def reserve(self, sizes: Sequence[int], *, wait: bool) -> list[Hold]:
         """Takes all bytes that images and their answers may need, in place of the received bytes.
@@ -87,33 +95,43 @@ class Claim:
             InvalidRequestError: The images can never fit.
             QueueFullError: There is no room now, and ``wait`` is false.
         """
-        received = self._states[HoldState.RECEIVED]
-        more = max(sum(sizes) + self._fixed - received, 0)
+        images = sum(sizes)
+        more = max(images + self._fixed - self._received, 0)
         try:
             if wait:
-                await self.ledger.wait_and_take(self, HoldState.RECEIVED, more)
+                await self.ledger.wait_and_take(self, more)
             else:
-                self.ledger.take(self, HoldState.RECEIVED, more)
+                self.ledger.take(self, more)
         finally:
             self.settled.set()
-        self.change(HoldState.RECEIVED, self._fixed - self._states[HoldState.RECEIVED])
-        for size in sizes:
-            self.change(HoldState.DECODING, size)
-        return [Hold(self, HoldState.DECODING, size) for size in sizes]
+        self.receive_more(self._fixed - self._received)
+        self._holds = [Hold(self, HoldState.DECODING, size) for size in sizes]
+        self.ledger.change_use(HoldState.DECODING, images)
+        self.resize(images)
+        return self._holds
 
     def release(self) -> None:
         """Frees all bytes. Later calls do nothing."""
         self.settled.set()
-        for state, size in list(self._states.items()):
-            self.change(state, -size)
+        for hold in self._holds:
+            self.ledger.change_use(hold.state, -hold.size)
+        self._holds = []
+        self.ledger.change_use(HoldState.RECEIVED, -self._received)
+        self._received = 0
+        self.resize(-self.size)
         self.is_released = True
         self.ledger.hand_out()
 
-    def change(self, state: HoldState, size: int) -> None:
-        """Counts more bytes, or fewer."""
-        self._states[state] += size
+    def receive_more(self, size: int) -> None:
+        """Counts more received bytes, or fewer."""
+        self._received += size
+        self.ledger.change_use(HoldState.RECEIVED, size)
+        self.resize(size)
+
+    def resize(self, size: int) -> None:
+        """Counts more bytes, or fewer, whatever their use."""
         self.size += size
-        self.ledger.count(self.caller, state, size)
+        self.ledger.change_total(self.caller, size)
 
 
 def uncounted() -> Hold:
@@ -126,7 +144,6 @@ class _Waiting:
     """A claim that waits for room; ``granted`` is done when it has the room."""
 
     claim: Claim
-    state: HoldState
     size: int
     granted: "asyncio.Future[None]"
 
@@ -168,8 +185,8 @@ class Ledger:
         """
         return Claim(self, caller, fixed)
 
-    def take(self, claim: Claim, state: HoldState, size: int) -> None:
-        """Adds bytes to a claim at once.
+    def take(self, claim: Claim, size: int) -> None:
+        """Adds received bytes to a claim at once.
 
         Raises:
             InvalidRequestError: The claim can never fit.
@@ -182,26 +199,26 @@ class Ledger:
                 f"need {size:,}; try again later",
                 _RETRY_AFTER_S,
             )
-        claim.change(state, size)
+        claim.receive_more(size)
 
-    async def wait_and_take(self, claim: Claim, state: HoldState, size: int) -> None:
-        """Adds bytes to a claim once there is room; the claims of a caller keep their order.
+    async def wait_and_take(self, claim: Claim, size: int) -> None:
+        """Adds received bytes to a claim once there is room; claims of a caller keep their order.
 
         Raises:
             InvalidRequestError: The claim can never fit.
         """
         self._check(claim, size)
-        is_first = all(waiting.claim.caller != claim.caller for waiting in self._waiting)
+        is_first = not any(waiting.claim.caller == claim.caller for waiting in self._waiting)
         if is_first and self._fits(claim, size):
-            claim.change(state, size)
+            claim.receive_more(size)
             return
-        waiting = _Waiting(claim, state, size, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(claim, size, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         try:
             await waiting.granted
         except asyncio.CancelledError:
             if waiting.granted.done() and not waiting.granted.cancelled():
-                claim.change(state, -size)
+                claim.receive_more(-size)
             with suppress(ValueError):  # it may be removed already
                 self._waiting.remove(waiting)
             self.hand_out()
@@ -221,15 +238,18 @@ class Ledger:
                 blocked.add(claim.caller)
                 left.append(waiting)
             else:
-                claim.change(waiting.state, waiting.size)
+                claim.receive_more(waiting.size)
                 waiting.granted.set_result(None)
         self._waiting = left
 
-    def count(self, caller: str, state: HoldState, size: int) -> None:
-        """Counts more bytes, or fewer; only ``Claim.change`` calls it."""
-        self._total += size
+    def change_use(self, state: HoldState, size: int) -> None:
+        """Counts more bytes of a use, or fewer; only claims and holds call it."""
         self._states[state] += size
-        if held := self.held_by(caller) + size:
+
+    def change_total(self, caller: str, size: int) -> None:
+        """Counts more bytes of a caller, or fewer; only claims call it."""
+        self._total += size
+        if held := self._callers.get(caller, 0) + size:
             self._callers[caller] = held
         else:
             self._callers.pop(caller, None)

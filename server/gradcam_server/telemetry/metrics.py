@@ -64,6 +64,7 @@ class Metrics:
         for definition in DEFINITIONS:
             self._make(definition)
         self._stages = {stage: self._histogram("gradcam_stage_seconds", stage) for stage in STAGES}
+        self._requests: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
         self._models: set[str] = set()
         self._model_infos: set[ModelInfo] = set()
         self._engine, self._compilation_count = 0, 0
@@ -95,8 +96,15 @@ class Metrics:
             code: Name of the gRPC code, such as OK.
             seconds: Time since its arrival.
         """
-        self._counter("gradcam_requests_total", rpc, self._known(model), code).inc()
-        self._histogram("gradcam_request_seconds", rpc).observe(seconds)
+        labels = rpc, self._known(model), code
+        if (series := self._requests.get(labels)) is None:
+            # Finding a series by its labels takes as long as counting.
+            series = self._requests[labels] = (
+                self._counter("gradcam_requests_total", *labels),
+                self._histogram("gradcam_request_seconds", rpc),
+            )
+        series[0].inc()
+        series[1].observe(seconds)
 
     def stages(self, times: Stats) -> None:
         """Counts the time of an answered image by stage."""

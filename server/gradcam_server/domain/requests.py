@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -173,8 +174,7 @@ class ExplainRequest:
     caller: str = ""
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(NamedTuple):
     """One class: its index, name, softmax probability and logit."""
 
     index: int
@@ -183,8 +183,7 @@ class Prediction:
     logit: float
 
 
-@dataclass(frozen=True)
-class Heatmap:
+class Heatmap(NamedTuple):
     """One form of a heat map: ``data`` is an image file or a float32 array (height, width)."""
 
     format: HeatmapFormat

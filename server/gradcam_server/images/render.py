@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -18,6 +18,7 @@ _COLORMAPS = {
     Colormap.VIRIDIS: cv2.COLORMAP_VIRIDIS,
     Colormap.INFERNO: cv2.COLORMAP_INFERNO,
 }
+_NO_MAP = np.zeros((0, 0), np.float32)
 _AT_LAYER = {HeatmapFormat.RAW_FLOAT32}
 # Upper bound on an encoded image, which noise reaches, and the size of an array.
 _BYTES_PER_PIXEL = {
@@ -29,8 +30,7 @@ _BYTES_PER_PIXEL = {
 }
 
 
-@dataclass(frozen=True)
-class RenderedMap:
+class RenderedMap(NamedTuple):
     """The heat maps of one explanation, and the range of the map, which scaling removes."""
 
     raw_min: float
@@ -80,7 +80,7 @@ def render(
     if not finite:
         raw_min, raw_max = (float(np.nan_to_num(np.float32(edge))) for edge in (raw_min, raw_max))
     raw = np.zeros_like(signed_map) if degenerate else np.maximum(signed_map, np.float32(0))
-    on_image = np.zeros((0, 0), np.float32)
+    on_image = _NO_MAP
     if needs_image(forms):
         scale = np.float32(1) if degenerate else np.float32(raw_max)
         on_image = placement.map_to_image((raw / scale).astype(np.float32), extent)
@@ -98,7 +98,7 @@ def _heatmap(
     match form.format:
         case HeatmapFormat.RAW_FLOAT32:
             height, width = raw.shape
-            return Heatmap(form.format, height, width, raw.astype("<f4").tobytes())
+            return Heatmap(form.format, height, width, raw.astype("<f4", copy=False).tobytes())
         case HeatmapFormat.IMAGE_FLOAT32:
             data = on_image.astype("<f4").tobytes()
         case HeatmapFormat.GRAY_PNG:

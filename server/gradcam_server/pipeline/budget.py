@@ -7,8 +7,6 @@ moment, on a worker's thread, so the number of threads bounds that (docs/operati
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.requests import ExplainRequest, HeatmapFormat, LayerFusion, RawImage
 from gradcam_server.errors import InvalidRequestError
@@ -26,6 +24,7 @@ _ANSWER_COPIES = 2
 _OVERHEAD_BYTES = 1 << 18
 # One part in so many of the server's memory. The rest is for the engine, threads and receiving.
 _SHARE = 4
+_FLOAT32_BYTES = 4
 
 
 def message_bytes(image_bytes: int) -> int:
@@ -89,9 +88,8 @@ def heatmap_bytes(
     Raises:
         InvalidRequestError: The heat maps may take more.
     """
-    layers = resolved.layers
     fuses = request.layer_fusion is not LayerFusion.NONE
-    maps = len(resolved.targets) * (1 if fuses else len(layers))
+    maps = len(resolved.targets) * (1 if fuses else len(resolved.layers))
     if (size := maps * count_bytes(pixel_count, request.forms)) > max_answer_bytes:
         raise InvalidRequestError(
             "heatmaps",
@@ -100,10 +98,9 @@ def heatmap_bytes(
             "layers or forms, for maps at the layer's resolution (raw), or send a smaller "
             "image",
         )
-    values = max(resolved.model.map_size(layer) for layer in layers)
     # As the graph gives them, and in each form of the layer's size.
     copies = 1 + sum(form.format is HeatmapFormat.RAW_FLOAT32 for form in request.forms)
-    return size + maps * values * copies * np.dtype(np.float32).itemsize
+    return size + maps * resolved.map_size * copies * _FLOAT32_BYTES
 
 
 def max_held_bytes(config: ServeConfig) -> int:

@@ -26,7 +26,7 @@ from gradcam_server.engine.backend import Backend
 from gradcam_server.errors import DeadlineError
 from gradcam_server.images.decode import declared_size, decode_image, decode_reduced, view_raw
 from gradcam_server.images.geometry import Placement, fit, shrinkage
-from gradcam_server.images.render import RenderedMap, needs_image, render
+from gradcam_server.images.render import RenderedMap, render
 from gradcam_server.images.work_cost import decoding_s, header_s, rendering_s
 from gradcam_server.pipeline.admission import Admission
 from gradcam_server.pipeline.budget import (
@@ -43,10 +43,9 @@ from gradcam_server.pipeline.sampling import FaithfulnessSampler, Report
 from gradcam_server.pipeline.translation import (
     ClassMap,
     Resolved,
+    Resolver,
     class_maps,
-    first_key,
     make_answer,
-    resolve,
 )
 from gradcam_server.pipeline.workers import Workers
 
@@ -101,6 +100,7 @@ class Pipeline:
         self._many_pass = ManyPass(backend)
         self._sampler = FaithfulnessSampler(backend, config.sample_share, report_faithfulness)
         self._workers = Workers(config.worker_threads)
+        self._resolve = Resolver(backend.catalog, config)
 
     @property
     def queue_lengths(self) -> dict[str, int]:
@@ -139,9 +139,7 @@ class Pipeline:
         async with _in_time(min(deadlines, default=None)):
             if not wait:
                 claim.receive(message_bytes(sum(map(image_bytes, requests))))
-            resolved = [
-                resolve(request, self._backend.catalog, self._config) for request in requests
-            ]
+            resolved = [self._resolve(request) for request in requests]
             needs = [
                 await self._need(request, its_resolved)
                 for request, its_resolved in zip(requests, resolved, strict=True)
@@ -174,7 +172,7 @@ class Pipeline:
         """
         hold = uncounted() if reserved is None else reserved.hold
         if reserved is None or reserved.pipeline is not self:  # there was a reload in between
-            resolved = resolve(request, self._backend.catalog, self._config)
+            resolved = self._resolve(request)
         else:
             resolved = reserved.resolved
         progress = progress or Progress()
@@ -202,11 +200,10 @@ class Pipeline:
                     stats.compile_us += compile_us
                     stats.compute_us += max(elapsed_us - compile_us, 0)
                     stats.pass_count = progress.completed
-            extent = model.extent(resolved.layers[0])
-            self._sampler.offer(model, request.method, image.fitted, output, extent)
-            maps = list(class_maps(output, model, resolved.layers, request.layer_fusion))
+            self._sampler.offer(model, request.method, image.fitted, output, resolved.extents[0])
+            maps = list(class_maps(output, resolved, request.layer_fusion))
             hold.move(HoldState.RENDERING)
-            rendered, stats.render_us = await self._render(request, image, maps)
+            rendered, stats.render_us = await self._render(request, resolved, image, maps)
         hold.move(HoldState.SENDING, answer_bytes(request, rendered))
         return make_answer(request, resolved, output, maps, rendered, image.placement, stats)
 
@@ -226,27 +223,29 @@ class Pipeline:
         on_dispatch: OnDispatch | None,
     ) -> tuple[LoadedImage, GraphOutput]:
         """Decodes the image and computes it once; ``stats`` gets the times and the batch."""
-        model, targets = resolved.model, resolved.targets
-        image, stats.decode_us = await self._run(
-            request,
-            decoding_s(request.image),
-            isinstance(request.image, RawImage)
-            and (request.image.height, request.image.width) == model.input_size,
-            lambda: load(
-                request.image,
+        sent, input_size = request.image, resolved.model.input_size
+
+        def work() -> LoadedImage:
+            return load(
+                sent,
                 self._config,
-                model.input_size,
+                input_size,
                 request.resize_mode,
-                is_whole_needed=bool(targets) and needs_image(request.forms),
-            ),
-        )
-        heatmap_bytes(request, resolved, image.pixel_count, self._config.max_answer_bytes)
+                is_whole_needed=resolved.needs_image,
+            )
+
+        if isinstance(sent, RawImage) and (sent.height, sent.width) == input_size:
+            image, stats.decode_us = self._workers.timed_here(work)
+        else:
+            image, stats.decode_us = await self._on_thread(request, decoding_s(sent), work)
+        if resolved.needs_image:
+            heatmap_bytes(request, resolved, image.pixel_count, self._config.max_answer_bytes)
         hold.move(HoldState.WAITING)
         max_wait_s = self._config.max_queue_wait_ms / 1e3
         start_by = perf_counter() + max_wait_s if max_wait_s else None
         answer = await self._backend.compute(
-            first_key(request, resolved, self._backend.catalog),
-            GraphItem(image.fitted, targets),
+            resolved.graph,
+            GraphItem(image.fitted, resolved.targets),
             on_dispatch,
             Urgency(request.priority, request.deadline, start_by, request.caller),
         )
@@ -262,27 +261,32 @@ class Pipeline:
         return image, answer.output
 
     async def _render(
-        self, request: ExplainRequest, image: LoadedImage, maps: Sequence[ClassMap]
+        self,
+        request: ExplainRequest,
+        resolved: Resolved,
+        image: LoadedImage,
+        maps: Sequence[ClassMap],
     ) -> tuple[list[RenderedMap], int]:
         """Returns the rendered maps, and the time that it took, in microseconds."""
         pixels, placement, forms = image.pixels, image.placement, request.forms
-        value_count = sum(class_map.values.size for class_map in maps)
-        return await self._run(
-            request,
-            rendering_s(image.pixel_count, forms, len(maps)),
-            not needs_image(forms) and value_count <= _FEW_VALUES,
-            lambda: [
+
+        def work() -> list[RenderedMap]:
+            return [
                 render(class_map.values, pixels, placement, forms, class_map.extent)
                 for class_map in maps
-            ],
+            ]
+
+        value_count = sum([class_map.values.size for class_map in maps])
+        if not resolved.needs_image and value_count <= _FEW_VALUES:
+            return self._workers.timed_here(work)
+        return await self._on_thread(
+            request, rendering_s(image.pixel_count, forms, len(maps)), work
         )
 
-    async def _run(
-        self, request: ExplainRequest, expected_s: float, is_quick: bool, work: Callable[[], _T]
+    async def _on_thread(
+        self, request: ExplainRequest, expected_s: float, work: Callable[[], _T]
     ) -> tuple[_T, int]:
-        """Runs work on a thread, or here if it is quick; returns as ``Workers.timed``."""
-        if is_quick:
-            return self._workers.timed_here(work)
+        """Runs work of the request's caller on a thread; returns as ``Workers.timed``."""
         return await self._workers.timed(
             work, caller=request.caller, priority=request.priority, expected_s=expected_s
         )
@@ -290,13 +294,15 @@ class Pipeline:
     async def _need(self, request: ExplainRequest, resolved: Resolved) -> Need:
         """Estimates the memory that a request may hold, from the header of its image."""
         image, pixels = request.image, 0
-        if resolved.targets and needs_image(request.forms):
-            (height, width), _ = await self._run(
-                request,
-                header_s(image),
-                isinstance(image, RawImage) or len(image) < _SHORT_FILE_BYTES,
-                lambda: declared_size(image, self._config.max_image_pixels),
-            )
+        if resolved.needs_image:
+
+            def work() -> tuple[int, int]:
+                return declared_size(image, self._config.max_image_pixels)
+
+            if isinstance(image, RawImage) or len(image) < _SHORT_FILE_BYTES:
+                height, width = work()
+            else:
+                (height, width), _ = await self._on_thread(request, header_s(image), work)
             pixels = height * width
         heatmaps = heatmap_bytes(request, resolved, pixels, self._config.max_answer_bytes)
         # Raw pixels are a view of the message.

@@ -1,7 +1,9 @@
 """Translates a request into terms of the graph, and the graph's output into the answer."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,11 +34,18 @@ from gradcam_server.domain.requests import (
 )
 from gradcam_server.errors import InvalidRequestError
 from gradcam_server.images.geometry import Placement
-from gradcam_server.images.render import RenderedMap
+from gradcam_server.images.render import RenderedMap, needs_image
 from gradcam_server.methods.fusion import fuse_layer_cam
 
 # The factor p (1 - p) of a probability's gradient; below it float32 has lost all precision.
 _SATURATED = 1e-5
+# Combinations of options that a resolver remembers. Some have free values, such as a noise level.
+_MAX_KNOWN = 256
+# The fields of a request by which it is resolved: they have few values.
+_UNRESOLVED = {"image", "resize_mode", "prediction_count", "priority", "deadline", "caller"}
+_options = attrgetter(
+    *(field.name for field in fields(ExplainRequest) if field.name not in _UNRESOLVED)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +55,22 @@ class Resolved:
     Attributes:
         model: The model.
         layers: The paths of the layers of the maps; for Integrated Gradients the pixels.
+        extents: For each layer the part of the input that its maps cover; None is the whole input.
+        map_size: The maximum number of values of a map at the layers' resolution.
         targets: The classes to explain.
         passes: The passes beside the first; 0 for methods of one pass.
+        graph: The graph that predicts; without further passes it also explains.
+        needs_image: Whether a heat map is as large as the image.
     """
 
     model: ServedModel
     layers: tuple[str, ...]
+    extents: tuple[Extent | None, ...]
+    map_size: int
     targets: Sequence[GraphTarget]
     passes: int
+    graph: GraphKey
+    needs_image: bool
 
     @property
     def is_many_pass(self) -> bool:
@@ -80,20 +97,46 @@ def resolve(request: ExplainRequest, catalog: Catalog, config: ServeConfig) -> R
     if request.method is Method.INTEGRATED_GRADIENTS:
         layers = (PIXELS,)
     targets = _choose_targets(request, model.labels, config.max_targets)
-    return Resolved(model, layers, targets, _count_passes(request, config.max_passes))
-
-
-def first_key(request: ExplainRequest, resolved: Resolved, catalog: Catalog) -> GraphKey:
-    """Chooses the graph that predicts; without further passes it also explains."""
-    layers, method = resolved.layers, request.method
+    graph_layers, method = layers, request.method
     if method in MANY_PASS_METHODS or request.smooth_grad is not None:
-        layers, method = (resolved.model.default_layer,), Method.GRAD_CAM
-    count = len(resolved.targets)
-    return catalog.graph_key(resolved.model, layers, method, request.score_type, count)
+        graph_layers, method = (model.default_layer,), Method.GRAD_CAM
+    return Resolved(
+        model=model,
+        layers=layers,
+        extents=tuple(model.extent(layer) for layer in layers),
+        map_size=max(model.map_size(layer) for layer in layers),
+        targets=targets,
+        passes=_count_passes(request, config.max_passes),
+        graph=catalog.graph_key(model, graph_layers, method, request.score_type, len(targets)),
+        needs_image=bool(targets) and needs_image(request.forms),
+    )
 
 
-@dataclass(frozen=True)
-class ClassMap:
+class Resolver:
+    """Resolves requests. It remembers the latest options, which most requests share.
+
+    Args:
+        catalog: The models and their graphs.
+        config: The settings.
+    """
+
+    def __init__(self, catalog: Catalog, config: ServeConfig) -> None:
+        self._catalog, self._config = catalog, config
+        self._known: dict[tuple[object, ...], Resolved] = {}
+
+    def __call__(self, request: ExplainRequest) -> Resolved:
+        """Finds the model, layers and classes of a request, as ``resolve``."""
+        options = _options(request)
+        resolved = self._known.get(options)
+        if resolved is None:
+            resolved = resolve(request, self._catalog, self._config)
+            if len(self._known) == _MAX_KNOWN:
+                del self._known[next(iter(self._known))]
+            self._known[options] = resolved
+        return resolved
+
+
+class ClassMap(NamedTuple):
     """A map before its ReLU.
 
     Attributes:
@@ -109,18 +152,16 @@ class ClassMap:
     extent: Extent | None
 
 
-def class_maps(
-    output: GraphOutput, model: ServedModel, layers: Sequence[str], fusion: LayerFusion
-) -> Iterator[ClassMap]:
+def class_maps(output: GraphOutput, resolved: Resolved, fusion: LayerFusion) -> Iterator[ClassMap]:
     """Yields the maps of an output: one for each target and layer, or fused over the layers."""
+    layers, extents = resolved.layers, resolved.extents
     for target in range(len(output.classes)):
         of_layers = [of_layer[target] for of_layer in output.maps]
         if fusion is LayerFusion.LAYER_CAM:
-            extent = model.extent(layers[0])
-            yield ClassMap(target, " + ".join(layers), fuse_layer_cam(of_layers), extent)
+            yield ClassMap(target, " + ".join(layers), fuse_layer_cam(of_layers), extents[0])
         else:
-            for layer, values in zip(layers, of_layers, strict=True):
-                yield ClassMap(target, layer, values, model.extent(layer))
+            for layer, values, extent in zip(layers, of_layers, extents, strict=True):
+                yield ClassMap(target, layer, values, extent)
 
 
 def make_answer(
@@ -222,17 +263,30 @@ def _choose_targets(
 
 
 def _predictions(output: GraphOutput, labels: ClassLabels, count: int) -> tuple[Prediction, ...]:
-    # Stable, so that equal scores come in the order of the classes, as in the graph.
-    best = np.argsort(-output.logits, kind="stable")[:count]
+    best = _best(output.logits, count)
+    indices = best.tolist()
     return tuple(
-        Prediction(
-            int(index),
-            labels.name(index),
-            float(output.probabilities[index]),
-            float(output.logits[index]),
+        map(
+            Prediction,
+            indices,
+            map(labels.name, indices),
+            output.probabilities[best].tolist(),
+            output.logits[best].tolist(),
         )
-        for index in best
     )
+
+
+def _best(logits: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """Returns the classes of the highest logits, highest first; NaN counts as the lowest."""
+    candidates = np.arange(len(logits))
+    if 0 < count < len(logits):
+        # Sorting all takes several times as long as finding the last one that counts.
+        lowest = -np.partition(-logits, count - 1)[count - 1]
+        if not np.isnan(lowest):
+            candidates = np.flatnonzero(logits >= lowest)
+    # Stable, so that equal scores come in the order of the classes, as in the graph.
+    order = np.argsort(-logits[candidates], kind="stable")
+    return candidates[order[:count]]
 
 
 def _explanation(

@@ -49,6 +49,7 @@ _SCORE_TYPE_NUMBERS: dict[ScoreType, Any] = {
     value: number for number, value in _SCORE_TYPES.items()
 }
 _FORMAT_NUMBERS: dict[HeatmapFormat, Any] = {value: number for number, value in _FORMATS.items()}
+_DEFAULT_TARGETS = TopK()
 _REASON_NUMBERS: dict[str, Any] = {
     value: number for number, value in _by_number(pb.DispatchReason, DispatchReason).items()
 }
@@ -78,7 +79,7 @@ def to_request(
         pass_count=message.pass_count if message.HasField("pass_count") else None,
         smooth_grad=_smooth_grad(message),
         resize_mode=_enum("resize_mode", message.resize_mode, _RESIZE_MODES),
-        forms=tuple(_form(form) for form in message.heatmaps) or (HeatmapForm(),),
+        forms=tuple(_form(form) for form in message.heatmaps) or ExplainRequest.forms,
         prediction_count=_prediction_count(message),
         model_version=message.model_version,
         priority=_priority(message),
@@ -184,7 +185,7 @@ def _image(message: pb.ExplainImageRequest) -> bytes | RawImage:
 
 def _targets(message: pb.ExplainImageRequest) -> tuple[Target, ...] | TopK:
     if not message.targets:
-        return TopK(message.top_k) if message.HasField("top_k") else TopK()
+        return TopK(message.top_k) if message.HasField("top_k") else _DEFAULT_TARGETS
     if message.HasField("top_k"):
         raise InvalidRequestError("top_k", "both targets and top_k are set; choose one")
     return tuple(_target(target) for target in message.targets)

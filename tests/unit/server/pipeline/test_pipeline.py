@@ -6,6 +6,7 @@ import io
 import threading
 import weakref
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
@@ -169,36 +170,39 @@ async def test_quick_work_waits_for_no_thread(
     await asyncio.gather(*busy)
 
 
-def with_layers(backend: InstantBackend, *layers: LayerInfo) -> None:
+@asynccontextmanager
+async def pipeline_of(*layers: LayerInfo) -> AsyncIterator[Pipeline]:
+    backend = InstantBackend()
     model = dataclasses.replace(backend.catalog.models[0], layers=layers)
     backend.catalog = dataclasses.replace(backend.catalog, models=(model,))
+    pipeline = Pipeline(ServeConfig(), backend, lambda *_: None)
+    yield pipeline
+    await pipeline.close()
 
 
-async def test_a_map_lies_on_the_part_that_its_layer_covers(
-    pipeline: Pipeline, backend: InstantBackend
-) -> None:
+async def test_a_map_lies_on_the_part_that_its_layer_covers() -> None:
     """A layer behind a crop in the model has no heat outside that crop."""
     extent = Extent(112, 0, 56, 224)
-    with_layers(backend, LayerInfo("top", "Conv2D", (None, 7, 7, 8), True, extent))
     image = RawImage(bytes(3 * 224 * 224), *INPUT_SIZE)
     form = HeatmapForm(HeatmapFormat.IMAGE_FLOAT32)
-    answer = await pipeline.explain(ExplainRequest(image, forms=(form,)))
+    top = LayerInfo("top", "Conv2D", (None, 7, 7, 8), True, extent)
+    async with pipeline_of(top) as pipeline:
+        answer = await pipeline.explain(ExplainRequest(image, forms=(form,)))
     assert answer.explanations[0].extent == extent
     heat = np.frombuffer(answer.explanations[0].heatmaps[0].data, "<f4").reshape(INPUT_SIZE)
     rows = np.flatnonzero(heat.any(axis=1))
     assert (rows.min(), rows.max()) == (112, 167)
 
 
-async def test_maps_of_different_parts_are_not_fused(
-    pipeline: Pipeline, backend: InstantBackend
-) -> None:
+async def test_maps_of_different_parts_are_not_fused() -> None:
     """Fusing them would put heat in the wrong part: the request is refused, with the reason."""
     part = LayerInfo("part", "Conv2D", (None, 7, 7, 8), True, Extent(0, 0, 9, 9))
-    with_layers(backend, LayerInfo("top", "Conv2D", (None, 7, 7, 8), True), part)
+    top = LayerInfo("top", "Conv2D", (None, 7, 7, 8), True)
     image = RawImage(bytes(3 * 224 * 224), *INPUT_SIZE)
     fused = ExplainRequest(image, layers=("top", "part"), layer_fusion=LayerFusion.LAYER_CAM)
-    with pytest.raises(InvalidRequestError, match="top and part cannot be fused"):
-        await pipeline.explain(fused)
+    async with pipeline_of(top, part) as pipeline:
+        with pytest.raises(InvalidRequestError, match="top and part cannot be fused"):
+            await pipeline.explain(fused)
 
 
 @pytest.mark.parametrize(
@@ -365,7 +369,7 @@ async def test_a_caller_that_fills_the_queue_leaves_a_slot_for_another(
 async def test_a_request_is_resolved_once(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``explain`` uses what ``reserve`` has resolved."""
+    """``explain`` uses what ``reserve`` has resolved, and so do requests with the same options."""
     resolved: list[ExplainRequest] = []
     resolve = translation.resolve
 
@@ -373,13 +377,15 @@ async def test_a_request_is_resolved_once(
         resolved.append(request)
         return resolve(request, *arguments)
 
-    monkeypatch.setattr(module, "resolve", count)
+    monkeypatch.setattr(translation, "resolve", count)
     pixels = RawImage(bytes(3 * INPUT_SIZE[0] * INPUT_SIZE[1]), *INPUT_SIZE)
     requests = [ExplainRequest(pixels), ExplainRequest(pixels, smooth_grad=SmoothGrad(2))]
     reserved = await pipeline.reserve(requests, Ledger().claim(""), wait=False)
     for request, its_reserved in zip(requests, reserved, strict=True):
         await pipeline.explain(request, reserved=its_reserved)
+    answer = await pipeline.explain(ExplainRequest(pixels, prediction_count=1, caller="another"))
     assert resolved == requests
+    assert len(answer.predictions) == 1
 
 
 async def test_a_reload_between_reserving_and_explaining_is_survived(

@@ -1,0 +1,44 @@
+"""Requests in terms of the graph, and the best classes of its output."""
+
+import numpy as np
+import pytest
+
+from gradcam_server.config.settings import ServeConfig
+from gradcam_server.domain.requests import ExplainRequest, RawImage, SmoothGrad
+from gradcam_server.pipeline.translation import Resolver, _best
+from support.instant import InstantBackend
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [
+        [3, 1, 2, 5, 4, 0],
+        [1, 1, 1, 1, 1, 1],
+        [0, 2, 1, 2, 1, 2],
+        [0.0, -0.0, 0.0, -1, 1, -0.0],
+        [NAN, 1, NAN, 2, 3, NAN],
+        [NAN] * 6,
+        [-INF, INF, NAN, INF, 0, -INF],
+    ],
+)
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 6, 9])
+def test_the_best_classes_are_those_of_a_stable_sort(logits: list[float], count: int) -> None:
+    """Equal scores come in the order of the classes, and NaN last, for any number of classes."""
+    array = np.array(logits, np.float32)
+    expected = sorted(range(6), key=lambda index: (np.isnan(array[index]), -array[index]))
+    assert _best(array, count).tolist() == expected[:count]
+
+
+def test_options_of_many_kinds_are_resolved_each_as_it_says() -> None:
+    """Requests that differ in one option, again and again and more than are remembered."""
+    resolve = Resolver(InstantBackend().catalog, ServeConfig())
+    image = RawImage(b"", 1, 1)
+    for _ in range(2):
+        for number in range(300):
+            smooth = SmoothGrad(2 + number % 7, number / 300)
+            resolved = resolve(ExplainRequest(image, smooth_grad=smooth))
+            assert resolved.passes == smooth.sample_count
+    assert resolve(ExplainRequest(image)).passes == 0
+    assert len(resolve._known) <= 256

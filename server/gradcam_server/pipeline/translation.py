@@ -278,15 +278,16 @@ def _predictions(output: GraphOutput, labels: ClassLabels, count: int) -> tuple[
 
 def _best(logits: NDArray[np.float32], count: int) -> NDArray[np.intp]:
     """Returns the classes of the highest logits, highest first; NaN counts as the lowest."""
-    candidates = np.arange(len(logits))
+    ascending = -logits
     if 0 < count < len(logits):
         # Sorting all takes several times as long as finding the last one that counts.
-        lowest = -np.partition(-logits, count - 1)[count - 1]
-        if not np.isnan(lowest):
-            candidates = np.flatnonzero(logits >= lowest)
+        parted = ascending.copy()
+        parted.partition(count - 1)
+        candidates = (ascending <= parted[count - 1]).nonzero()[0]
+        if len(candidates) >= count:  # else the last one is NaN
+            return candidates[ascending[candidates].argsort(kind="stable")[:count]]
     # Stable, so that equal scores come in the order of the classes, as in the graph.
-    order = np.argsort(-logits[candidates], kind="stable")
-    return candidates[order[:count]]
+    return ascending.argsort(kind="stable")[:count]
 
 
 def _explanation(

@@ -30,7 +30,6 @@ import psutil
 from rich.progress import track
 
 from gradcam.v1 import explanation_service_pb2 as pb
-from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.pipeline.explainer import Explainer
 from gradcam_server.telemetry.memory import share_heap
@@ -79,7 +78,7 @@ async def serve_real(server: grpc.aio.Server) -> None:
     service = ExplanationService(config, Calls(lifecycle, metrics, NO_TRACER))
     service.publish(Explainer(config, InstantBackend(), metrics))
     lifecycle.serve()
-    pb_grpc.add_ExplanationServiceServicer_to_server(service, server)
+    service.add_to_server(server)
 
 
 async def serve_bytes(

@@ -99,7 +99,7 @@ class HeatmapForm:
 class RawImage:
     """Uncompressed pixels: uint8 RGB, row-major, ``height * width * 3`` bytes."""
 
-    data: bytes
+    data: bytes | memoryview
     height: int
     width: int
 

@@ -41,6 +41,8 @@ from gradcam_server.methods.fusion import fuse_layer_cam
 _SATURATED = 1e-5
 # Combinations of options that a resolver remembers. Some have free values, such as a noise level.
 _MAX_KNOWN = 256
+# A class may be named with any number of spaces.
+_MAX_NAMES_LENGTH = 1000
 # The fields of a request by which it is resolved: they have few values.
 _UNRESOLVED = {"image", "resize_mode", "prediction_count", "priority", "deadline", "caller"}
 _options = attrgetter(
@@ -130,6 +132,8 @@ class Resolver:
         resolved = self._known.get(options)
         if resolved is None:
             resolved = resolve(request, self._catalog, self._config)
+            if not _is_short(request):
+                return resolved
             if len(self._known) == _MAX_KNOWN:
                 del self._known[next(iter(self._known))]
             self._known[options] = resolved
@@ -191,6 +195,14 @@ def make_answer(
         preprocessing=model.preprocessing,
         preprocessing_declared=model.preprocessing_declared,
     )
+
+
+def _is_short(request: ExplainRequest) -> bool:
+    """Returns whether a request takes little memory when it is remembered."""
+    if isinstance(request.targets, TopK):
+        return True
+    names = (name for target in request.targets for name in (target.name, target.against))
+    return sum(len(name) for name in names if isinstance(name, str)) <= _MAX_NAMES_LENGTH
 
 
 def _count_passes(request: ExplainRequest, max_passes: int) -> int:

@@ -8,7 +8,6 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from gradcam.v1 import explanation_service_pb2 as pb
-from gradcam.v1 import explanation_service_pb2_grpc as pb_grpc
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.errors import StartupError
 from gradcam_server.pipeline.budget import max_held_bytes
@@ -86,7 +85,7 @@ class FrontEnd:
                 ("grpc.so_reuseport", int(config.frontends > 1)),
             ),
         )
-        pb_grpc.add_ExplanationServiceServicer_to_server(self._service, server)
+        self._service.add_to_server(server)
         open_inference.add_to_server(self._inference, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (*_HEALTH_NAMES[1:], health.SERVICE_NAME, reflection.SERVICE_NAME)

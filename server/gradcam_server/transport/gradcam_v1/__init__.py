@@ -2,4 +2,5 @@
 
 convert.py  ExplainImageRequest -> ExplainRequest; ExplainedImage -> ExplainImageResponse
 service.py  the gRPC service
+wire.py     reads requests without copying their pixels
 """

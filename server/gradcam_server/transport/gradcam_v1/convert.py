@@ -1,6 +1,7 @@
 """Converts between the messages of gradcam.v1 and the domain's types."""
 
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
@@ -26,6 +27,7 @@ from gradcam_server.domain.requests import (
 )
 from gradcam_server.domain.schedule import DispatchReason
 from gradcam_server.errors import InvalidRequestError
+from gradcam_server.transport.gradcam_v1.wire import ReceivedRequest
 
 _E = TypeVar("_E", bound=StrEnum)
 
@@ -56,7 +58,10 @@ _REASON_NUMBERS: dict[str, Any] = {
 
 
 def to_request(
-    message: pb.ExplainImageRequest, *, caller: str = "", deadline: float | None = None
+    message: pb.ExplainImageRequest | ReceivedRequest,
+    *,
+    caller: str = "",
+    deadline: float | None = None,
 ) -> ExplainRequest:
     """Reads a request.
 
@@ -68,24 +73,35 @@ def to_request(
     Raises:
         InvalidRequestError: A field is missing or out of range.
     """
-    return ExplainRequest(
-        image=_image(message),
-        model=message.model,
-        targets=_targets(message),
-        layers=tuple(message.layers),
-        layer_fusion=_enum("layer_fusion", message.layer_fusion, _LAYER_FUSIONS),
-        method=_enum("method", message.method, _METHODS),
-        score_type=_enum("score_type", message.score_type, _SCORE_TYPES),
-        pass_count=message.pass_count if message.HasField("pass_count") else None,
-        smooth_grad=_smooth_grad(message),
-        resize_mode=_enum("resize_mode", message.resize_mode, _RESIZE_MODES),
-        forms=tuple(_form(form) for form in message.heatmaps) or ExplainRequest.forms,
-        prediction_count=_prediction_count(message),
-        model_version=message.model_version,
-        priority=_priority(message),
-        deadline=deadline,
-        caller=caller,
-    )
+    if isinstance(message, ReceivedRequest):
+        image, options = message.image, _received_options(message.options)
+    else:
+        image, options = _image(message), _options(message)
+    return ExplainRequest(image=image, deadline=deadline, caller=caller, **options)
+
+
+@lru_cache(maxsize=256)
+def _received_options(data: bytes) -> dict[str, Any]:
+    return _options(pb.ExplainImageRequest.FromString(data))
+
+
+def _options(message: pb.ExplainImageRequest) -> dict[str, Any]:
+    """Returns all fields of an ``ExplainRequest`` that the message says, beside its image."""
+    return {
+        "model": message.model,
+        "targets": _targets(message),
+        "layers": tuple(message.layers),
+        "layer_fusion": _enum("layer_fusion", message.layer_fusion, _LAYER_FUSIONS),
+        "method": _enum("method", message.method, _METHODS),
+        "score_type": _enum("score_type", message.score_type, _SCORE_TYPES),
+        "pass_count": message.pass_count if message.HasField("pass_count") else None,
+        "smooth_grad": _smooth_grad(message),
+        "resize_mode": _enum("resize_mode", message.resize_mode, _RESIZE_MODES),
+        "forms": tuple(_form(form) for form in message.heatmaps) or ExplainRequest.forms,
+        "prediction_count": _prediction_count(message),
+        "model_version": message.model_version,
+        "priority": _priority(message),
+    }
 
 
 def to_response(explained: ExplainedImage, *, include_logits: bool) -> pb.ExplainImageResponse:

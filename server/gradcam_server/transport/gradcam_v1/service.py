@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TypeAlias
 
+import grpc
 from google.rpc import status_pb2
 
 from gradcam.v1 import explanation_service_pb2 as pb
@@ -15,11 +17,18 @@ from gradcam_server.pipeline.explainer import Explainer
 from gradcam_server.pipeline.ledger import Claim
 from gradcam_server.transport.calls import CallRecord, Calls, Context, call_deadline
 from gradcam_server.transport.gradcam_v1.convert import to_model, to_request, to_response
+from gradcam_server.transport.gradcam_v1.wire import (
+    ReceivedItem,
+    ReceivedRequest,
+    parse_item,
+    parse_request,
+)
 from gradcam_server.transport.sending import when_sent
 from gradcam_server.transport.streams import StreamItem, StreamLoop
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExplanationService"].full_name
 _UNARY = f"{SERVICE_NAME}/ExplainImage"
+StreamMessage: TypeAlias = pb.StreamExplainImagesRequest | ReceivedItem
 _STREAM = f"{SERVICE_NAME}/StreamExplainImages"
 
 
@@ -45,6 +54,24 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             in_order=False,
         )
 
+    def add_to_server(self, server: grpc.aio.Server) -> None:
+        """Adds the methods to a server, with parsers that do not copy images."""
+        methods = {
+            "ExplainImage": grpc.unary_unary_rpc_method_handler(
+                self.ExplainImage, parse_request, pb.ExplainImageResponse.SerializeToString
+            ),
+            "StreamExplainImages": grpc.stream_stream_rpc_method_handler(
+                self.StreamExplainImages,
+                parse_item,
+                pb.StreamExplainImagesResponse.SerializeToString,
+            ),
+        }
+        # The handler that is added first answers.
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE_NAME, methods),)
+        )
+        pb_grpc.add_ExplanationServiceServicer_to_server(self, server)
+
     def publish(self, explainer: Explainer) -> None:
         """Requests are answered by this explainer from now on."""
         self._explainer = explainer
@@ -54,7 +81,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         return [self._describe(model, full=False) for model in self._current.catalog.models]
 
     async def ExplainImage(  # noqa: N802
-        self, request: pb.ExplainImageRequest, context: Context
+        self, request: pb.ExplainImageRequest | ReceivedRequest, context: Context
     ) -> pb.ExplainImageResponse:
         async with self._calls.answering(context, _UNARY) as record:
             claim, deadline = self._calls.claim(context), call_deadline(context)
@@ -62,7 +89,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             return await self._explain(request, record, claim, deadline, wait=False)
 
     async def StreamExplainImages(  # noqa: N802
-        self, messages: AsyncIterator[pb.StreamExplainImagesRequest], context: Context
+        self, messages: AsyncIterator[StreamMessage], context: Context
     ) -> None:
         await self._stream.run(messages, context)
 
@@ -90,7 +117,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
 
     async def _explain(
         self,
-        message: pb.ExplainImageRequest,
+        message: pb.ExplainImageRequest | ReceivedRequest,
         record: CallRecord,
         claim: Claim,
         deadline: float | None,
@@ -109,7 +136,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         return to_response(explained, include_logits=message.include_logits)
 
     async def _answer_item(
-        self, item: StreamItem[pb.StreamExplainImagesRequest], record: CallRecord
+        self, item: StreamItem[StreamMessage], record: CallRecord
     ) -> pb.StreamExplainImagesResponse:
         message, progress = item.message, Progress()
         # A full queue slows a stream down; only unary calls are refused.
@@ -127,15 +154,13 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
 
 
 def _to_failure(
-    message: pb.StreamExplainImagesRequest, status: status_pb2.Status
+    message: StreamMessage, status: status_pb2.Status
 ) -> pb.StreamExplainImagesResponse:
     return pb.StreamExplainImagesResponse(correlation_id=message.correlation_id, error=status)
 
 
 @asynccontextmanager
-async def _reporting(
-    item: StreamItem[pb.StreamExplainImagesRequest], progress: Progress
-) -> AsyncIterator[None]:
+async def _reporting(item: StreamItem[StreamMessage], progress: Progress) -> AsyncIterator[None]:
     """Writes the progress into the stream meanwhile."""
     reports = asyncio.ensure_future(_report(item, progress))
     try:
@@ -147,7 +172,7 @@ async def _reporting(
         reports.cancel()
 
 
-async def _report(item: StreamItem[pb.StreamExplainImagesRequest], progress: Progress) -> None:
+async def _report(item: StreamItem[StreamMessage], progress: Progress) -> None:
     async for _ in watch(progress):
         message = pb.StreamExplainImagesResponse(correlation_id=item.message.correlation_id)
         message.progress.completed_pass_count = progress.completed

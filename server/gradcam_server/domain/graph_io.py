@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,8 +42,7 @@ class GraphTarget:
     against: int = NO_CLASS
 
 
-@dataclass(frozen=True)
-class GraphItem:
+class GraphItem(NamedTuple):
     """One image of a batch.
 
     Attributes:
@@ -54,8 +54,7 @@ class GraphItem:
     targets: Sequence[GraphTarget] = ()
 
 
-@dataclass(frozen=True)
-class GraphOutput:
+class GraphOutput(NamedTuple):
     """The outputs of a graph for one image.
 
     Attributes:

@@ -177,7 +177,7 @@ class ExplainRequest:
 class Prediction(NamedTuple):
     """One class: its index, name, softmax probability and logit."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # instead of the method of tuples
     name: str
     probability: float
     logit: float

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 Output = TypeVar("Output")
 
@@ -20,8 +20,7 @@ OnDispatch = Callable[[], None]
 """Called when an item leaves the queue for the device."""
 
 
-@dataclass(frozen=True)
-class Urgency:
+class Urgency(NamedTuple):
     """When an item must be computed.
 
     Attributes:

@@ -5,7 +5,7 @@ moment, on a worker's thread, so the number of threads bounds that (docs/operati
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.requests import ExplainRequest, HeatmapFormat, LayerFusion, RawImage
@@ -42,8 +42,7 @@ def sending_bytes(image_bytes: int, heatmap_bytes: int) -> int:
     return message_bytes(image_bytes) + _OVERHEAD_BYTES + _ANSWER_COPIES * heatmap_bytes
 
 
-@dataclass(frozen=True)
-class Need:
+class Need(NamedTuple):
     """The bytes that an image and its answer may hold.
 
     Attributes:

@@ -61,7 +61,7 @@ class ManyPass:
         run = _Run(self._backend, request, resolved, chosen, progress)
         async with self._slots.hold(request.caller, request.priority):
             on_dispatch()
-            output = dataclasses.replace(first, maps=await run.maps(fitted))
+            output = first._replace(maps=await run.maps(fitted))
         return output, run.compile_us
 
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,8 +57,7 @@ _SHORT_FILE_BYTES = 1 << 16
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedImage:
+class LoadedImage(NamedTuple):
     """A decoded image and the model's input that is made of it. Both are uint8 RGB.
 
     Attributes:

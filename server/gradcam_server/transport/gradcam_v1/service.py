@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 from google.rpc import status_pb2
@@ -56,7 +56,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
 
     def add_to_server(self, server: grpc.aio.Server) -> None:
         """Adds the methods to a server, with parsers that do not copy images."""
-        methods = {
+        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "ExplainImage": grpc.unary_unary_rpc_method_handler(
                 self.ExplainImage, parse_request, pb.ExplainImageResponse.SerializeToString
             ),

@@ -49,7 +49,7 @@ class _Field(NamedTuple):
 
 def _key(message: type, name: str) -> int:
     """Returns the key of a field of bytes on the wire: its number and its wire type, 2."""
-    return message.DESCRIPTOR.fields_by_name[name].number << 3 | 2  # type: ignore[attr-defined,no-any-return]
+    return message.DESCRIPTOR.fields_by_name[name].number << 3 | 2  # type: ignore[attr-defined]
 
 
 _REQUEST = {_key(pb.StreamExplainImagesRequest, "request")}

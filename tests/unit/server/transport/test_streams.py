@@ -12,9 +12,10 @@ from gradcam_server.errors import InvalidRequestError
 from gradcam_server.pipeline.ledger import Ledger
 from gradcam_server.telemetry import tracing
 from gradcam_server.telemetry.metrics import Metrics
+from gradcam_server.transport import streams
 from gradcam_server.transport.calls import CallRecord, Calls
 from gradcam_server.transport.lifecycle import Lifecycle
-from gradcam_server.transport.streams import StreamItem, StreamLoop
+from gradcam_server.transport.streams import StreamItem, StreamLoop, Writer
 
 MAX_IN_FLIGHT = 3
 
@@ -152,3 +153,73 @@ async def test_a_drain_ends_a_stream_after_the_messages_that_were_read() -> None
         await asyncio.wait_for(stream, 10)
     assert (client.read, len(client.answers)) == (MAX_IN_FLIGHT, MAX_IN_FLIGHT)
     assert client.code is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_report_that_is_cancelled_loses_no_answers() -> None:
+    """It may be the writer of other messages at that moment."""
+    client, service = Client(), Service(in_order=False)
+
+    async def answer(item: StreamItem[str], _: CallRecord) -> str:
+        await item.claim.reserve([1], wait=True)
+        report = asyncio.ensure_future(item.report("report")) if item.message == "0" else None
+        await settle()
+        if report is not None:
+            await settle()
+            report.cancel()
+        return item.message
+
+    service.loop._answer = answer
+    client.may_write.clear()
+    stream = service.run(client, 3)
+    await settle()
+    await settle()
+    client.may_write.set()
+    await asyncio.wait_for(stream, 10)
+    assert sorted(client.answers) == ["0", "1", "2", "report"]
+    assert client.answers[0] == "report"
+    assert service.ledger.total == 0
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+async def test_answers_that_wait_to_be_written_are_released_with_their_stream(
+    in_order: bool,
+) -> None:
+    """A stream that is cut off frees the memory and the slots of answers in its queue."""
+    client, service = Client(), Service(in_order=in_order)
+    client.may_write.clear()
+    stream = service.run(client, 10)
+    for gate in service.gates:
+        gate.set()
+    await settle()
+    assert client.read == MAX_IN_FLIGHT
+    assert service.ledger.total > 0
+    stream.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stream
+    assert service.ledger.total == 0
+    assert client.answers == []
+
+
+@pytest.mark.parametrize("quick", [0, 1, 5])
+async def test_a_message_that_is_not_taken_in_time_ends_the_stream(
+    quick: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time counts from the message's own beginning, however many were taken before."""
+    client, cut_off_at = Client(), list[int]()
+    monkeypatch.setattr(streams, "cut_off_late", lambda *_: cut_off_at.append(len(client.answers)))
+    write = Writer(client, 0.1)
+    for number in range(quick):
+        await write(number)
+        await asyncio.sleep(0.03)
+    assert cut_off_at == []
+    client.may_write.clear()
+    late = asyncio.create_task(write("late"))
+    await asyncio.sleep(0.05)
+    assert cut_off_at == []
+    async with asyncio.timeout(10):
+        while not cut_off_at:  # noqa: ASYNC110 - of a timer, which tells nobody
+            await asyncio.sleep(0.01)
+    assert cut_off_at == [quick]
+    client.may_write.set()
+    await late
+    write.close()

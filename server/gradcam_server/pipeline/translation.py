@@ -69,7 +69,7 @@ class Resolved:
     layers: tuple[str, ...]
     extents: tuple[Extent | None, ...]
     map_size: int
-    targets: Sequence[GraphTarget]
+    targets: tuple[GraphTarget, ...]
     passes: int
     graph: GraphKey
     needs_image: bool
@@ -98,7 +98,7 @@ def resolve(request: ExplainRequest, catalog: Catalog, config: ServeConfig) -> R
     _check_fusion(request, model, layers)
     if request.method is Method.INTEGRATED_GRADIENTS:
         layers = (PIXELS,)
-    targets = _choose_targets(request, model.labels, config.max_targets)
+    targets = tuple(_choose_targets(request, model.labels, config.max_targets))
     graph_layers, method = layers, request.method
     if method in MANY_PASS_METHODS or request.smooth_grad is not None:
         graph_layers, method = (model.default_layer,), Method.GRAD_CAM

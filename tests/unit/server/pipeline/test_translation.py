@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gradcam_server.config.settings import ServeConfig
-from gradcam_server.domain.requests import ExplainRequest, RawImage, SmoothGrad
+from gradcam_server.domain.requests import ExplainRequest, RawImage, SmoothGrad, Target
 from gradcam_server.pipeline.translation import Resolver, _best
 from support.instant import InstantBackend
 
@@ -42,3 +42,16 @@ def test_options_of_many_kinds_are_resolved_each_as_it_says() -> None:
             assert resolved.passes == smooth.sample_count
     assert resolve(ExplainRequest(image)).passes == 0
     assert len(resolve._known) <= 256
+
+
+@pytest.mark.parametrize("target", [Target(1), Target("class 1"), Target(2, against="class 1")])
+def test_long_names_are_not_remembered(target: Target) -> None:
+    """A class may be named with any number of spaces, which would stay in memory."""
+    resolve = Resolver(InstantBackend().catalog, ServeConfig())
+    image = RawImage(b"", 1, 1)
+    resolve(ExplainRequest(image, targets=(target,)))
+    assert len(resolve._known) == 1
+    for long in (Target("class 3" + " " * 2000), Target(2, against=" " * 2000 + "class 3")):
+        resolved = resolve(ExplainRequest(image, targets=(target, long)))
+        assert len(resolved.targets) == 2
+    assert len(resolve._known) == 1

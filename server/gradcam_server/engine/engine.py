@@ -130,10 +130,18 @@ class Engine:
                 self._warm[key] = self._compile(key)
             except InvalidRequestError as error:
                 raise StartupError(str(error)) from error
-        compilers: dict[str, str] = {}
+        graphs: dict[str, CompiledGraph] = {}
         for key, graph in self._warm.items():  # those of the default layer come first
-            compilers.setdefault(key.model, graph.compiler)
-        self._served = [replace(model, compiler=compilers[model.id]) for model in self._served]
+            graphs.setdefault(key.model, graph)
+        self._served = [
+            replace(
+                model,
+                compiler=graphs[model.id].compiler,
+                alone_s=graphs[model.id].min_s,
+                image_s=graphs[model.id].image_s,
+            )
+            for model in self._served
+        ]
 
     def warm_keys(self) -> list[GraphKey]:
         """Returns the graphs to compile before serving; the default model's default graph first.

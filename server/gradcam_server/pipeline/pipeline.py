@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradcam_server.config.settings import ServeConfig
-from gradcam_server.domain.graph_io import GraphItem, GraphOutput
+from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphOutput
 from gradcam_server.domain.hold_state import HoldState
 from gradcam_server.domain.requests import (
     ExplainedImage,
@@ -30,6 +30,7 @@ from gradcam_server.images.geometry import Placement, fit, shrinkage
 from gradcam_server.images.render import RenderedMap, needs_image, render
 from gradcam_server.images.work_cost import decoding_s, header_s, rendering_s
 from gradcam_server.pipeline.admission import Admission
+from gradcam_server.pipeline.backlog import Backlog, Work
 from gradcam_server.pipeline.budget import (
     BYTES_PER_PIXEL,
     Need,
@@ -99,6 +100,7 @@ class Pipeline:
             model.id: Admission(config.max_queue_length, "queue of many-pass methods")
             for model in backend.catalog.models
         }
+        self._backlog = Backlog()
         self._many_pass = ManyPass(backend)
         self._sampler = FaithfulnessSampler(backend, config.sample_share, report_faithfulness)
         self._workers = Workers(config.worker_threads)
@@ -169,8 +171,8 @@ class Pipeline:
         Raises:
             NotFoundError: No such model or layer.
             InvalidRequestError: A bad image, class or option.
-            QueueFullError: The queue is full, or the wait in it was too long.
-            DeadlineError: The answer would come too late.
+            QueueFullError: The queue is full, or the wait in it would be, or was, too long.
+            DeadlineError: The answer would come too late, even if nothing waited before it.
             EngineLostError: The engine died before it answered.
         """
         hold = uncounted() if reserved is None else reserved.hold
@@ -182,17 +184,23 @@ class Pipeline:
         progress.total = 1 + resolved.passes + (request.method is Method.SCORE_CAM)
         is_many_pass, model = resolved.is_many_pass, resolved.model
         queue = (self._many_pass_queues if is_many_pass else self._queues)[model.id]
+        key = first_key(request, resolved, self._backend.catalog)
+        work = Work(request.priority, request.caller, model.image_s, model.alone_s)
+        if not wait_for_slot:
+            self._backlog.check(work, request.deadline)
         async with _in_time(request.deadline):
             stats, asked_at = Stats(), perf_counter()
             async with queue.admit(request.caller, wait=wait_for_slot) as slot:
-                image, output = await self._first_pass(
-                    request,
-                    resolved,
-                    stats,
-                    hold,
-                    asked_at,
-                    None if is_many_pass else slot.release,
-                )
+                with self._backlog.holding(work, learn=key in self._backend.catalog.warm):
+                    image, output = await self._first_pass(
+                        request,
+                        resolved,
+                        key,
+                        stats,
+                        hold,
+                        asked_at,
+                        None if is_many_pass else slot.release,
+                    )
                 progress.completed = 1
                 if is_many_pass:
                     started = perf_counter()
@@ -221,6 +229,7 @@ class Pipeline:
         self,
         request: ExplainRequest,
         resolved: Resolved,
+        key: GraphKey,
         stats: Stats,
         hold: Hold,
         asked_at: float,
@@ -246,7 +255,7 @@ class Pipeline:
         max_wait_s = self._config.max_queue_wait_ms / 1e3
         start_by = perf_counter() + max_wait_s if max_wait_s else None
         answer = await self._backend.compute(
-            first_key(request, resolved, self._backend.catalog),
+            key,
             GraphItem(image.fitted, targets),
             on_dispatch,
             Urgency(request.priority, request.deadline, start_by, request.caller),

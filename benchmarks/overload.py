@@ -180,6 +180,8 @@ class Generator:
             name = "answered" if await client.best_class() == best else "wrong"
         except grpc.aio.AioRpcError as error:
             name, has_retry_info = error.code().name, _has_retry_info(error)
+            if name == "UNAVAILABLE":
+                name += f" {error.details()}"
         except Exception as error:  # noqa: BLE001 - every failure is an outcome
             name = f"{type(error).__name__} {error}".strip()
         return Outcome(name, has_retry_info, time.perf_counter() - due, lag_s)

@@ -130,11 +130,17 @@ class Engine:
                 self._warm[key] = self._compile(key)
             except InvalidRequestError as error:
                 raise StartupError(str(error)) from error
-        first: dict[str, CompiledGraph] = {}
+        graphs: dict[str, CompiledGraph] = {}
         for key, graph in self._warm.items():  # those of the default layer come first
-            first.setdefault(key.model, graph)
+            graphs.setdefault(key.model, graph)
         self._served = [
-            replace(model, compiler=first[model.id].compiler, streams=first[model.id].stream_count)
+            replace(
+                model,
+                compiler=graphs[model.id].compiler,
+                streams=graphs[model.id].stream_count,
+                alone_s=graphs[model.id].min_s,
+                image_s=graphs[model.id].image_s,
+            )
             for model in self._served
         ]
 

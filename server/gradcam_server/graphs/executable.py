@@ -179,6 +179,15 @@ class CompiledGraph:
         """Seconds of the quickest batch, as measured."""
         return min(self._cost_s.values())
 
+    @property
+    def image_s(self) -> float:
+        """Seconds of all devices that an image takes in a batch of the best size, as measured."""
+        of_device_s = min(seconds / size for size, seconds in self._cost_s.items())
+        if self._stream_cost_s:
+            of_stream_s = min(seconds / size for size, seconds in self._stream_cost_s.items())
+            of_device_s = min(of_device_s, of_stream_s / self.stream_count)
+        return of_device_s / (1 + len(self._other_devices))
+
     def plan(self, waiting: int, busy: float = 1.0) -> tuple[int, int]:
         """Returns how many of ``waiting`` images to take, and the batch size to run.
 

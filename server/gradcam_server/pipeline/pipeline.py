@@ -29,6 +29,7 @@ from gradcam_server.images.geometry import Placement, fit, shrinkage
 from gradcam_server.images.render import RenderedMap, render
 from gradcam_server.images.work_cost import decoding_s, header_s, rendering_s
 from gradcam_server.pipeline.admission import Admission
+from gradcam_server.pipeline.backlog import Backlog, Work
 from gradcam_server.pipeline.budget import (
     BYTES_PER_PIXEL,
     Need,
@@ -96,6 +97,7 @@ class Pipeline:
             model.id: Admission(config.max_queue_length, "queue of many-pass methods")
             for model in backend.catalog.models
         }
+        self._backlog = Backlog()
         self._many_pass = ManyPass(backend)
         self._sampler = FaithfulnessSampler(backend, config.sample_share, report_faithfulness)
         self._workers = Workers(config.worker_threads)
@@ -165,8 +167,8 @@ class Pipeline:
         Raises:
             NotFoundError: No such model or layer.
             InvalidRequestError: A bad image, class or option.
-            QueueFullError: The queue is full, or the wait in it was too long.
-            DeadlineError: The answer would come too late.
+            QueueFullError: The queue is full, or the wait in it would be, or was, too long.
+            DeadlineError: The answer would come too late, even if nothing waited before it.
             EngineLostError: The engine died before it answered.
         """
         hold = uncounted() if reserved is None else reserved.hold
@@ -178,17 +180,22 @@ class Pipeline:
         progress.total = 1 + resolved.passes + (request.method is Method.SCORE_CAM)
         is_many_pass, model = resolved.is_many_pass, resolved.model
         queue = (self._many_pass_queues if is_many_pass else self._queues)[model.id]
+        work = Work(request.priority, request.caller, model.image_s, model.alone_s)
+        if not wait_for_slot:
+            self._backlog.check(work, request.deadline)
+        is_warm = resolved.graph in self._backend.catalog.warm
         async with _in_time(request.deadline):
             stats, asked_at = Stats(), perf_counter()
             async with queue.admit(request.caller, wait=wait_for_slot) as slot:
-                image, output = await self._first_pass(
-                    request,
-                    resolved,
-                    stats,
-                    hold,
-                    asked_at,
-                    None if is_many_pass else slot.release,
-                )
+                with self._backlog.holding(work, learn=is_warm):
+                    image, output = await self._first_pass(
+                        request,
+                        resolved,
+                        stats,
+                        hold,
+                        asked_at,
+                        None if is_many_pass else slot.release,
+                    )
                 progress.completed = 1
                 if is_many_pass:
                     started = perf_counter()

@@ -109,6 +109,14 @@ def test_the_catalog_has_the_streams_of_the_model(
     assert engine.device_count == 1 + wanted
 
 
+def test_the_catalog_says_what_an_image_costs(warm: Engine) -> None:
+    """The front end refuses by it what would be late; as measured for the default graph."""
+    graph = next(iter(warm.warm.values()))
+    (model,) = warm.catalog.models
+    assert (model.alone_s, model.image_s) == (graph.min_s, graph.image_s)
+    assert graph.min_s > 0
+
+
 async def test_many_requests_for_a_cold_layer_compile_it_once(make: Make) -> None:
     """Requests that come while it compiles wait for the same graph."""
     engine = make()

@@ -133,6 +133,16 @@ def test_depth_and_expected_time_travel_with_the_graph() -> None:
     assert CompiledGraph(KEY, SIZE, Compiler.XLA, {1: (Device(),)}, {1: 1.0}).depth == 1
 
 
+def test_devices_share_the_images() -> None:
+    """The seconds of an image are those of the best batch size, divided among the devices."""
+    one = graph(Device())
+    assert (one.min_s, one.image_s) == (1.0, 0.5)
+    assert one.up_to(1).image_s == 1.0
+    assert one.with_devices_of([graph(Device()), graph(Device())]).image_s == pytest.approx(0.5 / 3)
+    # Two streams that are slower than the whole device each, and faster together.
+    assert streamed({1: 1.0, 4: 4.0}, {1: 1.5, 4: 6.0}).image_s == pytest.approx(0.75)
+
+
 def test_a_buffer_is_used_again_when_its_batch_is_answered() -> None:
     """Never while the batch is in flight, and not at all if it failed: a device may still read."""
     device = Device()

@@ -28,7 +28,7 @@ from gradcam_server.domain.requests import (
     TopK,
 )
 from gradcam_server.domain.schedule import Answer
-from gradcam_server.errors import InvalidRequestError, QueueFullError
+from gradcam_server.errors import DeadlineError, InvalidRequestError, QueueFullError
 from gradcam_server.images.decode import decode_image
 from gradcam_server.pipeline import pipeline as module
 from gradcam_server.pipeline import translation
@@ -330,18 +330,20 @@ async def test_methods_of_many_passes_wait_in_a_bounded_queue(options: dict[str,
     await pipeline.close()
 
 
+class Standing(InstantBackend):
+    """Never answers."""
+
+    async def compute(self, *_: Any) -> Answer[GraphOutput]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
 @pytest.mark.parametrize("options", [{}, {"smooth_grad": SmoothGrad(2)}], ids=["one", "many"])
 @pytest.mark.parametrize("flooding", [1, 3])
 async def test_a_caller_that_fills_the_queue_leaves_a_slot_for_another(
     options: dict[str, Any], flooding: int
 ) -> None:
     """A newcomer is admitted at once; the others get most of the queue of a stuck device."""
-
-    class Standing(InstantBackend):
-        async def compute(self, *_: Any) -> Answer[GraphOutput]:
-            await asyncio.Event().wait()
-            raise AssertionError
-
     pipeline = Pipeline(ServeConfig(max_queue_length=40), Standing(), lambda *_: None)
     pixels = RawImage(bytes(3 * INPUT_SIZE[0] * INPUT_SIZE[1]), *INPUT_SIZE)
 
@@ -363,6 +365,45 @@ async def test_a_caller_that_fills_the_queue_leaves_a_slot_for_another(
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert sum(pipeline.queue_lengths.values()) == 0
+    await pipeline.close()
+
+
+@pytest.mark.parametrize(
+    ("image_s", "deadline_s", "error"),
+    [(0.2, 0.5, QueueFullError), (0.02, 0.06, QueueFullError), (0.2, 0.1, DeadlineError)],
+    ids=["long wait", "short deadline", "hopeless"],
+)
+async def test_an_image_that_would_be_late_is_refused_before_it_is_decoded(
+    monkeypatch: pytest.MonkeyPatch, image_s: float, deadline_s: float, error: type[Exception]
+) -> None:
+    """It costs no time of a thread or of the device; calls without a deadline and streams wait."""
+    backend, decoded = Standing(), 0
+    model = dataclasses.replace(backend.catalog.models[0], image_s=image_s, alone_s=image_s)
+    backend.catalog = dataclasses.replace(backend.catalog, models=(model,))
+    pipeline = Pipeline(ServeConfig(), backend, lambda *_: None)
+    load = module.load
+
+    def count(*arguments: Any, **options: Any) -> Any:
+        nonlocal decoded
+        decoded += 1
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(module, "load", count)
+    patient = ExplainRequest(RawImage(bytes(3 * INPUT_SIZE[0] * INPUT_SIZE[1]), *INPUT_SIZE))
+    tasks = [asyncio.create_task(pipeline.explain(patient)) for _ in range(4)]
+    await asyncio.sleep(0)
+    urgent = dataclasses.replace(patient, deadline=module.perf_counter() + deadline_s)
+    with pytest.raises(error):
+        await pipeline.explain(urgent)
+    assert decoded == 4
+    later = dataclasses.replace(patient, deadline=module.perf_counter() + 60.0)
+    tasks.append(asyncio.create_task(pipeline.explain(later)))
+    tasks.append(asyncio.create_task(pipeline.explain(urgent, wait_for_slot=True)))
+    await asyncio.sleep(0)
+    assert decoded == 6
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
     await pipeline.close()
 
 

@@ -1,0 +1,466 @@
+"""Measures goodput under overload: the right answers in time, over the rate of the bare graph.
+
+Calls are due at random times (a Poisson process) at a multiple of the bare graph's rate, each with
+a deadline of 500 ms: of gRPC for the gradcam server, of the HTTP client for the peers. An answer
+counts if it names the class that the idle server names, and came within the deadline after its
+due time. A peer has the same class and map as the gradcam server, or it is not measured. The rates
+are multiples of the bare graph's, measured first; goodput is over that of the same round.
+
+Usage: PYTHONPATH=tests:benchmarks python benchmarks/overload.py [OPTIONS] -- SERVE OPTIONS
+"""
+
+import argparse
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+import grpc
+import numpy as np
+from google.rpc import error_details_pb2, status_pb2
+
+import serving_peers
+from gradcam.v1 import explanation_service_pb2 as pb
+from gradcam_client import Client
+from gradcam_server.bench import results
+from gradcam_server.bench.bare import BareGraph
+from gradcam_server.bench.interleave import turns
+from gradcam_server.bench.load import Open
+from gradcam_server.bench.payload import jpeg, request
+from gradcam_server.bench.running import cpu_by_part, gradcam_serve, stopped
+from gradcam_server.bench.statistics import Spread, latency_ms
+from gradcam_server.bench.worker import Worker, cpu_s
+from gradcam_server.cli.connection import Connection
+from gradcam_server.cli.progress import open_bar
+from gradcam_server.cli.serve import read_arguments
+from peers.load_clients import Http
+from peers.work import decode
+
+OURS = "gradcam-server"
+METHOD = "/gradcam.v1.ExplanationService/ExplainImage"
+# Calls due in the first second are not counted: the queue fills.
+SETTLE_S = 1.0
+IDLE_CORES, MAX_IDLE_WAIT_S = 0.15, 40.0
+
+
+class OverloadClient(Protocol):
+    """Sends the same call again and again."""
+
+    async def open(self) -> None:
+        """Connects."""
+        ...
+
+    async def best_class(self) -> int:
+        """Makes a call; returns the class of the answer, and raises any failure."""
+        ...
+
+    async def close(self) -> None:
+        """Disconnects."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ours:
+    """Makes clients of the gradcam server.
+
+    Attributes:
+        address: HOST:PORT.
+        message: A serialised ``ExplainImageRequest``.
+        deadline_s: The deadline of each call.
+    """
+
+    address: str
+    message: bytes
+    deadline_s: float
+
+    def __call__(self) -> OverloadClient:
+        """Makes a client."""
+        return _OurClient(self)
+
+
+class _OurClient:
+    def __init__(self, settings: Ours) -> None:
+        self._settings = settings
+
+    async def open(self) -> None:
+        self._channel = Connection().aio_channel(self._settings.address)
+        self._call: Any = self._channel.unary_unary(METHOD)
+
+    async def best_class(self) -> int:
+        found = await self._call(self._settings.message, timeout=self._settings.deadline_s)
+        answer = pb.ExplainImageResponse.FromString(found)
+        (explanation,) = answer.explanations
+        return explanation.class_index if explanation.heatmaps else -1
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Makes clients of a peer.
+
+    Attributes:
+        http: Makes its load clients.
+    """
+
+    http: Http
+
+    def __call__(self) -> OverloadClient:
+        """Makes a client."""
+        return _PeerClient(self.http)
+
+
+class _PeerClient:
+    def __init__(self, http: Http) -> None:
+        self._client: Any = http()
+
+    async def open(self) -> None:
+        await self._client.open()
+
+    async def best_class(self) -> int:
+        await self._client.explain()
+        return decode(self._client.answer)[0]
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a call.
+
+    Attributes:
+        name: ``answered``, ``wrong``, or the gRPC code or exception.
+        has_retry_info: Whether the failure says when to try again.
+        seconds: From the due time to the end.
+        lag_s: From the due time to sending.
+    """
+
+    name: str
+    has_retry_info: bool
+    seconds: float
+    lag_s: float
+
+
+class Generator:
+    """The process that sends the calls."""
+
+    def run(self, make: Callable[[], OverloadClient], load: Open) -> tuple[list[Outcome], float]:
+        """Returns the outcomes of the calls due after ``SETTLE_S``, and the cores it used."""
+        return asyncio.run(self._run(make(), load))
+
+    async def _run(self, client: OverloadClient, load: Open) -> tuple[list[Outcome], float]:
+        await client.open()
+        try:
+            best = await client.best_class()
+            started, used = time.perf_counter(), cpu_s()
+            calls = []
+            for due in load.times():
+                if (wait := started + due - time.perf_counter()) > 0:
+                    await asyncio.sleep(wait)
+                calls.append((due, asyncio.create_task(self._call(client, best, started + due))))
+            cores = (cpu_s() - used) / (time.perf_counter() - started)
+            outcomes = [(due, await call) for due, call in calls]
+            return [outcome for due, outcome in outcomes if due >= SETTLE_S], cores
+        finally:
+            await client.close()
+
+    async def _call(self, client: OverloadClient, best: int, due: float) -> Outcome:
+        lag_s, has_retry_info = time.perf_counter() - due, False
+        try:
+            name = "answered" if await client.best_class() == best else "wrong"
+        except grpc.aio.AioRpcError as error:
+            name, has_retry_info = error.code().name, _has_retry_info(error)
+            if name == "UNAVAILABLE":
+                name += f" {error.details()}"
+        except Exception as error:  # noqa: BLE001 - every failure is an outcome
+            name = f"{type(error).__name__} {error}".strip()
+        return Outcome(name, has_retry_info, time.perf_counter() - due, lag_s)
+
+
+def _has_retry_info(error: grpc.aio.AioRpcError) -> bool:
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin":
+            status = status_pb2.Status.FromString(cast("bytes", value))
+            return any(item.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for item in status.details)
+    return False
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A server with a payload, at a load.
+
+    Attributes:
+        server: Its name.
+        payload: ``jpeg`` or ``raw``.
+        load: The rate over that of the bare graph.
+        make: Makes its clients.
+        pid: Its first process.
+    """
+
+    server: str
+    payload: str
+    load: float
+    make: Callable[[], OverloadClient]
+    pid: int
+
+    @property
+    def name(self) -> str:
+        """Tells it from the others."""
+        return f"{self.server}, {self.payload}, {self.load:g}"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A measured turn of a subject.
+
+    Attributes:
+        outcomes: Of the calls.
+        generator_cores: CPU time of the generator over the time.
+        server_cores: CPU time of the server over the time.
+        bare: Images per second of the bare graph in the same round.
+    """
+
+    outcomes: Sequence[Outcome]
+    generator_cores: float
+    server_cores: float
+    bare: float
+
+
+def wait_until_idle(pid: int) -> None:
+    """Waits until a server has worked off the calls whose clients are gone."""
+    until = time.perf_counter() + MAX_IDLE_WAIT_S
+    cores = 1.0
+    while cores > IDLE_CORES and time.perf_counter() < until:
+        used = sum(cpu_by_part(pid).values())
+        time.sleep(0.5)
+        cores = (sum(cpu_by_part(pid).values()) - used) / 0.5
+
+
+def measure(
+    subjects: Sequence[Subject],
+    bare: Callable[[], float],
+    rate: float,
+    seconds: float,
+    rounds: int,
+    on_turn: Callable[[str], object],
+) -> dict[str, list[Turn]]:
+    """Measures all subjects in turns; the servers of the others are stopped meanwhile."""
+    by_name = {subject.name: subject for subject in subjects}
+    pids = {subject.pid for subject in subjects}
+    found: dict[str, list[Turn]] = {name: [] for name in by_name}
+    bares: dict[int, float] = {}
+    with Worker(Generator) as generator:
+        for number, name in turns(by_name, rounds):
+            on_turn(name)
+            if number not in bares:
+                with stopped(pids):
+                    bares[number] = bare()
+            subject = by_name[name]
+            with stopped(pids - {subject.pid}):
+                before = sum(cpu_by_part(subject.pid).values())
+                load = Open(subject.load * rate, seconds, number)
+                outcomes, cores = generator.call("run", subject.make, load)
+                used = sum(cpu_by_part(subject.pid).values()) - before
+                wait_until_idle(subject.pid)
+            found[name].append(Turn(outcomes, cores, used / seconds, bares[number]))
+    return found
+
+
+def row(
+    subject: Subject, found: Sequence[Turn], seconds: float, deadline_s: float
+) -> dict[str, Any]:
+    """Summarises the turns of a subject."""
+    cores = len(os.sched_getaffinity(0))
+    measured_s = seconds - SETTLE_S
+    rates = [_in_time(turn, deadline_s) / measured_s for turn in found]
+    generator = float(np.median([turn.generator_cores for turn in found]))
+    outcomes = [outcome for turn in found for outcome in turn.outcomes]
+    goodput = Spread.of_ratios(rates, [turn.bare for turn in found])
+    return {
+        "server": subject.server,
+        "payload": subject.payload,
+        "load": subject.load,
+        "images_per_s": vars(Spread.of(rates)),
+        "goodput": vars(goodput),
+        # The bare graph had all cores; the server leaves some of them to the generator.
+        "goodput_without_generator": goodput.median * cores / (cores - generator),
+        "generator_cores": generator,
+        "server_cores": float(np.median([turn.server_cores for turn in found])),
+        "late_ms_p99": float(np.quantile([outcome.lag_s for outcome in outcomes], 0.99)) * 1e3,
+        "calls": len(outcomes),
+        "outcomes": dict(_outcomes(outcomes)),
+    }
+
+
+def _in_time(turn: Turn, deadline_s: float) -> int:
+    return sum(
+        outcome.name == "answered" and outcome.seconds <= deadline_s for outcome in turn.outcomes
+    )
+
+
+def _outcomes(outcomes: Sequence[Outcome]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for name in sorted({outcome.name for outcome in outcomes}):
+        those = [outcome for outcome in outcomes if outcome.name == name]
+        yield (
+            name,
+            {
+                "count": len(those),
+                "with_retry_info": sum(outcome.has_retry_info for outcome in those),
+                "latency_ms": latency_ms([outcome.seconds for outcome in those]),
+            },
+        )
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns a Markdown table."""
+    text = (
+        "| server | payload | load | images/s in time | goodput | without the generator's cores "
+        "| refused: ms p50, p99 | with RetryInfo | timed out | generator, cores |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+    )
+    for line in rows:
+        calls, outcomes = line["calls"], line["outcomes"]
+        timeouts = ("DEADLINE_EXCEEDED", "TimeoutError")
+        late = sum(outcomes[name]["count"] for name in timeouts if name in outcomes)
+        answered = ("answered", *timeouts)
+        refused = {name: value for name, value in outcomes.items() if name not in answered}
+        cells = []
+        for name, value in refused.items():
+            latency = value["latency_ms"]
+            times = ", ".join(
+                "-" if latency[part] is None else f"{latency[part]:.1f}" for part in ("p50", "p99")
+            )
+            cells.append(f"{name} {value['count'] / calls:.0%}: {times}")
+        retry = sum(value["with_retry_info"] for value in refused.values())
+        count = sum(value["count"] for value in refused.values())
+        goodput = line["goodput"]
+        text += (
+            f"| {line['server']} | {line['payload']} | {line['load']:g} "
+            f"| {line['images_per_s']['median']:.1f} "
+            f"| {goodput['median']:.2f} ({goodput['low']:.2f} to {goodput['high']:.2f}) "
+            f"| {line['goodput_without_generator']:.2f} | {'; '.join(cells) or 'none'} "
+            f"| {f'{retry} of {count}' if count else ''} | {late / calls:.1%} "
+            f"| {line['generator_cores']:.2f} |\n"
+        )
+    return text
+
+
+def start(
+    stack: ExitStack, arguments: argparse.Namespace, image: bytes, say: Callable[[str], object]
+) -> tuple[list[Subject], list[str]]:
+    """Starts the servers; returns their subjects, and notes."""
+    deadline_s = arguments.deadline_ms / 1e3
+    say("Starting the gradcam server")
+    running = stack.enter_context(gradcam_serve(arguments.serve))
+    with Client(running.address) as client:
+        info = client.get_model()
+    size = info.input_height, info.input_width
+    loads = [float(load) for load in arguments.load.split(",")]
+    subjects = [
+        Subject(
+            OURS,
+            payload,
+            load,
+            Ours(running.address, request(payload, arguments.image, size), deadline_s),
+            running.pid,
+        )
+        for payload in arguments.payload.split(",")
+        for load in loads
+    ]
+    notes = []
+    pythons = dict(pair.split("=", 1) for pair in arguments.python)
+    for key in arguments.peer:
+        peer = serving_peers.PEERS[key]
+        say(f"Starting {peer.name}")
+        python = pythons.get(key, serving_peers.sys.executable)
+        try:
+            server = serving_peers.start(peer, python, image, 1, arguments)
+        except serving_peers.StartError as error:
+            say(str(error))
+            notes.append(f"{peer.name} did not start, so it was left out.")
+            continue
+        stack.enter_context(server)
+        http = peer.make_client(server.address, image)
+        assert isinstance(http, Http)
+        assert serving_peers.agrees(
+            asyncio.run(serving_peers.explain_once(http)), running.address, image
+        )
+        limited = Http(http.url, http.body, http.content_type, deadline_s)
+        subjects += [
+            Subject(peer.name, "jpeg", float(load), Peer(limited), server.pid)
+            for load in arguments.peer_load.split(",")
+        ]
+    return subjects, notes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peer", action="append", default=[], choices=("litserve", "mosec", "ray"))
+    parser.add_argument(*("--python", "-p"), action="append", default=[], metavar="PEER=PATH")
+    parser.add_argument("--delay-ms", type=float, default=2.0, help="of the peers' batches")
+    parser.add_argument("--image", type=Path)
+    parser.add_argument("--payload", default="raw,jpeg")
+    parser.add_argument("--load", default="1,1.5,2,3", help="over the bare graph's rate")
+    parser.add_argument("--peer-load", default="1.5")
+    parser.add_argument("--deadline-ms", type=float, default=500)
+    parser.add_argument("--seconds", type=float, default=7)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--trial", action="store_true")
+    parser.add_argument("--output", type=Path, default=Path("overload.json"))
+    parser.add_argument("serve", nargs="*", help="after --: options of gradcam serve")
+    arguments = parser.parse_args()
+    machine = results.Machine.here()
+    with ExitStack() as stack, open_bar() as bar:
+        config = read_arguments(arguments.serve)
+        worker = stack.enter_context(Worker(BareGraph, config))
+        calibration = worker.call("calibrate")
+        bare = partial(worker.call, "images_per_s", calibration.fastest, 3.0)
+        rate = bare()
+        image = jpeg(arguments.image)
+        subjects, notes = start(stack, arguments, image, bar.console.print)
+        task = bar.add_task("", total=len(subjects) * arguments.rounds)
+
+        def on_turn(name: str) -> None:
+            bar.update(task, description=name)
+            bar.advance(task)
+
+        found = measure(subjects, bare, rate, arguments.seconds, arguments.rounds, on_turn)
+    deadline_s = arguments.deadline_ms / 1e3
+    rows = [
+        row(subject, found[subject.name], arguments.seconds, deadline_s) for subject in subjects
+    ]
+    settings = {
+        "model": config.model[0],
+        "deadline_ms": arguments.deadline_ms,
+        "rate_of_load_1": rate,
+        "bare_batch_size": calibration.fastest,
+        "seconds": arguments.seconds,
+        "settle_s": SETTLE_S,
+        "rounds": arguments.rounds,
+        "image": arguments.image.name if arguments.image else "generated",
+    }
+    notes = [
+        "Servers and the load generator share the cores; the bare graph was alone on them.",
+        "goodput_without_generator is goodput over the share of the bare graph's rate that "
+        "corresponds to the cores which the generator leaves.",
+        *notes,
+    ]
+    finished = results.finish(
+        "overload", settings, rows, machine=machine, notes=notes, trial=arguments.trial
+    )
+    finished.save(arguments.output)
+    print(table(rows), arguments.output, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

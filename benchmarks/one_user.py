@@ -69,7 +69,7 @@ class Echo:
             return self._answer
 
         server = grpc.aio.server()
-        methods = {"ExplainImage": grpc.unary_unary_rpc_method_handler(explain)}
+        methods: dict[str, Any] = {"ExplainImage": grpc.unary_unary_rpc_method_handler(explain)}
         server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, methods)])
         self._port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
@@ -80,7 +80,7 @@ class Echo:
 def first_answer(address: str, message: bytes) -> bytes:
     """Returns the bytes of an answer."""
     with grpc.insecure_channel(address) as channel:
-        call = channel.unary_unary(f"/{SERVICE}/ExplainImage")
+        call: Any = channel.unary_unary(f"/{SERVICE}/ExplainImage")
         answer: bytes = call(message, timeout=30)
     assert pb.ExplainImageResponse.FromString(answer).explanations
     return answer

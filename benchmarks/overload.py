@@ -3,15 +3,16 @@
 Calls are due at random times (a Poisson process) at a multiple of the bare graph's rate, each with
 a deadline of 500 ms: of gRPC for the gradcam server, of the HTTP client for the peers. An answer
 counts if it names the class that the idle server names, and came within the deadline after its
-due time. A peer has the same class and map as the gradcam server, or it is not measured. The rates
-are multiples of the bare graph's, measured first; goodput is over that of the same round.
+due time. A peer has the same class and map as the gradcam server, or it is not measured. The bare
+graph runs before and after each turn: the first sets the rate, and goodput is over the mean.
 
-Usage: PYTHONPATH=tests:benchmarks python benchmarks/overload.py [OPTIONS] -- SERVE OPTIONS
+Usage: PYTHONPATH=benchmarks python benchmarks/overload.py [OPTIONS] -- SERVE OPTIONS
 """
 
 import argparse
 import asyncio
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -35,7 +36,7 @@ from gradcam_server.bench.bare import BareGraph
 from gradcam_server.bench.interleave import turns
 from gradcam_server.bench.load import Open
 from gradcam_server.bench.payload import jpeg, request
-from gradcam_server.bench.running import cpu_by_part, gradcam_serve, stopped
+from gradcam_server.bench.running import StartError, cpu_by_part, gradcam_serve, stopped
 from gradcam_server.bench.statistics import Spread, latency_ms
 from gradcam_server.bench.worker import Worker, cpu_s
 from gradcam_server.cli.connection import Connection
@@ -48,6 +49,7 @@ OURS = "gradcam-server"
 METHOD = "/gradcam.v1.ExplanationService/ExplainImage"
 # Calls due in the first second are not counted: the queue fills.
 SETTLE_S = 1.0
+BARE_S = 2.0
 IDLE_CORES, MAX_IDLE_WAIT_S = 0.15, 40.0
 
 
@@ -227,12 +229,14 @@ class Turn:
         outcomes: Of the calls.
         generator_cores: CPU time of the generator over the time.
         server_cores: CPU time of the server over the time.
-        bare: Images per second of the bare graph in the same round.
+        bare_before: Images per second of the bare graph before it, by which the load is set.
+        bare: The mean of the bare graph's images per second before and after it.
     """
 
     outcomes: Sequence[Outcome]
     generator_cores: float
     server_cores: float
+    bare_before: float
     bare: float
 
 
@@ -249,7 +253,6 @@ def wait_until_idle(pid: int) -> None:
 def measure(
     subjects: Sequence[Subject],
     bare: Callable[[], float],
-    rate: float,
     seconds: float,
     rounds: int,
     on_turn: Callable[[str], object],
@@ -258,21 +261,25 @@ def measure(
     by_name = {subject.name: subject for subject in subjects}
     pids = {subject.pid for subject in subjects}
     found: dict[str, list[Turn]] = {name: [] for name in by_name}
-    bares: dict[int, float] = {}
+
+    def measure_bare() -> float:
+        with stopped(pids):
+            return bare()
+
     with Worker(Generator) as generator:
+        after = measure_bare()
         for number, name in turns(by_name, rounds):
             on_turn(name)
-            if number not in bares:
-                with stopped(pids):
-                    bares[number] = bare()
-            subject = by_name[name]
+            subject, before = by_name[name], after
             with stopped(pids - {subject.pid}):
-                before = sum(cpu_by_part(subject.pid).values())
-                load = Open(subject.load * rate, seconds, number)
+                used = sum(cpu_by_part(subject.pid).values())
+                load = Open(subject.load * before, seconds, number)
                 outcomes, cores = generator.call("run", subject.make, load)
-                used = sum(cpu_by_part(subject.pid).values()) - before
+                used = sum(cpu_by_part(subject.pid).values()) - used
                 wait_until_idle(subject.pid)
-            found[name].append(Turn(outcomes, cores, used / seconds, bares[number]))
+            after = measure_bare()
+            rate = (before + after) / 2
+            found[name].append(Turn(outcomes, cores, used / seconds, before, rate))
     return found
 
 
@@ -291,6 +298,8 @@ def row(
         "payload": subject.payload,
         "load": subject.load,
         "images_per_s": vars(Spread.of(rates)),
+        "bare_images_per_s": vars(Spread.of([turn.bare for turn in found])),
+        "calls_per_s": float(np.median([subject.load * turn.bare_before for turn in found])),
         "goodput": vars(goodput),
         # The bare graph had all cores; the server leaves some of them to the generator.
         "goodput_without_generator": goodput.median * cores / (cores - generator),
@@ -382,10 +391,10 @@ def start(
     for key in arguments.peer:
         peer = serving_peers.PEERS[key]
         say(f"Starting {peer.name}")
-        python = pythons.get(key, serving_peers.sys.executable)
+        python = pythons.get(key, sys.executable)
         try:
             server = serving_peers.start(peer, python, image, 1, arguments)
-        except serving_peers.StartError as error:
+        except StartError as error:
             say(str(error))
             notes.append(f"{peer.name} did not start, so it was left out.")
             continue
@@ -424,8 +433,7 @@ def main() -> None:
         config = read_arguments(arguments.serve)
         worker = stack.enter_context(Worker(BareGraph, config))
         calibration = worker.call("calibrate")
-        bare = partial(worker.call, "images_per_s", calibration.fastest, 3.0)
-        rate = bare()
+        bare = partial(worker.call, "images_per_s", calibration.fastest, BARE_S)
         image = jpeg(arguments.image)
         subjects, notes = start(stack, arguments, image, bar.console.print)
         task = bar.add_task("", total=len(subjects) * arguments.rounds)
@@ -434,7 +442,7 @@ def main() -> None:
             bar.update(task, description=name)
             bar.advance(task)
 
-        found = measure(subjects, bare, rate, arguments.seconds, arguments.rounds, on_turn)
+        found = measure(subjects, bare, arguments.seconds, arguments.rounds, on_turn)
     deadline_s = arguments.deadline_ms / 1e3
     rows = [
         row(subject, found[subject.name], arguments.seconds, deadline_s) for subject in subjects
@@ -442,7 +450,6 @@ def main() -> None:
     settings = {
         "model": config.model[0],
         "deadline_ms": arguments.deadline_ms,
-        "rate_of_load_1": rate,
         "bare_batch_size": calibration.fastest,
         "seconds": arguments.seconds,
         "settle_s": SETTLE_S,

@@ -219,7 +219,8 @@ def test_a_stall_is_forgotten(stall_s: float) -> None:
         holding.__exit__(TimeoutError, TimeoutError(), None)
     admitted = 0
     for _ in range(80):  # bursts of up to 20 images, which end one after the other
-        burst, deadline = [], clock.now + DEADLINE_S
+        burst: list[AbstractContextManager[None]] = []
+        deadline = clock.now + DEADLINE_S
         while len(burst) < 20 and is_admitted(backlog, work(), deadline):
             burst.append(entered(backlog))
         for holding in burst:

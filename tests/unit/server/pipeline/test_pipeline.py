@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -392,11 +393,11 @@ async def test_an_image_that_would_be_late_is_refused_before_it_is_decoded(
     patient = ExplainRequest(RawImage(bytes(3 * INPUT_SIZE[0] * INPUT_SIZE[1]), *INPUT_SIZE))
     tasks = [asyncio.create_task(pipeline.explain(patient)) for _ in range(4)]
     await asyncio.sleep(0)
-    urgent = dataclasses.replace(patient, deadline=module.perf_counter() + deadline_s)
+    urgent = dataclasses.replace(patient, deadline=perf_counter() + deadline_s)
     with pytest.raises(error):
         await pipeline.explain(urgent)
     assert decoded == 4
-    later = dataclasses.replace(patient, deadline=module.perf_counter() + 60.0)
+    later = dataclasses.replace(patient, deadline=perf_counter() + 60.0)
     tasks.append(asyncio.create_task(pipeline.explain(later)))
     tasks.append(asyncio.create_task(pipeline.explain(urgent, wait_for_slot=True)))
     await asyncio.sleep(0)

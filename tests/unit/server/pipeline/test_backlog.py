@@ -231,6 +231,47 @@ def test_a_stall_is_forgotten(stall_s: float) -> None:
     assert admitted == 20
 
 
+@pytest.mark.parametrize("alone_s", [0.05, 0.4])
+def test_time_beside_the_device_does_not_count_as_waiting(alone_s: float) -> None:
+    """Large images decode for long, one after the other: that says nothing about a queue."""
+    clock = Clock()
+    backlog = Backlog(clock)
+    for _ in range(100):
+        holding = entered(backlog)
+        clock.now += alone_s
+        holding.__exit__(None, None, None)
+    with ExitStack() as stack:
+        hold(stack, backlog, work(), 25)
+        assert is_admitted(backlog, work(), clock.now + DEADLINE_S)
+
+
+@pytest.mark.parametrize("count", [10, 25])
+def test_images_that_expire_count(count: int) -> None:
+    """If the device is so slow that none is answered, fewer are admitted all the same."""
+    clock = Clock()
+    backlog = Backlog(clock)
+    for _ in range(10):
+        waiting = [entered(backlog) for _ in range(count)]
+        clock.now += DEADLINE_S
+        for holding in waiting:
+            holding.__exit__(TimeoutError, TimeoutError(), None)
+    with ExitStack() as stack:
+        hold(stack, backlog, work(), count)
+        assert not is_admitted(backlog, work(), clock.now + DEADLINE_S)
+
+
+def test_cancelled_images_do_not_make_the_device_look_quick() -> None:
+    """Clients that leave at once end their images before the device does."""
+    backlog = Backlog(Clock())
+    for _ in range(20):
+        waiting = [entered(backlog) for _ in range(20)]
+        for holding in waiting:
+            holding.__exit__(TimeoutError, TimeoutError(), None)
+    with ExitStack() as stack:
+        hold(stack, backlog, work(), 50)
+        assert not is_admitted(backlog, work())
+
+
 def entered(backlog: Backlog) -> AbstractContextManager[None]:
     holding = backlog.holding(work())
     holding.__enter__()

@@ -201,12 +201,12 @@ def test_a_client_that_does_not_read_harms_only_itself(
     with grpc.insecure_channel(server.address) as channel:
         call = pb_grpc.ExplanationServiceStub(channel).StreamExplainImages(messages())
         seen = -1
-        while seen != taken:  # until the server reads no more
+        while seen != taken:  # until the server reads no more; on a busy machine that takes a while
             seen = taken
+            check(server, cases)
             time.sleep(2)
         stalled_at, resident = taken, front_end.memory_info().rss
-        check(server, cases)
-        assert taken == stalled_at < total
+        assert stalled_at < total
         answers = Counter(answer.correlation_id for answer in call if answer.HasField("response"))
     assert answers == Counter(str(number) for number in range(total))
     with capfd.disabled():

@@ -1,35 +1,29 @@
 """A server that cannot start leaves no engine behind."""
 
-import errno
+import json
+import os
+import re
 import socket
-from collections.abc import Callable
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
-from gradcam_server.config.settings import ServeConfig
-from gradcam_server.engine.ipc import spawned
-from gradcam_server.engine.ipc.spawned import SpawnedEngine
-from gradcam_server.errors import StartupError
-from gradcam_server.serving import run
-from support.child import choose
+import support
+from support.failing_server import ERRORS
 
 
-def _read_again() -> ServeConfig:
-    raise AssertionError("nobody reloads")
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Serves in this process, with an engine that only listens."""
-    monkeypatch.setattr(spawned, "_MODULE", choose(monkeypatch, "listen"))
-    monkeypatch.setattr(run, "share_heap", lambda: None)
-
-    def serve(**settings: Any) -> int:
-        return run.run(ServeConfig(**settings), _read_again)
-
-    return serve
+def serve(settings: dict[str, Any], error: str = "") -> dict[str, Any]:
+    """Starts a server that fails, in a process of its own: its start changes the process."""
+    command = [sys.executable, "-m", "support.failing_server", json.dumps(settings), error]
+    tests = str(Path(support.__path__[0]).parent)
+    run = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": tests}
+    )
+    found: dict[str, Any] = json.loads(run.stdout)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -40,30 +34,19 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
         ({"token_file": "none.toml"}, "none.toml"),
     ],
 )
-def test_a_server_that_cannot_listen_ends_its_engine(
-    serve: Callable[..., int], settings: dict[str, Any], text: str
-) -> None:
+def test_a_server_that_cannot_listen_ends_its_engine(settings: dict[str, Any], text: str) -> None:
     """The engine's process runs already when the server finds that it cannot listen."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(StartupError, match=text):
-            serve(port=taken.getsockname()[1], **settings)
-    assert not psutil.Process().children()
+        found = serve({"port": taken.getsockname()[1], **settings})
+    assert re.search(text, found["error"])
+    assert found["children"] == 0
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
-def test_a_process_that_cannot_be_started_is_reported_after_a_second_try(
-    serve: Callable[..., int], error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_process_that_cannot_be_started_is_reported_after_a_second_try(error: str) -> None:
     """The supervisor tries again and reports; the first try only saves time."""
-    tries = []
-
-    async def fail(config: ServeConfig) -> SpawnedEngine:
-        tries.append(config)
-        raise error
-
-    monkeypatch.setattr(SpawnedEngine, "spawn", fail)
-    with pytest.raises(StartupError, match="the engine cannot start: "):
-        serve(port=0)
-    assert len(tries) == 2
+    found = serve({"port": 0}, error)
+    assert "the engine cannot start: " in found["error"]
+    assert found["tries"] == 2

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,10 @@ from support.once import RUN_FOLDER
 # How long an example takes depends on the machine.
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
+
+# PyTorch imports Triton where it is installed; beside TensorFlow's or JAX's LLVM its library ends the
+# process. No test needs it.
+sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
 
 QUICK_XLA = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 IMAGES = Path(__file__).resolve().parent.parent / "examples" / "images"

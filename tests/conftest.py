@@ -16,8 +16,8 @@ from support.once import RUN_FOLDER
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
 
-# PyTorch imports Triton where it is installed, whose library ends a process that has TensorFlow's or
-# JAX's LLVM. No test needs it.
+# PyTorch imports Triton where it is installed, whose library ends a process that has the LLVM of
+# TensorFlow or JAX. No test needs it.
 sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
 
 QUICK_XLA = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"

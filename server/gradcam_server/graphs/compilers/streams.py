@@ -31,7 +31,8 @@ logger = logging.getLogger(__name__)
 Times = Mapping[tuple[int, int], float]
 """Seconds in which each of N streams runs a batch, by N and batch size; 1 is the whole CPU."""
 
-_MAX_CANDIDATES = 4
+# The candidates: streams of so many threads.
+_THREADS_OF_EACH = (1, 2, 4)
 _ROUNDS = 3
 _MAX_S = 0.8
 # Of candidates that are about equally fast, the one with the most streams is chosen: its threads
@@ -232,8 +233,8 @@ def _candidates(wanted: ComputeStreams, threads: int) -> tuple[int, ...]:
     """Returns the numbers of streams to measure, the whole CPU not counted."""
     if wanted != AUTO:
         return () if wanted == 1 else (wanted,)
-    counts = [max(threads // of_each, 1) for of_each in (1, 2, 4)]
-    return tuple(count for count in dict.fromkeys(counts[: _MAX_CANDIDATES - 1]) if count > 1)
+    counts = (threads // of_each for of_each in _THREADS_OF_EACH)
+    return tuple(count for count in dict.fromkeys(counts) if count > 1)
 
 
 def _read(cached: Mapping[str, float] | None) -> dict[tuple[int, int], float]:

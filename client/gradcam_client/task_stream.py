@@ -67,7 +67,9 @@ class TaskStream:
             # The call is about to end; if it were cancelled, the server would count a failure.
             await asyncio.wait({self._runner}, timeout=END_S)
         finally:
-            await cancel_tasks(feeder, self._runner)
+            # The call first: the end of the feeder would end its requests as if all were sent.
+            await cancel_tasks(self._runner)
+            await cancel_tasks(feeder)
 
     async def _next_outcome(self) -> Outcome | None:
         while (outcome := self._ledger.next_outcome()) is None:

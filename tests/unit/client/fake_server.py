@@ -54,7 +54,9 @@ class FakeServer(pb_grpc.ExplanationServiceServicer):
         metadata: The metadata of each call, unary or stream.
         remaining_s: The time that each unary call had left.
         peers: The connections of the calls.
-        cancelled: Set when a call ends that the client cancelled.
+        cancelled: Set when a call ends that the client cancelled. gRPC may report a cancelled
+            stream to its reader as one whose requests have ended; then it is not set.
+        stream_over: Set when a stream is over, whoever ended it.
     """
 
     def __init__(self) -> None:
@@ -68,6 +70,7 @@ class FakeServer(pb_grpc.ExplanationServiceServicer):
         self.remaining_s: list[float] = []
         self.peers: set[str] = set()
         self.cancelled = threading.Event()
+        self.stream_over = threading.Event()
         self.stop: Callable[[], object] = lambda: None
         self.health = health.HealthServicer()
         self.target = ""
@@ -168,12 +171,13 @@ class FakeServer(pb_grpc.ExplanationServiceServicer):
 
         has_ended = threading.Event()
 
-        def note_cancelled() -> None:
+        def note_over() -> None:
             if not has_ended.is_set():
                 self.cancelled.set()
+            self.stream_over.set()
 
         # gRPC may keep the generator of a cancelled call open, so GeneratorExit is not enough.
-        context.add_callback(note_cancelled)
+        context.add_callback(note_over)
         behave = self.streams.popleft() if self.streams else self.answer_all
         try:
             for answer in behave(reading(), context):

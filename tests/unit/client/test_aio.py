@@ -152,7 +152,7 @@ async def test_asynchronous_input(client: AsyncClient) -> None:
 async def test_an_infinite_input_is_consumed_lazily(
     client: AsyncClient, server: FakeServer
 ) -> None:
-    """Never more than max_in_flight images are ahead; leaving early cancels the call."""
+    """Never more than max_in_flight images are ahead; leaving early ends the call."""
     pulled_count = 0
 
     def endless() -> Iterator[bytes]:
@@ -167,7 +167,7 @@ async def test_an_infinite_input_is_consumed_lazily(
             assert (await anext(outcomes)).unwrap().top.index == count - 1
             assert pulled_count <= count + 6
     assert server.max_in_flight <= 6
-    assert await eventually(server.cancelled.is_set)
+    assert await eventually(server.stream_over.is_set)
     assert await eventually(lambda: asyncio.all_tasks() <= tasks_before)
 
 

@@ -196,13 +196,13 @@ def test_an_error_of_the_input_is_raised(client: Client) -> None:
         next(outcomes)
 
 
-def test_leaving_early_cancels_the_call(client: Client, server: FakeServer) -> None:
-    """Leaving the loop cancels the call and leaves no thread behind."""
+def test_leaving_early_ends_the_call(client: Client, server: FakeServer) -> None:
+    """Leaving the loop ends the call at the server and leaves no thread behind."""
     before = client_threads()
     for outcome in client.explain_stream(map(b"%d".__mod__, itertools.count())):
         if outcome.unwrap().top.index == 10:
             break
-    assert eventually(server.cancelled.is_set)
+    assert eventually(server.stream_over.is_set)
     assert eventually(lambda: client_threads() <= before)
 
 

@@ -15,7 +15,8 @@ from typing import Protocol
 
 from gradcam_server.domain.batch_sizes import plan_batch
 from gradcam_server.domain.schedule import Urgency
-from gradcam_server.engine.scheduling import Batch, QueuedItem, Scheduler
+from gradcam_server.engine.batches import Batch, QueuedItem
+from gradcam_server.engine.scheduling import Scheduler
 
 _ONLINE = Urgency()
 

@@ -20,7 +20,8 @@ from time import perf_counter
 from typing import Generic, NoReturn, Protocol, TypeVar
 
 from gradcam_server.domain.schedule import Answer, BatchReport, DispatchReason, OnDispatch, Urgency
-from gradcam_server.engine.scheduling import Batch, QueuedItem, Runner, Scheduler
+from gradcam_server.engine.batches import Batch, QueuedItem, Runner
+from gradcam_server.engine.scheduling import Scheduler
 
 logger = logging.getLogger(__name__)
 

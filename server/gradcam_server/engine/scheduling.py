@@ -35,111 +35,18 @@ other batch goes.
 """
 
 import heapq
-import math
 from collections import deque
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Generic, Protocol, TypeVar
+from typing import Generic
 
-from gradcam_server.domain.fair_shares import Charge, FairShares
-from gradcam_server.domain.schedule import DispatchReason, Urgency
-from gradcam_server.errors import DeadlineError, QueueFullError
+from gradcam_server.domain.fair_shares import FairShares
+from gradcam_server.domain.schedule import DispatchReason
+from gradcam_server.engine.batches import Batch, ItemT, Rank, RunnerT
+from gradcam_server.engine.device_account import DeviceAccount
 
 _MAX_CREDIT_S = 0.5
-_RETRY_AFTER_S = 0.5
 # The device time that an item is expected to take if its runner was never timed.
 _MIN_ITEM_S = 1e-3
-# Over how many batches the properties of a device are averaged.
-_RECENT_BATCHES = 64
-_PACE_BATCHES = 8
-
-_Rank = tuple[bool, int]
-
-
-class Runner(Hashable, Protocol):
-    """The properties of a compiled graph that the policy needs."""
-
-    def plan(self, waiting: int, busy: float = 1.0) -> tuple[int, int]:
-        """Returns how many of ``waiting`` items to take, and the padded size to run.
-
-        ``busy`` is the part of the recent time in which the device had a batch, 0 to 1.
-        """
-        ...
-
-    @property
-    def background(self) -> bool:
-        """Whether its batches leave the devices to others, but for their share."""
-        ...
-
-    @property
-    def max_batch_size(self) -> int:
-        """The maximum number of items in a batch."""
-        ...
-
-    @property
-    def min_s(self) -> float:
-        """Seconds that its quickest batch takes."""
-        ...
-
-    def expected_s(self, padded_size: int) -> float:
-        """Seconds that a batch of a padded size is expected to take."""
-        ...
-
-    @property
-    def depth(self) -> int:
-        """How many batches may be in flight on a device while one of its batches is."""
-        ...
-
-    @property
-    def device_count(self) -> int:
-        """How many devices it can run on, counted from the first."""
-        ...
-
-    @property
-    def has_streams(self) -> bool:
-        """Whether the devices after the first are streams of the first."""
-        ...
-
-
-@dataclass(slots=True, eq=False)
-class QueuedItem:
-    """An item that waits.
-
-    Attributes:
-        urgency: When it must be computed.
-        queued_at: When it was added.
-        order: Its order among items of equal urgency; the smallest goes first. The scheduler
-            sets it.
-    """
-
-    urgency: Urgency
-    queued_at: float
-    order: tuple[float, float] = field(default=(0.0, 0.0), init=False)
-
-    @property
-    def abandoned(self) -> bool:
-        """Whether no caller waits for its output any more."""
-        return False
-
-    def expired(self, now: float, min_s: float) -> Exception | None:
-        """Returns why the item is too late to compute in ``min_s`` seconds, or None."""
-        deadline, start_by = self.urgency.deadline, self.urgency.start_by
-        if deadline is not None and now + min_s > deadline:
-            waited_ms, left_ms = (now - self.queued_at) * 1e3, max(deadline - now, 0) * 1e3
-            return DeadlineError(
-                f"the deadline cannot be met: after {waited_ms:.0f} ms in the queue "
-                f"{left_ms:.0f} ms were left"
-            )
-        if start_by is not None and now > start_by:
-            waited_ms = (now - self.queued_at) * 1e3
-            message = f"still waiting after {waited_ms:.0f} ms in the queue; try again later"
-            return QueueFullError(message, _RETRY_AFTER_S)
-        return None
-
-
-RunnerT = TypeVar("RunnerT", bound=Runner)
-ItemT = TypeVar("ItemT", bound=QueuedItem)
 
 
 class _Lane(Generic[RunnerT, ItemT]):
@@ -151,7 +58,7 @@ class _Lane(Generic[RunnerT, ItemT]):
 
     __slots__ = ("queue", "rank", "runner")
 
-    def __init__(self, runner: RunnerT, rank: _Rank) -> None:
+    def __init__(self, runner: RunnerT, rank: Rank) -> None:
         self.runner, self.rank = runner, rank
         self.queue: deque[ItemT] = deque()
 
@@ -163,110 +70,6 @@ class _Lane(Generic[RunnerT, ItemT]):
     def item_s(self) -> float:
         """Seconds of a device that an item is expected to take."""
         return max(self.runner.min_s, _MIN_ITEM_S)
-
-
-@dataclass(frozen=True, slots=True)
-class Batch(Generic[RunnerT, ItemT]):
-    """A batch that goes to a device.
-
-    Attributes:
-        runner: Its runner.
-        items: The items, in the order in which they go; at most ``padded_size``.
-        padded_size: The batch size to run.
-        device: The index of the device, on which it is in flight until ``finish``.
-        reason: Why the batch goes now.
-        rank: Among which lanes its callers have fair shares.
-        charges: The device time charged to the caller of each item.
-    """
-
-    runner: RunnerT
-    items: Sequence[ItemT]
-    padded_size: int
-    device: int
-    reason: DispatchReason
-    rank: _Rank
-    charges: Sequence[Charge]
-
-
-@dataclass(frozen=True, slots=True)
-class _InFlight(Generic[RunnerT, ItemT]):
-    """A batch on a device.
-
-    Attributes:
-        expected_s: Seconds that it is expected to take alone.
-        is_behind: Whether another batch was in flight when it started.
-        idle_s: For how long the device had been idle when it started, in seconds.
-    """
-
-    batch: Batch[RunnerT, ItemT]
-    expected_s: float
-    is_behind: bool
-    idle_s: float
-
-
-class _Device(Generic[RunnerT, ItemT]):
-    """A device.
-
-    Attributes:
-        in_flight: Its batches, oldest first.
-        gather_until: Until when a batch that is not full waits, as the device has enough to do.
-    """
-
-    __slots__ = ("_busy_s", "_free_at", "_idle_s", "_pace", "gather_until", "in_flight")
-
-    def __init__(self) -> None:
-        self.in_flight: list[_InFlight[RunnerT, ItemT]] = []
-        self.gather_until = self._free_at = -math.inf
-        # The time that a batch adds behind another, by the time that it takes alone.
-        self._pace = 1.0
-        self._busy_s = self._idle_s = 0.0
-
-    @property
-    def busy(self) -> float:
-        """The part of the recent time in which the device had a batch."""
-        return 1 - self._idle_s / max(self._busy_s + self._idle_s, 1e-9)
-
-    def has_room(self, depth: int) -> bool:
-        """Whether a batch of a runner of this depth may join the batches in flight."""
-        return len(self.in_flight) < min(depth, self._depth)
-
-    def must_drain(self, depth: int) -> bool:
-        """Whether a batch of this depth has no room only because deeper batches are in flight."""
-        return depth <= len(self.in_flight) < self._depth
-
-    def start(self, batch: Batch[RunnerT, ItemT], now: float) -> None:
-        """Adds a batch."""
-        expected_s = batch.runner.expected_s(batch.padded_size)
-        is_behind = bool(self.in_flight)
-        idle_s = 0.0 if is_behind or self._free_at == -math.inf else now - self._free_at
-        self.in_flight.append(_InFlight(batch, expected_s, is_behind, idle_s))
-        self._free_at = max(now + expected_s, self._free_at + self._pace * expected_s)
-        self._gather(expected_s)
-
-    def finish(self, batch: Batch[RunnerT, ItemT], seconds: float, now: float) -> None:
-        """Removes a batch, and expects anew when the batches behind it end."""
-        for entry in self.in_flight:
-            if entry.batch is batch:
-                self._learn(entry, seconds)
-        self.in_flight = [entry for entry in self.in_flight if entry.batch is not batch]
-        self._free_at = now + self._pace * sum(entry.expected_s for entry in self.in_flight)
-        self._gather(self.in_flight[-1].expected_s if self.in_flight else math.inf)
-
-    def _gather(self, last_s: float) -> None:
-        self.gather_until = self._free_at - last_s / 2
-
-    def _learn(self, ended: _InFlight[RunnerT, ItemT], seconds: float) -> None:
-        """Averages over recent batches. A pause counts at most as much as these batches."""
-        kept = 1 - 1 / _RECENT_BATCHES
-        self._busy_s = kept * self._busy_s + seconds
-        self._idle_s = kept * self._idle_s + min(ended.idle_s, _RECENT_BATCHES * seconds)
-        if ended.is_behind:
-            pace = min(seconds / max(ended.expected_s, 1e-9), 1.0)
-            self._pace += (pace - self._pace) / _PACE_BATCHES
-
-    @property
-    def _depth(self) -> float:
-        return min((entry.batch.runner.depth for entry in self.in_flight), default=math.inf)
 
 
 class Scheduler(Generic[RunnerT, ItemT]):
@@ -290,8 +93,8 @@ class Scheduler(Generic[RunnerT, ItemT]):
         self._background_share = background_share
         self._background_credit_s = 0.0
         self._lanes: dict[tuple[RunnerT, int], _Lane[RunnerT, ItemT]] = {}
-        self._shares: dict[_Rank, FairShares] = {}
-        self._devices = [_Device[RunnerT, ItemT]() for _ in range(device_count)]
+        self._shares: dict[Rank, FairShares] = {}
+        self._devices = [DeviceAccount[RunnerT, ItemT]() for _ in range(device_count)]
         self._is_draining = False
         self._in_streams = 0  # batches
 
@@ -414,7 +217,7 @@ class Scheduler(Generic[RunnerT, ItemT]):
         equals = (lane for lane in candidates if lane.rank == rank)
         return min(equals, key=lambda lane: min(item.order for item in lane.queue))
 
-    def _set_order(self, rank: _Rank) -> None:
+    def _set_order(self, rank: Rank) -> None:
         """Gives the items of a rank their order among callers."""
         queued = []
         for lane in self._lanes.values():
@@ -498,7 +301,7 @@ class Scheduler(Generic[RunnerT, ItemT]):
             return DispatchReason.FULL
         return DispatchReason.DELAY if self._max_queue_delay_s else DispatchReason.IDLE
 
-    def _forget_idle(self, rank: _Rank) -> None:
+    def _forget_idle(self, rank: Rank) -> None:
         shares = self._shares.get(rank)
         if shares is not None and not shares.caller_count:
             del self._shares[rank]

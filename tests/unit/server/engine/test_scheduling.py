@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from gradcam_server.domain.schedule import DispatchReason, Urgency
-from gradcam_server.engine.scheduling import Batch, QueuedItem, Scheduler
+from gradcam_server.engine.batches import Batch, QueuedItem
+from gradcam_server.engine.scheduling import Scheduler
 from gradcam_server.errors import DeadlineError, QueueFullError
 
 ONLINE = Urgency()

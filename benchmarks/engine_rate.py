@@ -49,6 +49,9 @@ class Counter:
     def beat(self, pid: int, heartbeat: Heartbeat) -> None:
         """Does nothing."""
 
+    def catalog_changed(self, pid: int) -> None:
+        """Does nothing."""
+
 
 async def fill(connection: int, shared_fd: int, at_once: int) -> None:
     """Keeps images in work until this process is killed."""

@@ -17,7 +17,7 @@ class ThroughputEngine(Engine):
 
     def _compile(self, key: GraphKey) -> CompiledGraph:
         graph = super()._compile(key)
-        return graph.up_to(best_size(graph))
+        return graph.up_to(best_size(graph)).divided()
 
 
 def best_size(graph: CompiledGraph) -> int:

@@ -109,8 +109,9 @@ def _check(config: ServeConfig) -> None:
     engine.warm_up()
     for model in engine.catalog.models:
         click.echo(f"{model.id}: {model.weights}, {len(model.labels)} classes, ready to be served")
-        for key, graph in engine.warm.items():
+        for key, whole in engine.warm.items():
             if key.model == model.id:
+                graph = whole.divided()
                 times = ", ".join(f"{size}: {s * 1e3:.1f}" for size, s in graph.cost_s.items())
                 streams = f" in {graph.stream_count} streams" if graph.has_streams else ""
                 by = f"{graph.compiler}{streams}"

@@ -6,6 +6,7 @@ batches         runners, the items that wait for them, and batches
 device_account  the batches in flight on a device
 scheduling      the policy of batching: which batch goes next
 batcher         runs the batches
+exclusive       runs measurements between batches
 sources         where graphs come from: models or exports
 ipc             the engine in a process of its own
 """

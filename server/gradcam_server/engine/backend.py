@@ -13,6 +13,7 @@ from gradcam_server.domain.catalog import Catalog
 from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphOutput
 from gradcam_server.domain.schedule import Answer, BatchReport, OnDispatch, Urgency
 from gradcam_server.engine.batcher import Batcher, BatchRunner, Job
+from gradcam_server.engine.exclusive import Exclusive, ExclusiveRunner
 
 if TYPE_CHECKING:
     from gradcam_server.engine.engine import Engine
@@ -66,14 +67,21 @@ class Backend(Protocol):
 class LocalBackend:
     """An engine in this process. Must be made, used and closed on one event loop.
 
+    It answers at once. The streams of warm graphs are compiled in the background.
+
     Args:
         config: The settings.
         engine: The models and graphs; closed with the backend.
         on_batch: Called after every batch.
+        on_change: Called when the catalog has changed.
     """
 
     def __init__(
-        self, config: ServeConfig, engine: Engine, on_batch: OnBatch | None = None
+        self,
+        config: ServeConfig,
+        engine: Engine,
+        on_batch: OnBatch | None = None,
+        on_change: Callable[[], None] | None = None,
     ) -> None:
         self._engine = engine
         self._on_batch = on_batch
@@ -83,7 +91,9 @@ class LocalBackend:
             self._report,
             engine.device_count,
         )
+        self._exclusive = Exclusive(self._batcher)
         self._compiling: set[asyncio.Task[None]] = set()
+        self._adding_streams = asyncio.create_task(engine.add_streams(self._exclusive, on_change))
 
     @property
     def catalog(self) -> Catalog:
@@ -150,9 +160,11 @@ class LocalBackend:
         """Stops after the batches that are running."""
         for task in self._compiling:
             task.cancel()
+        self._adding_streams.cancel()
+        self._exclusive.close()
         await self._batcher.close()
         self._engine.close()
 
     def _report(self, runner: BatchRunner[GraphItem, GraphOutput], batch: BatchReport) -> None:
-        if self._on_batch is not None:
+        if self._on_batch is not None and not isinstance(runner, ExclusiveRunner):
             self._on_batch(cast("CompiledGraph", runner).key.model, batch)

@@ -17,7 +17,12 @@ from gradcam_server.domain.requests import Method, ScoreType
 from gradcam_server.domain.warm import parse_warm, warm_option
 from gradcam_server.engine.sources.base import GraphSource, open_source
 from gradcam_server.errors import ExplanationServerError, InvalidRequestError, StartupError
-from gradcam_server.graphs.executable import CompilationCounter, CompiledGraph
+from gradcam_server.graphs.executable import (
+    CompilationCounter,
+    CompiledGraph,
+    RunAlone,
+    at_once,
+)
 from gradcam_server.graphs.threads import max_streams, set_compute_threads
 
 logger = logging.getLogger(__name__)
@@ -80,6 +85,7 @@ class Engine:
         self._counter = CompilationCounter()
         self._warm: dict[GraphKey, CompiledGraph] = {}
         self._extra: OrderedDict[GraphKey, _Extra] = OrderedDict()
+        self._run_alone: RunAlone = at_once
         # A graph that requests wait for does not wait for graphs that replace others.
         self._first_compiler = ThreadPoolExecutor(1, thread_name_prefix="first-compiler")
         self._compiler = ThreadPoolExecutor(1, thread_name_prefix="compiler")
@@ -89,6 +95,7 @@ class Engine:
         for spec in model_specs(config):
             self._sources[spec.id] = open_source(spec, config, self._counter)
         self._served = [source.served for source in self._sources.values()]
+        self._update_catalog()
 
     @property
     def sources(self) -> Mapping[str, GraphSource]:
@@ -108,14 +115,11 @@ class Engine:
     @property
     def catalog(self) -> Catalog:
         """The models, and the graphs that are warm."""
-        config = self._config
-        return Catalog(
-            tuple(self._served), tuple(self._warm), config.batch_sizes, config.max_targets
-        )
+        return self._catalog
 
     @property
     def warm(self) -> Mapping[GraphKey, CompiledGraph]:
-        """The graphs that were compiled while warming up."""
+        """The graphs that were compiled while warming up; with their streams, once these are."""
         return self._warm
 
     def warm_up(self) -> None:
@@ -130,6 +134,41 @@ class Engine:
                 self._warm[key] = self._compile(key)
             except InvalidRequestError as error:
                 raise StartupError(str(error)) from error
+        self._update_catalog()
+
+    async def add_streams(
+        self, run_alone: RunAlone, on_change: Callable[[], None] | None = None
+    ) -> None:
+        """Compiles the streams of the warm graphs, on a thread, and later those of other graphs.
+
+        Meanwhile requests are answered by the whole CPU.
+
+        Args:
+            run_alone: Runs what may not run beside a batch; called on that thread.
+            on_change: Called on the event loop when the catalog has changed.
+        """
+        self._run_alone = run_alone
+        for key, whole in list(self._warm.items()):
+            divided = await self._divide(key, whole)
+            if divided is whole:
+                continue
+            self._warm[key] = divided  # images that wait or run keep the whole CPU
+            self._update_catalog()
+            if on_change is not None:
+                on_change()
+
+    async def _divide(self, key: GraphKey, whole: CompiledGraph) -> CompiledGraph:
+        """Returns a graph with its streams, or as it is if it has none."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._compiler, whole.divided, self._run_alone)
+        except Exception as error:  # noqa: BLE001 - the whole CPU still answers
+            logger.warning("%s goes on without streams: %s", key, error)
+            return whole
+
+    def _update_catalog(self) -> None:
+        """Describes the models by their warm graphs."""
+        config = self._config
         graphs: dict[str, CompiledGraph] = {}
         for key, graph in self._warm.items():  # those of the default layer come first
             graphs.setdefault(key.model, graph)
@@ -141,8 +180,13 @@ class Engine:
                 alone_s=graphs[model.id].min_s,
                 image_s=graphs[model.id].image_s,
             )
+            if model.id in graphs
+            else model
             for model in self._served
         ]
+        self._catalog = Catalog(
+            tuple(self._served), tuple(self._warm), config.batch_sizes, config.max_targets
+        )
 
     def warm_keys(self) -> list[GraphKey]:
         """Returns the graphs to compile before serving; the default model's default graph first.
@@ -209,18 +253,24 @@ class Engine:
                 del self._extra[key]
             raise
         extra.graph = graph
-        improves = self._first_use is FirstUse.SOONEST_THEN_FASTEST and not is_fastest
+        improves = self._first_use is FirstUse.SOONEST_THEN_FASTEST
         if improves and self._extra.get(key) is extra:
-            extra.better = asyncio.create_task(self._improve(key, extra))
+            extra.better = asyncio.create_task(self._improve(key, extra, graph, is_fastest))
         return graph
 
-    async def _improve(self, key: GraphKey, extra: _Extra) -> None:
+    async def _improve(
+        self, key: GraphKey, extra: _Extra, graph: CompiledGraph, is_fastest: bool
+    ) -> None:
         """Replaces a graph for later requests; items that wait or run keep the first."""
         loop = asyncio.get_running_loop()
-        try:
-            extra.graph = await loop.run_in_executor(self._compiler, self._compile, key)
-        except Exception as error:  # noqa: BLE001 - the first graph still answers
-            logger.warning("%s goes on as it was compiled first: %s", key, error)
+        if not is_fastest:
+            try:
+                graph = await loop.run_in_executor(self._compiler, self._compile, key)
+            except Exception as error:  # noqa: BLE001 - the first graph still answers
+                logger.warning("%s goes on as it was compiled first: %s", key, error)
+                return
+            extra.graph = graph
+        extra.graph = await self._divide(key, graph)
 
     @contextmanager
     def _reporting_if_slow(self, key: GraphKey) -> Iterator[None]:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from gradcam_server.domain.graph_io import GraphKey
 from gradcam_server.domain.options import Compiler
-from gradcam_server.graphs.executable import Executable, Executables
+from gradcam_server.graphs.executable import Divide, Executable, Executables
 from gradcam_server.graphs.timing import noise_batch, quickest_s
 
 _TIMED_RUNS = 2
@@ -22,13 +22,13 @@ class Executed:
         executables: Executables by batch size, of each device.
         cost_s: Seconds that a batch of each size takes on the first device.
         depth: How many batches may be in flight on a device.
-        stream_cost_s: See ``CompiledGraph``.
+        divide: See ``CompiledGraph``.
     """
 
     executables: Sequence[Mapping[int, Executables]]
     cost_s: Mapping[int, float]
     depth: int = 1
-    stream_cost_s: Mapping[int, float] | None = None
+    divide: Divide | None = None
 
 
 class LoadedGraphs(Protocol):

@@ -17,6 +17,7 @@ from gradcam_server.exports.manifest import ExportedGraph, Manifest
 from gradcam_server.graphs.compilers.openvino_runtime import CpuModel, openvino, read_model
 from gradcam_server.graphs.compilers.streams import StreamTuner
 from gradcam_server.graphs.compilers.timing_cache import open_timing_cache
+from gradcam_server.graphs.executable import Division, RunAlone
 from gradcam_server.graphs.timing import noise_batch
 
 logger = logging.getLogger(__name__)
@@ -60,13 +61,13 @@ class OpenVinoGraphs:
         exported = {batch: _interpolate(graph.cost_s, batch) for batch in batch_sizes}
         cost_s = {batch: exported[batch] * seconds / exported[size] for batch in batch_sizes}
         name = repr((graph.key, manifest.sha256.get(graph.file), manifest.precision))
-        division = self._streams.divide(
-            *(name, model, cost_s, partial(noise_batch, graph.key, manifest.input_size, 1))
-        )
-        executables = [model.whole, *division.executables]
-        return Executed(
-            [dict.fromkeys(batch_sizes, executables)], cost_s, stream_cost_s=division.cost_s
-        )
+        make_batch = partial(noise_batch, graph.key, manifest.input_size, 1)
+
+        def divide(run_alone: RunAlone) -> Division:
+            return self._streams.divide(name, model, cost_s, make_batch, run_alone)
+
+        executables = (model.whole,)
+        return Executed([dict.fromkeys(batch_sizes, executables)], cost_s, divide=divide)
 
 
 def _interpolate(cost_s: Mapping[int, float], size: int) -> float:

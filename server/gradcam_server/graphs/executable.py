@@ -3,7 +3,8 @@
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,38 @@ Executables = Sequence[Executable]
 are its streams: they run side by side, each on a part of its threads.
 """
 
+
+class RunAlone(Protocol):
+    """Runs a function while the device computes no batch, and returns its result.
+
+    It is called on a thread that may wait.
+    """
+
+    def __call__(self, work: Callable[[], T], /) -> T:
+        """Waits until the device is free, and runs the function."""
+        ...
+
+
+def at_once(work: Callable[[], T], /) -> T:
+    """Runs a function: the ``RunAlone`` of a device that has no batches yet."""
+    return work()
+
+
+@dataclass(frozen=True)
+class Division:
+    """The streams of a graph.
+
+    Attributes:
+        executables: One for each stream, for all batch sizes; none if there is but the whole CPU.
+        cost_s: Seconds that a batch of each size takes in a stream while the others run, too.
+    """
+
+    executables: Executables = ()
+    cost_s: Mapping[int, float] = field(default_factory=dict)
+
+
+Divide = Callable[[RunAlone], Division]
+"""Compiles the streams of a graph, and measures before how many are the fastest."""
 
 # The greatest difference of two answers, as a part of the greatest value.
 _ROUNDING = 0.05
@@ -82,6 +115,7 @@ class CompiledGraph:
         depth: How many batches may be in flight on a device (``CompilerRow.depths``).
         stream_cost_s: Seconds that a batch of each size takes in a stream while the others run,
             too; without it, as on the whole device.
+        divide: Compiles its streams, for ``divided``; None if it can have none.
     """
 
     def __init__(
@@ -94,8 +128,10 @@ class CompiledGraph:
         other_devices: Sequence[Mapping[int, Executables]] = (),
         depth: int = 1,
         stream_cost_s: Mapping[int, float] | None = None,
+        divide: Divide | None = None,
     ) -> None:
         self.key, self.compiler, self.depth = key, compiler, depth
+        self._divide = divide
         self._image_shape = (input_size[0], input_size[1], 3)
         self._executables, self._cost_s, self._other_devices = executables, cost_s, other_devices
         self._stream_cost_s = stream_cost_s
@@ -140,11 +176,33 @@ class CompiledGraph:
         """Whether its batches give way to those of other graphs."""
         return self.key.perturbed
 
+    def divided(self, run_alone: RunAlone = at_once) -> "CompiledGraph":
+        """Compiles the streams. Takes seconds if their number is measured, too.
+
+        Meanwhile this graph may answer requests; no batch of it may run while ``run_alone`` does.
+
+        Args:
+            run_alone: Runs what is measured.
+
+        Returns:
+            The graph with its streams; this graph if it has none.
+        """
+        if self._divide is None:
+            return self
+        division, self._divide = self._divide(run_alone), None
+        if not division.executables:
+            return self
+        executables = {
+            size: (*of_size, *division.executables) for size, of_size in self._executables.items()
+        }
+        stream_cost_s = {size: division.cost_s[size] for size in self._cost_s}
+        return self._with(executables, self._cost_s, (), stream_cost_s)
+
     def with_devices_of(self, copies: Sequence["CompiledGraph"]) -> "CompiledGraph":
         """Returns the graph that runs on its own device and on those of its copies."""
         return self._with(
             *(self._executables, self._cost_s, [copy._executables for copy in copies]),
-            self._stream_cost_s,
+            *(self._stream_cost_s, None if copies else self._divide),
         )
 
     def up_to(self, batch_size: int) -> "CompiledGraph":
@@ -155,7 +213,10 @@ class CompiledGraph:
 
         other_devices = [kept(executables) for executables in self._other_devices]
         stream_cost_s = kept(self._stream_cost_s) if self._stream_cost_s else None
-        return self._with(kept(self._executables), kept(self._cost_s), other_devices, stream_cost_s)
+        return self._with(
+            *(kept(self._executables), kept(self._cost_s), other_devices, stream_cost_s),
+            self._divide,
+        )
 
     def _with(
         self,
@@ -163,10 +224,11 @@ class CompiledGraph:
         cost_s: Mapping[int, float],
         other_devices: Sequence[Mapping[int, Executables]],
         stream_cost_s: Mapping[int, float] | None,
+        divide: Divide | None = None,
     ) -> "CompiledGraph":
         return CompiledGraph(
             *(self.key, self._image_shape[:2], self.compiler, executables, cost_s, other_devices),
-            *(self.depth, stream_cost_s),
+            *(self.depth, stream_cost_s, divide),
         )
 
     @property

@@ -101,7 +101,7 @@ class Pipeline:
         self._many_pass = ManyPass(backend)
         self._sampler = FaithfulnessSampler(backend, config.sample_share, report_faithfulness)
         self._workers = Workers(config.worker_threads)
-        self._resolve = Resolver(backend.catalog, config)
+        self._resolve = Resolver(config)
 
     @property
     def queue_lengths(self) -> dict[str, int]:
@@ -140,7 +140,7 @@ class Pipeline:
         async with _in_time(min(deadlines, default=None)):
             if not wait:
                 claim.receive(message_bytes(sum(map(image_bytes, requests))))
-            resolved = [self._resolve(request) for request in requests]
+            resolved = [self._resolve(request, self._backend.catalog) for request in requests]
             needs = [
                 await self._need(request, its_resolved)
                 for request, its_resolved in zip(requests, resolved, strict=True)
@@ -173,7 +173,7 @@ class Pipeline:
         """
         hold = uncounted() if reserved is None else reserved.hold
         if reserved is None or reserved.pipeline is not self:  # there was a reload in between
-            resolved = self._resolve(request)
+            resolved = self._resolve(request, self._backend.catalog)
         else:
             resolved = reserved.resolved
         progress = progress or Progress()

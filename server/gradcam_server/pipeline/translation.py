@@ -118,20 +118,22 @@ class Resolver:
     """Resolves requests. It remembers the latest options, which most requests share.
 
     Args:
-        catalog: The models and their graphs.
         config: The settings.
     """
 
-    def __init__(self, catalog: Catalog, config: ServeConfig) -> None:
-        self._catalog, self._config = catalog, config
+    def __init__(self, config: ServeConfig) -> None:
+        self._catalog: Catalog | None = None
+        self._config = config
         self._known: dict[tuple[object, ...], Resolved] = {}
 
-    def __call__(self, request: ExplainRequest) -> Resolved:
+    def __call__(self, request: ExplainRequest, catalog: Catalog) -> Resolved:
         """Finds the model, layers and classes of a request, as ``resolve``."""
+        if catalog is not self._catalog:
+            self._catalog, self._known = catalog, {}
         options = _options(request)
         resolved = self._known.get(options)
         if resolved is None:
-            resolved = resolve(request, self._catalog, self._config)
+            resolved = resolve(request, catalog, self._config)
             if not _is_short(request):
                 return resolved
             if len(self._known) == _MAX_KNOWN:

@@ -87,6 +87,11 @@ class Supervisor:
         self._metrics.retried_as_singles(heartbeat.failed_batch_count - self._failed_batch_count)
         self._failed_batch_count = heartbeat.failed_batch_count
 
+    def catalog_changed(self, pid: int) -> None:
+        """Passes the models of an engine on to the metrics, unless the engine was replaced."""
+        if self._backend is not None and self._backend.pid == pid:
+            self._tell_models(self._backend)
+
     async def start(self, spawned: SpawnedEngine | None = None) -> None:
         """Starts the engine.
 
@@ -190,15 +195,17 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
 
     def _tell_metrics(self, config: ServeConfig, backend: RemoteBackend) -> None:
-        models = backend.catalog.models
+        self._tell_models(backend)
+        self._metrics.set_build(__version__, backend.tensorflow_version)
+        self._metrics.set_engine_up(True)
+        limit = config.max_queue_length * len(backend.catalog.models)
+        self._metrics.watch_queues(lambda: self.queue_lengths, limit)
+        self._metrics.watch_worker_threads(lambda: self.thread_counts)
+
+    def _tell_models(self, backend: RemoteBackend) -> None:
         self._metrics.set_models(
             ModelInfo(
                 model.id, model.weights, model.default_layer, model.compiler, str(model.streams)
             )
-            for model in models
+            for model in backend.catalog.models
         )
-        self._metrics.set_build(__version__, backend.tensorflow_version)
-        self._metrics.set_engine_up(True)
-        limit = config.max_queue_length * len(models)
-        self._metrics.watch_queues(lambda: self.queue_lengths, limit)
-        self._metrics.watch_worker_threads(lambda: self.thread_counts)

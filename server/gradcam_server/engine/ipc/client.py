@@ -12,6 +12,7 @@ from gradcam_server.domain.graph_io import GraphItem, GraphKey, GraphOutput
 from gradcam_server.domain.schedule import Answer, OnDispatch, Urgency
 from gradcam_server.engine.ipc.messages import (
     Cancel,
+    CatalogChanged,
     Compute,
     GarbledError,
     Heartbeat,
@@ -157,6 +158,8 @@ class EngineConnection:
         match message:
             case Progress() as progress:
                 self._progress(progress)
+            case CatalogChanged(catalog):
+                self._catalog = catalog
             case Heartbeat() as heartbeat:
                 self.heartbeat = heartbeat
                 self._compilation_count = heartbeat.compilation_count

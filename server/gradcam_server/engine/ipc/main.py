@@ -26,6 +26,7 @@ from gradcam_server.engine.ipc.messages import (
     Answers,
     BatchRan,
     Cancel,
+    CatalogChanged,
     Compute,
     Heartbeat,
     Join,
@@ -215,7 +216,7 @@ class _Process:
 
         # Exports run without TensorFlow.
         self._tf: Any = sys.modules.get("tensorflow")
-        self._backend = LocalBackend(message.config, engine, self._batch_ran)
+        self._backend = LocalBackend(message.config, engine, self._batch_ran, self._catalog_changed)
         sizes = [math.prod(model.input_size) for model in self._backend.catalog.models]
         self._image_bytes = 3 * max(sizes, default=1)
         self._fd_socket = fd_socket
@@ -256,6 +257,10 @@ class _Process:
 
     def _batch_ran(self, model: str, batch: BatchReport) -> None:
         send(self._front_ends[0].writer, BatchRan(model, batch))
+
+    def _catalog_changed(self) -> None:
+        for front_end in self._front_ends:
+            send(front_end.writer, CatalogChanged(self._backend.catalog))
 
     async def _beat(self) -> None:
         while True:

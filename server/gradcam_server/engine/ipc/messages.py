@@ -82,6 +82,13 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
+class CatalogChanged:
+    """The models are served in another way: graphs have their streams."""
+
+    catalog: Catalog
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """The engine cannot start as configured."""
 

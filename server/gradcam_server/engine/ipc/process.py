@@ -14,6 +14,7 @@ from gradcam_server.engine.ipc.client import EngineConnection, receive_ready
 from gradcam_server.engine.ipc.fd_passing import send_fds
 from gradcam_server.engine.ipc.messages import (
     BatchRan,
+    CatalogChanged,
     GarbledError,
     Heartbeat,
     Join,
@@ -34,6 +35,10 @@ class EngineObserver(Protocol):
 
     def beat(self, pid: int, heartbeat: Heartbeat) -> None:
         """Called with each heartbeat of the engine in a process."""
+        ...
+
+    def catalog_changed(self, pid: int) -> None:
+        """Called when the catalog of the engine in a process has changed."""
         ...
 
 
@@ -145,6 +150,8 @@ class RemoteBackend(EngineConnection):
         match message:
             case BatchRan(model, batch):
                 self._observer.batch_ran(model, batch)
+            case CatalogChanged():
+                self._observer.catalog_changed(self._child.pid)
             case Heartbeat() as heartbeat:
                 self._observer.beat(self._child.pid, heartbeat)
                 if heartbeat.left_count == self._let_in_count:

@@ -123,7 +123,8 @@ class ExportedSource:
         input_size = self._manifest.input_size
         return CompiledGraph(
             *(own_key, input_size, graphs.compiler, first, executed.cost_s, others),
-            *(executed.depth, executed.stream_cost_s),
+            depth=executed.depth,
+            divide=executed.divide,
         )
 
     def _find(self, key: GraphKey) -> int:

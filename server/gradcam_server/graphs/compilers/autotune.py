@@ -17,9 +17,17 @@ from gradcam_server.graphs.compilers.base import (
     find_candidates,
     find_compiler,
 )
-from gradcam_server.graphs.compilers.streams import Divisible, Division, StreamTuner
+from gradcam_server.graphs.compilers.streams import Divisible, StreamTuner
 from gradcam_server.graphs.compilers.timing_cache import TimingCache
-from gradcam_server.graphs.executable import Array, CompiledGraph, Executable, Executables
+from gradcam_server.graphs.executable import (
+    Array,
+    CompiledGraph,
+    Divide,
+    Division,
+    Executable,
+    Executables,
+    RunAlone,
+)
 from gradcam_server.graphs.explanation import ExplanationGraph
 from gradcam_server.graphs.timing import noise_batch, quickest_s, seconds_of
 
@@ -48,7 +56,9 @@ def compile_graph(
     timing_cache: TimingCache | None = None,
     streams: StreamTuner | None = None,
 ) -> CompiledGraph:
-    """Traces, compiles and times a graph at all batch sizes. Nothing is compiled after this.
+    """Traces, compiles and times a graph at all batch sizes.
+
+    Nothing is compiled after this but its streams (``CompiledGraph.divided``).
 
     Args:
         graph: The graph.
@@ -116,29 +126,26 @@ class _Trials:
             *(self._graph.key, self._precision, compiler),
             ", ".join(f"{size}: {seconds * 1e3:.1f}" for size, seconds in cost_s.items()),
         )
-        division = self._divide(compiler, cost_s)
-        executables = {
-            size: (*of_size, *division.executables) for size, of_size in executables.items()
-        }
         key, input_size = self._graph.key, self._graph.model.input_size
         depth = COMPILERS[compiler].depth_on(self._graph.model.device or "CPU:0")
         return CompiledGraph(
             *(key, input_size, compiler, executables, cost_s),
             depth=depth,
-            stream_cost_s=division.cost_s,
+            divide=self._divide(compiler, cost_s),
         )
 
-    def _divide(self, compiler: Compiler, cost_s: Mapping[int, float]) -> Division:
-        """Compiles the streams, if the compiler has any."""
-        prepared = self._prepared[compiler]
+    def _divide(self, compiler: Compiler, cost_s: Mapping[int, float]) -> Divide | None:
+        """Returns what compiles the streams, if the compiler has any."""
+        prepared, streams = self._prepared[compiler], self._streams
         # Batches of perturbed images are large: in a stream they would be in the way for long.
-        if self._streams is None or self._graph.key.perturbed:
-            return Division()
-        if not isinstance(prepared, Divisible):
-            return Division()
-        return self._streams.divide(
-            self._cache_key(), prepared, cost_s, partial(_noise, self._graph)
-        )
+        if streams is None or self._graph.key.perturbed or not isinstance(prepared, Divisible):
+            return None
+        name, make_batch = self._cache_key(), partial(_noise, self._graph)
+
+        def divide(run_alone: RunAlone) -> Division:
+            return streams.divide(name, prepared, cost_s, make_batch, run_alone)
+
+        return divide
 
     def _by_speed(self, timing_cache: TimingCache | None) -> list[Compiler]:
         """Returns the compilers that can compile the graph, the fastest first."""

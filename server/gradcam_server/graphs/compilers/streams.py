@@ -6,15 +6,16 @@ less, but one image alone takes longer in a stream. So a graph has both: the who
 images, and streams once more images wait.
 
 The number of streams is measured once for each model, by the first of its graphs, and remembered.
+The whole CPU may answer requests meanwhile: what is timed runs between its batches.
 """
 
 import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -22,7 +23,15 @@ import numpy as np
 from gradcam_server.domain.options import AUTO, ComputeStreams
 from gradcam_server.errors import quote
 from gradcam_server.graphs.compilers.timing_cache import TimingCache
-from gradcam_server.graphs.executable import Array, Executable, Executables, check_alike
+from gradcam_server.graphs.executable import (
+    Array,
+    Division,
+    Executable,
+    Executables,
+    RunAlone,
+    at_once,
+    check_alike,
+)
 from gradcam_server.graphs.threads import compute_threads
 from gradcam_server.graphs.timing import side_by_side_s
 
@@ -58,19 +67,6 @@ class Divisible(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Division:
-    """The streams of a graph.
-
-    Attributes:
-        executables: One for each stream; none if there is but the whole CPU.
-        cost_s: Seconds that a batch of each size takes in a stream while the others run, too.
-    """
-
-    executables: Executables = ()
-    cost_s: Mapping[int, float] = field(default_factory=dict)
-
-
 class StreamTuner:
     """Chooses the streams of a model. Its methods may be called from several threads.
 
@@ -94,6 +90,7 @@ class StreamTuner:
         model: Divisible,
         cost_s: Mapping[int, float],
         make_batch: Callable[[int], Sequence[Array]],
+        run_alone: RunAlone = at_once,
     ) -> Division:
         """Compiles the streams of a graph; the first graph decides how many.
 
@@ -104,16 +101,22 @@ class StreamTuner:
             model: The graph.
             cost_s: Seconds that a batch of each size takes on the whole CPU.
             make_batch: Makes inputs for a batch size.
+            run_alone: Runs each step that is timed, and each that uses the whole CPU's executable.
+
+        Raises:
+            concurrent.futures.CancelledError: ``run_alone`` runs nothing more.
         """
         with self._lock:
             try:
                 if self._chosen is None:
-                    self._chosen = self._choose(name, model, cost_s, make_batch)
+                    self._chosen = self._choose(name, model, cost_s, make_batch, run_alone)
                 count, slowdown = self._chosen
                 if count == 1:
                     return Division()
                 executables = model.divide(count)
-                _check(model.whole, executables, make_batch(min(cost_s)))
+                _check(model.whole, executables, make_batch(min(cost_s)), run_alone)
+            except CancelledError:
+                raise
             except Exception as error:  # noqa: BLE001 - the whole CPU is always there
                 logger.warning("%s has no streams: %s", self._model, quote(error))
                 self._chosen = 1, {}
@@ -131,6 +134,7 @@ class StreamTuner:
         model: Divisible,
         cost_s: Mapping[int, float],
         make_batch: Callable[[int], Sequence[Array]],
+        run_alone: RunAlone,
     ) -> tuple[int, Mapping[int, float]]:
         """Returns the number of streams, and by batch size how much slower one is than the CPU."""
         threads = compute_threads()
@@ -141,7 +145,7 @@ class StreamTuner:
         times = _read(self._timing_cache.get(key)) if self._timing_cache else {}
         is_cached = bool(times)
         if not is_cached:
-            times = measure(model, counts, cost_s, make_batch)
+            times = measure(model, counts, cost_s, make_batch, run_alone)
             if self._timing_cache:
                 found = {f"{count}x{size}": took for (count, size), took in times.items()}
                 self._timing_cache.put(key, found)
@@ -163,6 +167,7 @@ def measure(
     counts: Sequence[int],
     cost_s: Mapping[int, float],
     make_batch: Callable[[int], Sequence[Array]],
+    run_alone: RunAlone = at_once,
 ) -> dict[tuple[int, int], float]:
     """Times the whole CPU and its streams in turns, all streams at the same time.
 
@@ -174,6 +179,7 @@ def measure(
         counts: Numbers of streams.
         cost_s: Seconds that a batch of each size takes on the whole CPU.
         make_batch: Makes inputs for a batch size.
+        run_alone: Runs each timed run: a request waits for one of them at most.
 
     Returns:
         ``Times``.
@@ -181,21 +187,26 @@ def measure(
     times: dict[tuple[int, int], float] = {}
     batches = {size: make_batch(size) for size in sorted(cost_s)}
     smallest = min(batches)
-    with working_beside():
-        for wanted in counts:
-            streams = model.divide(wanted)
-            candidates = [(1, [model.whole]), (len(streams), streams)]
-            side_by_side_s(streams, batches[smallest])  # the first run prepares
-            left_s = _MAX_S / len(counts)
-            for size, batch in batches.items():
-                left_s -= _ROUNDS * cost_s[size] * (1 + len(streams))
-                if left_s < 0 and size > smallest:
-                    break
-                for _ in range(_ROUNDS):
-                    for count, executables in candidates:
-                        took = side_by_side_s(executables, batch)
-                        times[count, size] = min(took, times.get((count, size), took))
+    for wanted in counts:
+        streams = model.divide(wanted)
+        candidates: list[tuple[int, Executables]] = [(1, [model.whole]), (len(streams), streams)]
+        side_by_side_s(streams, batches[smallest])  # the first run prepares
+        left_s = _MAX_S / len(counts)
+        for size, batch in batches.items():
+            left_s -= _ROUNDS * cost_s[size] * (1 + len(streams))
+            if left_s < 0 and size > smallest:
+                break
+            for _ in range(_ROUNDS):
+                for count, executables in candidates:
+                    took = run_alone(partial(_beside_work_s, executables, batch))
+                    times[count, size] = min(took, times.get((count, size), took))
     return times
+
+
+def _beside_work_s(executables: Executables, batch: Sequence[Array]) -> float:
+    """Returns the seconds of ``side_by_side_s`` beside work that needs no graph."""
+    with working_beside():
+        return side_by_side_s(executables, batch)
 
 
 def rate(times: Times, streams: int) -> float:
@@ -217,13 +228,15 @@ def choose(times: Times, must_divide: bool = False) -> int:
     return max(streams for streams, speed in rates.items() if speed >= (1 - _TOLERANCE) * fastest)
 
 
-def _check(whole: Executable, streams: Executables, batch: Sequence[Array]) -> None:
+def _check(
+    whole: Executable, streams: Executables, batch: Sequence[Array], run_alone: RunAlone
+) -> None:
     """Compares the answers of the streams with the whole CPU's. Their first runs prepare them.
 
     Raises:
         ValueError: The answers differ.
     """
-    expected = whole(*batch)
+    expected = run_alone(partial(whole, *batch))
     with ThreadPoolExecutor(len(streams)) as threads:
         for answers in threads.map(lambda stream: stream(*batch), streams):
             check_alike(expected, answers)

@@ -14,7 +14,7 @@ from gradcam_server.domain.requests import Method, ScoreType
 from gradcam_server.engine.engine import Engine
 from gradcam_server.errors import InvalidRequestError, NotFoundError, StartupError
 from gradcam_server.graphs.compilers import autotune
-from gradcam_server.graphs.executable import CompiledGraph
+from gradcam_server.graphs.executable import CompiledGraph, at_once
 from support.small_model import build_network
 
 DEFAULT, WARM, OTHER, THIRD = "block", "conv3", "conv2", "conv1"
@@ -99,12 +99,14 @@ def test_the_catalog_says_what_auto_chose(
     ("compiler", "wanted", "count"),
     [(Compiler.OPENVINO, 2, 2), (Compiler.OPENVINO, 1, 1), (Compiler.TENSORFLOW, 2, 1)],
 )
-def test_the_catalog_has_the_streams_of_the_model(
+async def test_the_catalog_has_the_streams_of_the_model(
     make: Make, compiler: Compiler, wanted: int, count: int, tmp_path: Path
 ) -> None:
     """Those that were made, not the setting; graphs that are compiled later may have as many."""
     engine = make(compiler=compiler, cache_dir=str(tmp_path), compute_streams=wanted)
     engine.warm_up()
+    assert engine.catalog.models[0].streams == 1
+    await engine.add_streams(at_once)
     assert engine.catalog.models[0].streams == count
     assert engine.device_count == 1 + wanted
 

@@ -157,8 +157,10 @@ def test_an_export_runs_in_streams(tiny: Path, tmp_path: Path, wanted: int, coun
     )
     engine = Engine(settings)
     engine.warm_up()
-    (graph,) = engine.warm.values()
-    assert graph.stream_count == engine.catalog.models[0].streams == count
+    (whole,) = engine.warm.values()
+    assert whole.stream_count == 1
+    graph = whole.divided()
+    assert graph.stream_count == count
     items = [GraphItem(image, [GraphTarget(by_rank(0))]) for image in images()]
     expected = graph.run(items, 4)
     for device in range(1, graph.device_count):

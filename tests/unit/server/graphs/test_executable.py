@@ -8,7 +8,7 @@ import pytest
 from gradcam_server.domain.graph_io import NO_CLASS, GraphItem, GraphKey, GraphTarget, by_rank
 from gradcam_server.domain.options import Compiler
 from gradcam_server.domain.requests import Method, ScoreType
-from gradcam_server.graphs.executable import Array, CompiledGraph
+from gradcam_server.graphs.executable import Array, CompiledGraph, Division
 
 SIZE = (2, 3)
 KEY = GraphKey("m", ("l",), Method.GRAD_CAM, ScoreType.LOGIT, 2)
@@ -79,6 +79,35 @@ def test_streams_are_not_further_devices() -> None:
     assert (single.has_streams, single.stream_count) == (False, 1)
     copied = divided.with_devices_of([divided])
     assert (copied.has_streams, copied.stream_count, copied.device_count) == (False, 1, 2)
+
+
+def divisible(count: int) -> CompiledGraph:
+    """A graph of the whole device that can be divided into streams."""
+    cost_s = {1: 1.0, 4: 2.0}
+    division = Division((Device(),) * count, {1: 3.0, 4: 9.0} if count else {})
+    return CompiledGraph(
+        *(KEY, SIZE, Compiler.OPENVINO, dict.fromkeys(cost_s, (Device(),)), cost_s),
+        divide=lambda _: division,
+    )
+
+
+def test_a_graph_is_divided_later() -> None:
+    """It stays as it is, for the batches that it runs; another graph has the streams, too."""
+    whole = divisible(2)
+    divided = whole.divided()
+    assert (whole.stream_count, divided.stream_count) == (1, 2)
+    assert divided.plan(4) == (1, 1)
+    assert divided.divided() is divided
+    assert divisible(0).divided().stream_count == 1
+
+
+def test_a_graph_can_be_divided_whatever_was_taken_from_it() -> None:
+    """Without large batches, or if there are no further devices; further devices exclude it."""
+    for one in (divisible(2).up_to(1), divisible(2).with_devices_of([])):
+        assert one.divided().stream_count == 2
+        assert set(one.divided().batch_sizes) == set(one.batch_sizes)
+    several = divisible(2).with_devices_of([graph(Device())])
+    assert several.divided() is several
 
 
 def item(value: int, *targets: GraphTarget) -> GraphItem:

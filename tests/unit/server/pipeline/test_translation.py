@@ -1,5 +1,8 @@
 """Requests in terms of the graph, and the best classes of its output."""
 
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -33,7 +36,8 @@ def test_the_best_classes_are_those_of_a_stable_sort(logits: list[float], count:
 
 def test_options_of_many_kinds_are_resolved_each_as_it_says() -> None:
     """Requests that differ in one option, again and again and more than are remembered."""
-    resolve = Resolver(InstantBackend().catalog, ServeConfig())
+    resolver = Resolver(ServeConfig())
+    resolve = partial(resolver, catalog=InstantBackend().catalog)
     image = RawImage(b"", 1, 1)
     for _ in range(2):
         for number in range(300):
@@ -41,17 +45,28 @@ def test_options_of_many_kinds_are_resolved_each_as_it_says() -> None:
             resolved = resolve(ExplainRequest(image, smooth_grad=smooth))
             assert resolved.passes == smooth.sample_count
     assert resolve(ExplainRequest(image)).passes == 0
-    assert len(resolve._known) <= 256
+    assert len(resolver._known) <= 256
 
 
 @pytest.mark.parametrize("target", [Target(1), Target("class 1"), Target(2, against="class 1")])
 def test_long_names_are_not_remembered(target: Target) -> None:
     """A class may be named with any number of spaces, which would stay in memory."""
-    resolve = Resolver(InstantBackend().catalog, ServeConfig())
+    resolver = Resolver(ServeConfig())
+    resolve = partial(resolver, catalog=InstantBackend().catalog)
     image = RawImage(b"", 1, 1)
     resolve(ExplainRequest(image, targets=(target,)))
-    assert len(resolve._known) == 1
+    assert len(resolver._known) == 1
     for long in (Target("class 3" + " " * 2000), Target(2, against=" " * 2000 + "class 3")):
         resolved = resolve(ExplainRequest(image, targets=(target, long)))
         assert len(resolved.targets) == 2
-    assert len(resolve._known) == 1
+    assert len(resolver._known) == 1
+
+
+def test_requests_are_resolved_by_the_latest_catalog() -> None:
+    """What was remembered of the models before their streams were compiled is forgotten."""
+    resolver, catalog = Resolver(ServeConfig()), InstantBackend().catalog
+    request = ExplainRequest(RawImage(b"", 1, 1))
+    assert resolver(request, catalog).model is resolver(request, catalog).model
+    (model,) = catalog.models
+    changed = replace(catalog, models=(replace(model, streams=2, image_s=0.5),))
+    assert resolver(request, changed).model.image_s == 0.5

@@ -60,6 +60,7 @@ class Observer:
 
     batches: list[tuple[str, BatchReport]] = field(default_factory=list)
     beats: list[Heartbeat] = field(default_factory=list)
+    changes: list[int] = field(default_factory=list)
 
     def batch_ran(self, model: str, batch: BatchReport) -> None:
         self.batches.append((model, batch))
@@ -67,6 +68,9 @@ class Observer:
     def beat(self, pid: int, heartbeat: Heartbeat) -> None:
         assert pid > 0
         self.beats.append(heartbeat)
+
+    def catalog_changed(self, pid: int) -> None:
+        self.changes.append(pid)
 
 
 @dataclass

@@ -92,7 +92,7 @@ def two_threads() -> Iterator[None]:
 def test_streams_give_the_same_answers(model: LoadedModel, wanted: int) -> None:
     """The whole CPU and each of its streams, alone and side by side."""
     tuner = StreamTuner("small", wanted)
-    compiled = compile_graph(graph(model), (1, 2), Compiler.OPENVINO, streams=tuner)
+    compiled = compile_graph(graph(model), (1, 2), Compiler.OPENVINO, streams=tuner).divided()
     assert compiled.stream_count == 2
     expected = answers(compiled)
     with ThreadPoolExecutor() as pool:
@@ -111,7 +111,7 @@ def test_streams_are_for_graphs_of_one_pass_and_compilers_that_have_them(
     """Large batches of perturbed images have the whole CPU, so that none is in the way for long."""
     key = dataclasses.replace(graph(model).key, perturbed=perturbed)
     explained = ExplanationGraph(model, key, CompilationCounter())
-    compiled = compile_graph(explained, (1,), compiler, streams=StreamTuner("small", 2))
+    compiled = compile_graph(explained, (1,), compiler, streams=StreamTuner("small", 2)).divided()
     assert compiled.has_streams is (compiler is Compiler.OPENVINO and not perturbed)
 
 

@@ -18,6 +18,9 @@ from gradcam_client import Client, GradCamError
 START_TIMEOUT_S = 600.0
 _STOP_TIMEOUT_S = 20.0
 _POLL_S = 0.05
+_IDLE_S = 0.5
+_MAX_IDLE_SHARE = 0.1
+_MAX_SETTLE_S = 30.0
 _ENGINE = "gradcam_server.engine.ipc.main"
 
 
@@ -102,13 +105,30 @@ class RunningServer(AbstractContextManager["RunningServer"]):
 
 
 def gradcam_serve(options: Sequence[str]) -> RunningServer:
-    """Starts ``gradcam serve`` on a free port; returns when it is SERVING.
+    """Starts ``gradcam serve`` on a free port; returns when it is SERVING and idle.
+
+    A server that has just become ready measures and compiles its streams.
 
     Raises:
         StartError: It ended, or was not ready in time.
     """
     program = "from gradcam_server.cli import main; main()"
-    return RunningServer([sys.executable, "-c", program, "serve", "--port", "0", *options], _ready)
+    server = RunningServer(
+        [sys.executable, "-c", program, "serve", "--port", "0", *options], _ready
+    )
+    _wait_idle(server.pid)
+    return server
+
+
+def _wait_idle(pid: int) -> None:
+    """Waits until a server uses hardly any CPU time, but not for ever."""
+    deadline = time.perf_counter() + _MAX_SETTLE_S
+    used_s = sum(cpu_by_part(pid).values())
+    while time.perf_counter() < deadline:
+        time.sleep(_IDLE_S)
+        before_s, used_s = used_s, sum(cpu_by_part(pid).values())
+        if used_s - before_s < _IDLE_S * _MAX_IDLE_SHARE:
+            return
 
 
 def _ready(log: str) -> str | None:

@@ -84,7 +84,7 @@ def test_streams_are_not_further_devices() -> None:
 def divisible(count: int) -> CompiledGraph:
     """A graph of the whole device that can be divided into streams."""
     cost_s = {1: 1.0, 4: 2.0}
-    division = Division((Device(),) * count, {1: 3.0, 4: 9.0} if count else {})
+    division = Division((Device(),) * count, {1: 3.0, 4: 13.0} if count else {})
     return CompiledGraph(
         *(KEY, SIZE, Compiler.OPENVINO, dict.fromkeys(cost_s, (Device(),)), cost_s),
         divide=lambda _: division,

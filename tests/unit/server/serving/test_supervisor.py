@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import pytest
 
@@ -17,7 +18,7 @@ from gradcam_server.domain.options import Compiler
 from gradcam_server.domain.preprocessing import Preprocessing
 from gradcam_server.engine.ipc.child_process import Backoff, ChildProcess
 from gradcam_server.engine.ipc.fd_passing import fd_socket_pair
-from gradcam_server.engine.ipc.messages import Ready
+from gradcam_server.engine.ipc.messages import CatalogChanged, Ready
 from gradcam_server.engine.ipc.process import RemoteBackend
 from gradcam_server.engine.ipc.shared_memory import create_shared_memory
 from gradcam_server.engine.ipc.shared_slots import SlotReader
@@ -160,6 +161,22 @@ async def test_the_metric_names_the_compiler_that_runs(
     text = metrics.exposition()[0].decode()
     labels = 'compiler="xla",layer="conv",model="m",streams="1",weights="file"'
     assert f"gradcam_model_info{{{labels}}} 1.0" in text
+
+
+async def test_the_metric_has_the_streams_once_they_are_compiled(
+    supervisor: Supervisor, server: Server, metrics: Metrics
+) -> None:
+    """In place of the one stream of the start; an engine that was replaced changes nothing."""
+    (old,) = server.engines
+    await supervisor.reload(CONFIG)
+    for engine, streams in ((server.engines[-1], 2), (old, 4)):
+        models = (replace(MODEL, streams=streams),)
+        engine._handle(CatalogChanged(replace(engine.catalog, models=models)))
+    lines = [
+        line for line in metrics.exposition()[0].decode().splitlines() if "model_info{" in line
+    ]
+    (line,) = lines
+    assert 'streams="2"' in line
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from gradcam_server.engine.ipc.messages import (
     Answers,
     BatchRan,
     Cancel,
+    CatalogChanged,
     Compute,
     Heartbeat,
     ImageToCompute,
@@ -153,6 +154,17 @@ async def test_answers_find_their_requests(engine: Scripted) -> None:
     assert engine.observer.batches == [("m", REPORT)]
     assert [one.resident_bytes for one in engine.observer.beats] == [1000]
     assert engine.backend.compilation_count == 5
+
+
+async def test_a_changed_catalog_takes_the_place_of_the_first(engine: Scripted) -> None:
+    """The observer is told, and reads it from the backend."""
+    changed = replace(READY.catalog, max_targets=7)
+    send(engine.writer, CatalogChanged(changed))
+    async with asyncio.timeout(20):
+        while not engine.observer.changes:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.002)
+    assert engine.observer.changes == [engine.backend.pid]
+    assert engine.backend.catalog == changed
 
 
 async def test_images_of_one_turn_go_in_one_message(engine: Scripted) -> None:

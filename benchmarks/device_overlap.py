@@ -48,6 +48,9 @@ class TimedDevice:
         """Returns the time of a batch alone."""
         return self.min_s
 
+    def ran(self, _padded_size: int, _device: int, _seconds: float) -> None:
+        """Learns nothing."""
+
     def dispatch(
         self, items: Sequence[int], _padded_size: int, _device: int
     ) -> Callable[[], Sequence[int]]:

@@ -45,6 +45,10 @@ class BatchRunner(Runner, Protocol[ItemIn, OutputOut]):
         """
         ...
 
+    def ran(self, padded_size: int, device: int, seconds: float, /) -> None:
+        """Learns how long a batch took that had the device alone, and did not fail."""
+        ...
+
 
 @dataclass(slots=True, eq=False)
 class Job(QueuedItem, Generic[Item, Output]):
@@ -331,13 +335,16 @@ class Batcher(Generic[Item, Output]):
         now: float,
     ) -> None:
         batch = running.batch
-        seconds = now - self._has_device_since(running)
+        since = self._has_device_since(running)
+        seconds, is_behind = now - since, since > running.since
         running.seconds += seconds
         self._devices[batch.device].free_since = now
         try:
             if isinstance(result, Exception):
                 self._failed(running, jobs, result)
                 return
+            if not is_behind:
+                batch.runner.ran(padded_size, batch.device, seconds)
             compute_us = round(seconds * 1e6)
             report = BatchReport(len(jobs), padded_size, reason, compute_us, batch.device)
             if not self._closed and self._on_batch is not None:

@@ -80,6 +80,9 @@ class ExclusiveRunner:
         """Returns 0: nothing is known before; see ``Runner``."""
         return 0.0
 
+    def ran(self, padded_size: int, device: int, seconds: float) -> None:
+        """Learns nothing: each function is another; see ``BatchRunner``."""
+
     def dispatch(
         self,
         items: Sequence[_Work],

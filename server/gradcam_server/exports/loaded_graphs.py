@@ -1,6 +1,6 @@
 """The graphs of an export, ready to be run: what the formats have in common."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,12 +23,14 @@ class Executed:
         cost_s: Seconds that a batch of each size takes on the first device.
         depth: How many batches may be in flight on a device.
         divide: See ``CompiledGraph``.
+        guessed: See ``CompiledGraph``.
     """
 
     executables: Sequence[Mapping[int, Executables]]
     cost_s: Mapping[int, float]
     depth: int = 1
     divide: Divide | None = None
+    guessed: Collection[int] = ()
 
 
 class LoadedGraphs(Protocol):

@@ -54,8 +54,8 @@ class OpenVinoGraphs:
         graph, manifest = self._manifest.graphs[number], self._manifest
         model = CpuModel(self._models[number], graph.outputs, manifest.precision)
         logger.debug("Compiled graph %d", number)
-        # The ratios of the others to it were measured at the export: they decide how images are
-        # divided into batches. One run is enough for the scale, and the start waits for it.
+        # The ratios of the others to it were measured at the export, perhaps on a busy machine: the
+        # batches that run show what they are here. The start waits for no more than one run.
         size = min(batch_sizes)
         seconds = time_batch(model.whole, graph.key, manifest.input_size, size, max_runs=1)
         exported = {batch: _interpolate(graph.cost_s, batch) for batch in batch_sizes}
@@ -67,7 +67,10 @@ class OpenVinoGraphs:
             return self._streams.divide(name, model, cost_s, make_batch, run_alone)
 
         executables = (model.whole,)
-        return Executed([dict.fromkeys(batch_sizes, executables)], cost_s, divide=divide)
+        guessed = [batch for batch in batch_sizes if batch != size]
+        return Executed(
+            [dict.fromkeys(batch_sizes, executables)], cost_s, divide=divide, guessed=guessed
+        )
 
 
 def _interpolate(cost_s: Mapping[int, float], size: int) -> float:

@@ -2,14 +2,14 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradcam_server.domain.batch_sizes import plan_batch
+from gradcam_server.domain.batch_costs import BatchCosts
 from gradcam_server.domain.graph_io import NO_CLASS, GraphItem, GraphKey, GraphOutput, by_rank
 from gradcam_server.domain.options import Compiler
 
@@ -116,6 +116,7 @@ class CompiledGraph:
         stream_cost_s: Seconds that a batch of each size takes in a stream while the others run,
             too; without it, as on the whole device.
         divide: Compiles its streams, for ``divided``; None if it can have none.
+        guessed: Batch sizes whose ``cost_s`` was measured elsewhere (``BatchCosts``).
     """
 
     def __init__(
@@ -129,14 +130,16 @@ class CompiledGraph:
         depth: int = 1,
         stream_cost_s: Mapping[int, float] | None = None,
         divide: Divide | None = None,
+        guessed: Collection[int] = (),
     ) -> None:
         self.key, self.compiler, self.depth = key, compiler, depth
         self._divide = divide
         self._image_shape = (input_size[0], input_size[1], 3)
         self._executables, self._cost_s, self._other_devices = executables, cost_s, other_devices
         self._stream_cost_s = stream_cost_s
-        # Few images alone go to the whole device: there is nothing to plan.
-        self._planned_s = stream_cost_s or cost_s
+        self._guessed = guessed
+        self._costs = BatchCosts(cost_s, guessed)
+        self._stream_costs = BatchCosts(stream_cost_s, guessed) if stream_cost_s else None
         count = 1 if other_devices else len(next(iter(executables.values())))
         self._by_device = [
             {size: of_size[number] for size, of_size in of_device.items()}
@@ -196,7 +199,9 @@ class CompiledGraph:
             size: (*of_size, *division.executables) for size, of_size in self._executables.items()
         }
         stream_cost_s = {size: division.cost_s[size] for size in self._cost_s}
-        return self._with(executables, self._cost_s, (), stream_cost_s)
+        divided = self._with(executables, self._cost_s, (), stream_cost_s)
+        divided._costs = self._costs
+        return divided
 
     def with_devices_of(self, copies: Sequence["CompiledGraph"]) -> "CompiledGraph":
         """Returns the graph that runs on its own device and on those of its copies."""
@@ -229,6 +234,7 @@ class CompiledGraph:
         return CompiledGraph(
             *(self.key, self._image_shape[:2], self.compiler, executables, cost_s, other_devices),
             *(self.depth, stream_cost_s, divide),
+            [size for size in self._guessed if size in cost_s],
         )
 
     @property
@@ -255,11 +261,23 @@ class CompiledGraph:
 
         ``busy`` is the part of the recent time in which the device had a batch, 0 to 1.
         """
-        return plan_batch(waiting, self._planned_s, busy)
+        # Few images alone go to the whole device: there is nothing to plan.
+        return (self._stream_costs or self._costs).plan(waiting, busy)
 
     def expected_s(self, padded_size: int) -> float:
-        """Returns the seconds that a batch of a compiled size takes, as measured."""
-        return self._cost_s[padded_size]
+        """Returns the seconds that a batch of a compiled size takes, by the latest batches."""
+        return self._costs.cost_s[padded_size]
+
+    def ran(self, padded_size: int, device: int, seconds: float) -> None:
+        """Learns what a batch costs from one that had the device alone.
+
+        Args:
+            padded_size: Its size.
+            device: Number of its device.
+            seconds: Seconds that it took.
+        """
+        costs = self._stream_costs if device and self._stream_costs else self._costs
+        costs.learn(padded_size, seconds)
 
     def run(
         self, items: Sequence[GraphItem], padded_size: int, device: int = 0

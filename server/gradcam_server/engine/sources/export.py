@@ -125,6 +125,7 @@ class ExportedSource:
             *(own_key, input_size, graphs.compiler, first, executed.cost_s, others),
             depth=executed.depth,
             divide=executed.divide,
+            guessed=executed.guessed,
         )
 
     def _find(self, key: GraphKey) -> int:

@@ -33,6 +33,7 @@ class Doubler:
         self.background = self.has_streams = False
         self.device_count = device_count
         self.batches: list[list[int]] = []
+        self.learnt: list[tuple[int, int]] = []
         self.started = threading.Event()
         self.gate = threading.Event()
         if open_gate:
@@ -43,6 +44,10 @@ class Doubler:
 
     def expected_s(self, padded_size: int) -> float:
         return 0.0
+
+    def ran(self, padded_size: int, device: int, seconds: float) -> None:
+        assert seconds > 0
+        self.learnt.append((padded_size, device))
 
     def dispatch(
         self, items: Sequence[int], padded_size: int, device: int = 0
@@ -515,3 +520,34 @@ async def test_an_observer_that_fails_does_not_occupy_the_device() -> None:
     assert (await ask(batcher, Doubler(), 2)).output == 4
     first.cancel()
     await batcher.close()
+
+
+async def test_runners_learn_from_batches_that_had_the_device_alone(make: Make) -> None:
+    """Each batch that ran on a free device, with its padded size and device; a failed one not."""
+    batcher, runner = make(device_count=2), Doubler(4, device_count=2)
+    runner.gate.clear()
+    both = asyncio.gather(*(ask(batcher, runner, item) for item in range(5)))
+    await asyncio.to_thread(runner.started.wait, 10)
+    runner.gate.set()
+    await both
+    assert sorted(runner.learnt) == [(4, 0), (4, 1)]
+    failing = Pipelined(poison=0)
+    failing.open([0, 1], [0], [1])
+    await asyncio.gather(*(ask(batcher, failing, item) for item in (0, 1)), return_exceptions=True)
+    assert failing.learnt == [(2, 0)]  # the good item, again and alone
+
+
+async def test_runners_do_not_learn_from_batches_behind_others(make: Make) -> None:
+    """They take less than alone, by the part that overlaps."""
+    batcher, runner = make(), Pipelined()
+    first, second = (
+        [asyncio.create_task(ask(batcher, runner, item)) for item in items]
+        for items in ((0, 1), (2, 3))
+    )
+    await asyncio.sleep(0)
+    runner.open([0, 1])
+    await asyncio.gather(*first)
+    runner.open([2, 3])
+    await asyncio.gather(*second)
+    assert runner.dispatched == [[0, 1], [2, 3]]
+    assert runner.learnt == [(2, 0)]

@@ -88,6 +88,7 @@ def divisible(count: int) -> CompiledGraph:
     return CompiledGraph(
         *(KEY, SIZE, Compiler.OPENVINO, dict.fromkeys(cost_s, (Device(),)), cost_s),
         divide=lambda _: division,
+        guessed=[4],
     )
 
 
@@ -96,7 +97,7 @@ def test_a_graph_is_divided_later() -> None:
     whole = divisible(2)
     divided = whole.divided()
     assert (whole.stream_count, divided.stream_count) == (1, 2)
-    assert divided.plan(4) == (1, 1)
+    assert divided.plan(3) == (1, 1)
     assert divided.divided() is divided
     assert divisible(0).divided().stream_count == 1
 
@@ -151,6 +152,19 @@ def test_a_batch_is_padded_with_black_images_and_best_classes() -> None:
     assert not images[1:].any()
     assert classes.tolist() == [[5, by_rank(0)], *[[by_rank(0)] * 2] * 3]
     assert against.tolist() == [[6, NO_CLASS], *[[NO_CLASS] * 2] * 3]
+
+
+def test_a_graph_learns_from_its_batches() -> None:
+    """The whole device and the streams each; what was learnt before it was divided is kept."""
+    whole = divisible(2)
+    whole.ran(4, 0, 8.0)
+    divided = whole.divided()
+    assert divided.expected_s(4) == pytest.approx(8.0)
+    assert divided.plan(3) == (1, 1)
+    divided.ran(4, 2, 4.0)
+    assert divided.plan(3) == (3, 4)
+    assert divided.expected_s(4) == pytest.approx(8.0)
+    assert divided.cost_s == {1: 1.0, 4: 2.0}
 
 
 def test_depth_and_expected_time_travel_with_the_graph() -> None:

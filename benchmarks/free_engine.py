@@ -18,6 +18,13 @@ from support.instant import CLASSES, INPUT_SIZE, InstantBackend
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
+class FreeGraph(CompiledGraph):
+    """A graph whose batches cost what they are said to cost."""
+
+    def ran(self, padded_size: int, device: int, seconds: float) -> None:
+        """Learns nothing."""
+
+
 class FreeEngine:
     """The model of ``InstantBackend``, whose graphs return the same outputs again and again."""
 
@@ -35,9 +42,12 @@ class FreeEngine:
             executables = {size: [_executable(size, key.max_targets)] for size in BATCH_SIZES}
             # A batch costs as much as ten images: large batches are better, as on a GPU.
             cost_s = {size: (size + 10) * 1e-5 for size in BATCH_SIZES}
-            graph = CompiledGraph(key, INPUT_SIZE, Compiler.XLA, executables, cost_s)
+            graph = FreeGraph(key, INPUT_SIZE, Compiler.XLA, executables, cost_s)
             self._graphs[key] = graph
         return graph
+
+    async def add_streams(self, *_: object) -> None:
+        """Does nothing."""
 
     def close(self) -> None:
         """Does nothing."""

@@ -3,8 +3,8 @@
 Servers with different numbers of streams take turns, on an idle machine and beside a busy process
 (nice 10). Ratios are of turns of one round, so that noise of the machine cancels.
 
-Usage: python benchmarks/streams.py [--streams 1,auto] [--users 1,16] [--rounds N] [--seconds S]
-       [--output FILE] -- SERVE OPTIONS
+Usage: python benchmarks/streams.py [--streams 1,auto] [--users 1,16] [--idle-only] [--rounds N]
+       [--seconds S] [--output FILE] -- SERVE OPTIONS
 """
 
 import argparse
@@ -101,6 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--streams", default="1,auto", help="values of --compute-streams")
     parser.add_argument("--users", default="1,16", help="numbers of users of the closed loops")
+    parser.add_argument("--idle-only", action="store_true", help="never beside a busy process")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/streams.json"))
@@ -121,7 +122,7 @@ def main() -> None:
             size = info.input_height, info.input_width
             make = Unary(server.address, request("jpeg", None, size), Connection())
             for users in map(int, arguments.users.split(",")):
-                for busy in (False, True):
+                for busy in (False,) if arguments.idle_only else (False, True):
                     name = f"{streams}, {users} users, {'beside a process' if busy else 'idle'}"
                     load = Closed(users, arguments.seconds)
                     subjects[name] = partial(measure, server, generators, make, load, busy)

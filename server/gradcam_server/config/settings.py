@@ -195,9 +195,9 @@ class ServeConfig:
     compute_streams: ComputeStreams = _option(
         AUTO,
         "Batches that OpenVINO computes at the same time, each on its part of the threads, once "
-        "requests wait; one image alone gets all threads. auto measures while warming up which "
-        "number is the fastest; 0 is the number that OpenVINO advises. More than 1 holds the "
-        "weights in memory twice; 1 does not.",
+        "requests wait; one image alone gets all threads. auto measures which number is the "
+        "fastest, once the server is ready; 0 is the number that OpenVINO advises. More than 1 "
+        "holds the weights in memory twice; 1 does not.",
         _Streams(),
     )
     cache_dir: str | None = _option(

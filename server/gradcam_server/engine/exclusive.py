@@ -43,7 +43,7 @@ class Exclusive:
         """
         future: Future[T] = Future()
         self._waiting = future
-        if self._is_closed:  # before this, ``close`` cancels the future
+        if self._is_closed:  # from here on, ``close`` finds the future and cancels it
             raise CancelledError
 
         def run() -> None:

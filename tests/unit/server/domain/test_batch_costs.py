@@ -67,9 +67,9 @@ def test_costs_follow_a_neighbour_that_comes_and_goes(slowness: float, waiting: 
     costs = BatchCosts(MIXED, guessed={2, 4, 8, 16})
     run(costs, MIXED.__getitem__, 100)
     for factor in (slowness, 1.0):
-        run(costs, lambda size, factor=factor: factor * MIXED[size], 100, waiting)
-        for size, took in MIXED.items():
-            assert costs.cost_s[size] == pytest.approx(factor * took, rel=0.05)
+        now_s = {size: factor * took for size, took in MIXED.items()}
+        run(costs, now_s.__getitem__, 100, waiting)
+        assert costs.cost_s == pytest.approx(now_s, rel=0.05)
 
 
 def test_a_size_is_tried_when_there_are_enough_images() -> None:

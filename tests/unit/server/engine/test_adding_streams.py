@@ -236,7 +236,7 @@ async def test_an_error_of_the_measured_run_is_no_failed_batch(
 ) -> None:
     """It ends the measurement, with one warning, and counts for no metric."""
 
-    def fail() -> None:
+    def fail() -> Division:
         raise ZeroDivisionError("division by zero")
 
     with caplog.at_level(logging.WARNING):

@@ -167,3 +167,25 @@ def test_an_export_runs_in_streams(tiny: Path, tmp_path: Path, wanted: int, coun
         for ours, whole in zip(graph.run(items, 4, device), expected, strict=True):
             np.testing.assert_allclose(ours.maps[0], whole.maps[0], rtol=1e-5)
     assert (tmp_path / "compilers.json").exists() is (count > 1)
+
+
+@pytest.mark.parametrize("manifest_s", [{"1": 1.0, "4": 30.0}, {"1": 1.0, "4": 1.0}])
+@pytest.mark.parametrize(("true_ratio", "expected"), [(1.1, (4, 4)), (8.0, (1, 1))])
+def test_the_costs_of_a_manifest_are_corrected(
+    tmp_path: Path, manifest_s: dict[str, float], true_ratio: float, expected: tuple[int, int]
+) -> None:
+    """An export that was made on a busy machine is served in the batches that pay here."""
+    folder = tmp_path / "tiny"
+    write_tiny_export(folder, 1)
+    manifest = json.loads((folder / "gradcam.json").read_text())
+    manifest["graphs"][0]["cost_s"] = manifest_s
+    (folder / "gradcam.json").write_text(json.dumps(manifest))
+    engine = Engine(config(folder, 1))
+    engine.warm_up()
+    (graph,) = engine.warm.values()
+    image_s = graph.expected_s(1)
+    assert graph.expected_s(4) == pytest.approx(image_s * manifest_s["4"])
+    for _ in range(10):
+        _, size = graph.plan(4)
+        graph.ran(size, 0, image_s * (true_ratio if size == 4 else 1))
+    assert graph.plan(4) == expected

@@ -1,7 +1,7 @@
 """Times executables. Free of TensorFlow."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 
@@ -12,6 +12,8 @@ from gradcam_server.graphs.executable import Array, Executable
 
 # A shorter run is repeated.
 _SHORT_S = 0.01
+# Runs of a batch size in one turn, at most.
+_MAX_RUNS = 8
 
 
 def noise_batch(
@@ -68,3 +70,35 @@ def quickest_s(
     while len(seconds) < max_runs and sum(seconds) < max_s:
         seconds.append(seconds_of(executable, batch))
     return min(seconds)
+
+
+def seconds_by_size(
+    executables: Mapping[int, Executable],
+    make_batch: Callable[[int], Sequence[Array]],
+    turns: int = 2,
+) -> dict[int, float]:
+    """Times batch sizes against each other, after a run of each to warm up.
+
+    Other work of the machine always falls on a long run, while the quickest of a few short runs
+    escapes it: then large batches would seem to cost more for each image than they do. So the sizes
+    take turns, and in each turn compute about as many images.
+
+    Args:
+        executables: Executables by batch size.
+        make_batch: Makes inputs for a batch size.
+        turns: The number of turns of each size.
+
+    Returns:
+        The seconds of a run of each size, the mean of its quickest turn.
+    """
+    largest = max(executables)
+    best = dict.fromkeys(executables, math.inf)
+    for turn in range(turns):
+        for size, executable in executables.items():
+            batch = make_batch(size)
+            if not turn:
+                seconds_of(executable, batch)
+            runs = min(largest // size, _MAX_RUNS)
+            took = sum(seconds_of(executable, batch) for _ in range(runs)) / runs
+            best[size] = min(best[size], took)
+    return best

@@ -7,7 +7,7 @@ of steps is bounded.
 
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -26,6 +26,8 @@ _WINDOW_BYTES = 1 << 16
 # Start of frame, which holds the size: 0xc0 to 0xcf without the tables (DHT, JPG, DAC).
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+# The second bytes of markers that begin a segment, whose length follows, or end the image.
+_KINDS = frozenset((*range(0x02, 0xD0), *range(0xD9, 0xFF)))
 _MAX_SCANS = 64  # encoders write about ten; for each a decoder passes over the whole image
 _MAX_SEGMENTS = _MAX_CHUNKS = 4096
 # A further chunk is allowed for each 1 KiB of the file; encoders write chunks of 8 KiB.
@@ -91,7 +93,7 @@ def peek_size(data: bytes) -> Size | None:
     head = data[:_PEEK_BYTES]
     try:
         if head.startswith(JPEG):
-            return _jpeg_header(head, _PEEK_SEGMENTS).size
+            return _jpeg_size(head)
         return _png_size(head) if head.startswith(_PNG) else read_header(head).size
     except (InvalidRequestError, struct.error):
         return None
@@ -104,17 +106,22 @@ def _corrupt(why: str) -> InvalidRequestError:
 class _Markers:
     """The markers of a JPEG, from its beginning to its end.
 
+    Most segments follow each other, so the next marker is where the segment before it ends. If not,
     NumPy searches each window of the file once, without the interpreter's lock, so a file of only
     0xff bytes takes no more work than another file.
     """
 
     def __init__(self, data: bytes) -> None:
+        self._bytes = data
         self._data = np.frombuffer(data, np.uint8)
         self._end = 0
         self._found: NDArray[np.intp] = np.empty(0, np.intp)
 
     def find(self, at: int) -> int | None:
         """Returns the offset of the first marker from ``at`` on, which never decreases."""
+        pair = self._bytes[at : at + 2]
+        if len(pair) == 2 and pair[0] == 0xFF and pair[1] in _KINDS:
+            return at
         while True:
             index = int(np.searchsorted(self._found, at))
             if index < len(self._found):
@@ -127,10 +134,9 @@ class _Markers:
 
 
 def _find_markers(data: NDArray[np.uint8]) -> NDArray[np.intp]:
-    """Returns the offsets of 0xff before 0x02 to 0xcf or 0xd9 to 0xfe.
+    """Returns the offsets of 0xff before one of ``_KINDS``.
 
-    Such a pair begins a segment, whose length follows, or ends the image. Between segments, and in
-    compressed data, libjpeg skips all other bytes.
+    Between segments, and in compressed data, libjpeg skips all other bytes.
     """
     kinds = data[1:]
     # The type is unsigned, so a negative difference wraps to a large number.
@@ -138,28 +144,51 @@ def _find_markers(data: NDArray[np.uint8]) -> NDArray[np.intp]:
     return np.flatnonzero((data[:-1] == 0xFF) & are_kinds)
 
 
-def _jpeg_header(data: bytes, max_segments: int = _MAX_SEGMENTS) -> Header:
-    size: Size | None = None
-    markers = _Markers(data)
-    scans, at = 0, len(JPEG)
+def _segments(data: bytes, max_segments: int) -> Iterator[tuple[int, int]]:
+    """Yields the kind of each segment of a JPEG, and the offset of what follows its marker.
+
+    Raises:
+        InvalidRequestError: It has more than ``max_segments``.
+    """
+    markers, at = _Markers(data), len(JPEG)
     for _ in range(max_segments):
         found = markers.find(at)
         # Bytes after the end are ignored: telephones append videos.
         if found is None or (kind := data[found + 1]) == _END_OF_IMAGE:
-            break
+            return
         at = found + 2
+        yield kind, at
+        # The length includes its own two bytes; libjpeg reads a smaller length as 2.
+        at += max(int.from_bytes(data[at : at + 2]), 2)
+    raise _corrupt(f"the JPEG has more than {max_segments} segments")
+
+
+def _frame_size(data: bytes, at: int) -> Size:
+    height, width = struct.unpack_from(">3xHH", data, at)
+    return height, width
+
+
+def _jpeg_size(data: bytes) -> Size | None:
+    for kind, at in _segments(data, _PEEK_SEGMENTS):
+        if kind in _FRAMES:
+            return _frame_size(data, at)
+        if kind == _START_OF_SCAN:
+            break
+    return None
+
+
+def _jpeg_header(data: bytes) -> Header:
+    size: Size | None = None
+    scans = 0
+    for kind, at in _segments(data, _MAX_SEGMENTS):
         if kind in _FRAMES and size is None:  # libjpeg refuses a second size
-            size = struct.unpack_from(">3xHH", data, at)
+            size = _frame_size(data, at)
         elif kind == _START_OF_SCAN:
             scans += 1
             if size is None:
                 raise _corrupt("the JPEG has no size before its pixels")
             if scans > _MAX_SCANS:
                 raise _corrupt(f"the JPEG has more than {_MAX_SCANS} scans")
-        # The length includes its own two bytes; libjpeg reads a smaller length as 2.
-        at += max(int.from_bytes(data[at : at + 2]), 2)
-    else:
-        raise _corrupt(f"the JPEG has more than {max_segments} segments")
     if size is None:
         raise _corrupt("the JPEG has no size")
     return Header(size, scans)

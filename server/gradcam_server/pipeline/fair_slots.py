@@ -93,11 +93,13 @@ class FairSlots:
             expected_s: Seconds that the work is expected to take; measured seconds replace them.
         """
         lane = _Lane(priority, caller, expected_s <= MAX_SHORT_S)
+        self._shares.setdefault(priority, FairShares()).enter(caller)
+        if not self._lanes and (self._free or self._has_short_slot(lane)):
+            return self._begin(lane, expected_s)
         waiting = _Waiting(
             next(self._numbers), expected_s, asyncio.get_running_loop().create_future()
         )
         self._lanes.setdefault(lane, deque()).append(waiting)
-        self._shares.setdefault(priority, FairShares()).enter(caller)
         self._hand_out()
         try:
             return await waiting.future
@@ -124,15 +126,18 @@ class FairSlots:
                 self._drop(lane, waiting)
                 continue
             self._remove(lane, waiting)
-            in_short_slot = self._has_short_slot(lane)
-            if in_short_slot:
-                self._free_short -= 1
-            else:
-                self._free -= 1
-            charge = self._shares[lane.priority].begin(lane.caller, waiting.expected_s)
-            held = HeldSlot(self, lane, in_short_slot, charge)
-            self._running.add(held)
-            waiting.future.set_result(held)
+            waiting.future.set_result(self._begin(lane, waiting.expected_s))
+
+    def _begin(self, lane: _Lane, expected_s: float) -> HeldSlot:
+        in_short_slot = self._has_short_slot(lane)
+        if in_short_slot:
+            self._free_short -= 1
+        else:
+            self._free -= 1
+        charge = self._shares[lane.priority].begin(lane.caller, expected_s)
+        held = HeldSlot(self, lane, in_short_slot, charge)
+        self._running.add(held)
+        return held
 
     def _choose(self) -> _Lane | None:
         """Returns the lane whose oldest work goes next, if there is a slot for it."""

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from time import perf_counter, thread_time
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import cv2
 
 from gradcam_server.pipeline.fair_slots import MAX_SHORT_S, FairSlots
 
 _T = TypeVar("_T")
+_Outcome: TypeAlias = tuple[_T, int] | BaseException
 
 # Added to the niceness of threads that do long work: event loops and engines go before them.
 _NICENESS = 5
@@ -38,8 +39,8 @@ class Workers:
         self._long = ThreadPoolExecutor(
             count, thread_name_prefix="worker-long", initializer=_lower_priority
         )
+        # Cancelled if the caller is gone.
         self._working: set[asyncio.Future[Any]] = set()
-        self._abandoned: set[asyncio.Future[Any]] = set()
         # Else OpenCV would use as many threads again for each worker.
         cv2.setNumThreads(1)
 
@@ -49,7 +50,7 @@ class Workers:
 
         Work that has begun cannot be interrupted.
         """
-        abandoned = len(self._abandoned)
+        abandoned = sum(answer.cancelled() for answer in self._working)
         return {"busy": len(self._working) - abandoned, "abandoned": abandoned}
 
     async def timed(
@@ -72,37 +73,32 @@ class Workers:
             The result, and the time that it took without waiting, in microseconds.
         """
         slot = await self._slots.take(caller, priority, expected_s)
-        used_s = 0.0
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[tuple[_T, int]] = loop.create_future()
 
-        def run() -> tuple[_T, int]:
-            nonlocal used_s
+        def run() -> None:
             started = thread_time()
-            try:
-                return self.timed_here(work)
-            finally:
-                used_s = thread_time() - started
+            outcome = _outcome_of(work)
+            loop.call_soon_threadsafe(done, outcome, thread_time() - started)
 
-        def done(future: asyncio.Future[Any]) -> None:
-            self._working.discard(future)
-            self._abandoned.discard(future)
-            if not future.cancelled():
-                future.exception()  # if the caller is gone, nothing else reads it
+        def done(outcome: "_Outcome[_T]", used_s: float) -> None:
+            self._working.discard(answer)
             slot.release(used_s)
+            if answer.cancelled():
+                return
+            if isinstance(outcome, BaseException):
+                answer.set_exception(outcome)
+            else:
+                answer.set_result(outcome)
 
         try:
             threads = self._short if expected_s <= MAX_SHORT_S else self._long
-            future = asyncio.get_running_loop().run_in_executor(threads, run)
+            threads.submit(run)
         except BaseException:
             slot.release(0.0)
             raise
-        self._working.add(future)
-        future.add_done_callback(done)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            if not future.done():
-                self._abandoned.add(future)
-            raise
+        self._working.add(answer)
+        return await answer
 
     @staticmethod
     def timed_here(work: Callable[[], _T]) -> tuple[_T, int]:
@@ -115,6 +111,18 @@ class Workers:
         """Stops the threads when their work is done."""
         for threads in (self._short, self._long):
             await asyncio.to_thread(threads.shutdown)
+
+
+def _outcome_of(work: Callable[[], _T]) -> "_Outcome[_T]":
+    """Returns the result of work and its time, or its error.
+
+    A function of its own, so that no frame holds the error, whose traceback holds the frame: else
+    the image would stay in memory until Python looks for cycles.
+    """
+    try:
+        return Workers.timed_here(work)
+    except BaseException as error:  # noqa: BLE001 - the caller gets it
+        return error
 
 
 def _lower_priority() -> None:

@@ -29,13 +29,12 @@ from gradcam_server.graphs.executable import (
     RunAlone,
 )
 from gradcam_server.graphs.explanation import ExplanationGraph
-from gradcam_server.graphs.timing import noise_batch, quickest_s, seconds_of
+from gradcam_server.graphs.timing import noise_batch, seconds_by_size, seconds_of
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_TIMED_RUNS = 3
 _VERIFIED_IMAGES = 2
 _ROUNDS = 5
 # A compiler that takes longer than this multiple of the quickest is not timed again.
@@ -117,10 +116,10 @@ class _Trials:
             else self._prepared[compiler](size)
             for size in self._sizes
         }
-        cost_s = {
-            size: time_executable(self._graph, of_size[0], size)
-            for size, of_size in executables.items()
-        }
+        cost_s = seconds_by_size(
+            {size: of_size[0] for size, of_size in executables.items()},
+            partial(make_noise, self._graph),
+        )
         logger.info(
             "Compiled %s in %s by %s; milliseconds by batch size: %s",
             *(self._graph.key, self._precision, compiler),
@@ -140,7 +139,7 @@ class _Trials:
         # Batches of perturbed images are large: in a stream they would be in the way for long.
         if streams is None or self._graph.key.perturbed or not isinstance(prepared, Divisible):
             return None
-        name, make_batch = self._cache_key(), partial(_noise, self._graph)
+        name, make_batch = self._cache_key(), partial(make_noise, self._graph)
 
         def divide(run_alone: RunAlone) -> Division:
             return streams.divide(name, prepared, cost_s, make_batch, run_alone)
@@ -185,7 +184,7 @@ class _Trials:
         Returns:
             The seconds of each compiler's quickest run; nothing of a compiler that fails.
         """
-        arguments = _noise(self._graph, self._largest)
+        arguments = make_noise(self._graph, self._largest)
         best = dict.fromkeys(candidates, math.inf)
         for number in range(_ROUNDS):
             quickest = min(best.values(), default=0.0)
@@ -218,7 +217,7 @@ class _Trials:
             executables = prepared(self._largest)
             if row.is_verified:
                 check(self._graph, executables[0], self._precision)
-            executables[0](*_noise(self._graph, self._largest))  # XLA compiles only now
+            executables[0](*make_noise(self._graph, self._largest))  # XLA compiles only now
             self._prepared[compiler], self._executables[compiler] = prepared, executables
             return True
 
@@ -254,18 +253,14 @@ def check(graph: ExplanationGraph, executable: Executable, precision: Precision)
         CompilerError: The answers differ.
     """
     reference = find_compiler(REFERENCE)(graph, Precision.FLOAT32)(_VERIFIED_IMAGES)[0]
-    arguments = _noise(graph, _VERIFIED_IMAGES)
+    arguments = make_noise(graph, _VERIFIED_IMAGES)
     for ours, expected in zip(executable(*arguments), reference(*arguments), strict=True):
         if (found := _correlation(ours, expected)) < _MIN_CORRELATION[precision]:
             raise CompilerError(f"its answers differ: a correlation of {found:.4f}")
 
 
-def time_executable(graph: ExplanationGraph, executable: Executable, batch_size: int) -> float:
-    """Returns the seconds of the quickest of three runs, after a run to warm up."""
-    return quickest_s(executable, _noise(graph, batch_size), _TIMED_RUNS)
-
-
-def _noise(graph: ExplanationGraph, batch_size: int) -> list[Array]:
+def make_noise(graph: ExplanationGraph, batch_size: int) -> list[Array]:
+    """Makes a batch of images of noise for a graph."""
     model = graph.model
     return noise_batch(graph.key, model.input_size, model.network.class_count, batch_size)
 

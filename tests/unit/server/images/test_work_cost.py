@@ -29,6 +29,16 @@ def test_a_file_of_segments_is_long_work(count: int) -> None:
     assert decoding_s(jpeg[:2] + b"\xff\xfe\x00\x02" * count + jpeg[2:]) > MAX_SHORT_S
 
 
+@pytest.mark.parametrize(
+    "segment", [b"\xff\xfe\x00\x02", b"\xff\xe5\x00\x02", b"\xff\xdd\x00\x04\0\0"]
+)
+def test_segments_after_the_size_are_not_read(segment: bytes) -> None:
+    """The estimate needs the size alone, so it stops reading there."""
+    jpeg = encoded(".jpg", 16, 16)
+    scan = jpeg.index(b"\xff\xda")
+    assert decoding_s(jpeg[:scan] + segment * 300 + jpeg[scan:]) <= MAX_SHORT_S
+
+
 def test_a_long_tail_is_long_work() -> None:
     """Bytes appended to a small image count too."""
     assert decoding_s(encoded(".jpg", 16, 16) + bytes(4_000_000)) > MAX_SHORT_S

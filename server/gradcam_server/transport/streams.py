@@ -8,7 +8,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 from google.rpc import status_pb2
@@ -91,8 +90,7 @@ class Writer:
             cut_off_late(self._handler, self._max_send_s)
 
 
-@dataclass(frozen=True, slots=True)
-class StreamItem(Generic[_Q]):
+class StreamItem(NamedTuple, Generic[_Q]):
     """One message of a stream.
 
     Attributes:

@@ -95,8 +95,7 @@ class HeatmapForm:
     jpeg_quality: int = 90
 
 
-@dataclass(frozen=True)
-class RawImage:
+class RawImage(NamedTuple):
     """Uncompressed pixels: uint8 RGB, row-major, ``height * width * 3`` bytes."""
 
     data: bytes | memoryview

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -95,8 +95,7 @@ class HeatmapForm:
     jpeg_quality: int = 90
 
 
-@dataclass(frozen=True)
-class RawImage:
+class RawImage(NamedTuple):
     """Uncompressed pixels: uint8 RGB, row-major, ``height * width * 3`` bytes."""
 
     data: bytes | memoryview
@@ -192,8 +191,7 @@ class Heatmap(NamedTuple):
     data: bytes
 
 
-@dataclass(frozen=True)
-class Explanation:
+class Explanation(NamedTuple):
     """The explanation of one class at one layer.
 
     Attributes:
@@ -213,7 +211,7 @@ class Explanation:
         extent: The part of the model's input that raw maps cover; None is the whole input.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # instead of the method of tuples
     name: str
     score: float
     layer: str
@@ -262,8 +260,7 @@ async def watch(progress: Progress) -> AsyncIterator[None]:
             yield
 
 
-@dataclass(frozen=True)
-class ExplainedImage:
+class ExplainedImage(NamedTuple):
     """The answer for one image; logits and probabilities are float32 (classes,).
 
     ``preprocessing`` says how pixels were scaled for the model, and ``preprocessing_declared``
@@ -277,7 +274,7 @@ class ExplainedImage:
     explanations: tuple[Explanation, ...]
     logits: NDArray[np.float32]
     probabilities: NDArray[np.float32]
-    stats: Stats = field(default_factory=Stats)
+    stats: Stats
     model_version: str = ""
     preprocessing: str = ""
     preprocessing_declared: bool = False

@@ -55,8 +55,7 @@ class BatchReport:
     device: int = 0
 
 
-@dataclass(frozen=True)
-class Answer(Generic[Output]):
+class Answer(NamedTuple, Generic[Output]):
     """The output for one item.
 
     Attributes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -129,7 +128,7 @@ class LocalBackend:
             graph = await self._engine.graph(key)
             compile_us = round((perf_counter() - began) * 1e6)
         answer = await self._batcher.submit(graph, item, on_dispatch, urgency)
-        return replace(answer, compile_us=compile_us) if compile_us else answer
+        return answer._replace(compile_us=compile_us) if compile_us else answer
 
     def submit(self, key: GraphKey, jobs: Sequence[Job[GraphItem, GraphOutput]]) -> None:
         """Computes images, as ``compute`` does; each job is told what becomes of it."""

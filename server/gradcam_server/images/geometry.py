@@ -143,7 +143,10 @@ def fit(
     Returns:
         uint8 RGB of the input size, and the position of the original on it.
     """
-    placement = _place(image_size or image.shape[:2], input_size, mode)
+    size = image_size or image.shape[:2]
+    placement = _place(size, input_size, mode)
+    if size == image.shape[:2] == input_size:
+        return np.ascontiguousarray(image), placement
     v, h = placement.vertical, placement.horizontal
     rows, top, part_height = _part(v, image.shape[0])
     columns, left, part_width = _part(h, image.shape[1])

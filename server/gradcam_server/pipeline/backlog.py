@@ -12,10 +12,10 @@ mean and a mean deviation are kept, and a request must be in time by a margin of
 admitted only if it will very probably be answered in time, and the devices compute nothing in vain.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
+from typing import NamedTuple
 
 from gradcam_server.errors import DeadlineError, QueueFullError
 
@@ -34,8 +34,7 @@ _MAX_SLOWNESS = 32.0
 _MIN_EXACT_S = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """The work of an image.
 
     Attributes:
@@ -68,6 +67,26 @@ class _Slowness:
         difference = ratio - self.mean
         self.deviation += (abs(difference) - self.deviation) / _RECENT_ANSWERS
         self.mean += difference / _RECENT_ANSWERS
+
+
+class _Holding:
+    """Counts an image in its block, and learns from the time that the block takes."""
+
+    def __init__(self, backlog: "Backlog", work: Work, learn: bool) -> None:
+        self._backlog, self._work, self._learn = backlog, work, learn
+
+    def __enter__(self) -> None:
+        backlog, work = self._backlog, self._work
+        self._of_work_s = backlog._ahead_s(work) + work.alone_s
+        self._started = backlog._clock()
+        backlog._add(work, 1)
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        backlog, work = self._backlog, self._work
+        backlog._add(work, -1)
+        if self._learn and self._of_work_s:
+            seconds, is_answered = backlog._clock() - self._started, error is None
+            backlog._learn(work.priority, self._of_work_s, seconds, is_answered)
 
 
 class Backlog:
@@ -108,24 +127,14 @@ class Backlog:
                 max(expected_s - left_s, _MIN_RETRY_AFTER_S),
             )
 
-    @contextmanager
-    def holding(self, work: Work, *, learn: bool = True) -> Iterator[None]:
+    def holding(self, work: Work, *, learn: bool = True) -> "_Holding":
         """Counts an image until its output has come, or until it is given up.
 
         Args:
             work: Its work.
             learn: Learn from the time that it takes; not if it may wait until a graph is compiled.
         """
-        of_work_s, started = self._ahead_s(work) + work.alone_s, self._clock()
-        self._add(work, 1)
-        is_answered = False
-        try:
-            yield
-            is_answered = True
-        finally:
-            self._add(work, -1)
-            if learn and of_work_s:
-                self._learn(work.priority, of_work_s, self._clock() - started, is_answered)
+        return _Holding(self, work, learn)
 
     def _learn(self, priority: int, of_work_s: float, seconds: float, is_answered: bool) -> None:
         slowness = self._slowness_of(priority)
@@ -136,7 +145,10 @@ class Backlog:
         slowness.learn(ratio)
 
     def _slowness_of(self, priority: int) -> _Slowness:
-        return self._slowness.setdefault(priority, _Slowness())
+        slowness = self._slowness.get(priority)
+        if slowness is None:
+            slowness = self._slowness[priority] = _Slowness()
+        return slowness
 
     def _ahead_s(self, work: Work) -> float:
         urgent_s = sum(

@@ -104,10 +104,12 @@ class Claim:
                 self.ledger.take(self, more)
         finally:
             self.settled.set()
-        self.receive_more(self._fixed - self._received)
-        self._holds = [Hold(self, HoldState.DECODING, size) for size in sizes]
+        change = self._fixed - self._received
+        self.ledger.change_use(HoldState.RECEIVED, change)
         self.ledger.change_use(HoldState.DECODING, images)
-        self.resize(images)
+        self._received = self._fixed
+        self._holds = [Hold(self, HoldState.DECODING, size) for size in sizes]
+        self.resize(images + change)
         return self._holds
 
     def release(self) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 
@@ -183,11 +182,10 @@ class Pipeline:
         work = Work(request.priority, request.caller, model.image_s, model.alone_s)
         if not wait_for_slot:
             self._backlog.check(work, request.deadline)
-        is_warm = resolved.graph in self._backend.catalog.warm
         async with _in_time(request.deadline):
             stats, asked_at = Stats(), perf_counter()
             async with queue.admit(request.caller, wait=wait_for_slot) as slot:
-                with self._backlog.holding(work, learn=is_warm):
+                with self._backlog.holding(work, learn=resolved.is_warm):
                     image, output = await self._first_pass(
                         request,
                         resolved,
@@ -316,8 +314,7 @@ class Pipeline:
         return Need(image_bytes(request), decoded, heatmaps)
 
 
-@dataclass(frozen=True, slots=True)
-class Reserved:
+class Reserved(NamedTuple):
     """A request whose memory is reserved. ``Pipeline.reserve`` makes it, for ``explain``.
 
     Attributes:
@@ -363,7 +360,7 @@ def load(
     fitted, placement = fit(pixels, input_size, mode, size)
     if is_whole_needed:
         return LoadedImage(pixels, fitted, placement)
-    if np.may_share_memory(fitted, pixels) and not isinstance(image, RawImage):
+    if not isinstance(image, RawImage) and np.may_share_memory(fitted, pixels):
         fitted = fitted.copy()  # a view would keep the whole image
     return LoadedImage(fitted, fitted, placement)
 

@@ -62,6 +62,7 @@ class Resolved:
         targets: The classes to explain.
         passes: The passes beside the first; 0 for methods of one pass.
         graph: The graph that predicts; without further passes it also explains.
+        is_warm: Whether the graph was compiled before serving.
         needs_image: Whether a heat map is as large as the image.
     """
 
@@ -72,6 +73,7 @@ class Resolved:
     targets: tuple[GraphTarget, ...]
     passes: int
     graph: GraphKey
+    is_warm: bool
     needs_image: bool
 
     @property
@@ -102,6 +104,7 @@ def resolve(request: ExplainRequest, catalog: Catalog, config: ServeConfig) -> R
     graph_layers, method = layers, request.method
     if method in MANY_PASS_METHODS or request.smooth_grad is not None:
         graph_layers, method = (model.default_layer,), Method.GRAD_CAM
+    graph = catalog.graph_key(model, graph_layers, method, request.score_type, len(targets))
     return Resolved(
         model=model,
         layers=layers,
@@ -109,7 +112,8 @@ def resolve(request: ExplainRequest, catalog: Catalog, config: ServeConfig) -> R
         map_size=max(model.map_size(layer) for layer in layers),
         targets=targets,
         passes=_count_passes(request, config.max_passes),
-        graph=catalog.graph_key(model, graph_layers, method, request.score_type, len(targets)),
+        graph=graph,
+        is_warm=graph in catalog.warm,
         needs_image=bool(targets) and needs_image(request.forms),
     )
 

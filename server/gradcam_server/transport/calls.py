@@ -3,8 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import NoReturn, Protocol, TypeAlias, TypeVar
@@ -99,8 +98,7 @@ class Calls:
         self.max_send_s = max_send_s
         self._ledger = ledger or Ledger()
 
-    @asynccontextmanager
-    async def answering(self, context: Context, rpc: str) -> AsyncIterator[CallRecord]:
+    def answering(self, context: Context, rpc: str) -> "_Answering":
         """Admits a call, and aborts it with a status if it fails.
 
         The call is in work until its answer is sent.
@@ -112,31 +110,9 @@ class Calls:
         metadata = tuple(context.invocation_metadata() or ())
         span = self._tracer.call(rpc, metadata)
         request_id = choose_request_id(dict(metadata).get("x-request-id"))
-        with (
-            logging_for(request_id, span.trace_id),
-            working_for(span),
-            _Recording(self._metrics, rpc) as record,
-        ):
-            try:
-                self.lifecycle.begin_request()
-                when_sent(self.lifecycle.end_request)
-                yield record
-            except asyncio.CancelledError as error:
-                record.code = _CANCELLED
-                forget_frames(error)
-                raise
-            except Exception as error:  # noqa: BLE001 - one table turns all into codes
-                if isinstance(error, NotReadyError):
-                    # By the current phase, unless the server has just left the refusing phase.
-                    if (reason := _REFUSALS.get(self.lifecycle.phase)) is not None:
-                        self._metrics.rejected(reason)
-                    await self.lifecycle.before_refusal()
-                if isinstance(error, LimitError):
-                    self._metrics.rejected("limited")
-                status = to_status(error)
-                forget_frames(error)
-                record.code = status_code(status).name
-                await abort(context, status)
+        ids = logging_for(request_id, span.trace_id)
+        recording = _Recording(self._metrics, rpc)
+        return _Answering(self.lifecycle, self._metrics, context, ids, working_for(span), recording)
 
     def claim(self, context: Context, message_id: str = "") -> Claim:
         """Begins to count the memory that a call, or one message of a stream, holds.
@@ -194,6 +170,60 @@ class Calls:
             await self.lifecycle.pause(current_caller.get().reserve(images - 1))
         else:
             current_caller.get().count(images)
+
+
+class _Answering:
+    """Admits the call that is answered in its block, and turns its error into a status."""
+
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        metrics: Metrics,
+        context: Context,
+        ids: logging_for,
+        working: working_for,
+        recording: "_Recording",
+    ) -> None:
+        self._lifecycle, self._metrics, self._context = lifecycle, metrics, context
+        self._ids, self._working, self._recording = ids, working, recording
+
+    async def __aenter__(self) -> CallRecord:
+        self._ids.__enter__()
+        self._working.__enter__()
+        self._record = self._recording.__enter__()
+        try:
+            self._lifecycle.begin_request()
+        except NotReadyError as error:
+            await self.__aexit__(None, error, None)  # raises the status
+        when_sent(self._lifecycle.end_request)
+        return self._record
+
+    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
+        try:
+            if error is not None:
+                await self._fail(error)
+        finally:
+            self._recording.__exit__()
+            self._working.__exit__()
+            self._ids.__exit__()
+
+    async def _fail(self, error: BaseException) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            self._record.code = _CANCELLED
+            forget_frames(error)
+        if not isinstance(error, Exception):
+            return
+        if isinstance(error, NotReadyError):
+            # By the current phase, unless the server has just left the refusing phase.
+            if (reason := _REFUSALS.get(self._lifecycle.phase)) is not None:
+                self._metrics.rejected(reason)
+            await self._lifecycle.before_refusal()
+        if isinstance(error, LimitError):
+            self._metrics.rejected("limited")
+        status = to_status(error)
+        forget_frames(error)
+        self._record.code = status_code(status).name
+        await abort(self._context, status)
 
 
 class _Recording:

@@ -18,17 +18,56 @@ logger = logging.getLogger(__name__)
 _OWNER = "_schedule_rpc_coro"
 
 
-def when_sent(callback: Callable[[], None]) -> None:
+# What is called back for each call in work. The event loop takes longer to run a callback of
+# a task than most callbacks take, so each task has one for all.
+_at_end: "dict[asyncio.Task[object], list[Callable[[], object]]]" = {}
+
+
+def when_sent(callback: Callable[[], object]) -> None:
     """Calls back once the current call's answer is sent, or the call has ended otherwise."""
-    # A callback of gRPC's context would be a cycle of references, and keep the call's memory.
-    current_task().add_done_callback(lambda _: callback())
-
-
-def limit_sending(seconds: float) -> None:
-    """Cuts off the current unary call if its answer is not sent in this many seconds."""
     task = current_task()
-    timer = asyncio.get_running_loop().call_later(seconds, partial(cut_off_late, task, seconds))
-    task.add_done_callback(lambda _: timer.cancel())
+    callbacks = _at_end.get(task)
+    if callbacks is None:
+        callbacks = _at_end[task] = []
+        # A callback of gRPC's context would be a cycle of references, and keep the call's memory.
+        task.add_done_callback(_call_back)
+    callbacks.append(callback)
+
+
+def _call_back(task: "asyncio.Task[object]") -> None:
+    for callback in _at_end.pop(task):
+        callback()
+
+
+class SendLimit:
+    """Cuts off unary calls whose answers are not sent in time. One timer serves all calls.
+
+    Args:
+        max_send_s: How long an answer may take to be sent, in seconds.
+    """
+
+    def __init__(self, max_send_s: float) -> None:
+        self._max_send_s = max_send_s
+        # When each answer is late, as times of the loop; the earliest comes first.
+        self._late_at: dict[asyncio.Task[object], float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """Limits the time until the current call's answer is sent. To be called once for a call."""
+        task, loop = current_task(), asyncio.get_running_loop()
+        self._late_at[task] = late_at = loop.time() + self._max_send_s
+        when_sent(partial(self._late_at.pop, task, None))
+        if self._timer is None:
+            self._timer = loop.call_at(late_at, self._check_time)
+
+    def _check_time(self) -> None:
+        self._timer, loop = None, asyncio.get_running_loop()
+        for task, late_at in list(self._late_at.items()):
+            if late_at > loop.time():
+                self._timer = loop.call_at(late_at, self._check_time)
+                return
+            del self._late_at[task]
+            cut_off_late(task, self._max_send_s)
 
 
 def cut_off(task: "asyncio.Task[object]") -> None:

@@ -8,7 +8,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 from google.rpc import status_pb2
@@ -91,8 +90,7 @@ class Writer:
             cut_off_late(self._handler, self._max_send_s)
 
 
-@dataclass(frozen=True, slots=True)
-class StreamItem(Generic[_Q]):
+class StreamItem(NamedTuple, Generic[_Q]):
     """One message of a stream.
 
     Attributes:
@@ -153,8 +151,24 @@ class StreamLoop(Generic[_Q, _A]):
             self._calls.lifecycle.check()
 
     async def _answer_all(self, messages: AsyncIterator[_Q], context: Context) -> None:
-        slots = asyncio.Semaphore(self._max_in_flight)
         write = Writer(context, self._calls.max_send_s)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                reading = self._read_all(messages, context, tasks, write)
+                await self._calls.lifecycle.unless_draining(reading)
+        finally:
+            write.close()
+
+    async def _read_all(
+        self,
+        messages: AsyncIterator[_Q],
+        context: Context,
+        tasks: asyncio.TaskGroup,
+        write: Writer,
+    ) -> None:
+        """Starts a task for each message, until the stream ends or the server drains."""
+        slots, draining = asyncio.Semaphore(self._max_in_flight), self._calls.lifecycle.draining
+        deadline = call_deadline(context)
         previous: asyncio.Event | None = None
 
         async def report(message: object) -> None:
@@ -163,32 +177,26 @@ class StreamLoop(Generic[_Q, _A]):
             tasks.create_task(write(message, written.set))
             await written.wait()
 
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                while True:
-                    await slots.acquire()
-                    message = await self._read(messages)
-                    if message is None:
-                        break
-                    claim = self._calls.claim(context, self._message_id(message))
-                    item = StreamItem(message, claim, call_deadline(context), report)
-                    order = _Order(previous, asyncio.Event()) if self._in_order else None
-                    tasks.create_task(self._answer_one(item, slots, order, write))
-                    if order is not None:
-                        previous = order.queued
-                    del item, message  # only the task holds them, until the answer is ready
-                    # At most one message of a stream waits for memory.
-                    await claim.settled.wait()
-        finally:
-            write.close()
+        while True:
+            await slots.acquire()
+            message = None if draining.is_set() else await self._read(messages)
+            if message is None:
+                return
+            claim = self._calls.claim(context, self._message_id(message))
+            item = StreamItem(message, claim, deadline, report)
+            order = _Order(previous, asyncio.Event()) if self._in_order else None
+            tasks.create_task(self._answer_one(item, slots, order, write))
+            if order is not None:
+                previous = order.queued
+            del item, message  # only the task holds them, until the answer is ready
+            # At most one message of a stream waits for memory; most get it in their first step.
+            await asyncio.sleep(0)
+            await claim.settled.wait()
 
     async def _read(self, messages: AsyncIterator[_Q]) -> _Q | None:
-        """Reads the next message; None at the end, or when the server drains."""
-        lifecycle = self._calls.lifecycle
-        if lifecycle.draining.is_set():
-            return None
+        """Reads the next message; None at the end."""
         try:
-            return await lifecycle.unless_draining(anext(messages, None))
+            return await anext(messages, None)
         except Exception as error:  # noqa: BLE001 - gRPC's class for it is private
             logger.debug("The client of a stream is gone: %r", error)
             return None

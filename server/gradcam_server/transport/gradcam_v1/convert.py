@@ -14,6 +14,7 @@ from gradcam_server.domain.requests import (
     ExplainedImage,
     ExplainRequest,
     Explanation,
+    Heatmap,
     HeatmapForm,
     HeatmapFormat,
     LayerFusion,
@@ -106,39 +107,42 @@ def _options(message: pb.ExplainImageRequest) -> dict[str, Any]:
 
 def to_response(explained: ExplainedImage, *, include_logits: bool) -> pb.ExplainImageResponse:
     """Writes an answer; its logits only if ``include_logits``."""
+    return pb.ExplainImageResponse(**response_fields(explained, include_logits=include_logits))
+
+
+def response_fields(explained: ExplainedImage, *, include_logits: bool) -> dict[str, Any]:
+    """Returns the fields of ``to_response``.
+
+    Messages within them are dicts: protobuf copies a message by writing and parsing it.
+    """
     stats = explained.stats
-    return pb.ExplainImageResponse(
-        model=explained.model,
-        model_version=explained.model_version,
-        preprocessing=explained.preprocessing,
-        preprocessing_declared=explained.preprocessing_declared,
-        image_height_px=explained.image_height,
-        image_width_px=explained.image_width,
-        predictions=[
-            pb.Prediction(
-                class_index=prediction.index,
-                class_name=prediction.name,
-                probability=prediction.probability,
-                logit=prediction.logit,
-            )
-            for prediction in explained.predictions
+    return {
+        "model": explained.model,
+        "model_version": explained.model_version,
+        "preprocessing": explained.preprocessing,
+        "preprocessing_declared": explained.preprocessing_declared,
+        "image_height_px": explained.image_height,
+        "image_width_px": explained.image_width,
+        "predictions": [
+            {"class_index": index, "class_name": name, "probability": probability, "logit": logit}
+            for index, name, probability, logit in explained.predictions
         ],
-        explanations=[_explanation(explanation) for explanation in explained.explanations],
-        logits=explained.logits.tolist() if include_logits else (),
-        stats=pb.ServingStats(
-            decode_us=stats.decode_us,
-            queue_us=stats.queue_us,
-            compile_us=stats.compile_us,
-            compute_us=stats.compute_us,
-            render_us=stats.render_us,
-            batch_size=stats.batch_size,
-            padded_batch_size=stats.padded_batch_size,
-            pass_count=stats.pass_count,
-            dispatch_reason=_REASON_NUMBERS.get(
+        "explanations": [_explanation(explanation) for explanation in explained.explanations],
+        "logits": explained.logits.tolist() if include_logits else (),
+        "stats": {
+            "decode_us": stats.decode_us,
+            "queue_us": stats.queue_us,
+            "compile_us": stats.compile_us,
+            "compute_us": stats.compute_us,
+            "render_us": stats.render_us,
+            "batch_size": stats.batch_size,
+            "padded_batch_size": stats.padded_batch_size,
+            "pass_count": stats.pass_count,
+            "dispatch_reason": _REASON_NUMBERS.get(
                 stats.dispatch_reason, pb.DISPATCH_REASON_UNSPECIFIED
             ),
-        ),
-    )
+        },
+    }
 
 
 def to_model(
@@ -269,33 +273,35 @@ def _enum(field: str, number: int, known: dict[int, _E]) -> _E:
     return known[number]
 
 
-def _explanation(explanation: Explanation) -> pb.Explanation:
-    return pb.Explanation(
-        class_index=explanation.index,
-        class_name=explanation.name,
-        score=explanation.score,
-        layer=explanation.layer,
-        method=_METHOD_NUMBERS[explanation.method],
-        raw_min=explanation.raw_min,
-        raw_max=explanation.raw_max,
-        degenerate=explanation.degenerate,
-        score_type=_SCORE_TYPE_NUMBERS[explanation.score_type],
-        saturated=explanation.saturated,
-        against_class_index=explanation.against,
-        against_class_name=explanation.against_name,
-        extent=_extent(explanation.extent),
-        heatmaps=[
-            pb.Heatmap(
-                format=_FORMAT_NUMBERS[heatmap.format],
-                height_px=heatmap.height,
-                width_px=heatmap.width,
-                data=heatmap.data,
-                normalization=_scaling(heatmap.format)[0],
-                interpolation=_scaling(heatmap.format)[1],
-            )
-            for heatmap in explanation.heatmaps
-        ],
-    )
+def _explanation(explanation: Explanation) -> dict[str, Any]:
+    return {
+        "class_index": explanation.index,
+        "class_name": explanation.name,
+        "score": explanation.score,
+        "layer": explanation.layer,
+        "method": _METHOD_NUMBERS[explanation.method],
+        "raw_min": explanation.raw_min,
+        "raw_max": explanation.raw_max,
+        "degenerate": explanation.degenerate,
+        "score_type": _SCORE_TYPE_NUMBERS[explanation.score_type],
+        "saturated": explanation.saturated,
+        "against_class_index": explanation.against,
+        "against_class_name": explanation.against_name,
+        "extent": _extent(explanation.extent),
+        "heatmaps": [_heatmap(heatmap) for heatmap in explanation.heatmaps],
+    }
+
+
+def _heatmap(heatmap: Heatmap) -> dict[str, Any]:
+    normalization, interpolation = _scaling(heatmap.format)
+    return {
+        "format": _FORMAT_NUMBERS[heatmap.format],
+        "height_px": heatmap.height,
+        "width_px": heatmap.width,
+        "data": heatmap.data,
+        "normalization": normalization,
+        "interpolation": interpolation,
+    }
 
 
 def _scaling(

@@ -16,7 +16,7 @@ from gradcam_server.domain.requests import Progress, watch
 from gradcam_server.pipeline.explainer import Explainer
 from gradcam_server.pipeline.ledger import Claim
 from gradcam_server.transport.calls import CallRecord, Calls, Context, call_deadline
-from gradcam_server.transport.gradcam_v1.convert import to_model, to_request, to_response
+from gradcam_server.transport.gradcam_v1.convert import response_fields, to_model, to_request
 from gradcam_server.transport.gradcam_v1.wire import (
     ReceivedItem,
     ReceivedRequest,
@@ -86,7 +86,8 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         async with self._calls.answering(context, _UNARY) as record:
             claim, deadline = self._calls.claim(context), call_deadline(context)
             when_sent(claim.release)
-            return await self._explain(request, record, claim, deadline, wait=False)
+            fields = await self._explain(request, record, claim, deadline, wait=False)
+            return pb.ExplainImageResponse(**fields)
 
     async def StreamExplainImages(  # noqa: N802
         self, messages: AsyncIterator[StreamMessage], context: Context
@@ -124,8 +125,12 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         *,
         wait: bool,
         progress: Progress | None = None,
-    ) -> pb.ExplainImageResponse:
-        """Explains one image; waits for memory and for a slot in the queue if ``wait``."""
+    ) -> dict[str, Any]:
+        """Explains one image; waits for memory and for a slot in the queue if ``wait``.
+
+        Returns:
+            The fields of the response.
+        """
         current = self._current
         record.model = current.catalog.find_model(message.model, message.model_version).id
         request = to_request(message, caller=claim.caller, deadline=deadline)
@@ -133,7 +138,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         explained = await current.explain(
             request, wait_for_slot=wait, progress=progress, reserved=reserved
         )
-        return to_response(explained, include_logits=message.include_logits)
+        return response_fields(explained, include_logits=message.include_logits)
 
     async def _answer_item(
         self, item: StreamItem[StreamMessage], record: CallRecord

@@ -2,7 +2,8 @@
 
 protobuf copies an image when it parses the message, and again when the field is read. Here the
 image is a view of the received bytes, and protobuf parses only the options beside it: once for all
-requests that have the same options.
+requests that have the same options. Raw images of one size, with the same options, are found by
+comparing the bytes around their pixels with those of an earlier request.
 """
 
 from functools import lru_cache
@@ -47,6 +48,26 @@ class _Field(NamedTuple):
     others: bytes
 
 
+class _Layout(NamedTuple):
+    """Requests that differ only in their pixels: the bytes around these, and what they say.
+
+    Attributes:
+        before: The bytes before the pixels.
+        after: The bytes after the pixels.
+        size: The image's height and width.
+        options: The fields of ``ReceivedRequest`` beside the image.
+    """
+
+    before: bytes
+    after: bytes
+    size: tuple[int, int]
+    options: tuple[bytes, str, str, bool]
+
+    def fits(self, data: bytes, start: int, end: int) -> bool:
+        """Returns whether this part of ``data``, of the right length, is such a request."""
+        return data.startswith(self.before, start, end) and data.endswith(self.after, start, end)
+
+
 def _key(message: type, name: str) -> int:
     """Returns the key of a field of bytes on the wire: its number and its wire type, 2."""
     return message.DESCRIPTOR.fields_by_name[name].number << 3 | 2  # type: ignore[attr-defined]
@@ -59,6 +80,9 @@ _PIXELS = {_key(pb.RawImage, "data")}
 _MAX_VARINT_BYTES = 10
 # Longer options are rare, and would take memory when they are remembered.
 _MAX_REMEMBERED_BYTES = 4096
+# The latest layouts, by a request's length and its first bytes.
+_LAYOUT_KEY_BYTES, _MAX_LAYOUTS = 16, 256
+_layouts: dict[tuple[int, bytes], _Layout] = {}
 
 
 def parse_request(data: bytes) -> pb.ExplainImageRequest | ReceivedRequest:
@@ -85,17 +109,26 @@ def parse_item(data: bytes) -> pb.StreamExplainImagesRequest | ReceivedItem:
 
 
 def _receive(data: bytes, start: int, end: int) -> ReceivedRequest | None:
-    field = _find(data, start, end, _IMAGES)
-    if field is None or len(field.others) > _MAX_REMEMBERED_BYTES:
-        return None
-    options = _parse_options(field.others)
-    if field.key == _ENCODED:
-        return ReceivedRequest(data[field.start : field.end], field.others, *options)
-    pixels = _find(data, field.start, field.end, _PIXELS)
-    if pixels is None or len(pixels.others) > _MAX_REMEMBERED_BYTES:
-        return None
-    image = RawImage(memoryview(data)[pixels.start : pixels.end], *_parse_size(pixels.others))
-    return ReceivedRequest(image, field.others, *options)
+    key = end - start, data[start : start + _LAYOUT_KEY_BYTES]
+    layout = _layouts.get(key)
+    if layout is None or not layout.fits(data, start, end):
+        field = _find(data, start, end, _IMAGES)
+        if field is None or len(field.others) > _MAX_REMEMBERED_BYTES:
+            return None
+        options = field.others, *_parse_options(field.others)
+        if field.key == _ENCODED:
+            return ReceivedRequest(data[field.start : field.end], *options)
+        pixels = _find(data, field.start, field.end, _PIXELS)
+        if pixels is None or len(pixels.others) > _MAX_REMEMBERED_BYTES:
+            return None
+        before, after = data[start : pixels.start], data[pixels.end : end]
+        layout = _Layout(before, after, _parse_size(pixels.others), options)
+        if len(_layouts) == _MAX_LAYOUTS:
+            del _layouts[next(iter(_layouts))]
+        _layouts[key] = layout
+    pixels_end = end - len(layout.after)
+    view = memoryview(data)[start + len(layout.before) : pixels_end]
+    return ReceivedRequest(RawImage(view, *layout.size), *layout.options)
 
 
 @lru_cache(maxsize=256)
@@ -104,7 +137,6 @@ def _parse_options(data: bytes) -> tuple[str, str, bool]:
     return message.model, message.model_version, message.include_logits
 
 
-@lru_cache(maxsize=256)
 def _parse_size(data: bytes) -> tuple[int, int]:
     message = pb.RawImage.FromString(data)
     return message.height_px, message.width_px

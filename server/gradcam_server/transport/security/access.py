@@ -2,8 +2,8 @@
 
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, TypeAlias
@@ -22,7 +22,7 @@ from gradcam_server.transport.security.caller import Caller, current_caller
 from gradcam_server.transport.security.limits import Slots
 from gradcam_server.transport.security.receiving import Receiving
 from gradcam_server.transport.security.tokens import Token, TokenFile
-from gradcam_server.transport.sending import forget_frames, limit_sending, when_sent
+from gradcam_server.transport.sending import SendLimit, forget_frames, when_sent
 from gradcam_server.transport.status import abort, to_status
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Access:
         self._callers: dict[str, Caller] = {}
         self.receiving = Receiving()
         self._streams = Slots(None)
-        self.max_send_s = config.max_send_s
+        self.sending = SendLimit(config.max_send_s)
         self.configure(config, read_token_file(config))
 
     def configure(self, config: ServeConfig, tokens: TokenFile | None) -> None:
@@ -144,54 +144,83 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             if handler is None:  # not kept: a client could send any number of unknown names
                 return self._unknown
             is_open = details.method.startswith(_HEALTH)
-            admitted = self._admitted_openly if is_open else self._admitted
+            admitted = _AdmittedOpenly if is_open else self._admitted
             wrapped = _wrap(handler, admitted, self._access)
             self._handlers[details.method] = wrapped
         return wrapped
 
-    @contextmanager
-    def _admitted_openly(self, _: bool, context: Any) -> Iterator[None]:
-        current_caller.set(Caller(connection=context.peer()))
-        yield
+    def _admitted(self, streaming: bool, context: Any) -> "_Admitted":
+        return _Admitted(self._access, context, streaming=streaming, admin=self._admin)
 
-    @contextmanager
-    def _admitted(self, streaming: bool, context: Any) -> Iterator[None]:
-        code = "CANCELLED"
+
+class _AdmittedOpenly:
+    """Sets the caller of a call that needs no token and has no limits."""
+
+    def __init__(self, _: bool, context: Any) -> None:
+        self._context = context
+
+    def __enter__(self) -> None:
+        current_caller.set(Caller(connection=self._context.peer()))
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class _Admitted:
+    """Admits a call, and reports how it ends.
+
+    Args:
+        access: Decides whether it is admitted.
+        context: The call.
+        streaming: Whether its requests are a stream.
+        admin: Whether it needs a token that may administer.
+    """
+
+    def __init__(self, access: Access, context: Any, *, streaming: bool, admin: bool) -> None:
+        self._access, self._context = access, context
+        self._streaming, self._admin = streaming, admin
+
+    def __enter__(self) -> None:
         try:
-            self._admit(streaming, context)
-            yield
-            code = _code(context, "OK")
-        except UnauthenticatedError:
-            code = "UNAUTHENTICATED"
-            self._access.on_rejected("unauthenticated")
+            self._admit()
+        except BaseException as error:
+            self._report(error)
             raise
-        except ForbiddenError:
-            code = "PERMISSION_DENIED"
-            self._access.on_rejected("forbidden")
-            raise
-        except LimitError:
-            code = "RESOURCE_EXHAUSTED"
-            self._access.on_rejected("limited")
-            raise
-        except InvalidRequestError:
-            code = "INVALID_ARGUMENT"
-            raise
-        except Exception:
-            code = _code(context, "UNKNOWN")
-            raise
-        finally:
-            self._access.on_token_request(current_caller.get().name, code)
 
-    def _admit(self, streaming: bool, context: Any) -> None:
-        caller = self._access.authenticate(context.invocation_metadata, context.peer())
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self._report(error)
+
+    def _admit(self) -> None:
+        access, context = self._access, self._context
+        caller = access.authenticate(context.invocation_metadata, context.peer())
         current_caller.set(caller)
         if self._admin:
             caller.check_admin()
         caller.begin_call()
         when_sent(caller.end_call)
-        if streaming:
-            self._access.begin_stream()
-            when_sent(self._access.end_stream)
+        if self._streaming:
+            access.begin_stream()
+            when_sent(access.end_stream)
+
+    def _report(self, error: BaseException | None) -> None:
+        match error:
+            case None:
+                code = _code(self._context, "OK")
+            case UnauthenticatedError():
+                code = "UNAUTHENTICATED"
+                self._access.on_rejected("unauthenticated")
+            case ForbiddenError():
+                code = "PERMISSION_DENIED"
+                self._access.on_rejected("forbidden")
+            case LimitError():
+                code = "RESOURCE_EXHAUSTED"
+                self._access.on_rejected("limited")
+            case InvalidRequestError():
+                code = "INVALID_ARGUMENT"
+            case Exception():
+                code = _code(self._context, "UNKNOWN")
+            case _:
+                code = "CANCELLED"
+        self._access.on_token_request(current_caller.get().name, code)
 
 
 async def _refuse_unknown(_: Any, context: Any) -> None:
@@ -208,11 +237,15 @@ class _Messages:
         return self
 
     async def __anext__(self) -> Any:
-        await self._receiving.turn(current_caller.get().key)
-        message = await self._context.read()
+        message = await _read(self._context, self._receiving)
         if message is grpc.aio.EOF:
             raise StopAsyncIteration
         return message
+
+
+async def _read(context: Any, receiving: Receiving) -> Any:
+    await receiving.turn(current_caller.get().key)
+    return await context.read()
 
 
 def _wrap(handler: Any, admitted: _Admitted, access: Access) -> _Handler:
@@ -226,13 +259,12 @@ def _wrap(handler: Any, admitted: _Admitted, access: Access) -> _Handler:
     write = handler.response_serializer or bytes
 
     async def read(context: Any) -> Any:
-        messages = _Messages(context, access.receiving)
         if streaming:
-            return messages
-        try:
-            return await anext(messages)
-        except StopAsyncIteration:
-            raise InvalidRequestError("", "the call has no message") from None
+            return _Messages(context, access.receiving)
+        message = await _read(context, access.receiving)
+        if message is grpc.aio.EOF:
+            raise InvalidRequestError("", "the call has no message")
+        return message
 
     async def respond(context: Any) -> Any:
         try:
@@ -243,7 +275,7 @@ def _wrap(handler: Any, admitted: _Admitted, access: Access) -> _Handler:
             return None
         if handler.response_streaming:
             return None
-        limit_sending(access.max_send_s)
+        access.sending.begin()
         # From here on only the bytes of the answer are held.
         return write(response)
 

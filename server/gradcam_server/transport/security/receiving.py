@@ -40,7 +40,7 @@ class _Account:
     forgiven_at: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Seen:
     """A sender of small messages, and the time of its last message."""
 
@@ -127,8 +127,8 @@ class Receiving:
 
     def _see(self, caller: str, now: float) -> None:
         if caller != self._latest.caller:
-            self._before = self._latest
-        self._latest = _Seen(caller, now)
+            self._before, self._latest = self._latest, _Seen(caller)
+        self._latest.at = now
 
     def _is_another_active(self, caller: str, now: float) -> bool:
         other = self._before if self._latest.caller == caller else self._latest

@@ -13,11 +13,12 @@ from gradcam_server.config.settings import ServeConfig
 from gradcam_server.pipeline.ledger import Ledger
 from gradcam_server.telemetry import tracing
 from gradcam_server.telemetry.metrics import Metrics
+from gradcam_server.transport import sending
 from gradcam_server.transport.calls import Calls
 from gradcam_server.transport.lifecycle import Lifecycle
 from gradcam_server.transport.security.access import Access, AccessInterceptor
 from gradcam_server.transport.security.tokens import Token, hash_token, to_toml
-from gradcam_server.transport.sending import hide_lost_clients, when_sent
+from gradcam_server.transport.sending import SendLimit, hide_lost_clients, when_sent
 from gradcam_server.transport.streams import Writer
 from support.unread import UnreadCalls
 
@@ -166,3 +167,48 @@ async def test_a_fault_of_ours_is_logged_as_before(
         with pytest.raises(grpc.aio.AioRpcError):
             await channel.unary_unary(UNARY)(b"x", metadata=ALICE)
     assert "ZeroDivisionError" in caplog.text
+
+
+async def test_each_answer_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers that are late are cut off, each once, and those that are sent in time are not."""
+    cut_off: list[str] = []
+
+    def note(task: "asyncio.Task[object]", _: float) -> None:
+        cut_off.append(task.get_name())
+        task.cancel()
+
+    monkeypatch.setattr(sending, "cut_off_late", note)
+    limit = SendLimit(0.1)
+
+    async def send(seconds: float) -> None:
+        limit.begin()
+        await asyncio.sleep(seconds)
+
+    tasks = []
+    for name, seconds in (("first", 30.0), ("quick", 0.0), ("second", 30.0)):
+        tasks.append(asyncio.create_task(send(seconds), name=name))
+        await asyncio.sleep(0.02)
+    await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+    assert cut_off == ["first", "second"]
+    after_a_pause = asyncio.create_task(send(30), name="after a pause")
+    await asyncio.wait({after_a_pause}, timeout=10)
+    assert cut_off == ["first", "second", "after a pause"]
+
+
+async def test_all_callbacks_of_a_call_run_in_their_order_when_it_has_ended() -> None:
+    """Whether the call returns or is cancelled, and never those of another call."""
+    ended: list[str] = []
+
+    async def call(name: str, seconds: float) -> None:
+        when_sent(lambda: ended.append(f"{name} 1"))
+        when_sent(lambda: ended.append(f"{name} 2"))
+        await asyncio.sleep(seconds)
+
+    returned, cancelled = asyncio.create_task(call("a", 0)), asyncio.create_task(call("b", 30))
+    await returned
+    await asyncio.sleep(0)
+    assert ended == ["a 1", "a 2"]
+    cancelled.cancel()
+    await asyncio.wait({cancelled})
+    await asyncio.sleep(0)
+    assert ended == ["a 1", "a 2", "b 1", "b 2"]

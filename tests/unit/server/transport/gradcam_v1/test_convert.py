@@ -1,7 +1,5 @@
 """Conversion between the messages of gradcam.v1 and the domain's types."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -158,7 +156,7 @@ def test_answers_are_written_whole() -> None:
     assert stats.compile_us == 6
     assert not to_response(explained, include_logits=False).logits
     assert not explanation.HasField("extent")
-    part = dataclasses.replace(explained.explanations[0], extent=Extent(-1, 2, 3, 4.5))
-    explained = dataclasses.replace(explained, explanations=(part,))
+    part = explained.explanations[0]._replace(extent=Extent(-1, 2, 3, 4.5))
+    explained = explained._replace(explanations=(part,))
     extent = to_response(explained, include_logits=False).explanations[0].extent
     assert (extent.top_px, extent.left_px, extent.height_px, extent.width_px) == (-1, 2, 3, 4.5)

@@ -110,6 +110,39 @@ def test_damaged_requests_are_read_as_protobuf_reads_them(name: str) -> None:
             assert parse(damaged) == by_protobuf(damaged), (place, byte)
 
 
+@pytest.mark.parametrize("name", ["raw", "options"])
+def test_requests_that_are_nearly_alike_are_told_apart(name: str) -> None:
+    """Whichever byte differs from the request that came before: in pixels, size or options."""
+    data = MESSAGES[name].SerializeToString()
+    for place in range(len(data)):
+        other = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+        for sent in (data, other, data):
+            assert parse(sent) == by_protobuf(sent), place
+
+
+def test_a_request_like_the_one_before_is_read_within_its_message() -> None:
+    """Its pixels are its own, and the bytes around them are those of its message's part."""
+    images = [bytes([number]) * 600 for number in range(3)]
+    for number, pixels in enumerate(images):
+        request = pb.ExplainImageRequest(
+            model="m", raw_image=pb.RawImage(data=pixels, height_px=10, width_px=20), priority=3
+        )
+        item = pb.StreamExplainImagesRequest(correlation_id="x" * number, request=request)
+        received = parse_item(item.SerializeToString())
+        assert isinstance(received, ReceivedItem)
+        read = to_request(received.request)
+        assert isinstance(read.image, RawImage)
+        assert (bytes(read.image.data), read.priority) == (pixels, 3)
+
+
+def test_few_layouts_are_remembered() -> None:
+    """A client cannot fill the memory with images of ever new sizes."""
+    for width in range(1, 400):
+        image = pb.RawImage(data=bytes(3 * width), height_px=1, width_px=width)
+        parse_request(pb.ExplainImageRequest(raw_image=image).SerializeToString())
+    assert len(wire._layouts) == wire._MAX_LAYOUTS
+
+
 def test_messages_of_streams_are_read_as_protobuf_reads_them() -> None:
     """With and without an id, damaged or with two requests."""
     for request in MESSAGES.values():

@@ -292,7 +292,7 @@ def explained(seed: int) -> ExplainedImage:
     explanation = Explanation(
         0, "a", 1.0, "layer", Method.GRAD_CAM, 0.0, 1.0, degenerate=False, heatmaps=(heatmap,)
     )
-    return ExplainedImage("m", 1, 1, (), (explanation,), numbers[0], numbers[1])
+    return ExplainedImage("m", 1, 1, (), (explanation,), numbers[0], numbers[1], Stats())
 
 
 def test_answers_are_stacked_in_the_order_of_the_request() -> None:

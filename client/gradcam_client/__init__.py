@@ -8,7 +8,7 @@
         result.save("out.jpg")
 
         for outcome in client.explain_stream(["cat.jpg", "dog.jpg"], top_k=2):
-            print(outcome.source, outcome.error or outcome.result.top.name)
+            print(outcome.source, outcome.result.top.name if outcome.ok else outcome.error)
 
 ``AsyncClient`` has the same methods as coroutines. Errors are a ``GradCamError``;
 ``gradcam_client.errors`` draws their hierarchy.
@@ -54,7 +54,7 @@ from gradcam_client.results import (
 )
 from gradcam_client.retry import RetryPolicy
 from gradcam_client.security import tls_credentials, token_from_file
-from gradcam_client.stream import Outcome, Progress
+from gradcam_client.stream import Explained, Failed, Outcome, Progress
 
 __all__ = [
     "AsyncClient",
@@ -63,8 +63,10 @@ __all__ = [
     "Client",
     "DeadlineExceededError",
     "ExplainOptions",
+    "Explained",
     "Explanation",
     "Extent",
+    "Failed",
     "GradCamError",
     "GrayPng",
     "Heatmap",

@@ -7,13 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradcam_client import (
-    HeatmapForm,
-    OverlayJpeg,
-    OverlayPng,
-    Raw,
-    SmoothGrad,
-)
+from gradcam_client import HeatmapForm, OverlayJpeg, OverlayPng, Raw
 from gradcam_client.requests import (
     COLORMAPS,
     LAYER_FUSIONS,
@@ -21,7 +15,6 @@ from gradcam_client.requests import (
     METHODS,
     RESIZE_MODES,
     SCORE_TYPES,
-    Target,
 )
 from gradcam_server.cli.common import class_of
 from gradcam_server.cli.errors import errors_for_people
@@ -78,18 +71,18 @@ _OVERLAYS = {".jpg": OverlayJpeg, ".jpeg": OverlayJpeg, ".png": OverlayPng}
     "--method", type=click.Choice(list(METHODS)), default="gradcam", help="Explain by this method."
 )
 @click.option(
-    *("--score", "score_type"),
+    "--score",
     type=click.Choice(list(SCORE_TYPES)),
     default="logit",
     help="Explain the class's logit, or its probability (as the Keras tutorial does).",
 )
 @click.option(
-    *("--passes", "pass_count"),
+    "--passes",
     type=click.IntRange(min=1),
     help="Channels of scorecam, or steps of integrated-gradients.  [default: 64, 32]",
 )
 @click.option(
-    *("--smooth", "smooth_samples"),
+    "--smooth",
     type=click.IntRange(min=1),
     help="SmoothGrad: the mean over this many noisy copies, with any other method.",
 )
@@ -131,7 +124,7 @@ def explain(
     layers: Sequence[str],
     fusion: str,
     method: str,
-    smooth_samples: int | None,
+    smooth: int | None,
     **options: Any,
 ) -> None:
     """Predict what is in images, and show where the model looked.
@@ -153,11 +146,8 @@ def explain(
         raise click.UsageError(
             "--npz holds maps of one shape: name one layer, or add --fusion layercam"
         )
-    targets: list[Target] = [class_of(name) for name in classes]
-    if against:
-        targets = [(class_of(name), class_of(against)) for name in classes]
     overlays = Outputs(output, len(images), tuple(_OVERLAYS), ".jpg", "-o")
-    many_passes = method in MANY_PASS_METHODS or smooth_samples is not None
+    many_passes = method in MANY_PASS_METHODS or smooth is not None
     counts_passes = many_passes and len(images) == 1
     numbers = Outputs(npz, len(images), (".npz",), ".npz", "--npz")
     heatmaps: list[HeatmapForm] = [Raw()]
@@ -166,7 +156,7 @@ def explain(
     failed = False
     with (
         errors_for_people(),
-        access.open(len(images) + many_passes, len(targets) or top_k or 1) as client,
+        access.open(len(images) + many_passes, len(classes) or top_k or 1) as client,
         progress_bar(None if counts_passes else len(images), hidden=as_json) as progress,
     ):
         if not access.server:
@@ -174,22 +164,23 @@ def explain(
         outcomes = client.explain_stream(
             images,
             model=access.requested_model,
-            classes=targets,
+            classes=[class_of(name) for name in classes],
+            against=class_of(against) if against else None,
             top_k=top_k,
-            layer=layers,
-            layer_fusion=fusion,
+            layers=layers,
+            fusion=fusion,
             method=method,
-            smooth_grad=SmoothGrad(smooth_samples) if smooth_samples else None,
+            smooth=smooth,
             heatmaps=heatmaps,
-            prediction_count=predictions,
-            include_logits=bool(npz),
+            predictions=predictions,
+            logits=bool(npz),
             on_progress=progress.show if counts_passes else None,
             **options,
         )
         for path, outcome in zip(images, outcomes, strict=True):
             if not counts_passes:
                 progress.advance()
-            if outcome.result is None:
+            if not outcome.ok:
                 failed = True
                 report_failure(path, outcome.error, as_json)
                 continue

@@ -1,6 +1,7 @@
 """``gradcam explain``."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,6 +150,8 @@ def explain(
     overlays = Outputs(output, len(images), tuple(_OVERLAYS), ".jpg", "-o")
     many_passes = method in MANY_PASS_METHODS or smooth is not None
     counts_passes = many_passes and len(images) == 1
+    # Several results on the terminal are their own progress.
+    hides_progress = as_json or (len(images) > 1 and sys.stdout.isatty())
     numbers = Outputs(npz, len(images), (".npz",), ".npz", "--npz")
     heatmaps: list[HeatmapForm] = [Raw()]
     if output:
@@ -157,7 +160,7 @@ def explain(
     with (
         errors_for_people(),
         access.open(len(images) + many_passes, len(classes) or top_k or 1) as client,
-        progress_bar(None if counts_passes else len(images), hidden=as_json) as progress,
+        progress_bar(None if counts_passes else len(images), hidden=hides_progress) as progress,
     ):
         if not access.server:
             _show_likely_answers(images[0], client, options["resize"])

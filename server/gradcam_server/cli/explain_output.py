@@ -1,7 +1,6 @@
 """The output of ``gradcam explain``: text, JSON, overlays and arrays."""
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from gradcam_client import ImageExplanation
 from gradcam_client.image_files import shown
 from gradcam_server.cli.common import error_as_json
 from gradcam_server.cli.errors import readable
+from gradcam_server.cli.progress import say
 
 _PREDICTION = ("index", "name", "probability")
 _EXPLANATION = (
@@ -171,4 +171,4 @@ def report_failure(path: Path, error: Exception | None, as_json: bool) -> None:
     """Prints the error of an image to stderr, and with ``as_json`` to stdout as JSON, too."""
     if as_json:
         click.echo(json.dumps({"path": str(path), "error": error_as_json(error)}))
-    click.echo(f"Error: {shown(path)}: {readable(str(error))}", file=sys.stderr)
+    say(f"Error: {shown(path)}: {readable(str(error))}")

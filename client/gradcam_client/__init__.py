@@ -29,6 +29,7 @@ from gradcam_client.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from gradcam_client.image_urls import ImageUrl
 from gradcam_client.requests import (
     ExplainOptions,
     GrayPng,
@@ -74,6 +75,7 @@ __all__ = [
     "ImageArray",
     "ImageExplanation",
     "ImageInput",
+    "ImageUrl",
     "InvalidRequestError",
     "LayerInfo",
     "MessageTooLargeError",

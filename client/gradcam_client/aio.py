@@ -162,8 +162,8 @@ class AsyncClient:
         """Explains one image.
 
         Args:
-            image: A path, the bytes of a file, or uint8 RGB pixels (H, W, 3). A file is
-                read in another thread.
+            image: A path, the bytes of a file, an ``ImageUrl``, or uint8 RGB pixels (H, W, 3).
+                Files and links are read in another thread.
             timeout_s: The deadline of all attempts, in seconds; None takes the client's.
             request_id: The call's name in the server's log; None generates one.
             hedge_after_s: After this many seconds without an answer, a second attempt goes to

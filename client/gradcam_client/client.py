@@ -166,7 +166,7 @@ class Client:
         """Explains one image.
 
         Args:
-            image: A path, the bytes of a file, or uint8 RGB pixels (H, W, 3).
+            image: A path, the bytes of a file, an ``ImageUrl``, or uint8 RGB pixels (H, W, 3).
             timeout_s: The deadline of all attempts, in seconds; None takes the client's.
             request_id: The call's name in the server's log; None generates one.
             hedge_after_s: After this many seconds without an answer, a second attempt goes to

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_client.image_files import read_image_file
+from gradcam_client.image_urls import ImageUrl
 from gradcam_client.options import current_names, did_you_mean, spelled_out
 
-ImageInput: TypeAlias = str | os.PathLike[str] | bytes | NDArray[np.uint8]
-"""An image: the path of a file, the bytes of a file (JPEG, PNG, WebP or BMP), or
+ImageInput: TypeAlias = str | os.PathLike[str] | bytes | NDArray[np.uint8] | ImageUrl
+"""An image: the path of a file, the bytes of a file (JPEG, PNG, WebP or BMP), an ``ImageUrl``, or
 uint8 RGB pixels (H, W, 3). BGR pixels, as OpenCV reads them, look like RGB pixels to the server
 and give wrong answers: reverse the channels first, ``image[..., ::-1]``."""
 
@@ -350,11 +351,11 @@ def with_image(template: pb.ExplainImageRequest, image: ImageInput) -> pb.Explai
 
     Args:
         template: The request from ``build_template``, which is not changed.
-        image: A path, the bytes of a file, or uint8 RGB pixels (H, W, 3).
+        image: A path, the bytes of a file, an ``ImageUrl``, or uint8 RGB pixels (H, W, 3).
 
     Raises:
         OSError: The file cannot be read; ``FileNotFoundError`` if it does not exist.
-        TypeError: The image is neither a path, bytes nor an array, or the array is not uint8.
+        TypeError: The image is none of these, or the array is not uint8.
         ValueError: The array is not (H, W, 3), the path is a link or base64 text, or the file has
             another format, such as HEIC.
     """
@@ -364,11 +365,14 @@ def with_image(template: pb.ExplainImageRequest, image: ImageInput) -> pb.Explai
         request.raw_image.CopyFrom(_raw_image(image))
     elif isinstance(image, bytes):
         request.encoded_image = image
+    elif isinstance(image, ImageUrl):
+        request.encoded_image = image.read_bytes()
     elif isinstance(image, str | os.PathLike):
         request.encoded_image = read_image_file(image)
     else:
         raise TypeError(
-            "an image must be a path, the bytes of a file or a uint8 RGB array (H, W, 3), "
+            "an image must be a path, the bytes of a file, an ImageUrl or a uint8 RGB array "
+            "(H, W, 3), "
             f"not {type(image).__name__}"
         )
     return request
@@ -379,7 +383,7 @@ def build_request(image: ImageInput, **options: Unpack[ExplainOptions]) -> pb.Ex
     """Builds a request.
 
     Args:
-        image: A path, the bytes of a file, or uint8 RGB pixels (H, W, 3), not BGR.
+        image: A path, the bytes of a file, an ``ImageUrl``, or uint8 RGB pixels (H, W, 3), not BGR.
         **options: Those of ``explain``.
 
     Raises:

@@ -17,7 +17,7 @@ from gradcam_client.requests import (
     RESIZE_MODES,
     SCORE_TYPES,
 )
-from gradcam_server.cli.common import class_of
+from gradcam_server.cli.common import ImageSource, ImageSourceType, class_of, file_name
 from gradcam_server.cli.errors import errors_for_people
 from gradcam_server.cli.explain_output import (
     Outputs,
@@ -36,7 +36,7 @@ _OVERLAYS = {".jpg": OverlayJpeg, ".jpeg": OverlayJpeg, ".png": OverlayPng}
 
 
 @click.command(context_settings={"show_default": True})
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=Path)
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=ImageSourceType())
 @click.option(
     *("-o", "--output"),
     type=Path,
@@ -112,7 +112,7 @@ _OVERLAYS = {".jpg": OverlayJpeg, ".jpeg": OverlayJpeg, ".png": OverlayPng}
 )
 @model_access_options
 def explain(
-    images: Sequence[Path],
+    images: Sequence[ImageSource],
     classes: Sequence[str],
     top_k: int | None,
     output: Path | None,
@@ -135,6 +135,8 @@ def explain(
     gradcam explain cat.jpg --class tabby --class "Egyptian cat" -o cats/
     gradcam explain cat.jpg --class tabby --against "tiger cat" --method layercam
     gradcam explain photos/*.jpg --server localhost:50051 -o overlays/ --json
+
+    An IMAGE is a file, or an http(s) link, which is downloaded within 30 seconds and 64 MiB.
 
     If an image fails, its error is printed, the others are explained, and the exit status is 1.
     """  # noqa: D301 - click reads the character \b
@@ -180,29 +182,30 @@ def explain(
             on_progress=progress.show if counts_passes else None,
             **options,
         )
-        for path, outcome in zip(images, outcomes, strict=True):
+        for image, outcome in zip(images, outcomes, strict=True):
+            path = file_name(image)
             if not counts_passes:
                 progress.advance()
             if not outcome.ok:
                 failed = True
-                report_failure(path, outcome.error, as_json)
+                report_failure(image, outcome.error, as_json)
                 continue
             say_compiled(access, outcome.result)
             written = overlays.write(path, outcome.result) if output else []
             if npz:
                 save_arrays(numbers.path_for(path), outcome.result)
             if as_json:
-                click.echo(json.dumps(result_as_json(path, outcome.result)))
+                click.echo(json.dumps(result_as_json(image, outcome.result)))
             else:
-                print_result(path, outcome.result, written)
+                print_result(image, outcome.result, written)
     raise SystemExit(1 if failed else 0)
 
 
-def _show_likely_answers(path: Path, client: "LocalClient", resize: str) -> None:
+def _show_likely_answers(image: ImageSource, client: "LocalClient", resize: str) -> None:
     """Shows on stderr the best class by each likely preprocessing, if none is declared."""
-    answers = client.predict_by_likely_preprocessing(path, resize)
+    answers = client.predict_by_likely_preprocessing(image, resize)
     if answers:
-        click.echo(f"The model's answers for {path} by each preprocessing:", err=True)
+        click.echo(f"The model's answers for {image} by each preprocessing:", err=True)
     for answer in answers:
         click.echo(
             f"  --preprocessing {answer.preprocessing:5}  {answer.probability:7.2%}  "

@@ -29,6 +29,7 @@ from gradcam_client.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from gradcam_client.extents import Extent
 from gradcam_client.image_urls import ImageUrl
 from gradcam_client.requests import (
     ExplainOptions,
@@ -45,7 +46,6 @@ from gradcam_client.requests import (
 from gradcam_client.results import (
     ClassInfo,
     Explanation,
-    Extent,
     Heatmap,
     ImageExplanation,
     LayerInfo,
@@ -56,6 +56,7 @@ from gradcam_client.results import (
 from gradcam_client.retry import RetryPolicy
 from gradcam_client.security import tls_credentials, token_from_file
 from gradcam_client.stream import Explained, Failed, Outcome, Progress
+from gradcam_client.viewer import Viewer
 
 __all__ = [
     "AsyncClient",
@@ -95,6 +96,7 @@ __all__ = [
     "SmoothGrad",
     "UnauthenticatedError",
     "UnavailableError",
+    "Viewer",
     "build_request",
     "tls_credentials",
     "token_from_file",

@@ -184,7 +184,7 @@ class Client:
         """
         request = with_image(build_template(**options), image)
         response = self._call("ExplainImage", request, timeout_s, request_id, hedge_after_s)
-        return ImageExplanation.from_response(response)
+        return ImageExplanation.from_response(response, image)
 
     @spell_out_options
     def explain_stream(

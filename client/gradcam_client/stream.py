@@ -234,7 +234,8 @@ class StreamLedger:
             )
         del self._in_flight[answer.correlation_id]
         if answer.HasField("response"):
-            self._settle(image, ImageExplanation.from_response(answer.response))
+            source = self._unanswered[image].source
+            self._settle(image, ImageExplanation.from_response(answer.response, source))
             return None
         error = from_status(answer.error)
         entry = self._unanswered[image]

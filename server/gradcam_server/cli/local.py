@@ -161,7 +161,7 @@ class LocalClient:
         finally:
             reports.cancel()
         response = to_response(explained, include_logits=request.include_logits)
-        return Explained(image, ImageExplanation.from_response(response))
+        return Explained(image, ImageExplanation.from_response(response, image))
 
 
 def describe_model(name: str, custom_objects: tuple[str, ...] = ()) -> ModelInfo:

@@ -202,7 +202,7 @@ def test_the_whole_input_as_an_extent_changes_nothing() -> None:
     [
         (ResizeMode.STRETCH, None, Extent(0, 0, 100, 200)),
         (ResizeMode.CENTER_CROP, None, Extent(0, 50, 100, 100)),
-        (ResizeMode.LETTERBOX, None, Extent(-50, 0, 200, 200)),
+        (ResizeMode.LETTERBOX, None, Extent(-48, 0, 200, 200)),  # 12 rows of margin above
         (ResizeMode.STRETCH, Extent(-5, 10, 60, 25), Extent(-10, 40, 120, 100)),
         (ResizeMode.CENTER_CROP, Extent(-5, 10, 60, 25), Extent(-10, 70, 120, 50)),
     ],

@@ -1,9 +1,9 @@
 """A client for gradcam-server: predictions, and where the model looked.
 
-    from gradcam_client import Client, OverlayJpeg, Raw
+    from gradcam_client import Client
 
     with Client("localhost:50051") as client:
-        result = client.explain("cat.jpg", heatmaps=[Raw(), OverlayJpeg()])
+        result = client.explain("cat.jpg", heatmaps=["raw", "overlay"])
         print(result.top.name, result.explanations[0].heatmap.shape)
         result.save("out.jpg")
 

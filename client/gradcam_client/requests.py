@@ -401,10 +401,10 @@ def _targets(classes: Sequence[Target], against: ClassChoice | None) -> list[pb.
         return [_target(target) for target in classes]
     if not classes:
         raise ValueError("against needs classes to compare, for instance classes=['tabby']")
-    pairs = [target for target in classes if isinstance(target, tuple)]
-    if pairs:
-        raise ValueError(f"give against or pairs of classes, not both: {pairs[0]!r} is a pair")
-    return [_target((target, against)) for target in classes]
+    alone = [target for target in classes if not isinstance(target, tuple)]
+    if len(alone) < len(classes):
+        raise ValueError(f"give against or pairs of classes, not both: classes={classes!r}")
+    return [_target((target, against)) for target in alone]
 
 
 def _target(target: Target) -> pb.Target:

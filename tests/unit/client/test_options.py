@@ -107,7 +107,7 @@ async def test_old_names_warn_of_the_line_that_awaits(server: FakeServer) -> Non
     """A coroutine's warning names the caller, too."""
     async with AsyncClient(server.target) as client:
         with pytest.warns(DeprecationWarning, match="is now") as warned:
-            await client.explain(b"7", pass_count=3)  # type: ignore[arg-type]
+            await client.explain(b"7", pass_count=3)  # type: ignore[call-arg]
     assert [one.filename for one in warned] == [__file__]
 
 

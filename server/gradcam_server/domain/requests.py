@@ -209,6 +209,7 @@ class Explanation(NamedTuple):
         against: Index of the class that the request contrasts it with.
         against_name: Name of that class.
         extent: The part of the model's input that raw maps cover; None is the whole input.
+        image_extent: The part of the image that raw maps cover.
     """
 
     index: int  # type: ignore[assignment]  # instead of the method of tuples
@@ -225,6 +226,7 @@ class Explanation(NamedTuple):
     against: int | None = None
     against_name: str = ""
     extent: Extent | None = None
+    image_extent: Extent | None = None
 
 
 @dataclass

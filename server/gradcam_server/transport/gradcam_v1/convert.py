@@ -288,6 +288,7 @@ def _explanation(explanation: Explanation) -> dict[str, Any]:
         "against_class_index": explanation.against,
         "against_class_name": explanation.against_name,
         "extent": _extent(explanation.extent),
+        "image_extent": _extent(explanation.image_extent),
         "heatmaps": [_heatmap(heatmap) for heatmap in explanation.heatmaps],
     }
 

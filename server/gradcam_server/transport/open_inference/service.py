@@ -1,7 +1,6 @@
 """The gRPC service ``inference.GRPCInferenceService``."""
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
 import grpc
 from google.protobuf import descriptor_pool
@@ -12,17 +11,16 @@ from gradcam.inference import grpc_service_pb2_grpc as pb_grpc
 from gradcam_server import __version__
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.catalog import ServedModel
-from gradcam_server.domain.requests import ExplainedImage, ExplainRequest
 from gradcam_server.errors import InvalidRequestError, NotFoundError
 from gradcam_server.pipeline.explainer import Explainer
 from gradcam_server.pipeline.ledger import Claim
-from gradcam_server.pipeline.pipeline import Reserved
 from gradcam_server.transport.calls import CallRecord, Calls, Context, call_deadline
 from gradcam_server.transport.lifecycle import Phase
+from gradcam_server.transport.many_images import explain_images
 from gradcam_server.transport.open_inference.convert import to_request, to_response
 from gradcam_server.transport.open_inference.describe import to_config, to_metadata, wire_version
 from gradcam_server.transport.open_inference.statistics import ModelRecord
-from gradcam_server.transport.sending import forget_frames, when_sent
+from gradcam_server.transport.sending import when_sent
 from gradcam_server.transport.streams import StreamItem, StreamLoop
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -199,40 +197,11 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
             request = to_request(
                 message, model.name, model.version, caller=claim.caller, deadline=deadline
             )
-            await self._calls.count_images(len(request.images), streamed=wait)
-            reserved = await self._current.reserve(request.images, claim, wait=wait)
-            explained = await self._explain(request.images, reserved, wait=wait)
+            explained = await explain_images(
+                self._calls, self._current, request.images, claim, wait=wait
+            )
             costs.extend(image.stats for image in explained)
             return to_response(message, request.outputs, explained)
-
-    async def _explain(
-        self, images: Sequence[ExplainRequest], reserved: Sequence[Reserved], *, wait: bool
-    ) -> list[ExplainedImage]:
-        """Explains images at the same time; if one of them fails, the request fails."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                # Once the first image has a slot in the queue, the others wait for slots: otherwise
-                # a request of more images than the queue has slots would always be refused.
-                tasks = [
-                    group.create_task(
-                        self._explain_one(image, memory, index, len(images), wait=wait or index > 0)
-                    )
-                    for index, (image, memory) in enumerate(zip(images, reserved, strict=True))
-                ]
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        return [task.result() for task in tasks]
-
-    async def _explain_one(
-        self, image: ExplainRequest, reserved: Reserved, index: int, count: int, *, wait: bool
-    ) -> ExplainedImage:
-        try:
-            return await self._current.explain(image, wait_for_slot=wait, reserved=reserved)
-        except InvalidRequestError as error:
-            if count == 1:
-                raise
-            forget_frames(error)
-            raise InvalidRequestError(error.field, f"image {index}: {error}") from error
 
     async def _answer_item(
         self, item: StreamItem[pb.ModelInferRequest], record: CallRecord

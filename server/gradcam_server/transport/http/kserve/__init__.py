@@ -1,0 +1,6 @@
+"""KServe's protocols over HTTP: V1, and V2, the Open Inference Protocol.
+
+json_values.py   JSON of clients, read strictly; base64 and pixels in it
+v1.py            instances -> ExplainImageRequests; ExplainImageResponses -> their answer
+v2.py            JSON and binary tensors <-> the messages of the Open Inference Protocol
+"""

@@ -1,0 +1,105 @@
+"""KServe V1: instances to images and options."""
+
+import base64
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from gradcam_server.domain.requests import RawImage
+from gradcam_server.errors import InvalidRequestError
+from gradcam_server.transport.http.kserve.json_values import parse_object
+from gradcam_server.transport.http.kserve.v1 import Instances, parse_instances
+
+
+def parse(body: Any) -> Instances:
+    return parse_instances(parse_object(json.dumps(body).encode()))
+
+
+B64 = {"b64": base64.b64encode(b"file").decode()}
+
+
+@given(st.lists(st.binary(max_size=40), min_size=1, max_size=5))
+def test_files_are_base64_in_both_forms(contents: list[bytes]) -> None:
+    """An instance is an object with b64, or has it as its image."""
+    encoded = [{"b64": base64.b64encode(one).decode()} for one in contents]
+    expected = Instances(tuple(contents), ())
+    assert parse({"instances": encoded}) == expected
+    assert parse({"instances": [{"image": one} for one in encoded]}) == expected
+
+
+@given(arrays.arrays(np.uint8, st.tuples(st.integers(1, 4), st.integers(1, 4), st.just(3))))
+def test_pixels_are_nested_arrays(array: np.ndarray[Any, Any]) -> None:
+    """Rows of RGB pixels, with or without the key image."""
+    image = RawImage(array.tobytes(), *array.shape[:2])
+    instances = [array.tolist(), {"image": array.tolist()}]
+    assert parse({"instances": instances}).images == (image, image)
+
+
+def test_bodies_of_kserves_client_are_read() -> None:
+    """Bodies that kserve 0.21 (InferenceRESTClient, v1) has sent, byte for byte."""
+    predict = parse_object(b'{"instances":[{"b64":"aaaa"}]}')
+    assert parse_instances(predict) == Instances((b"i\xa6\x9a",), ())
+    explain = parse_object(
+        b'{"instances":[{"image":{"b64":"aaaa"}}],"parameters":{"class":["tabby"]}}'
+    )
+    assert parse_instances(explain) == Instances((b"i\xa6\x9a",), (("class", "tabby"),))
+
+
+def test_parameters_are_options_as_in_a_query() -> None:
+    """Numbers and booleans become texts, and an array is an option with several values."""
+    parameters = {"class": ["tabby", 281], "top_k": 2, "alpha": 0.5, "logits": True}
+    assert parse({"instances": [B64], "parameters": parameters}).parameters == (
+        ("class", "tabby"),
+        ("class", "281"),
+        ("top_k", "2"),
+        ("alpha", "0.5"),
+        ("logits", "true"),
+    )
+
+
+FIRST = "instances[0]"
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "text"),
+    [
+        ({}, "instances", "must be an array"),
+        ({"instances": B64}, "instances", "must be an array"),
+        ({"instances": []}, "instances", "has 0 instances"),
+        ({"instances": [B64] * 65}, "instances", "1 to 64"),
+        ({"instances": [B64], "signature_name": "x"}, "body", "unknown key"),
+        ({"instances": [B64], "parameters": [1]}, "parameters", "must be an object"),
+        ({"instances": [B64], "parameters": {"a": {}}}, "parameters", "an option is an object"),
+        ({"instances": [B64], "parameters": {"a": [[1]]}}, "parameters", "is an array"),
+        ({"instances": [B64], "parameters": {"a": None}}, "parameters", "is null"),
+        ({"instances": [B64], "parameters": {"\ud800": 1}}, "parameters", "surrogate"),
+        ({"instances": [7]}, FIRST, "this instance is a whole number"),
+        ({"instances": ["aaaa"]}, FIRST, "this instance is a string"),
+        ({"instances": [{}]}, FIRST, "this instance is an object"),
+        ({"instances": [B64, {"b64": "a"}]}, "instances[1].b64", "base64"),
+        ({"instances": [{"b64": 7}]}, f"{FIRST}.b64", "must be a string"),
+        ({"instances": [{**B64, "key": 1}]}, FIRST, "unknown key 'key'"),
+        ({"instances": [{"image": B64, "key": 1}]}, FIRST, "unknown key 'key'"),
+        ({"instances": [{"image": {"image": B64}}]}, f"{FIRST}.image", "is an object"),
+        ({"instances": [[]]}, FIRST, "shape [0]"),
+        ({"instances": [[[]]]}, FIRST, "shape [1, 0]"),
+        ({"instances": [[1, 2, 3]]}, FIRST, "[height, width, 3]"),
+        ({"instances": [[[[1, 2]]]]}, FIRST, "shape [1, 1, 2]"),
+        ({"instances": [[[[[1, 2, 3]]]]]}, FIRST, "[height, width, 3]"),
+        ({"instances": [[[[1, 2, 3]], [[1, 2, 3], [1, 2, 3]]]]}, FIRST, "do not have the shape"),
+        ({"instances": [[[[1, 2, 3]], 5]]}, FIRST, "do not have the shape"),
+        ({"instances": [[[[1, 2, 256]]]]}, FIRST, "over 255"),
+        ({"instances": [[[[1, 2, 0.5]]]]}, FIRST, "floating-point"),
+    ],
+)
+def test_requests_that_are_wrong_are_refused(body: Any, field: str, text: str) -> None:
+    """The error names the instance and what would be right."""
+    with pytest.raises(InvalidRequestError) as caught:
+        parse(body)
+    error = caught.value
+    assert (error.field, text in str(error)) == (field, True), str(error)

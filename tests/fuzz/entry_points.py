@@ -1,6 +1,7 @@
 """All entry points for bytes of clients, and what must hold for any bytes."""
 
 import asyncio
+import json
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ import grpc
 import numpy as np
 from google.protobuf.message import DecodeError, Message
 
+from fuzz.kserve_bodies import mutate_body, v2_body
 from fuzz.mutations import image_files, mutate_image, mutate_message, random_message
 from gradcam.inference import grpc_service_pb2 as inference_pb
 from gradcam.v1 import explanation_service_pb2 as pb
@@ -36,6 +38,7 @@ from gradcam_server.telemetry.metrics import Metrics
 from gradcam_server.telemetry.tracing import Tracer
 from gradcam_server.transport.calls import Calls
 from gradcam_server.transport.gradcam_v1.service import ExplanationService
+from gradcam_server.transport.http.kserve import v2
 from gradcam_server.transport.lifecycle import Lifecycle
 from gradcam_server.transport.open_inference.service import InferenceService
 
@@ -188,10 +191,17 @@ class Services:
 
     def unary(self, method: Callable[[Any, Any], Awaitable[Message]], message: Message) -> str:
         """Calls a method; returns its code."""
-        context = _Context()
+        return self.answer(method, message)[0]
+
+    def answer(
+        self, method: Callable[[Any, Any], Awaitable[Any]], message: Message
+    ) -> tuple[str, Any]:
+        """Calls a method; returns its code and its answer, None if it fails."""
+        context, answer = _Context(), None
         with self._faults.listening(), suppress(grpc.aio.AbortError):
-            self._runner.run(_await(method(message, context))).SerializeToString()
-        return context.code.name
+            answer = self._runner.run(_await(method(message, context)))
+            answer.SerializeToString()
+        return context.code.name, answer
 
     def stream(self, method: Callable[[Any, Any], Awaitable[None]], message: Message) -> list[Any]:
         """Sends a message twice; returns the answers."""
@@ -265,6 +275,30 @@ class EntryPoint:
         return message.SerializeToString()
 
 
+class BodyEntryPoint(EntryPoint):
+    """An entry point for bodies of HTTP.
+
+    Args:
+        name: A name for people.
+        make: Makes a body.
+        check: Processes a body and returns its outcome; raises if the server is at fault.
+    """
+
+    def __init__(
+        self, name: str, make: Callable[[random.Random], bytes], check: Callable[[bytes], str]
+    ) -> None:
+        super().__init__(name, None, check)
+        self._make = make
+
+    def seeds(self) -> list[bytes]:
+        """Returns the first inputs."""
+        return [self._make(random.Random(seed)) for seed in range(30)]
+
+    def mutate(self, data: bytes, rng: random.Random) -> bytes:
+        """Changes an input."""
+        return self._make(rng) if rng.random() < 0.5 else mutate_body(data, rng)
+
+
 def _image(data: bytes) -> str:
     try:
         image = decode_image(data, MAX_PIXELS)
@@ -296,6 +330,21 @@ def entry_points(services: Services) -> list[EntryPoint]:
         assert [one.infer_response.id for one in answers] == [message.id] * 2
         return "error" if answers[0].error_message else "OK"
 
+    def infer_body(data: bytes) -> str:
+        header, _, body = data.partition(b"\n")
+        try:
+            call = v2.parse_request(body, header.decode("latin-1") or None, "m")
+        except InvalidRequestError:
+            return "refused"
+        code, response = services.answer(oip.ModelInfer, call.message)
+        if code != "OK":
+            return code
+        content, length = v2.write_response(response, call)
+        tensors = json.loads(content[:length])["outputs"]
+        sizes = [one["parameters"]["binary_data_size"] for one in tensors if "data" not in one]
+        assert sum(sizes) == len(content) - (len(content) if length is None else length)
+        return code
+
     def unary(method: Callable[[Any, Any], Awaitable[Message]]) -> Callable[[Message], str]:
         return lambda message: services.unary(method, message)
 
@@ -317,5 +366,6 @@ def entry_points(services: Services) -> list[EntryPoint]:
         EntryPoint("image", None, _image),
         EntryPoint("StreamExplainImages", pb.StreamExplainImagesRequest, explain_stream),
         EntryPoint("ModelStreamInfer", inference_pb.ModelInferRequest, infer_stream),
+        BodyEntryPoint("kserve_v2", v2_body, infer_body),
         *(EntryPoint(method.__name__, message, unary(method)) for message, method in methods),
     ]

@@ -14,7 +14,7 @@ from gradcam_server.errors import InvalidRequestError
 BODY = "body"
 """The field that errors name if the body is not valid JSON."""
 
-MAX_VALUES = 1_000_000
+MAX_VALUES = 500_000
 """Max values of one JSON text: Python needs up to 90 bytes and 100 ns for each."""
 
 

@@ -17,6 +17,7 @@ from tritonclient.utils import serialize_byte_tensor
 from gradcam.inference import grpc_service_pb2 as pb
 from gradcam_server.domain.requests import ExplainRequest, RawImage, Target
 from gradcam_server.errors import InvalidRequestError
+from gradcam_server.transport.http.kserve import v2
 from gradcam_server.transport.http.kserve.v2 import (
     InferCall,
     parse_request,
@@ -197,6 +198,7 @@ SIZES = "inputs.parameters.binary_data_size"
         ({"inputs": [DATA], "output": []}, "body", "unknown key 'output'"),
         ({"inputs": [DATA], "id": 7}, "id", "must be a string"),
         ({"inputs": [DATA], "id": "\ud800"}, "id", "surrogate"),
+        ({"inputs": [DATA], "id": "x" * 1001}, "id", "it may have 1000"),
         ({"inputs": [DATA], "model_name": "n"}, "model_name", "the path says 'm'"),
         ({"inputs": [DATA], "model_version": "2"}, "model_version", "the path says 'none'"),
         ({"inputs": [DATA], "parameters": []}, "parameters", "must be an object"),
@@ -316,9 +318,19 @@ def test_tritons_client_reads_the_same_numbers_in_each_form(
             assert np.nan_to_num(found, nan=0).tobytes() == np.nan_to_num(values, nan=0).tobytes()
 
 
+def test_too_many_numbers_in_json_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would block the event loop; as binary data they are sent."""
+    monkeypatch.setattr(v2, "MAX_JSON_ELEMENTS", 5)
+    response = answer([("logits", np.ones((1, 3), "<f4")), ("heatmap", np.ones((1, 1, 3), "<f4"))])
+    with pytest.raises(InvalidRequestError, match="6 elements in JSON; there may be 5"):
+        write_response(response, InferCall(pb.ModelInferRequest(), {}, binary_default=False))
+    call = InferCall(pb.ModelInferRequest(), {"logits": False}, binary_default=True)
+    assert write_response(response, call)[1] is not None
+
+
 def test_json_answers_are_valid_json_whatever_the_numbers() -> None:
     """NaN and infinities are words, as in proto3's JSON."""
-    values = np.array([[np.nan, np.inf, -np.inf, 0.1]], "<f4")
+    values = np.array([[np.nan, np.inf, -np.inf, 0.1, -0.0]], "<f4")
     call = InferCall(pb.ModelInferRequest(), {}, binary_default=False)
     body, _ = write_response(answer([("logits", values)]), call)
 
@@ -326,7 +338,7 @@ def test_json_answers_are_valid_json_whatever_the_numbers() -> None:
         raise AssertionError(text)
 
     (tensor,) = json.loads(body, parse_constant=fail)["outputs"]
-    assert tensor["data"] == ["NaN", "Infinity", "-Infinity", float(np.float32(0.1))]
+    assert tensor["data"] == ["NaN", "Infinity", "-Infinity", float(np.float32(0.1)), 0]
     assert "id" not in json.loads(body)
 
 

@@ -129,7 +129,7 @@ class FrontEnd:
         from gradcam_server.transport.http.server import HttpPort
 
         config = self._config
-        app = make_app(config, self.access, self._calls, self._service, probe)
+        app = make_app(config, self.access, self._calls, self._service, self._inference, probe)
         limits = ConnectionLimits(config.http_max_connections, config.max_connection_age_s)
         http = HttpPort(app, limits, tls_context(config))
         bound = await http.listen(config.http_host, port, shared=config.frontends > 1)

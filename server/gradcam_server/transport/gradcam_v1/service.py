@@ -1,7 +1,7 @@
 """The gRPC service ``gradcam.v1.ExplanationService``."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
@@ -23,6 +23,7 @@ from gradcam_server.transport.gradcam_v1.wire import (
     parse_item,
     parse_request,
 )
+from gradcam_server.transport.many_images import explain_images
 from gradcam_server.transport.sending import when_sent
 from gradcam_server.transport.streams import StreamItem, StreamLoop
 
@@ -152,6 +153,31 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             request, wait_for_slot=wait, progress=progress, reserved=reserved
         )
         return to_response(explained, include_logits=message.include_logits)
+
+    async def explain_images(
+        self,
+        messages: Sequence[ReceivedRequest],
+        record: CallRecord,
+        claim: Claim,
+        deadline: float | None,
+    ) -> list[pb.ExplainImageResponse]:
+        """Explains several images of one admitted call at the same time.
+
+        Args:
+            messages: The requests, of one model.
+            record: Gets the model.
+            claim: The memory that the call holds.
+            deadline: Time of ``perf_counter`` at which the answer is of no more use.
+
+        Raises:
+            ExplanationServerError: An image failed; its text names the image if it is to blame.
+        """
+        current = self._current
+        first = messages[0]
+        record.model = current.catalog.find_model(first.model, first.model_version).id
+        images = [to_request(one, caller=claim.caller, deadline=deadline) for one in messages]
+        explained = await explain_images(self._calls, current, images, claim, wait=False)
+        return [to_response(one, include_logits=first.include_logits) for one in explained]
 
     async def _answer_item(
         self, item: StreamItem[StreamMessage], record: CallRecord

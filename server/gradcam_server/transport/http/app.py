@@ -14,9 +14,11 @@ from gradcam_server.transport.http import probes, ui
 from gradcam_server.transport.http.call import REQUEST_ID, TIMEOUT, HttpCalls
 from gradcam_server.transport.http.explain import ExplainEndpoint
 from gradcam_server.transport.http.guard import Guard
+from gradcam_server.transport.http.kserve.endpoints import V1Endpoint, V2Endpoint
 from gradcam_server.transport.http.models import ModelsEndpoint
 from gradcam_server.transport.http.probe_answer import Probe
 from gradcam_server.transport.http.problems import HANDLERS
+from gradcam_server.transport.open_inference.service import InferenceService
 from gradcam_server.transport.security.access import Access
 
 
@@ -37,6 +39,7 @@ def make_app(
     access: Access,
     calls: Calls,
     service: ExplanationService,
+    inference: InferenceService,
     probe: Probe,
 ) -> ASGIApp:
     """Makes the application.
@@ -46,12 +49,15 @@ def make_app(
         access: Decides who may call.
         calls: Admits and records calls.
         service: Explains images and describes models.
+        inference: The Open Inference Protocol.
         probe: Answers /metrics, /healthz and /readyz.
     """
     http_calls = HttpCalls(config, access, calls)
     routes: list[BaseRoute] = [
         *ExplainEndpoint(http_calls, service).routes(),
         *ModelsEndpoint(http_calls, service).routes(),
+        *V1Endpoint(http_calls, service).routes(),
+        *V2Endpoint(http_calls, inference).routes(),
         *probes.routes(probe),
         *(ui.routes() if config.ui else ()),
     ]

@@ -6,18 +6,19 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from time import perf_counter
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import grpc
 from google.rpc import status_pb2
 from starlette.requests import Request
 
 from gradcam_server.config.settings import ServeConfig
-from gradcam_server.errors import DeadlineError
+from gradcam_server.errors import DeadlineError, InvalidRequestError
 from gradcam_server.pipeline.ledger import Claim
 from gradcam_server.telemetry.logs import choose_request_id
 from gradcam_server.transport.calls import CallRecord, Calls, Context, Metadata, call_deadline
 from gradcam_server.transport.http.body import BodyLimits, read_body
+from gradcam_server.transport.http.documents import read_json
 from gradcam_server.transport.http.problems import CallFailedError, ProblemError
 from gradcam_server.transport.http.protocol import connection_of
 from gradcam_server.transport.security.access import Access
@@ -175,6 +176,18 @@ class AdmittedCall:
             connection.watch()
         return body
 
+    async def document(self) -> dict[str, Any]:
+        """Reads a body of JSON, as ``body`` does.
+
+        Raises:
+            InvalidRequestError: It is no JSON object, or there are query parameters beside it.
+        """
+        if self.request.scope["query_string"]:
+            raise InvalidRequestError(
+                "", "with JSON all options are fields of the body: send no query parameters"
+            )
+        return read_json(await self.body())
+
 
 class HttpCalls:
     """Admits requests over HTTP as the gRPC port admits calls.
@@ -195,7 +208,8 @@ class HttpCalls:
         """Admits a request by its token and the limits of its caller.
 
         Raises:
-            ProblemError: The client has no certificate, or the deadline is not a time.
+            ProblemError: The client has no certificate, the body is compressed, or the deadline is
+                not a time.
             UnauthenticatedError: The request has no token, or an unknown token.
             LimitError: The caller has reached a limit.
         """
@@ -204,6 +218,7 @@ class HttpCalls:
         with self._access.admitted(call):
             try:
                 self._check_certificate(request)
+                _check_encoding(request.headers)
                 call.read_timeout()
                 yield AdmittedCall(call, self._calls, self._limits)
             except ProblemError:
@@ -218,6 +233,23 @@ class HttpCalls:
                 "this server answers clients with a certificate only (mutual TLS)",
                 "connect with a client certificate of its authorities",
             )
+
+
+def _check_encoding(headers: Mapping[str, str]) -> None:
+    """Checks that a body is not compressed: a small body could become any size.
+
+    Raises:
+        ProblemError: It is compressed.
+    """
+    encoding = headers.get("content-encoding", "identity")
+    if encoding.strip().lower() not in ("", "identity"):
+        raise ProblemError(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            f"the body has the encoding {encoding[:40]!r}",
+            "send it without Content-Encoding; image files are compressed as they are",
+            "Content-Encoding",
+            {"Accept-Encoding": "identity"},
+        )
 
 
 def _timeout_s(headers: Mapping[str, str]) -> float | None:

@@ -1,6 +1,8 @@
 """JSON of requests: strict, and bounded in what it may cost."""
 
 import json
+import math
+from collections import Counter
 from typing import Any, NoReturn, TypeVar
 
 from google.protobuf import json_format
@@ -8,8 +10,11 @@ from google.protobuf.message import Message
 
 from gradcam_server.errors import InvalidRequestError, quote
 
-MAX_VALUES = 1_000_000
-"""Max values of a document: each is an object of Python, made on the event loop."""
+BODY = "body"
+"""The field that errors name if the body is not valid JSON."""
+
+MAX_VALUES = 500_000
+"""Max values of a document: each takes Python up to 90 bytes and 0.3 us, on the event loop."""
 
 _M = TypeVar("_M", bound=Message)
 
@@ -24,18 +29,28 @@ def read_json(body: bytes) -> dict[str, Any]:
         InvalidRequestError: It is no JSON object, is nested too deeply, has too many values, a
             name twice, or a number that is not finite.
     """
-    if (commas := body.count(b",")) >= MAX_VALUES:
+    # Each value follows a comma or a bracket.
+    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:
         raise InvalidRequestError(
-            "", f"the JSON has {commas:,} commas; it may have {MAX_VALUES:,}: send images as files"
+            BODY,
+            f"the JSON has more than {MAX_VALUES:,} values: send the image as a file in base64, or "
+            "its pixels as binary data",
         )
     try:
-        found = json.loads(body, object_pairs_hook=_unique, parse_constant=_no_constant)
+        found = json.loads(
+            body.decode(),
+            object_pairs_hook=_unique,
+            parse_float=_finite,
+            parse_constant=_no_constant,
+        )
     except RecursionError:
-        raise InvalidRequestError("", "the JSON is nested too deeply") from None
+        raise InvalidRequestError(BODY, "the JSON is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(BODY, f"the JSON is not UTF-8: {error.reason}") from None
     except ValueError as error:
-        raise InvalidRequestError("", f"the body is not JSON: {quote(error)}") from None
+        raise InvalidRequestError(BODY, f"the body is not JSON: {quote(error)}") from None
     if not isinstance(found, dict):
-        raise InvalidRequestError("", "the JSON is not an object: it must be {...}")
+        raise InvalidRequestError(BODY, "the JSON is not an object: it must be {...}")
     return found
 
 
@@ -65,10 +80,16 @@ def write_json(document: object) -> bytes:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"the name {twice[:80]!r} is there twice")
     return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("a number is too large for float64")
+    return value
 
 
 def _no_constant(name: str) -> NoReturn:

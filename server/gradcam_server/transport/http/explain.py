@@ -1,6 +1,7 @@
 """POST /v1/models/NAME[/versions/V]:explain, the HTTP form of ``ExplainImage``."""
 
 from functools import lru_cache
+from typing import Any
 from urllib.parse import parse_qsl
 
 from starlette.requests import Request
@@ -14,7 +15,9 @@ from gradcam_server.transport.gradcam_v1.service import EXPLAIN_IMAGE, Explanati
 from gradcam_server.transport.gradcam_v1.wire import ReceivedRequest
 from gradcam_server.transport.http.answers import check_answer, to_response
 from gradcam_server.transport.http.call import AdmittedCall, HttpCalls
-from gradcam_server.transport.http.documents import read_json, to_message
+from gradcam_server.transport.http.documents import to_message
+from gradcam_server.transport.http.kserve.endpoints import answer_instances
+from gradcam_server.transport.http.kserve.v1 import has_instances
 from gradcam_server.transport.http.multipart import read_form
 from gradcam_server.transport.http.negotiation import (
     Answer,
@@ -52,15 +55,34 @@ class ExplainEndpoint:
             answer = choose_answer(request.headers.get("accept", ""))
             kind = body_kind(request.headers.get("content-type", ""))
             async with call.answering(EXPLAIN_IMAGE) as (record, claim, deadline):
-                message = await _read(call, kind, answer)
+                if kind is Body.JSON:
+                    document = await call.document()
+                    if has_instances(document):
+                        _check_json(answer)
+                        return await answer_instances(
+                            call, self._service, document, record, claim, deadline, explain=True
+                        )
+                    message = _from_json(document, *_place(request), answer)
+                else:
+                    message = await _read(call, kind, answer)
                 response = await self._service.explain(message, record, claim, deadline, wait=False)
                 return to_response(answer, response)
 
 
-async def _read(
-    call: AdmittedCall, kind: Body, answer: Answer
-) -> ReceivedRequest | pb.ExplainImageRequest:
-    """Reads the request for an image.
+def _check_json(answer: Answer) -> None:
+    """Checks that an answer for several images is JSON.
+
+    Raises:
+        InvalidRequestError: It is not.
+    """
+    if answer is not Answer.JSON:
+        raise InvalidRequestError(
+            "Accept", f"instances are not answered by {answer}: accept application/json"
+        )
+
+
+async def _read(call: AdmittedCall, kind: Body, answer: Answer) -> ReceivedRequest:
+    """Reads the request for an image, whose body is not JSON.
 
     Raises:
         InvalidRequestError: It is wrong.
@@ -69,11 +91,8 @@ async def _read(
         QueueFullError: There is too little memory for it now.
     """
     request = call.request
-    place = request.path_params["name"], request.path_params.get("version", "")
+    place = _place(request)
     query: str = request.scope["query_string"].decode("latin-1")
-    if kind is Body.JSON:
-        body = await call.body()
-        return _from_json(body, *place, query, answer)
     call.name_fields(FIELDS)
     if kind is Body.FORM:
         _options(query, *place, answer)  # errors of the query before the body is read
@@ -88,6 +107,11 @@ async def _read(
         return ReceivedRequest(image, *options)
     height, width = read_size(_pairs(query))
     return ReceivedRequest(RawImage(await call.body(), height, width), *options)
+
+
+def _place(request: Request) -> tuple[str, str]:
+    """Returns the name and version of the model in the path; empty for its first version."""
+    return request.path_params["name"], request.path_params.get("version", "")
 
 
 @lru_cache(maxsize=256)
@@ -124,14 +148,10 @@ def _received(image: bytes, message: pb.ExplainImageRequest) -> ReceivedRequest:
 
 
 def _from_json(
-    body: bytes, model: str, version: str, query: str, answer: Answer
+    document: dict[str, Any], model: str, version: str, answer: Answer
 ) -> pb.ExplainImageRequest:
     """Reads an ``ExplainImageRequest`` in the JSON form of proto3."""
-    if query:
-        raise InvalidRequestError(
-            "", "with JSON all options are fields of the body: send no query parameters"
-        )
-    message = to_message(read_json(body), pb.ExplainImageRequest())
+    message = to_message(document, pb.ExplainImageRequest())
     for field, place in (("model", model), ("model_version", version)):
         given = getattr(message, field)
         if given and given != place:

@@ -20,6 +20,9 @@ from starlette.responses import Response
 from gradcam_server.errors import ExplanationServerError
 from gradcam_server.transport.status import status_code, to_status
 
+KSERVE = "kserve"
+"""The state of a request of KServe's protocols, whose clients read errors in another form."""
+
 CONTENT_TYPE = "application/problem+json"
 
 _STATUSES: dict[grpc.StatusCode, HTTPStatus] = {
@@ -103,14 +106,34 @@ def to_problem(error: Exception) -> Response:
     return _from_status(to_status(error))
 
 
-async def answer_error(_: Request, error: Exception) -> Response:
+async def answer_error(request: Request, error: Exception) -> Response:
     """Answers a request that failed, as Starlette's handler of exceptions."""
-    return to_problem(error)
+    problem = to_problem(error)
+    return _for_kserve(problem) if _is_of_kserve(request) else problem
 
 
 HANDLERS = dict.fromkeys(
     (CallFailedError, ProblemError, ExplanationServerError, HTTPException), answer_error
 )
+
+
+def _is_of_kserve(request: Request) -> bool:
+    path: str = request.scope["path"]
+    return (
+        path.startswith("/v2/")
+        or path == "/v2"
+        or path.endswith(":predict")
+        or getattr(request.state, KSERVE, False)
+    )
+
+
+def _for_kserve(problem: Response) -> Response:
+    """Adds the text as ``error``, and says that it is plain JSON, as these clients need it."""
+    members = json.loads(problem.body)
+    content = json.dumps({"error": members["detail"], **members}, ensure_ascii=False)
+    headers = {**problem.headers, "content-type": "application/json"}
+    del headers["content-length"]
+    return Response(content, problem.status_code, headers)
 
 
 def _from_status(

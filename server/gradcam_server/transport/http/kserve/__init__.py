@@ -1,6 +1,7 @@
 """KServe's protocols over HTTP: V1, and V2, the Open Inference Protocol.
 
-json_values.py   JSON of clients, read strictly; base64 and pixels in it
+json_values.py   values of JSON, checked; base64 and pixels among them
 v1.py            instances -> ExplainImageRequests; ExplainImageResponses -> their answer
 v2.py            JSON and binary tensors <-> the messages of the Open Inference Protocol
+endpoints.py     the paths
 """

@@ -1,59 +1,12 @@
-"""Reads the JSON of clients strictly, and base64 and pixels in it."""
+"""Values of a JSON document that a client sends, checked; base64 and pixels among them."""
 
 import base64
 import binascii
-import json
-import math
-from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any, NoReturn
+from typing import Any
 
 from gradcam_server.errors import InvalidRequestError
-
-BODY = "body"
-"""The field that errors name if the body is not valid JSON."""
-
-MAX_VALUES = 500_000
-"""Max values of one JSON text: Python needs up to 90 bytes and 100 ns for each."""
-
-
-def parse_object(data: bytes) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Args:
-        data: UTF-8.
-
-    Returns:
-        The object. Its numbers are finite, its keys are unique, and its strings are Unicode.
-
-    Raises:
-        InvalidRequestError: It is not valid JSON, or not an object, is nested too deeply, or has
-            more than ``MAX_VALUES`` values.
-    """
-    # Each value follows a comma or a bracket.
-    if sum(map(data.count, (b",", b"[", b"{"))) > MAX_VALUES:
-        raise InvalidRequestError(
-            BODY,
-            f"the JSON has more than {MAX_VALUES} values; send the image as a file in base64, or "
-            "its pixels as binary data",
-        )
-    try:
-        value = json.loads(
-            data.decode(),
-            object_pairs_hook=_unique,
-            parse_float=_finite,
-            parse_constant=_no_constant,
-        )
-    except RecursionError:
-        raise InvalidRequestError(BODY, "the JSON is nested too deeply") from None
-    except UnicodeDecodeError as error:
-        raise InvalidRequestError(BODY, f"the JSON is not UTF-8: {error.reason}") from None
-    except ValueError as error:  # of the decoder, or a whole number of too many digits
-        raise InvalidRequestError(BODY, f"not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InvalidRequestError(BODY, f"the JSON is {kind(value)}; it must be an object")
-    return value
 
 
 def check_keys(value: dict[str, Any], known: Sequence[str], field: str) -> None:
@@ -204,22 +157,3 @@ def kind(value: Any) -> str:
         case list():
             return "an array"
     return "an object"
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise InvalidRequestError(BODY, f"the key {twice!r} comes twice in an object")
-    return found
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise InvalidRequestError(BODY, "a number is too large for float64")
-    return value
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise InvalidRequestError(BODY, f"{text} is not valid JSON")

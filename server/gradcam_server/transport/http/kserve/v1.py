@@ -1,10 +1,16 @@
 """KServe V1: instances to images, and answers to predictions and explanations."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from google.protobuf import json_format
+
+from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_server.domain.requests import RawImage
 from gradcam_server.errors import InvalidRequestError
+from gradcam_server.transport.gradcam_v1.wire import ReceivedRequest
+from gradcam_server.transport.http.documents import BODY, to_document
 from gradcam_server.transport.http.kserve.json_values import (
     as_list,
     as_object,
@@ -15,8 +21,20 @@ from gradcam_server.transport.http.kserve.json_values import (
     kind,
     to_pixels,
 )
+from gradcam_server.transport.http.options import FIELDS as OPTION_FIELDS
+from gradcam_server.transport.http.options import OPTIONS, to_message
 from gradcam_server.transport.open_inference.tensors import MAX_IMAGES
 
+FIELDS: Mapping[str, str] = {
+    **{name: f"parameters.{name}" for name in OPTIONS},
+    **{field: f"parameters.{name}" for field, name in OPTION_FIELDS.items()},
+    "encoded_image": "instances",
+    "raw_image": "instances",
+    "raw_image.data": "instances",
+}
+"""Names of fields, by the options and the fields of the proto file that errors name."""
+
+_PREDICT_OPTIONS = ("predictions", "resize", "priority")
 _KEYS = ("instances", "parameters")
 _FORMS = '{"b64": "..."}, {"image": {"b64": "..."}} or pixels [height][width][3]'
 
@@ -49,7 +67,7 @@ def parse_instances(body: dict[str, Any]) -> Instances:
     Raises:
         InvalidRequestError: It is not such a request.
     """
-    check_keys(body, _KEYS, "body")
+    check_keys(body, _KEYS, BODY)
     instances = as_list(body.get("instances"), "instances")
     if not 1 <= len(instances) <= MAX_IMAGES:
         raise InvalidRequestError(
@@ -58,6 +76,68 @@ def parse_instances(body: dict[str, Any]) -> Instances:
         )
     images = tuple(_image(value, f"instances[{index}]") for index, value in enumerate(instances))
     return Instances(images, tuple(_options(as_object(body.get("parameters"), "parameters"))))
+
+
+def to_requests(
+    instances: Instances, model: str, version: str, *, explain: bool
+) -> list[ReceivedRequest]:
+    """Returns a request for each image.
+
+    Args:
+        instances: The images and options.
+        model: The model's name.
+        version: The model's version; empty means the first.
+        explain: Whether the images are explained; else they are only classified.
+
+    Raises:
+        InvalidRequestError: An option is unknown, or has no such value.
+    """
+    message = to_message(instances.parameters if explain else _predicting(instances.parameters))
+    message.model, message.model_version = model, version
+    options = message.SerializeToString()
+    return [
+        ReceivedRequest(image, options, model, version, message.include_logits)
+        for image in instances.images
+    ]
+
+
+def to_answer(responses: Sequence[pb.ExplainImageResponse], *, explain: bool) -> dict[str, Any]:
+    """Returns the answer for all instances, in their order.
+
+    Args:
+        responses: The answer for each image.
+        explain: Whether the images are explained.
+
+    Returns:
+        ``explanations``: for each instance the ``ExplainImageResponse`` in the JSON form of
+        proto3; or ``predictions``: for each instance its classes, the most probable first.
+    """
+    if explain:
+        return {"explanations": [to_document(response) for response in responses]}
+    return {
+        "predictions": [
+            [_prediction(prediction) for prediction in response.predictions]
+            for response in responses
+        ]
+    }
+
+
+def _predicting(parameters: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    for name, _ in parameters:
+        if name in OPTIONS and name not in _PREDICT_OPTIONS:
+            raise InvalidRequestError(
+                name,
+                f"{name} has no effect on predictions; the options of :predict are: "
+                f"{', '.join(_PREDICT_OPTIONS)}",
+            )
+    return [*parameters, ("top_k", "0")]
+
+
+def _prediction(prediction: pb.Prediction) -> dict[str, Any]:
+    """Returns all fields, while proto3's JSON leaves out class 0."""
+    return json_format.MessageToDict(
+        prediction, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
 
 
 def _image(value: Any, field: str) -> bytes | RawImage:

@@ -5,7 +5,6 @@ A body is a JSON object, and behind it the binary data of all tensors whose para
 how long the JSON object is; without it, all of the body is JSON.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from google.protobuf.message import Message
 
 from gradcam.inference import grpc_service_pb2 as pb
 from gradcam_server.errors import InvalidRequestError
+from gradcam_server.transport.http.documents import BODY, read_json, write_json
 from gradcam_server.transport.http.kserve.json_values import (
     as_bool,
     as_integer,
@@ -27,12 +27,19 @@ from gradcam_server.transport.http.kserve.json_values import (
     decode_base64,
     flatten,
     kind,
-    parse_object,
     to_pixels,
 )
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """The header that says how many bytes of a body are JSON."""
+
+FIELDS = {
+    "targets": "parameters.class",
+    "layers": "parameters.layer",
+    "encoded_image": "inputs.data",
+    "raw_image.data": "inputs.data",
+}
+"""Names of fields, by the fields of gradcam.v1's proto file that errors name."""
 
 MAX_JSON_ELEMENTS = 200_000
 """Max elements of an answer in JSON: writing them takes about 1 us for each, on the event loop."""
@@ -82,8 +89,8 @@ def parse_request(
             of the model is left to ``open_inference/convert.py``.
     """
     length = len(body) if header_length is None else _length(header_length, len(body))
-    request = parse_object(body[:length])
-    check_keys(request, _REQUEST_KEYS, "body")
+    request = read_json(body[:length])
+    check_keys(request, _REQUEST_KEYS, BODY)
     for key, value in (("model_name", model_name), ("model_version", model_version)):
         _check_same(request, key, value)
     message = pb.ModelInferRequest(
@@ -133,14 +140,14 @@ def write_response(response: pb.ModelInferResponse, call: InferCall) -> tuple[by
             "shape": list(output.shape),
         }
         if call.is_binary(output.name):
-            tensors.append(dump({**tensor, "parameters": {"binary_data_size": len(raw)}}))
+            tensors.append(write_json({**tensor, "parameters": {"binary_data_size": len(raw)}}))
             parts.append(raw)
         else:
-            tensors.append(dump(tensor)[:-1] + b',"data":' + _json_numbers(raw) + b"}")
+            tensors.append(write_json(tensor)[:-1] + b',"data":' + _json_numbers(raw) + b"}")
     answer = {"model_name": response.model_name, "model_version": response.model_version}
     if response.id:
         answer["id"] = response.id
-    text = dump(answer)[:-1] + b',"outputs":[' + b",".join(tensors) + b"]}"
+    text = write_json(answer)[:-1] + b',"outputs":[' + b",".join(tensors) + b"]}"
     return b"".join((text, *parts)), len(text) if parts else None
 
 
@@ -154,11 +161,6 @@ def to_json(message: Message) -> dict[str, Any]:
         for field in message.DESCRIPTOR.fields
         if not field.has_presence or message.HasField(field.name)
     }
-
-
-def dump(value: Any) -> bytes:
-    """Returns a value as JSON, without white space."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 
 class _BinaryData:
@@ -332,7 +334,7 @@ def _json_numbers(raw: bytes) -> bytes:
         # Nine digits determine a float32, and are written three times as fast as a float64.
         return ("[" + ",".join(["%.9g"] * len(numbers)) % tuple(numbers) + "]").encode()
     # -0 would be read as a whole number without a sign.
-    return dump([value if math.isfinite(value) else _json_number(value) for value in numbers])
+    return write_json([value if math.isfinite(value) else _json_number(value) for value in numbers])
 
 
 def _json_number(value: float) -> str:

@@ -10,39 +10,35 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from gradcam_server.errors import InvalidRequestError
-from gradcam_server.transport.http.kserve import json_values
-from gradcam_server.transport.http.kserve.json_values import (
-    decode_base64,
-    flatten,
-    parse_object,
-    to_pixels,
-)
+from gradcam_server.transport.http import documents
+from gradcam_server.transport.http.documents import read_json
+from gradcam_server.transport.http.kserve.json_values import decode_base64, flatten, to_pixels
 
 
 @pytest.mark.parametrize(
     ("body", "text"),
     [
-        (b"", "not valid JSON"),
-        (b"[1]", "it must be an object"),
-        (b"{}x", "not valid JSON"),
-        (b'{"a": 1, "a": 2}', "'a' comes twice"),
-        (b'{"b": [{"x": 1, "y": 1, "x": 1}]}', "'x' comes twice"),
-        (b'{"a": NaN}', "NaN is not valid JSON"),
-        (b'{"a": -Infinity}', "-Infinity is not valid JSON"),
+        (b"", "not JSON"),
+        (b"[1]", "is not an object"),
+        (b"{}x", "not JSON"),
+        (b'{"a": 1, "a": 2}', "'a' is there twice"),
+        (b'{"b": [{"x": 1, "y": 1, "x": 1}]}', "'x' is there twice"),
+        (b'{"a": NaN}', "NaN is no number"),
+        (b'{"a": -Infinity}', "-Infinity is no number"),
         (b'{"a": 1e400}', "too large"),
         (b'{"a": -1e999}', "too large"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not JSON"),
         (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
         (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested too deeply"),
         (b'{"a": "\xff"}', "not UTF-8"),
-        (b"\xef\xbb\xbf{}", "not valid JSON"),
+        (b"\xef\xbb\xbf{}", "not JSON"),
         ("{}".encode("utf-16"), "not UTF-8"),
     ],
 )
 def test_bodies_that_are_no_plain_json_are_refused(body: bytes, text: str) -> None:
     """Each is an error of the caller's, which says what is wrong."""
     with pytest.raises(InvalidRequestError, match=text) as caught:
-        parse_object(body)
+        read_json(body)
     assert caught.value.field == "body"
 
 
@@ -50,11 +46,11 @@ def test_a_text_of_too_many_values_is_refused_before_it_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The number of values, which bounds memory and time, is counted in the bytes."""
-    monkeypatch.setattr(json_values, "MAX_VALUES", 10)
-    assert parse_object(b'{"a": [1, 2, 3, 4, 5, 6, 7, 8]}') == {"a": list(range(1, 9))}
+    monkeypatch.setattr(documents, "MAX_VALUES", 10)
+    assert read_json(b'{"a": [1, 2, 3, 4, 5, 6, 7, 8]}') == {"a": list(range(1, 9))}
     for body in (b'{"a": [' + b"1," * 10 + b"1]}", b'{"a": ' + b"[" * 10, b"{" * 11):
         with pytest.raises(InvalidRequestError, match="more than 10 values"):
-            parse_object(body)
+            read_json(body)
 
 
 @given(arrays.arrays(np.uint8, arrays.array_shapes(max_dims=4, max_side=4)))

@@ -12,12 +12,12 @@ from hypothesis.extra import numpy as arrays
 
 from gradcam_server.domain.requests import RawImage
 from gradcam_server.errors import InvalidRequestError
-from gradcam_server.transport.http.kserve.json_values import parse_object
+from gradcam_server.transport.http.documents import read_json
 from gradcam_server.transport.http.kserve.v1 import Instances, parse_instances
 
 
 def parse(body: Any) -> Instances:
-    return parse_instances(parse_object(json.dumps(body).encode()))
+    return parse_instances(read_json(json.dumps(body).encode()))
 
 
 B64 = {"b64": base64.b64encode(b"file").decode()}
@@ -42,9 +42,9 @@ def test_pixels_are_nested_arrays(array: np.ndarray[Any, Any]) -> None:
 
 def test_bodies_of_kserves_client_are_read() -> None:
     """Bodies that kserve 0.21 (InferenceRESTClient, v1) has sent, byte for byte."""
-    predict = parse_object(b'{"instances":[{"b64":"aaaa"}]}')
+    predict = read_json(b'{"instances":[{"b64":"aaaa"}]}')
     assert parse_instances(predict) == Instances((b"i\xa6\x9a",), ())
-    explain = parse_object(
+    explain = read_json(
         b'{"instances":[{"image":{"b64":"aaaa"}}],"parameters":{"class":["tabby"]}}'
     )
     assert parse_instances(explain) == Instances((b"i\xa6\x9a",), (("class", "tabby"),))

@@ -190,7 +190,7 @@ SIZES = "inputs.parameters.binary_data_size"
 @pytest.mark.parametrize(
     ("body", "field", "text"),
     [
-        ([], "body", "must be an object"),
+        ([], "body", "not an object"),
         ({}, "inputs", "must be an array"),
         ({"inputs": []}, "inputs", "exactly one input"),
         ({"inputs": [DATA, DATA]}, "inputs", "exactly one input"),

@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 from google.protobuf.message import DecodeError, Message
 
-from fuzz.kserve_bodies import mutate_body, v2_body
+from fuzz.kserve_bodies import mutate_body, v1_body, v2_body
 from fuzz.mutations import image_files, mutate_image, mutate_message, random_message
 from gradcam.inference import grpc_service_pb2 as inference_pb
 from gradcam.v1 import explanation_service_pb2 as pb
@@ -37,8 +37,10 @@ from gradcam_server.pipeline.explainer import Explainer
 from gradcam_server.telemetry.metrics import Metrics
 from gradcam_server.telemetry.tracing import Tracer
 from gradcam_server.transport.calls import Calls
-from gradcam_server.transport.gradcam_v1.service import ExplanationService
-from gradcam_server.transport.http.kserve import v2
+from gradcam_server.transport.gradcam_v1.service import EXPLAIN_IMAGE, ExplanationService
+from gradcam_server.transport.gradcam_v1.wire import ReceivedRequest
+from gradcam_server.transport.http.documents import read_json, write_json
+from gradcam_server.transport.http.kserve import v1, v2
 from gradcam_server.transport.lifecycle import Lifecycle
 from gradcam_server.transport.open_inference.service import InferenceService
 
@@ -181,7 +183,7 @@ class Services:
 
     async def _start(self) -> None:
         lifecycle, metrics = Lifecycle(), Metrics()
-        calls = Calls(lifecycle, metrics, Tracer())
+        self._calls = calls = Calls(lifecycle, metrics, Tracer())
         self.explanation = ExplanationService(_CONFIG, calls)
         self.inference = InferenceService(_CONFIG, calls)
         explainer = Explainer(_CONFIG, FakeBackend(), metrics)
@@ -191,17 +193,28 @@ class Services:
 
     def unary(self, method: Callable[[Any, Any], Awaitable[Message]], message: Message) -> str:
         """Calls a method; returns its code."""
-        return self.answer(method, message)[0]
+        code, answer = self.answer(method, message)
+        if answer is not None:
+            answer.SerializeToString()
+        return code
 
     def answer(
-        self, method: Callable[[Any, Any], Awaitable[Any]], message: Message
+        self, method: Callable[[Any, Any], Awaitable[Any]], message: object
     ) -> tuple[str, Any]:
         """Calls a method; returns its code and its answer, None if it fails."""
         context, answer = _Context(), None
         with self._faults.listening(), suppress(grpc.aio.AbortError):
             answer = self._runner.run(_await(method(message, context)))
-            answer.SerializeToString()
         return context.code.name, answer
+
+    async def explain_images(self, messages: Sequence[ReceivedRequest], context: Any) -> Any:
+        """Explains the instances of a request of KServe V1."""
+        async with self._calls.answering(context, EXPLAIN_IMAGE) as record:
+            claim = self._calls.claim(context)
+            try:
+                return await self.explanation.explain_images(messages, record, claim, None)
+            finally:
+                claim.release()
 
     def stream(self, method: Callable[[Any, Any], Awaitable[None]], message: Message) -> list[Any]:
         """Sends a message twice; returns the answers."""
@@ -296,7 +309,7 @@ class BodyEntryPoint(EntryPoint):
 
     def mutate(self, data: bytes, rng: random.Random) -> bytes:
         """Changes an input."""
-        return self._make(rng) if rng.random() < 0.5 else mutate_body(data, rng)
+        return self._make(rng) if rng.random() < 0.7 else mutate_body(data, rng)
 
 
 def _image(data: bytes) -> str:
@@ -317,10 +330,10 @@ def _image(data: bytes) -> str:
 
 def entry_points(services: Services) -> list[EntryPoint]:
     """Returns all entry points, the image decoder first."""
-    v1, oip = services.explanation, services.inference
+    explanation, oip = services.explanation, services.inference
 
     def explain_stream(message: pb.StreamExplainImagesRequest) -> str:
-        answers = services.stream(v1.StreamExplainImages, message)
+        answers = services.stream(explanation.StreamExplainImages, message)
         ends = [one for one in answers if one.WhichOneof("result") in ("response", "error")]
         assert [one.correlation_id for one in ends] == [message.correlation_id] * 2
         return "error" if ends[0].HasField("error") else "OK"
@@ -329,6 +342,22 @@ def entry_points(services: Services) -> list[EntryPoint]:
         answers = services.stream(oip.ModelStreamInfer, message)
         assert [one.infer_response.id for one in answers] == [message.id] * 2
         return "error" if answers[0].error_message else "OK"
+
+    def instances_body(data: bytes) -> str:
+        outcomes = []
+        for explain in (False, True):
+            try:
+                instances = v1.parse_instances(read_json(data))
+                messages = v1.to_requests(instances, "m", "", explain=explain)
+            except InvalidRequestError:
+                outcomes.append("refused")
+                continue
+            code, responses = services.answer(services.explain_images, messages)
+            outcomes.append(code)
+            if code == "OK":
+                (found,) = json.loads(write_json(v1.to_answer(responses, explain=explain))).values()
+                assert len(found) == len(messages)
+        return max(outcomes, key=lambda one: one == "OK")
 
     def infer_body(data: bytes) -> str:
         header, _, body = data.partition(b"\n")
@@ -349,10 +378,10 @@ def entry_points(services: Services) -> list[EntryPoint]:
         return lambda message: services.unary(method, message)
 
     methods: Sequence[tuple[type[Message], Callable[[Any, Any], Awaitable[Message]]]] = (
-        (pb.ExplainImageRequest, v1.ExplainImage),
+        (pb.ExplainImageRequest, explanation.ExplainImage),
         (inference_pb.ModelInferRequest, oip.ModelInfer),
-        (pb.GetModelRequest, v1.GetModel),
-        (pb.ListModelsRequest, v1.ListModels),
+        (pb.GetModelRequest, explanation.GetModel),
+        (pb.ListModelsRequest, explanation.ListModels),
         (inference_pb.ServerLiveRequest, oip.ServerLive),
         (inference_pb.ServerReadyRequest, oip.ServerReady),
         (inference_pb.ModelReadyRequest, oip.ModelReady),
@@ -366,6 +395,7 @@ def entry_points(services: Services) -> list[EntryPoint]:
         EntryPoint("image", None, _image),
         EntryPoint("StreamExplainImages", pb.StreamExplainImagesRequest, explain_stream),
         EntryPoint("ModelStreamInfer", inference_pb.ModelInferRequest, infer_stream),
+        BodyEntryPoint("kserve_v1", v1_body, instances_body),
         BodyEntryPoint("kserve_v2", v2_body, infer_body),
         *(EntryPoint(method.__name__, message, unary(method)) for message, method in methods),
     ]

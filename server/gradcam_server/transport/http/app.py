@@ -1,7 +1,6 @@
 """The application of the HTTP port: its routes and what all requests share."""
 
 from starlette.applications import Starlette
-from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute
@@ -10,7 +9,7 @@ from starlette.types import ASGIApp
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.transport.calls import Calls
 from gradcam_server.transport.gradcam_v1.service import ExplanationService
-from gradcam_server.transport.http import probes, ui
+from gradcam_server.transport.http import docs_page, page, probes
 from gradcam_server.transport.http.call import REQUEST_ID, TIMEOUT, HttpCalls
 from gradcam_server.transport.http.explain import ExplainEndpoint
 from gradcam_server.transport.http.guard import Guard
@@ -20,15 +19,6 @@ from gradcam_server.transport.http.probe_answer import Probe
 from gradcam_server.transport.http.problems import HANDLERS
 from gradcam_server.transport.open_inference.service import InferenceService
 from gradcam_server.transport.security.access import Access
-
-
-class _ModelConvertor(StringConvertor):
-    """A model's name or version in a path: what follows a colon is the method."""
-
-    regex = "[^/:]+"
-
-
-register_url_convertor("model", _ModelConvertor())
 
 _CORS_HEADERS = ("Authorization", "Content-Type", TIMEOUT, REQUEST_ID)
 _EXPOSED_HEADERS = ("Retry-After", REQUEST_ID)
@@ -58,8 +48,9 @@ def make_app(
         *ModelsEndpoint(http_calls, service).routes(),
         *V1Endpoint(http_calls, service).routes(),
         *V2Endpoint(http_calls, inference).routes(),
+        *docs_page.routes(),
         *probes.routes(probe),
-        *(ui.routes() if config.ui else ()),
+        *(page.routes() if config.ui else ()),
     ]
     app = Starlette(routes=routes, middleware=_middleware(config), exception_handlers=HANDLERS)
     # A path with a slash too many is another path: no redirect, which would drop the body.

@@ -16,6 +16,7 @@ from gradcam_server.transport.http.call import AdmittedCall, HttpCalls
 from gradcam_server.transport.http.documents import write_json
 from gradcam_server.transport.http.kserve import v1, v2
 from gradcam_server.transport.http.negotiation import JSON
+from gradcam_server.transport.http.paths import MODEL, MODEL_VERSION
 from gradcam_server.transport.http.problems import KSERVE
 from gradcam_server.transport.open_inference.service import (
     MODEL_CONFIG,
@@ -27,8 +28,7 @@ from gradcam_server.transport.open_inference.service import (
 )
 
 _BINARY = "application/octet-stream"
-_MODEL = "/v2/models/{name:model}"
-_VERSION = _MODEL + "/versions/{version:model}"
+_MODEL, _VERSION = f"/v2/models/{MODEL}", f"/v2/models/{MODEL_VERSION}"
 
 
 class V1Endpoint:
@@ -48,7 +48,7 @@ class V1Endpoint:
         """Returns the routes."""
         return [
             Route(f"/v1/models/{path}:predict", self.predict, methods=["POST"])
-            for path in ("{name:model}", "{name:model}/versions/{version:model}")
+            for path in (MODEL, MODEL_VERSION)
         ]
 
     async def predict(self, request: Request) -> Response:

@@ -10,10 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from gradcam_server.domain.requests import RawImage
+from gradcam.v1 import explanation_service_pb2 as pb
+from gradcam_server.domain.requests import Method, RawImage, Target, TopK
 from gradcam_server.errors import InvalidRequestError
+from gradcam_server.transport.gradcam_v1.convert import to_request
 from gradcam_server.transport.http.documents import read_json
-from gradcam_server.transport.http.kserve.v1 import Instances, parse_instances
+from gradcam_server.transport.http.kserve.v1 import (
+    FIELDS,
+    Instances,
+    parse_instances,
+    to_answer,
+    to_requests,
+)
 
 
 def parse(body: Any) -> Instances:
@@ -60,6 +68,41 @@ def test_parameters_are_options_as_in_a_query() -> None:
         ("alpha", "0.5"),
         ("logits", "true"),
     )
+
+
+def test_each_image_is_a_request_with_the_same_options() -> None:
+    """Options reach the requests of :explain as those of the flags of ``gradcam explain``."""
+    instances = Instances((b"a", b"b"), (("class", "tabby"), ("method", "layercam")))
+    requests = to_requests(instances, "m", "2", explain=True)
+    for request, image in zip(requests, (b"a", b"b"), strict=True):
+        found = to_request(request)
+        assert (found.image, found.model, found.model_version) == (image, "m", "2")
+        assert (found.targets, found.method) == ((Target("tabby"),), Method.LAYER_CAM)
+
+
+def test_predictions_explain_nothing() -> None:
+    """:predict asks for no explanation, and refuses the options of explanations."""
+    instances = Instances((b"a",), (("predictions", "3"), ("priority", "2")))
+    (request,) = to_requests(instances, "m", "", explain=False)
+    found = to_request(request)
+    assert (found.targets, found.prediction_count, found.priority) == (TopK(0), 3, 2)
+    for name in ("class", "method", "top_k", "logits"):
+        with pytest.raises(InvalidRequestError, match="no effect on predictions") as caught:
+            to_requests(Instances((b"a",), ((name, "1"),)), "m", "", explain=False)
+        assert FIELDS[caught.value.field] == f"parameters.{name}"
+    with pytest.raises(InvalidRequestError, match="unknown option 'clas'"):
+        to_requests(Instances((b"a",), (("clas", "1"),)), "m", "", explain=False)
+
+
+def test_predictions_have_all_fields() -> None:
+    """Class 0 and a probability of 0 are not left out; NaN is a word, as in proto3's JSON."""
+    response = pb.ExplainImageResponse()
+    response.predictions.add(class_name="a", logit=float("nan"))
+    answer = to_answer([response, pb.ExplainImageResponse()], explain=False)
+    first = {"class_index": 0, "class_name": "a", "probability": 0.0, "logit": "NaN"}
+    assert answer == {"predictions": [[first], []]}
+    explained = to_answer([pb.ExplainImageResponse(model="m")], explain=True)
+    assert explained == {"explanations": [{"model": "m"}]}
 
 
 FIRST = "instances[0]"

@@ -14,14 +14,15 @@ from gradcam_server.transport.http.call import REQUEST_ID, TIMEOUT, HttpCalls
 from gradcam_server.transport.http.explain import ExplainEndpoint
 from gradcam_server.transport.http.guard import Guard
 from gradcam_server.transport.http.kserve.endpoints import V1Endpoint, V2Endpoint
+from gradcam_server.transport.http.kserve.v2 import HEADER_LENGTH
 from gradcam_server.transport.http.models import ModelsEndpoint
 from gradcam_server.transport.http.probe_answer import Probe
 from gradcam_server.transport.http.problems import HANDLERS
 from gradcam_server.transport.open_inference.service import InferenceService
 from gradcam_server.transport.security.access import Access
 
-_CORS_HEADERS = ("Authorization", "Content-Type", TIMEOUT, REQUEST_ID)
-_EXPOSED_HEADERS = ("Retry-After", REQUEST_ID)
+_CORS_HEADERS = ("Authorization", "Content-Type", TIMEOUT, REQUEST_ID, HEADER_LENGTH)
+_EXPOSED_HEADERS = ("Retry-After", REQUEST_ID, HEADER_LENGTH)
 
 
 def make_app(

@@ -11,6 +11,7 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_server import __version__
+from gradcam_server.transport.http.kserve import openapi as kserve
 from gradcam_server.transport.http.negotiation import FORM, JSON, RAW_PIXELS, Answer
 from gradcam_server.transport.http.options import OPTIONS, SIZE
 from gradcam_server.transport.http.problems import CONTENT_TYPE, STATUS_MEANINGS
@@ -21,6 +22,12 @@ _INTEGERS = {FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_UINT32}
 _LONGS = {FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64}
 _FLOATS = {FieldDescriptor.CPPTYPE_FLOAT, FieldDescriptor.CPPTYPE_DOUBLE}
 _BINARY = {"type": "string", "format": "binary"}
+_INSTANCES = {
+    "type": "object",
+    "description": "A request of KServe V1.",
+    "required": ["instances"],
+    "properties": {"instances": {"type": "array"}, "parameters": {"type": "object"}},
+}
 
 
 @cache
@@ -57,6 +64,7 @@ def describe() -> dict[str, Any]:
                 "parameters": [_place("name"), _place("version")],
                 "post": explain,
             },
+            **kserve.paths(),
             **_probes(),
         },
         "components": {
@@ -77,7 +85,7 @@ def _explain() -> dict[str, Any]:
         **{kind: {"schema": _BINARY} for kind in _IMAGES},
         RAW_PIXELS: {"schema": _BINARY},
         FORM: {"schema": form},
-        JSON: {"schema": _reference("ExplainImageRequest")},
+        JSON: {"schema": {"anyOf": [_reference("ExplainImageRequest"), _INSTANCES]}},
     }
     answers: dict[str, Any] = {
         answer.value: {"schema": _BINARY} for answer in Answer if answer is not Answer.JSON

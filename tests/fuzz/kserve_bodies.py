@@ -3,6 +3,7 @@
 import base64
 import json
 import random
+from copy import deepcopy
 from typing import Any
 
 from fuzz.mutations import image_files, mutate_image
@@ -101,8 +102,8 @@ def _change(value: Any, rng: random.Random) -> None:
             _change(value[key], rng)
             return
     if isinstance(value, list):
-        value.insert(rng.randrange(len(value) + 1), rng.choice(_VALUES))
+        value.insert(rng.randrange(len(value) + 1), deepcopy(rng.choice(_VALUES)))
     elif keys and rng.random() < 0.2:
         del value[rng.choice(keys)]
     else:
-        value[rng.choice([*keys, *_NAMES])] = rng.choice(_VALUES)
+        value[rng.choice([*keys, *_NAMES])] = deepcopy(rng.choice(_VALUES))

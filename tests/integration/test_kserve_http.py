@@ -6,6 +6,7 @@ tritonclient[http] and, where GRADCAM_KSERVE_PYTHON names a Python that has it, 
 import base64
 import json
 import os
+import re
 import subprocess
 import urllib.error
 import urllib.request
@@ -26,6 +27,7 @@ from support.server import RunningServer, quick, serving
 MODEL = "efficientnet-lite0"
 NAMES = ("logits", "probabilities", "heatmap")
 JSON = "application/json"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "http.md"
 PEER = Path(__file__).resolve().parents[1] / "support" / "kserve_peer.py"
 PIXELS = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(1, 5, 4, 3)
 
@@ -273,6 +275,32 @@ def test_hostile_v2_bodies_are_refused(server: RunningServer) -> None:
     assert post(server, path, text + b"abcdef", **{header: str(len(text))})[0] == 200
     assert post(server, "/v2/nothing", {})[0] == 404
     assert "Traceback" not in server.text
+
+
+def test_the_commands_of_the_page_work(server: RunningServer, images: Path) -> None:
+    """Each command of the sections about KServe in docs/http.md is answered, with these images."""
+    text = PAGE.read_text("utf-8").partition("## KServe V1")[2]
+    commands = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    assert len(commands) == 3
+    answers = []
+    for command in commands:
+        assert "http://localhost:9464" in command
+        done = subprocess.run(
+            ["bash", "-c", command.replace("http://localhost:9464", server.http_address)],
+            cwd=images,
+            stdout=subprocess.PIPE,
+            check=True,
+            timeout=60,
+        )
+        answers.append(json.loads(done.stdout))
+    predicted, explained, inferred = answers
+    assert predicted["predictions"][0][0]["class_name"] == "Egyptian cat"
+    (explained_image,) = explained["explanations"]
+    names = [one["class_name"] for one in explained_image["explanations"]]
+    assert names == ["tabby", "Egyptian cat"]
+    overlay = base64.b64decode(explained_image["explanations"][0]["heatmaps"][0]["data"])
+    assert overlay.startswith(b"\xff\xd8")
+    assert inferred["outputs"][0]["shape"] == [1, 7, 7]
 
 
 @pytest.mark.skipif(

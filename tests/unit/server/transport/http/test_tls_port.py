@@ -5,6 +5,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ class Tls:
     def __init__(self, folder: Path, client_ca: bytes = b"") -> None:
         self.folder, self.authority = folder, Authority("ours")
         certificate, key = self.authority.issue("one").write(folder, "server")
-        options = {"tls_certificate": str(certificate), "tls_key": str(key)}
+        options: dict[str, Any] = {"tls_certificate": str(certificate), "tls_key": str(key)}
         if client_ca:
             (folder / "clients.pem").write_bytes(client_ca)
             options["tls_client_ca"] = str(folder / "clients.pem")

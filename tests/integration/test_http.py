@@ -5,7 +5,6 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,7 +18,6 @@ from support.calls import connect
 from support.server import RunningServer
 
 MODEL = "/v1/models/efficientnet-lite0"
-ROOT = Path(__file__).parents[2]
 
 
 def ask(

@@ -530,3 +530,15 @@ def test_connections_have_a_maximum_age(pixels: bytes) -> None:
         connection.request("GET", "/healthz")
         assert read_answer(connection).headers["connection"] == "close"
         connection.close()
+
+
+def test_bodies_in_transit_count_as_held() -> None:
+    """Their declared size is reserved before they arrive, and freed when their client leaves."""
+    with HttpFrontEnd(max_held_bytes=1_000_000) as server:
+        head = f"POST {EXPLAIN} HTTP/1.1\r\nHost: x\r\nContent-Length: 600000\r\n\r\n"
+        with server.connect(head.encode() + b"x" * 10):
+            until(lambda: server.front_end.ledger.total == 600_000)
+            answer = server.post(EXPLAIN, bytes(600_000))
+            assert answer.problem == (429, "RESOURCE_EXHAUSTED", "")
+            assert "retry-after" in answer.headers
+        until(lambda: server.front_end.ledger.total == 0)

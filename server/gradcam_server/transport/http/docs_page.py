@@ -131,6 +131,8 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 def _type(schema: dict[str, Any]) -> str:
     """Returns the type of a schema in words."""
+    if "anyOf" in schema:
+        return " or ".join(map(_type, schema["anyOf"]))
     if "$ref" in schema:
         return str(schema["$ref"]).rpartition("/")[2]
     if schema.get("type") == "array":

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from collections import Counter
 from typing import Any, NoReturn, TypeVar
 
 from google.protobuf import descriptor_pool, json_format
@@ -86,7 +85,11 @@ def write_json(document: object) -> bytes:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
+        seen: set[str] = set()
+        for twice, _ in pairs:
+            if twice in seen:
+                break
+            seen.add(twice)
         raise ValueError(f"the name {twice[:80]!r} is there twice")
     return found
 

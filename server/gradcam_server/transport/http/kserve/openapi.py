@@ -4,6 +4,24 @@ from typing import Any
 
 from gradcam_server.transport.http.negotiation import JSON
 
+INSTANCES: dict[str, Any] = {
+    "type": "object",
+    "description": "A request of KServe V1.",
+    "required": ["instances"],
+    "properties": {
+        "instances": {
+            "type": "array",
+            "items": {},
+            "description": "Images: files in base64, or pixels as nested arrays.",
+        },
+        "parameters": {
+            "type": "object",
+            "description": "The options, by their names as query parameters.",
+        },
+    },
+}
+"""The schema of a body with instances."""
+
 _V1, _V2 = "KServe V1", "Open Inference Protocol"
 _INFER = (
     "Answers with tensors. With the header Inference-Header-Content-Length the body is JSON of "
@@ -54,4 +72,10 @@ def _path(path: str, method: str, tag: str, summary: str) -> dict[str, Any]:
 
 
 def _parameter(name: str) -> dict[str, Any]:
-    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+    return {
+        "name": name,
+        "in": "path",
+        "required": True,
+        "description": f"The {name} of the model.",
+        "schema": {"type": "string"},
+    }

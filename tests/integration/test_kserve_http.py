@@ -176,7 +176,7 @@ def test_v1_predicts_and_explains_several_instances(server: RunningServer, cat_j
     instance = {"b64": base64.b64encode(cat_jpeg).decode()}
     instances = [instance, PIXELS[0].tolist(), {"image": instance}]
     path = f"/v1/models/{MODEL}"
-    parameters = {"predictions": 3}
+    parameters: dict[str, Any] = {"predictions": 3}
     status, answer = post(
         server, f"{path}:predict", {"instances": instances, "parameters": parameters}
     )

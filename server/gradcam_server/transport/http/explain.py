@@ -63,7 +63,9 @@ class ExplainEndpoint:
                         return await answer_instances(
                             call, self._service, document, record, claim, deadline, explain=True
                         )
-                    message = _from_json(document, *_place(request), answer)
+                    message: ReceivedRequest | pb.ExplainImageRequest = _from_json(
+                        document, *_place(request), answer
+                    )
                 else:
                     message = await _read(call, kind, answer)
                 response = await self._service.explain(message, record, claim, deadline, wait=False)

@@ -146,7 +146,7 @@ def _is_of_kserve(request: Request) -> bool:
 
 def _for_kserve(problem: Response) -> Response:
     """Adds the text as ``error``, and says that it is plain JSON, as these clients need it."""
-    members = json.loads(problem.body)
+    members = json.loads(bytes(problem.body))
     content = json.dumps({"error": members["detail"], **members}, ensure_ascii=False)
     headers = {**problem.headers, "content-type": "application/json"}
     del headers["content-length"]

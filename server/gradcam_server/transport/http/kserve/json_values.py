@@ -30,10 +30,13 @@ def as_text(value: Any, field: str) -> str:
     """
     if not isinstance(value, str):
         raise InvalidRequestError(field, f"it is {kind(value)}; it must be a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise InvalidRequestError(field, "the string has a surrogate without its pair") from None
+    if not value.isascii():  # else a long text in base64 would be copied
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InvalidRequestError(
+                field, "the string has a surrogate without its pair"
+            ) from None
     return value
 
 

@@ -154,7 +154,8 @@ def _image(value: Any, field: str) -> bytes | RawImage:
 
 
 def _pixels(rows: list[Any], field: str) -> RawImage:
-    shape, part = [], rows
+    shape: list[int] = []
+    part: Any = rows
     while isinstance(part, list) and len(shape) < 3:
         shape.append(len(part))
         part = part[0] if part else None

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from gradcam.inference import grpc_service_pb2 as pb
@@ -343,7 +342,7 @@ def _json_number(value: float) -> str:
     return "Infinity" if value > 0 else "-Infinity"
 
 
-def _field_to_json(field: FieldDescriptor, value: Any) -> Any:
+def _field_to_json(field: Any, value: Any) -> Any:
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         return {
             key: to_json(entry) if isinstance(entry, Message) else entry
@@ -354,7 +353,7 @@ def _field_to_json(field: FieldDescriptor, value: Any) -> Any:
     return _value_to_json(field, value)
 
 
-def _value_to_json(field: FieldDescriptor, value: Any) -> Any:
+def _value_to_json(field: Any, value: Any) -> Any:
     if isinstance(value, Message):
         return to_json(value)
     if field.enum_type is not None:

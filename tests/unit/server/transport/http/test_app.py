@@ -5,6 +5,7 @@ import base64
 import http.client
 import json
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -542,3 +543,16 @@ def test_bodies_in_transit_count_as_held() -> None:
             assert answer.problem == (429, "RESOURCE_EXHAUSTED", "")
             assert "retry-after" in answer.headers
         until(lambda: server.front_end.ledger.total == 0)
+
+
+def test_answers_do_not_wait_for_acknowledgements(server: HttpFrontEnd) -> None:
+    """Head and body are two segments: with Nagle's algorithm the second would wait 40 ms."""
+    with server.connect(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") as connection:
+        assert b"200 OK" in connection.recv(1000)
+        name = connection.getsockname()
+        (port,) = (
+            one.transport.get_extra_info("socket")
+            for one in server.connections
+            if one.transport.get_extra_info("peername") == name
+        )
+        assert port.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -24,6 +24,8 @@ _HEAVY = {
     "StreamExplainImages": 0.1,
     "ModelInfer": 0.08,
     "ModelStreamInfer": 0.07,
+    "kserve_v1": 0.04,
+    "kserve_v2": 0.04,
 }
 _LIMITS = ("-timeout=20", "-rss_limit_mb=400", "-max_len=65536", "-len_control=0")
 

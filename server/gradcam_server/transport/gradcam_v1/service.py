@@ -1,7 +1,7 @@
 """The gRPC service ``gradcam.v1.ExplanationService``."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
@@ -23,11 +23,14 @@ from gradcam_server.transport.gradcam_v1.wire import (
     parse_item,
     parse_request,
 )
+from gradcam_server.transport.many_images import explain_images
 from gradcam_server.transport.sending import when_sent
 from gradcam_server.transport.streams import StreamItem, StreamLoop
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExplanationService"].full_name
-_UNARY = f"{SERVICE_NAME}/ExplainImage"
+EXPLAIN_IMAGE = f"{SERVICE_NAME}/ExplainImage"
+LIST_MODELS = f"{SERVICE_NAME}/ListModels"
+GET_MODEL = f"{SERVICE_NAME}/GetModel"
 StreamMessage: TypeAlias = pb.StreamExplainImagesRequest | ReceivedItem
 _STREAM = f"{SERVICE_NAME}/StreamExplainImages"
 
@@ -80,14 +83,21 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         """Describes the served models, without their classes and layers."""
         return [self._describe(model, full=False) for model in self._current.catalog.models]
 
+    def model(self, name: str, version: str) -> pb.Model:
+        """Describes a model, with its classes and layers.
+
+        Raises:
+            NotFoundError: No such model.
+        """
+        return self._describe(self._current.catalog.find_model(name, version), full=True)
+
     async def ExplainImage(  # noqa: N802
         self, request: pb.ExplainImageRequest | ReceivedRequest, context: Context
     ) -> pb.ExplainImageResponse:
-        async with self._calls.answering(context, _UNARY) as record:
+        async with self._calls.answering(context, EXPLAIN_IMAGE) as record:
             claim, deadline = self._calls.claim(context), call_deadline(context)
             when_sent(claim.release)
-            fields = await self._explain(request, record, claim, deadline, wait=False)
-            return pb.ExplainImageResponse(**fields)
+            return await self.explain(request, record, claim, deadline)
 
     async def StreamExplainImages(  # noqa: N802
         self, messages: AsyncIterator[StreamMessage], context: Context
@@ -97,15 +107,14 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
     async def ListModels(  # noqa: N802
         self, _: pb.ListModelsRequest, context: Context
     ) -> pb.ListModelsResponse:
-        async with self._calls.answering(context, f"{SERVICE_NAME}/ListModels"):
+        async with self._calls.answering(context, LIST_MODELS):
             return pb.ListModelsResponse(models=self.models())
 
     async def GetModel(  # noqa: N802
         self, request: pb.GetModelRequest, context: Context
     ) -> pb.GetModelResponse:
-        async with self._calls.answering(context, f"{SERVICE_NAME}/GetModel"):
-            model = self._current.catalog.find_model(request.name, request.version)
-            return pb.GetModelResponse(model=self._describe(model, full=True))
+        async with self._calls.answering(context, GET_MODEL):
+            return pb.GetModelResponse(model=self.model(request.name, request.version))
 
     @property
     def _current(self) -> Explainer:
@@ -115,6 +124,24 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
     def _describe(self, model: ServedModel, *, full: bool) -> pb.Model:
         current = self._current
         return to_model(model, current.catalog, current.compilation_count, full=full)
+
+    async def explain(
+        self,
+        message: pb.ExplainImageRequest | ReceivedRequest,
+        record: CallRecord,
+        claim: Claim,
+        deadline: float | None,
+    ) -> pb.ExplainImageResponse:
+        """Explains the image of an admitted call; a full queue refuses it.
+
+        Args:
+            message: The request.
+            record: Gets the model.
+            claim: The memory that the call holds.
+            deadline: Time of ``perf_counter`` at which the answer is of no more use.
+        """
+        fields = await self._explain(message, record, claim, deadline, wait=False)
+        return pb.ExplainImageResponse(**fields)
 
     async def _explain(
         self,
@@ -139,6 +166,31 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             request, wait_for_slot=wait, progress=progress, reserved=reserved
         )
         return response_fields(explained, include_logits=message.include_logits)
+
+    async def explain_images(
+        self,
+        messages: Sequence[ReceivedRequest],
+        record: CallRecord,
+        claim: Claim,
+        deadline: float | None,
+    ) -> list[pb.ExplainImageResponse]:
+        """Explains several images of one admitted call at the same time.
+
+        Args:
+            messages: The requests, of one model.
+            record: Gets the model.
+            claim: The memory that the call holds.
+            deadline: Time of ``perf_counter`` at which the answer is of no more use.
+
+        Raises:
+            ExplanationServerError: An image failed; its text names the image if it is to blame.
+        """
+        current = self._current
+        first = messages[0]
+        record.model = current.catalog.find_model(first.model, first.model_version).id
+        images = [to_request(one, caller=claim.caller, deadline=deadline) for one in messages]
+        explained = await explain_images(self._calls, current, images, claim, wait=False)
+        return [to_response(one, include_logits=first.include_logits) for one in explained]
 
     async def _answer_item(
         self, item: StreamItem[StreamMessage], record: CallRecord

@@ -1,7 +1,6 @@
 """The gRPC service ``inference.GRPCInferenceService``."""
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
 import grpc
 from google.protobuf import descriptor_pool
@@ -12,21 +11,24 @@ from gradcam.inference import grpc_service_pb2_grpc as pb_grpc
 from gradcam_server import __version__
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.catalog import ServedModel
-from gradcam_server.domain.requests import ExplainedImage, ExplainRequest
 from gradcam_server.errors import InvalidRequestError, NotFoundError
 from gradcam_server.pipeline.explainer import Explainer
 from gradcam_server.pipeline.ledger import Claim
-from gradcam_server.pipeline.pipeline import Reserved
 from gradcam_server.transport.calls import CallRecord, Calls, Context, call_deadline
 from gradcam_server.transport.lifecycle import Phase
+from gradcam_server.transport.many_images import explain_images
 from gradcam_server.transport.open_inference.convert import to_request, to_response
 from gradcam_server.transport.open_inference.describe import to_config, to_metadata, wire_version
 from gradcam_server.transport.open_inference.statistics import ModelRecord
-from gradcam_server.transport.sending import forget_frames, when_sent
+from gradcam_server.transport.sending import when_sent
 from gradcam_server.transport.streams import StreamItem, StreamLoop
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
-_UNARY = f"{SERVICE_NAME}/ModelInfer"
+MODEL_INFER = f"{SERVICE_NAME}/ModelInfer"
+MODEL_METADATA = f"{SERVICE_NAME}/ModelMetadata"
+MODEL_CONFIG = f"{SERVICE_NAME}/ModelConfig"
+MODEL_STATISTICS = f"{SERVICE_NAME}/ModelStatistics"
+REPOSITORY_INDEX = f"{SERVICE_NAME}/RepositoryIndex"
 _STREAM = f"{SERVICE_NAME}/ModelStreamInfer"
 
 
@@ -72,14 +74,14 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
     async def ServerReady(  # noqa: N802
         self, _: pb.ServerReadyRequest, __: Context
     ) -> pb.ServerReadyResponse:
-        return pb.ServerReadyResponse(ready=self._ready)
+        return pb.ServerReadyResponse(ready=self.is_ready)
 
     async def ModelReady(  # noqa: N802
         self, request: pb.ModelReadyRequest, _: Context
     ) -> pb.ModelReadyResponse:
         try:
             return pb.ModelReadyResponse(
-                ready=self._ready and bool(self._find(request.name, request.version))
+                ready=self.is_ready and bool(self._find(request.name, request.version))
             )
         except NotFoundError:
             return pb.ModelReadyResponse(ready=False)
@@ -87,59 +89,44 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
     async def ServerMetadata(  # noqa: N802
         self, _: pb.ServerMetadataRequest, __: Context
     ) -> pb.ServerMetadataResponse:
-        return pb.ServerMetadataResponse(
-            name="gradcam-server",
-            version=__version__,
-            extensions=["model_configuration", "statistics"],
-        )
+        return self.server_metadata()
 
     async def ModelMetadata(  # noqa: N802
         self, request: pb.ModelMetadataRequest, context: Context
     ) -> pb.ModelMetadataResponse:
-        async with self._calls.answering(context, f"{SERVICE_NAME}/ModelMetadata"):
-            return to_metadata(self._find(request.name, request.version))
+        async with self._calls.answering(context, MODEL_METADATA):
+            return self.metadata(request.name, request.version)
 
     async def ModelConfig(  # noqa: N802
         self, request: pb.ModelConfigRequest, context: Context
     ) -> pb.ModelConfigResponse:
-        async with self._calls.answering(context, f"{SERVICE_NAME}/ModelConfig"):
-            model = self._find(request.name, request.version)
-            return pb.ModelConfigResponse(config=to_config(model))
+        async with self._calls.answering(context, MODEL_CONFIG):
+            return pb.ModelConfigResponse(config=self.config(request.name, request.version))
 
     async def ModelStatistics(  # noqa: N802
         self, request: pb.ModelStatisticsRequest, context: Context
     ) -> pb.ModelStatisticsResponse:
-        async with self._calls.answering(context, f"{SERVICE_NAME}/ModelStatistics"):
-            models = self._find_all(request.name, request.version)
-            return pb.ModelStatisticsResponse(
-                model_stats=[self._record(model).to_message() for model in models]
-            )
+        async with self._calls.answering(context, MODEL_STATISTICS):
+            return self.statistics(request.name, request.version)
 
     async def RepositoryIndex(  # noqa: N802
         self, request: pb.RepositoryIndexRequest, context: Context
     ) -> pb.RepositoryIndexResponse:
-        async with self._calls.answering(context, f"{SERVICE_NAME}/RepositoryIndex"):
+        async with self._calls.answering(context, REPOSITORY_INDEX):
             if request.repository_name:
                 raise InvalidRequestError(
                     "repository_name", "there is one repository, without a name: leave it empty"
                 )
-            return pb.RepositoryIndexResponse(
-                models=[
-                    pb.RepositoryIndexResponse.ModelIndex(
-                        name=model.name, version=wire_version(model), state="READY"
-                    )
-                    for model in self._current.catalog.models
-                ]
-            )
+            return self.index()
 
     async def ModelInfer(  # noqa: N802
         self, request: pb.ModelInferRequest, context: Context
     ) -> pb.ModelInferResponse:
-        async with self._calls.answering(context, _UNARY) as record:
+        async with self._calls.answering(context, MODEL_INFER) as record:
             claim = self._calls.claim(context, request.id)
             when_sent(claim.release)
             deadline = call_deadline(context)
-            return await self._infer(request, record, claim, deadline, wait=False)
+            return await self.infer(request, record, claim, deadline, wait=False)
 
     async def ModelStreamInfer(  # noqa: N802
         self, messages: AsyncIterator[pb.ModelInferRequest], context: Context
@@ -147,8 +134,55 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
         await self._stream.run(messages, context)
 
     @property
-    def _ready(self) -> bool:
+    def is_ready(self) -> bool:
+        """Whether the server is warm and not shutting down."""
         return self._calls.lifecycle.phase is Phase.SERVING
+
+    def server_metadata(self) -> pb.ServerMetadataResponse:
+        """Describes the server."""
+        return pb.ServerMetadataResponse(
+            name="gradcam-server",
+            version=__version__,
+            extensions=["model_configuration", "statistics"],
+        )
+
+    def metadata(self, name: str, version: str) -> pb.ModelMetadataResponse:
+        """Describes a model briefly.
+
+        Raises:
+            NotFoundError: No such model.
+        """
+        return to_metadata(self._find(name, version))
+
+    def config(self, name: str, version: str) -> pb.ModelConfig:
+        """Describes a model.
+
+        Raises:
+            NotFoundError: No such model.
+        """
+        return to_config(self._find(name, version))
+
+    def statistics(self, name: str, version: str) -> pb.ModelStatisticsResponse:
+        """Returns the statistics of the models of a name and version; an empty text means any.
+
+        Raises:
+            NotFoundError: No such model.
+        """
+        models = self._find_all(name, version)
+        return pb.ModelStatisticsResponse(
+            model_stats=[self._record(model).to_message() for model in models]
+        )
+
+    def index(self) -> pb.RepositoryIndexResponse:
+        """Lists the models."""
+        return pb.RepositoryIndexResponse(
+            models=[
+                pb.RepositoryIndexResponse.ModelIndex(
+                    name=model.name, version=wire_version(model), state="READY"
+                )
+                for model in self._current.catalog.models
+            ]
+        )
 
     @property
     def _current(self) -> Explainer:
@@ -183,7 +217,7 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
         key = model.name, wire_version(model)
         return self._records.setdefault(key, ModelRecord(*key))
 
-    async def _infer(
+    async def infer(
         self,
         message: pb.ModelInferRequest,
         record: CallRecord,
@@ -192,47 +226,26 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
         *,
         wait: bool,
     ) -> pb.ModelInferResponse:
-        """Explains the images of a request; waits for memory and queue slots if ``wait``."""
+        """Explains the images of an admitted call, or of a message of a stream.
+
+        Args:
+            message: The request.
+            record: Gets the model.
+            claim: The memory that the call holds.
+            deadline: Time of ``perf_counter`` at which the answer is of no more use.
+            wait: Wait for memory and for slots in the queue, instead of failing.
+        """
         model = self._find(message.model_name, message.model_version)
         record.model = model.id
         with self._record(model).request() as costs:
             request = to_request(
                 message, model.name, model.version, caller=claim.caller, deadline=deadline
             )
-            await self._calls.count_images(len(request.images), streamed=wait)
-            reserved = await self._current.reserve(request.images, claim, wait=wait)
-            explained = await self._explain(request.images, reserved, wait=wait)
+            explained = await explain_images(
+                self._calls, self._current, request.images, claim, wait=wait
+            )
             costs.extend(image.stats for image in explained)
             return to_response(message, request.outputs, explained)
-
-    async def _explain(
-        self, images: Sequence[ExplainRequest], reserved: Sequence[Reserved], *, wait: bool
-    ) -> list[ExplainedImage]:
-        """Explains images at the same time; if one of them fails, the request fails."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                # Once the first image has a slot in the queue, the others wait for slots: otherwise
-                # a request of more images than the queue has slots would always be refused.
-                tasks = [
-                    group.create_task(
-                        self._explain_one(image, memory, index, len(images), wait=wait or index > 0)
-                    )
-                    for index, (image, memory) in enumerate(zip(images, reserved, strict=True))
-                ]
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        return [task.result() for task in tasks]
-
-    async def _explain_one(
-        self, image: ExplainRequest, reserved: Reserved, index: int, count: int, *, wait: bool
-    ) -> ExplainedImage:
-        try:
-            return await self._current.explain(image, wait_for_slot=wait, reserved=reserved)
-        except InvalidRequestError as error:
-            if count == 1:
-                raise
-            forget_frames(error)
-            raise InvalidRequestError(error.field, f"image {index}: {error}") from error
 
     async def _answer_item(
         self, item: StreamItem[pb.ModelInferRequest], record: CallRecord
@@ -240,7 +253,7 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
         answer = pb.ModelStreamInferResponse()
         # A full queue slows a stream down; only unary calls are refused.
         answer.infer_response.CopyFrom(
-            await self._infer(item.message, record, item.claim, item.deadline, wait=True)
+            await self.infer(item.message, record, item.claim, item.deadline, wait=True)
         )
         answer.infer_response.parameters["triton_final_response"].bool_param = True
         return answer

@@ -39,7 +39,7 @@ _RETRY_STREAM_S = 1.0
 
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 _Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
-_Admitted: TypeAlias = Callable[[bool, Any], AbstractContextManager[None]]
+_Admit: TypeAlias = Callable[[bool, Any], AbstractContextManager[None]]
 """Receives whether a call's requests are a stream, and its context. Sets the current caller."""
 
 _REFUSALS = (LimitError, InvalidRequestError, UnauthenticatedError, ForbiddenError)
@@ -95,6 +95,22 @@ class Access:
             raise UnauthenticatedError("the token is unknown to this server, or was removed")
         return self._caller(token)
 
+    def admitted(self, context: Any, *, streaming: bool = False, admin: bool = False) -> "Admitted":
+        """Admits the call of the current task, whose answer is made in the ``with`` block.
+
+        Args:
+            context: The call: its metadata, its connection and, at the end, its code.
+            streaming: Whether its requests are a stream.
+            admin: Whether it needs a token that may administer.
+
+        Raises:
+            UnauthenticatedError: The call has no token, or an unknown token; raised, as the
+                other errors, when the block is entered.
+            ForbiddenError: The token does not allow the call.
+            LimitError: The caller, or all callers together, have reached a limit.
+        """
+        return Admitted(self, context, streaming=streaming, admin=admin)
+
     def begin_stream(self) -> None:
         """Admits a stream, and counts it until ``end_stream``.
 
@@ -149,8 +165,8 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             self._handlers[details.method] = wrapped
         return wrapped
 
-    def _admitted(self, streaming: bool, context: Any) -> "_Admitted":
-        return _Admitted(self._access, context, streaming=streaming, admin=self._admin)
+    def _admitted(self, streaming: bool, context: Any) -> "Admitted":
+        return self._access.admitted(context, streaming=streaming, admin=self._admin)
 
 
 class _AdmittedOpenly:
@@ -165,7 +181,7 @@ class _AdmittedOpenly:
     def __exit__(self, *_: object) -> None: ...
 
 
-class _Admitted:
+class Admitted:
     """Admits a call, and reports how it ends.
 
     Args:
@@ -248,7 +264,7 @@ async def _read(context: Any, receiving: Receiving) -> Any:
     return await context.read()
 
 
-def _wrap(handler: Any, admitted: _Admitted, access: Access) -> _Handler:
+def _wrap(handler: Any, admitted: _Admit, access: Access) -> _Handler:
     """Returns a handler that admits calls, then reads their messages, and refuses bad messages.
 
     gRPC sees a handler with a stream of requests, because it reads messages of a stream only when

@@ -415,9 +415,6 @@ function renderClasses(photo, panel) {
     versus.setAttribute("aria-pressed", String(index === shown.against));
     versus.disabled = index === shown.classIndex;
   }
-  find("question").textContent = panel.explanation
-    ? question(panel.explanation)
-    : "Asking the server.";
   const took = panel.explanation?.tookMs ?? answer?.tookMs;
   find("times").textContent = took ? `Answered in ${duration(took)}.` : "";
 }

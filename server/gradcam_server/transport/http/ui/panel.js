@@ -62,10 +62,14 @@ export class Panel {
     this.stopWaiting();
     this.explanation = explanation;
     this.viewer.show(picture, map);
+    this.canvas.parentElement.style.setProperty("--ratio", picture.width / picture.height);
     this.cross.hidden = true;
     this.place = null;
     this.readout.textContent = explanation ? warning(explanation) : "";
-    if (!explanation) return;
+    if (!explanation) {
+      this.heading.replaceChildren(element("strong", { textContent: "Asking the server" }));
+      return;
+    }
     const how = `${methodTitle(this.settings.method)}, ${explanation.layer}`;
     this.heading.replaceChildren(
       element("strong", { textContent: question(explanation) }),
@@ -81,6 +85,7 @@ export class Panel {
   /** Says what is waited for, if it takes long; counts the seconds until `stopWaiting`. */
   startWaiting(text) {
     this.stopWaiting();
+    this.element.setAttribute("aria-busy", "true");
     const start = performance.now();
     this.timer = setInterval(() => {
       const passed = performance.now() - start;
@@ -91,6 +96,7 @@ export class Panel {
   }
 
   stopWaiting() {
+    this.element.setAttribute("aria-busy", "false");
     clearInterval(this.timer);
     this.wait.hidden = true;
   }

@@ -7,6 +7,7 @@
     request    NotReadyError: warming up or draining
                QueueFullError: the queue is full
                DeadlineError: the answer would come too late
+               TooLargeError: a message over the size limit
                InvalidRequestError: a bad image, class or option
                NotFoundError: no such model or layer
     decode     InvalidRequestError
@@ -79,6 +80,10 @@ class NotFoundError(ExplanationServerError):
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         return type(self), (self.field, str(self))
+
+
+class TooLargeError(ExplanationServerError):
+    """The message is over the size limit."""
 
 
 class DeadlineError(ExplanationServerError):

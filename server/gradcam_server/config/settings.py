@@ -309,10 +309,29 @@ class ServeConfig:
     http_host: str = _option("127.0.0.1", "Address of the HTTP port.")
     http_port: int | None = _option(
         None,
-        "Port of /metrics, /healthz and /readyz over HTTP; 0 picks a free port. Without it there "
-        "is no HTTP port.",
+        "Port of the API over HTTP, and of /metrics, /healthz and /readyz; 0 picks a free port. "
+        "Without it there is no HTTP port.",
         click.IntRange(0, 65535),
     )
+    http_cors_origin: tuple[str, ...] = _option(
+        (),
+        "Origin of web pages that may call the HTTP API, such as https://example.org, or * for "
+        "all. Repeat for several. Without it browsers let no page of another origin read answers.",
+        str,
+        multiple=True,
+    )
+    http_max_connections: int = _option(
+        512,
+        "Maximum number of HTTP connections of each front end. At the limit a new connection "
+        "replaces the one that has been idle for the longest time, or is closed.",
+        _POSITIVE,
+    )
+    http_max_receive_s: float = _option(
+        60.0,
+        "How long a request over HTTP may take to arrive, in seconds; its headers have 10 seconds.",
+        click.FloatRange(min=0, min_open=True),
+    )
+    ui: bool = _option(False, "Serve the page for people at / of the HTTP port.")
     tracing: str = _option(
         "off",
         "Where the spans of requests go: off, otlp (see the OTEL_* variables) or console.",

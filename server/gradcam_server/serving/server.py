@@ -20,7 +20,7 @@ from gradcam_server.telemetry.metrics import Metrics
 from gradcam_server.telemetry.setup import configure_tracing
 from gradcam_server.transport import admin
 from gradcam_server.transport.grpc_server import FrontEnd
-from gradcam_server.transport.http.probes import HttpServer
+from gradcam_server.transport.http.probe_answer import Probes
 from gradcam_server.transport.lifecycle import Phase
 from gradcam_server.transport.security.listening import check_listening, check_port_is_free
 
@@ -86,10 +86,10 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
-        http = self._start_http()
         administration: grpc.aio.Server | None = None
         try:
-            await self._listen()
+            http_port = await self._listen_http()
+            await self._listen(http_port)
             administration = await self._listen_to_admins()
             return await self._serve()
         except _StoppedError:
@@ -101,22 +101,21 @@ class Server:
                 await administration.stop(grace=0)
             await self._supervisor.close()
             await asyncio.to_thread(tracer.close)
-            if http is not None:
-                await asyncio.to_thread(http.close)
             await self._pool.close()
 
-    def _start_http(self) -> HttpServer | None:
-        if self._config.http_port is None:
+    async def _listen_http(self) -> int | None:
+        """Listens at once, so that probes are answered while the models warm up."""
+        config = self._config
+        if config.http_port is None:
             return None
-        http = HttpServer(
-            self._config.http_host,
-            self._config.http_port,
-            self._metrics.exposition,
-            self._why_not_alive,
-            self._why_not_ready,
-        )
-        http.start()
-        return http
+        if config.frontends > 1:
+            check_port_is_free(config.http_host, config.http_port)
+        probes = Probes(self._metrics.exposition, self._why_not_alive, self._why_not_ready)
+        self._pool.probe = probes
+        port = await self._front_end.listen_http(config.http_port, probes)
+        scheme = "http" if config.tls_certificate is None else "https"
+        logger.info("Metrics on %s://%s:%d/metrics", scheme, config.http_host, port)
+        return port
 
     def _why_not_alive(self) -> str | None:
         return why_not_alive(self._supervisor, self._pool)
@@ -125,12 +124,12 @@ class Server:
         phase = self._lifecycle.phase
         return None if phase is Phase.SERVING else phase.value
 
-    async def _listen(self) -> None:
+    async def _listen(self, http_port: int | None) -> None:
         if self._config.frontends > 1:
             check_port_is_free(self._config.host, self._config.port)
         port = await self._front_end.listen(self._config.port)
         logger.info("Listening on %s:%d; warming up", self._config.host, port)
-        self._pool.start(port)
+        self._pool.start(port, http_port)
 
     async def _listen_to_admins(self) -> grpc.aio.Server | None:
         port = self._config.admin_port

@@ -1,7 +1,8 @@
-"""The gRPC port of one process: binds, answers, reports health, drains, closes."""
+"""The ports of one process, gRPC's and HTTP's: bind, answer, report health, drain, close."""
 
 import asyncio
 import logging
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -17,12 +18,16 @@ from gradcam_server.telemetry.metrics import Metrics
 from gradcam_server.telemetry.tracing import Tracer
 from gradcam_server.transport.calls import Calls
 from gradcam_server.transport.gradcam_v1.service import SERVICE_NAME, ExplanationService
+from gradcam_server.transport.http.probe_answer import Probe
 from gradcam_server.transport.lifecycle import Lifecycle, Phase
 from gradcam_server.transport.open_inference import service as open_inference
 from gradcam_server.transport.security.access import Access, AccessInterceptor
 from gradcam_server.transport.security.listening import connection_options
-from gradcam_server.transport.security.tls import server_credentials
+from gradcam_server.transport.security.tls import server_credentials, tls_context
 from gradcam_server.transport.sending import hide_lost_clients
+
+if TYPE_CHECKING:
+    from gradcam_server.transport.http.server import HttpPort
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +58,13 @@ class FrontEnd:
         self._config = config
         self.lifecycle, self.force = Lifecycle(), asyncio.Event()
         self.ledger = Ledger(max_held_bytes(config))
-        calls = Calls(self.lifecycle, metrics, tracer, self.ledger, config.max_send_s)
+        self._calls = calls = Calls(self.lifecycle, metrics, tracer, self.ledger, config.max_send_s)
         self._service = ExplanationService(config, calls)
         self._inference = open_inference.InferenceService(config, calls)
         self._health = health.aio.HealthServicer()
         self.access = Access(config, metrics.token_request, metrics.rejected)
         self._server: grpc.aio.Server | None = None
+        self._http: HttpPort | None = None
 
     async def listen(self, port: int) -> int:
         """Binds the port, and answers calls from now on.
@@ -104,6 +110,32 @@ class FrontEnd:
         self._server = server
         return port
 
+    async def listen_http(self, port: int, probe: Probe) -> int:
+        """Binds the HTTP port, and answers requests from now on.
+
+        Args:
+            port: The port; 0 picks a free port.
+            probe: Answers /metrics, /healthz and /readyz.
+
+        Returns:
+            The port.
+
+        Raises:
+            StartupError: The port is in use, or the TLS files cannot be used.
+        """
+        # Only here: a server without this port does not wait for these imports.
+        from gradcam_server.transport.http.app import make_app
+        from gradcam_server.transport.http.protocol import ConnectionLimits
+        from gradcam_server.transport.http.server import HttpPort
+
+        config = self._config
+        app = make_app(config, self.access, self._calls, self._service, probe)
+        limits = ConnectionLimits(config.http_max_connections, config.max_connection_age_s)
+        http = HttpPort(app, limits, tls_context(config))
+        bound = await http.listen(config.http_host, port, shared=config.frontends > 1)
+        self._http = http
+        return bound
+
     def models(self) -> list[pb.Model]:
         """Describes the served models, without their classes and layers."""
         return self._service.models()
@@ -142,7 +174,7 @@ class FrontEnd:
         force.cancel()
         if not drained:
             logger.warning("Cutting off %d requests", self.lifecycle.in_work)
-            await self.stop()
+            await self._stop(0)
         elif self._server is not None:
             await self.lifecycle.hold_refusals()
             # The last answers are still being sent; health watches never end.
@@ -153,6 +185,11 @@ class FrontEnd:
         return drained
 
     async def stop(self) -> None:
-        """Ends all calls at once."""
+        """Ends all calls at once, and closes the ports. Answers of HTTP may still be sent."""
+        await self._stop(_FLUSH_S)
+
+    async def _stop(self, http_grace_s: float) -> None:
         if self._server is not None:
             await self._server.stop(grace=0)
+        if self._http is not None:
+            await self._http.close(http_grace_s)

@@ -20,6 +20,7 @@ from gradcam_server.errors import (
     QueueFullError,
     ReloadError,
     RetryableError,
+    TooLargeError,
     UnauthenticatedError,
 )
 
@@ -31,6 +32,7 @@ CODES: dict[type[Exception], grpc.StatusCode] = {
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     QueueFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    TooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
     NotReadyError: grpc.StatusCode.UNAVAILABLE,
     EngineLostError: grpc.StatusCode.UNAVAILABLE,

@@ -5,6 +5,7 @@ The arguments are numbers of file descriptors.
 """
 
 import asyncio
+import itertools
 import logging
 import os
 import shutil
@@ -35,6 +36,8 @@ from gradcam_server.serving.front_ends.messages import (
     Joined,
     Listen,
     Listening,
+    Probe,
+    Probed,
 )
 from gradcam_server.telemetry.logs import configure
 from gradcam_server.telemetry.memory import resident_bytes, share_heap
@@ -42,6 +45,7 @@ from gradcam_server.telemetry.metrics import Metrics
 from gradcam_server.telemetry.native_stderr import write_python_to
 from gradcam_server.telemetry.setup import configure_tracing
 from gradcam_server.transport.grpc_server import FrontEnd
+from gradcam_server.transport.http.probe_answer import ProbeAnswer
 from gradcam_server.transport.security.access import read_token_file
 
 logger = logging.getLogger(__name__)
@@ -87,6 +91,8 @@ class _Process:
         self._backend: EngineConnection | None = None
         self._joining = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._probe_numbers = itertools.count()
+        self._probes: dict[int, asyncio.Future[ProbeAnswer]] = {}
 
     async def serve(self, reader: asyncio.StreamReader) -> int:
         self._spawn(self._beat())
@@ -94,6 +100,7 @@ class _Process:
         listening = asyncio.ensure_future(self._follow(reader, drained))
         listening.add_done_callback(self._on_done)
         status: int = await drained
+        await self._front_end.stop()
         listening.cancel()
         if self._explainer is not None:
             await self._explainer.close()
@@ -111,8 +118,11 @@ class _Process:
             match message:
                 case Join() as join:
                     self._spawn(self._join(join, *receive_fds(self._fd_socket, 2)))
-                case Listen(port):
-                    await self._listen(port)
+                case Listen(port, http_port):
+                    await self._listen(port, http_port)
+                case Probed(number, answer):
+                    if (waiting := self._probes.get(number)) and not waiting.done():
+                        waiting.set_result(answer)
                 case Announce():
                     await self._front_end.tell_health()
                 case Drain():
@@ -120,13 +130,25 @@ class _Process:
                 case CutOff():
                     self._front_end.force.set()
 
-    async def _listen(self, port: int) -> None:
+    async def _listen(self, port: int, http_port: int | None) -> None:
         try:
             await self._front_end.listen(port)
+            if http_port is not None:
+                await self._front_end.listen_http(http_port, self._probe)
         except StartupError as error:
             send(self._writer, Failed(str(error)))
         else:
             send(self._writer, Listening())
+
+    async def _probe(self, path: str, accept: str) -> ProbeAnswer:
+        """Asks the first front end, which knows the state of all and the sum of their counters."""
+        number = next(self._probe_numbers)
+        self._probes[number] = asyncio.get_running_loop().create_future()
+        try:
+            send(self._writer, Probe(number, path, accept))
+            return await self._probes[number]
+        finally:
+            del self._probes[number]
 
     async def _join(self, join: Join, connection: int, shared_fd: int) -> None:
         async with self._joining:

@@ -1,13 +1,14 @@
 """The messages between the first front end and the others, framed as ``engine.ipc.messages``.
 
-to another     Begin -> [Join] -> Listen -> Announce, Join, ... -> Drain -> CutOff
-to the first            Joined    Listening | Failed, Heartbeat, ...    exit status
+to another     Begin -> [Join] -> Listen -> Announce, Join, Probed, ... -> Drain -> CutOff
+to the first            Joined    Listening | Failed, Heartbeat, Probe, ...    exit status
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gradcam_server.config.settings import ServeConfig
+from gradcam_server.transport.http.probe_answer import ProbeAnswer
 
 HEARTBEAT_S = 0.25
 
@@ -46,9 +47,15 @@ class Join:
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Bind this port, too."""
+    """Bind these ports, too.
+
+    Attributes:
+        port: The gRPC port.
+        http_port: The HTTP port; None if there is none.
+    """
 
     port: int
+    http_port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,14 @@ class Drain:
 @dataclass(frozen=True, slots=True)
 class CutOff:
     """End the drain at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """The answer to a ``Probe`` with this number."""
+
+    number: int
+    answer: ProbeAnswer
 
 
 # To the first.
@@ -86,6 +101,21 @@ class Joined:
     """Requests go to this engine from now on, unless it is lost already."""
 
     engine: int
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A client of the HTTP port has asked for the metrics or the state of the whole server.
+
+    Attributes:
+        number: Numbers the probes of the front end.
+        path: One of ``probes.PATHS``.
+        accept: The header Accept.
+    """
+
+    number: int
+    path: str
+    accept: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,11 @@ from gradcam_server.serving.front_ends.messages import (
     Joined,
     Listen,
     Listening,
+    Probe,
+    Probed,
 )
 from gradcam_server.telemetry.metrics import Metrics
+from gradcam_server.transport.http.probe_answer import Probe as AnswerProbe
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +53,16 @@ class FrontEndPool:
         config: The settings.
         metrics: Receives their state; adds their counters to its own.
         backoff: The pauses before a front end that is lost, or cannot start, is started again.
+
+    Attributes:
+        probe: Answers the probes that reach the other front ends.
     """
 
     def __init__(self, config: ServeConfig, metrics: Metrics, backoff: Backoff = BACKOFF) -> None:
         self._config, self._metrics, self._backoff = config, metrics, backoff
         self._count = config.frontends - 1
-        self._port = 0
+        self._ports = Listen(0)
+        self.probe: AnswerProbe | None = None
         self._folder = ""
         self._engine: tuple[int, ServeConfig, RemoteBackend] | None = None
         self._announced = False
@@ -64,6 +71,7 @@ class FrontEndPool:
         self._members: dict[int, _Member] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self._cut_off = False
+        self._probing: set[asyncio.Task[None]] = set()
 
     @property
     def queue_lengths(self) -> Counter[str]:
@@ -100,8 +108,12 @@ class FrontEndPool:
         """Whether lost front ends are started again, or the server drains."""
         return self._draining.is_set() or not any(keeper.done() for keeper in self._keepers)
 
-    def start(self, port: int) -> None:
-        """Starts the front ends, to listen on a port; ``wait_listening`` waits for that.
+    def start(self, port: int, http_port: int | None = None) -> None:
+        """Starts the front ends, to listen on the ports; ``wait_listening`` waits for that.
+
+        Args:
+            port: The gRPC port.
+            http_port: The HTTP port; None if there is none.
 
         Raises:
             StartupError: There is no folder for their counters.
@@ -116,7 +128,7 @@ class FrontEndPool:
             raise StartupError(
                 f"--frontends needs a folder for temporary files (TMPDIR): {error.strerror}"
             ) from error
-        self._port = port
+        self._ports = Listen(port, http_port)
         for number in range(1, self._count + 1):
             keeping = keep_running(
                 f"Front end {number}",
@@ -202,7 +214,8 @@ class FrontEndPool:
 
     async def _run(self, number: int) -> str:
         """Runs a front end to its end; returns why it ended."""
-        member = await _Member.start(Begin(self._config, number, self._folder), self._on_heartbeat)
+        begin = Begin(self._config, number, self._folder)
+        member = await _Member.start(begin, self._on_heartbeat, self._on_probe)
         self._members[number] = member
         if self._draining.is_set():
             member.tell(Drain())
@@ -231,7 +244,7 @@ class FrontEndPool:
             # Until it can answer, the others get its part of the connections.
             await member.join(*self._engine)
             await member.joined.wait()
-        member.tell(Listen(self._port))
+        member.tell(self._ports)
         await member.listening.wait()
         logger.info("Front end %d listens", member.number)
         if self._announced:
@@ -241,6 +254,15 @@ class FrontEndPool:
 
     def _on_heartbeat(self, number: int, heartbeat: Heartbeat) -> None:
         self._metrics.set_front_end_resident(number, heartbeat.resident_bytes)
+
+    def _on_probe(self, member: "_Member", probe: Probe) -> None:
+        task = asyncio.create_task(self._answer_probe(member, probe))
+        self._probing.add(task)
+        task.add_done_callback(self._probing.discard)
+
+    async def _answer_probe(self, member: "_Member", probe: Probe) -> None:
+        assert self.probe is not None  # who listens on the HTTP port sets it
+        member.tell(Probed(probe.number, await self.probe(probe.path, probe.accept)))
 
     def _count_listening(self) -> int:
         count = sum(member.listening.is_set() for member in self._members.values())
@@ -264,7 +286,9 @@ class _Member:
         child: ChildProcess,
         fd_socket: socket.socket,
         on_heartbeat: Callable[[int, Heartbeat], None],
+        on_probe: "Callable[[_Member, Probe], None]",
     ) -> None:
+        self._on_probe = on_probe
         self.number, self._child, self._fd_socket = begin.number, child, fd_socket
         self._on_heartbeat, self._watchdog = on_heartbeat, Watchdog(begin.config.watchdog_s)
         self._joins: dict[int, asyncio.Future[None]] = {}
@@ -274,7 +298,12 @@ class _Member:
         self.tell(begin)
 
     @classmethod
-    async def start(cls, begin: Begin, on_heartbeat: Callable[[int, Heartbeat], None]) -> "_Member":
+    async def start(
+        cls,
+        begin: Begin,
+        on_heartbeat: Callable[[int, Heartbeat], None],
+        on_probe: "Callable[[_Member, Probe], None]",
+    ) -> "_Member":
         """Starts a process.
 
         Raises:
@@ -287,7 +316,7 @@ class _Member:
         except BaseException:
             fd_socket.close()
             raise
-        return cls(begin, child, fd_socket, on_heartbeat)
+        return cls(begin, child, fd_socket, on_heartbeat, on_probe)
 
     @property
     def pid(self) -> int:
@@ -379,3 +408,5 @@ class _Member:
             case Heartbeat() as heartbeat:
                 self.heartbeat = heartbeat
                 self._on_heartbeat(self.number, heartbeat)
+            case Probe() as probe:
+                self._on_probe(self, probe)

@@ -27,7 +27,9 @@ from gradcam_server.transport.sending import when_sent
 from gradcam_server.transport.streams import StreamItem, StreamLoop
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExplanationService"].full_name
-_UNARY = f"{SERVICE_NAME}/ExplainImage"
+EXPLAIN_IMAGE = f"{SERVICE_NAME}/ExplainImage"
+LIST_MODELS = f"{SERVICE_NAME}/ListModels"
+GET_MODEL = f"{SERVICE_NAME}/GetModel"
 StreamMessage: TypeAlias = pb.StreamExplainImagesRequest | ReceivedItem
 _STREAM = f"{SERVICE_NAME}/StreamExplainImages"
 
@@ -80,13 +82,21 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         """Describes the served models, without their classes and layers."""
         return [self._describe(model, full=False) for model in self._current.catalog.models]
 
+    def model(self, name: str, version: str) -> pb.Model:
+        """Describes a model, with its classes and layers.
+
+        Raises:
+            NotFoundError: No such model.
+        """
+        return self._describe(self._current.catalog.find_model(name, version), full=True)
+
     async def ExplainImage(  # noqa: N802
         self, request: pb.ExplainImageRequest | ReceivedRequest, context: Context
     ) -> pb.ExplainImageResponse:
-        async with self._calls.answering(context, _UNARY) as record:
+        async with self._calls.answering(context, EXPLAIN_IMAGE) as record:
             claim, deadline = self._calls.claim(context), call_deadline(context)
             when_sent(claim.release)
-            return await self._explain(request, record, claim, deadline, wait=False)
+            return await self.explain(request, record, claim, deadline, wait=False)
 
     async def StreamExplainImages(  # noqa: N802
         self, messages: AsyncIterator[StreamMessage], context: Context
@@ -96,15 +106,14 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
     async def ListModels(  # noqa: N802
         self, _: pb.ListModelsRequest, context: Context
     ) -> pb.ListModelsResponse:
-        async with self._calls.answering(context, f"{SERVICE_NAME}/ListModels"):
+        async with self._calls.answering(context, LIST_MODELS):
             return pb.ListModelsResponse(models=self.models())
 
     async def GetModel(  # noqa: N802
         self, request: pb.GetModelRequest, context: Context
     ) -> pb.GetModelResponse:
-        async with self._calls.answering(context, f"{SERVICE_NAME}/GetModel"):
-            model = self._current.catalog.find_model(request.name, request.version)
-            return pb.GetModelResponse(model=self._describe(model, full=True))
+        async with self._calls.answering(context, GET_MODEL):
+            return pb.GetModelResponse(model=self.model(request.name, request.version))
 
     @property
     def _current(self) -> Explainer:
@@ -115,7 +124,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         current = self._current
         return to_model(model, current.catalog, current.compilation_count, full=full)
 
-    async def _explain(
+    async def explain(
         self,
         message: pb.ExplainImageRequest | ReceivedRequest,
         record: CallRecord,
@@ -125,7 +134,16 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         wait: bool,
         progress: Progress | None = None,
     ) -> pb.ExplainImageResponse:
-        """Explains one image; waits for memory and for a slot in the queue if ``wait``."""
+        """Explains the image of an admitted call, or of a message of a stream.
+
+        Args:
+            message: The request.
+            record: Gets the model.
+            claim: The memory that the call holds.
+            deadline: Time of ``perf_counter`` at which the answer is of no more use.
+            wait: Wait for memory and for a slot in the queue, instead of failing.
+            progress: Gets the progress of a method of many passes.
+        """
         current = self._current
         record.model = current.catalog.find_model(message.model, message.model_version).id
         request = to_request(message, caller=claim.caller, deadline=deadline)
@@ -140,7 +158,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
     ) -> pb.StreamExplainImagesResponse:
         message, progress = item.message, Progress()
         # A full queue slows a stream down; only unary calls are refused.
-        explaining = self._explain(
+        explaining = self.explain(
             message.request, record, item.claim, item.deadline, wait=True, progress=progress
         )
         if message.report_progress:

@@ -95,6 +95,59 @@ class Access:
             raise UnauthenticatedError("the token is unknown to this server, or was removed")
         return self._caller(token)
 
+    @contextmanager
+    def admitted(
+        self, context: Any, *, streaming: bool = False, admin: bool = False
+    ) -> Iterator[None]:
+        """Admits the call of the current task, whose answer is made in the block.
+
+        Args:
+            context: The call: its metadata, its connection and, at the end, its code.
+            streaming: Whether its requests are a stream.
+            admin: Whether it needs a token that may administer.
+
+        Raises:
+            UnauthenticatedError: The call has no token, or an unknown token.
+            ForbiddenError: The token does not allow the call.
+            LimitError: The caller, or all callers together, have reached a limit.
+        """
+        code = "CANCELLED"
+        try:
+            self._admit(context, streaming=streaming, admin=admin)
+            yield
+            code = _code(context, "OK")
+        except UnauthenticatedError:
+            code = "UNAUTHENTICATED"
+            self.on_rejected("unauthenticated")
+            raise
+        except ForbiddenError:
+            code = "PERMISSION_DENIED"
+            self.on_rejected("forbidden")
+            raise
+        except LimitError:
+            code = "RESOURCE_EXHAUSTED"
+            self.on_rejected("limited")
+            raise
+        except InvalidRequestError:
+            code = "INVALID_ARGUMENT"
+            raise
+        except Exception:
+            code = _code(context, "UNKNOWN")
+            raise
+        finally:
+            self.on_token_request(current_caller.get().name, code)
+
+    def _admit(self, context: Any, *, streaming: bool, admin: bool) -> None:
+        caller = self.authenticate(context.invocation_metadata, context.peer())
+        current_caller.set(caller)
+        if admin:
+            caller.check_admin()
+        caller.begin_call()
+        when_sent(caller.end_call)
+        if streaming:
+            self.begin_stream()
+            when_sent(self.end_stream)
+
     def begin_stream(self) -> None:
         """Admits a stream, and counts it until ``end_stream``.
 
@@ -154,44 +207,8 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         current_caller.set(Caller(connection=context.peer()))
         yield
 
-    @contextmanager
-    def _admitted(self, streaming: bool, context: Any) -> Iterator[None]:
-        code = "CANCELLED"
-        try:
-            self._admit(streaming, context)
-            yield
-            code = _code(context, "OK")
-        except UnauthenticatedError:
-            code = "UNAUTHENTICATED"
-            self._access.on_rejected("unauthenticated")
-            raise
-        except ForbiddenError:
-            code = "PERMISSION_DENIED"
-            self._access.on_rejected("forbidden")
-            raise
-        except LimitError:
-            code = "RESOURCE_EXHAUSTED"
-            self._access.on_rejected("limited")
-            raise
-        except InvalidRequestError:
-            code = "INVALID_ARGUMENT"
-            raise
-        except Exception:
-            code = _code(context, "UNKNOWN")
-            raise
-        finally:
-            self._access.on_token_request(current_caller.get().name, code)
-
-    def _admit(self, streaming: bool, context: Any) -> None:
-        caller = self._access.authenticate(context.invocation_metadata, context.peer())
-        current_caller.set(caller)
-        if self._admin:
-            caller.check_admin()
-        caller.begin_call()
-        when_sent(caller.end_call)
-        if streaming:
-            self._access.begin_stream()
-            when_sent(self._access.end_stream)
+    def _admitted(self, streaming: bool, context: Any) -> AbstractContextManager[None]:
+        return self._access.admitted(context, streaming=streaming, admin=self._admin)
 
 
 async def _refuse_unknown(_: Any, context: Any) -> None:

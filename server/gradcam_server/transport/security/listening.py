@@ -23,19 +23,19 @@ def check_listening(config: ServeConfig) -> None:
     Raises:
         StartupError: Other machines could read and send everything.
     """
-    plain = config.tls_certificate is None
-    listeners = [("host", config.host)] if plain else []
+    if config.tls_certificate is not None:
+        return
+    listeners = [("host", config.host)]
     if config.http_port is not None:
         listeners.append(("http-host", config.http_host))
     for name, host in listeners:
         if is_loopback(host):
             continue
         if not config.allow_insecure:
-            instead = "--tls-certificate and --tls-key, or " if name == "host" else ""
             raise StartupError(
                 f"--{name} {host} is not loopback and would be served in plain text; it needs "
-                f"{instead}--allow-insecure (behind a proxy that speaks TLS, or in a network "
-                "that you trust)"
+                "--tls-certificate and --tls-key, or --allow-insecure (behind a proxy that speaks "
+                "TLS, or in a network that you trust)"
             )
         logger.warning(
             "%s is served in plain text: anybody on the network path can read and send everything",

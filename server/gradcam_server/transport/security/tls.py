@@ -65,6 +65,18 @@ class CertificateFiles:
         logger.info("Read the certificates again from %s", self._certificate)
         return fresh
 
+    def context(self) -> ssl.SSLContext:
+        """Makes a context of Python's with the certificates as they are now.
+
+        Raises:
+            StartupError: The files cannot be used.
+        """
+        context = self._check()
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self._client_ca is not None:
+            context.verify_mode = ssl.CERT_OPTIONAL
+        return context
+
     def _read(self) -> grpc.ServerCertificateConfiguration:
         self._check()
         try:
@@ -74,7 +86,7 @@ class CertificateFiles:
             raise StartupError(f"cannot read a certificate: {error}") from error
         return grpc.ssl_server_certificate_configuration([(key, certificate)], authorities)
 
-    def _check(self) -> None:
+    def _check(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             context.load_cert_chain(self._certificate, self._key, password=_no_password)
@@ -84,21 +96,53 @@ class CertificateFiles:
                 f"certificate and its private key, not encrypted: {error}"
             ) from error
         if self._client_ca is None:
-            return
+            return context
         try:
             context.load_verify_locations(self._client_ca)
         except (OSError, ValueError) as error:
             raise StartupError(
                 f"--tls-client-ca {self._client_ca} must hold PEM certificates: {error}"
             ) from error
+        return context
 
 
 def server_credentials(config: ServeConfig) -> grpc.ServerCredentials | None:
-    """Makes the credentials of the port; None for plain text.
+    """Makes the credentials of the gRPC port; None for plain text.
 
     Raises:
         StartupError: The files cannot be used, or the settings name only one of them.
     """
+    files = _certificate_files(config)
+    return None if files is None else files.credentials()
+
+
+def tls_context(config: ServeConfig) -> ssl.SSLContext | None:
+    """Makes the context of the HTTP port, which follows changes of the files; None for plain text.
+
+    With authorities for clients, a certificate is verified if the client has one: probes have
+    none. Whoever answers must check that there is one.
+
+    Raises:
+        StartupError: The files cannot be used, or the settings name only one of them.
+    """
+    files = _certificate_files(config)
+    if files is None:
+        return None
+    context = files.context()
+
+    def use_newest(connection: ssl.SSLObject, *_: object) -> None:
+        nonlocal context
+        if files.newer() is not None:
+            context = files.context()
+        connection.context = context
+
+    listening = files.context()
+    # Called at the beginning of each handshake.
+    listening.sni_callback = use_newest  # type: ignore[assignment] # asyncio has SSLObjects
+    return listening
+
+
+def _certificate_files(config: ServeConfig) -> CertificateFiles | None:
     if (config.tls_certificate is None) != (config.tls_key is None):
         raise StartupError("TLS needs both --tls-certificate and --tls-key")
     if config.tls_certificate is None or config.tls_key is None:
@@ -106,8 +150,7 @@ def server_credentials(config: ServeConfig) -> grpc.ServerCredentials | None:
             raise StartupError("--tls-client-ca needs --tls-certificate and --tls-key as well")
         return None
     client_ca = Path(config.tls_client_ca) if config.tls_client_ca is not None else None
-    files = CertificateFiles(Path(config.tls_certificate), Path(config.tls_key), client_ca)
-    return files.credentials()
+    return CertificateFiles(Path(config.tls_certificate), Path(config.tls_key), client_ca)
 
 
 def _no_password() -> str:

@@ -1,0 +1,84 @@
+"""JSON of requests: strict, and bounded in what it may cost."""
+
+import json
+from typing import Any, NoReturn, TypeVar
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+
+from gradcam_server.errors import InvalidRequestError, quote
+
+MAX_VALUES = 1_000_000
+"""Max values of a document: each is an object of Python, made on the event loop."""
+
+_M = TypeVar("_M", bound=Message)
+
+
+def read_json(body: bytes) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Args:
+        body: UTF-8.
+
+    Raises:
+        InvalidRequestError: It is no JSON object, is nested too deeply, has too many values, a
+            name twice, or a number that is not finite.
+    """
+    if (commas := body.count(b",")) >= MAX_VALUES:
+        raise InvalidRequestError(
+            "", f"the JSON has {commas:,} commas; it may have {MAX_VALUES:,}: send images as files"
+        )
+    try:
+        found = json.loads(body, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except RecursionError:
+        raise InvalidRequestError("", "the JSON is nested too deeply") from None
+    except ValueError as error:
+        raise InvalidRequestError("", f"the body is not JSON: {quote(error)}") from None
+    if not isinstance(found, dict):
+        raise InvalidRequestError("", "the JSON is not an object: it must be {...}")
+    return found
+
+
+def to_message(document: dict[str, Any], message: _M) -> _M:
+    """Reads a document, in the JSON form of proto3, into a message.
+
+    Raises:
+        InvalidRequestError: A field is unknown or has a wrong value.
+    """
+    try:
+        return json_format.ParseDict(document, message, max_recursion_depth=20)
+    except (json_format.ParseError, RecursionError, ValueError, TypeError, AttributeError) as error:
+        text = quote(error)
+        raise InvalidRequestError(_field(text), text) from None
+
+
+def to_document(message: Message) -> dict[str, Any]:
+    """Returns a message in the JSON form of proto3, with the names of the proto file."""
+    return json_format.MessageToDict(message, preserving_proto_field_name=True)
+
+
+def write_json(document: object) -> bytes:
+    """Writes JSON in UTF-8."""
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"the name {twice[:80]!r} is there twice")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _field(text: str) -> str:
+    """Returns the field that an error of protobuf's names; empty if it names none."""
+    for before in ('at "ExplainImageRequest.', 'field named "', "Failed to parse "):
+        _, found, rest = text.partition(before)
+        if found:
+            return rest.split('"')[0].split(" ")[0]
+    return ""

@@ -41,4 +41,6 @@ def routes(folder: Path = FOLDER) -> list[BaseRoute]:
         headers = {name.decode(): value.decode() for name, value in _HEADERS}
         return FileResponse(folder / "index.html", headers=headers)
 
-    return [Route("/", index, methods=["GET"]), Mount("/ui", _Page(directory=folder))]
+    # In a clone the example is a link to a photograph of the package.
+    files = _Page(directory=folder, follow_symlink=True)
+    return [Route("/", index, methods=["GET"]), Mount("/ui", files)]

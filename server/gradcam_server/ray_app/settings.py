@@ -20,7 +20,13 @@ _ELSEWHERE = {
         "a proxy in front of Ray's proxies, which have neither TLS nor tokens",
     ),
     **dict.fromkeys(("admin_port",), "serve deploy, which replaces replicas"),
-    **dict.fromkeys(("http_host", "http_port"), "Ray's dashboard and metrics"),
+    **dict.fromkeys(
+        (
+            *("http_host", "http_port", "http_cors_origin", "http_max_connections"),
+            *("http_max_receive_s", "ui"),
+        ),
+        "Ray's dashboard and metrics; the API is gRPC's alone",
+    ),
     **dict.fromkeys(
         ("max_streams", "max_connection_streams", "max_connection_age_s"),
         "max_ongoing_requests and max_queued_requests of the deployment",

@@ -1,7 +1,6 @@
 """The application of the HTTP port: its routes and what all requests share."""
 
 from starlette.applications import Starlette
-from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute
@@ -18,15 +17,6 @@ from gradcam_server.transport.http.models import ModelsEndpoint
 from gradcam_server.transport.http.probe_answer import Probe
 from gradcam_server.transport.http.problems import HANDLERS
 from gradcam_server.transport.security.access import Access
-
-
-class _ModelConvertor(StringConvertor):
-    """A model's name or version in a path: what follows a colon is the method."""
-
-    regex = "[^/:]+"
-
-
-register_url_convertor("model", _ModelConvertor())
 
 _CORS_HEADERS = ("Authorization", "Content-Type", TIMEOUT, REQUEST_ID)
 _EXPOSED_HEADERS = ("Retry-After", REQUEST_ID)

@@ -24,6 +24,7 @@ from gradcam_server.transport.http.negotiation import (
 )
 from gradcam_server.transport.http.options import FIELDS, read_size
 from gradcam_server.transport.http.options import to_message as options_to_message
+from gradcam_server.transport.http.paths import MODEL, MODEL_VERSION
 
 _MAX_PARAMETERS = 200
 
@@ -43,7 +44,7 @@ class ExplainEndpoint:
         """Returns the routes."""
         return [
             Route(f"/v1/models/{path}:explain", self.explain, methods=["POST"])
-            for path in ("{name:model}", "{name:model}/versions/{version:model}")
+            for path in (MODEL, MODEL_VERSION)
         ]
 
     async def explain(self, request: Request) -> Response:

@@ -34,9 +34,12 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         connection = connection_of(scope)
         scope.setdefault("state", {})
+        started = False
 
         async def send_in_time(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 headers = [*message.get("headers", ()), *_HEADERS]
                 if request_id := scope["state"].get("request_id"):
                     headers.append((b"x-request-id", request_id.encode("ascii")))
@@ -55,6 +58,13 @@ class Guard:
             await self._app(scope, receive, send_in_time)
         except asyncio.CancelledError:
             if not connection.is_lost:  # the server ends
+                connection.abort()
+        except Exception:
+            # Starlette raises it again after its answer, which has logged it.
+            if not started:
+                raise
+            if not connection.is_answered:
+                logger.exception("A request failed after its answer had begun")
                 connection.abort()
         finally:
             connection.work = None

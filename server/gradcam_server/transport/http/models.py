@@ -13,6 +13,7 @@ from gradcam_server.transport.gradcam_v1.service import (
 from gradcam_server.transport.http.call import HttpCalls
 from gradcam_server.transport.http.documents import to_document, write_json
 from gradcam_server.transport.http.negotiation import JSON
+from gradcam_server.transport.http.paths import MODEL, MODEL_VERSION
 
 
 class ModelsEndpoint:
@@ -30,10 +31,8 @@ class ModelsEndpoint:
         """Returns the routes."""
         return [
             Route("/v1/models", self.list_models, methods=["GET"]),
-            Route("/v1/models/{name:model}", self.get_model, methods=["GET"]),
-            Route(
-                "/v1/models/{name:model}/versions/{version:model}", self.get_model, methods=["GET"]
-            ),
+            Route(f"/v1/models/{MODEL}", self.get_model, methods=["GET"]),
+            Route(f"/v1/models/{MODEL_VERSION}", self.get_model, methods=["GET"]),
         ]
 
     async def list_models(self, request: Request) -> Response:

@@ -109,7 +109,7 @@ async def answer_error(_: Request, error: Exception) -> Response:
 
 
 HANDLERS = dict.fromkeys(
-    (CallFailedError, ProblemError, ExplanationServerError, HTTPException), answer_error
+    (CallFailedError, ProblemError, ExplanationServerError, HTTPException, Exception), answer_error
 )
 
 

@@ -80,6 +80,11 @@ class Connection(HttpToolsProtocol):
         return bool(self.transport.get_extra_info("peercert"))
 
     @property
+    def is_answered(self) -> bool:
+        """Whether the answer to the current request is complete."""
+        return self.cycle.response_complete
+
+    @property
     def is_paused(self) -> bool:
         """Whether the client reads more slowly than the answer is written."""
         return self.flow.write_paused

@@ -1,149 +1,142 @@
-"""The HTTP port, over real sockets."""
+"""The metrics and probes of the HTTP port, over real sockets."""
 
-import http.client
-import io
 import logging
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
 from gradcam_server.errors import StartupError
-from gradcam_server.telemetry.logs import TextFormatter
-from gradcam_server.telemetry.metrics import Metrics
-from gradcam_server.transport.http.probes import MAX_CONNECTIONS, HttpServer
-
-
-class Running:
-    """A server, and the reasons that its probes report."""
-
-    def __init__(self, exchange_s: float = 5.0) -> None:
-        self.metrics, self.reason, self.fault = Metrics(), "warming up", ""
-        self.server = HttpServer(
-            *("127.0.0.1", 0, self.metrics.exposition),
-            *(lambda: self.fault or None, lambda: self.reason or None, exchange_s),
-        )
-        self.server.start()
-
-    def get(self, path: str, method: str = "GET") -> tuple[int, str, http.client.HTTPMessage]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=30)
-        try:
-            connection.request(method, path)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode(), answer.headers
-        finally:
-            connection.close()
-
-    def connect(self, sent: bytes = b"") -> socket.socket:
-        connection = socket.create_connection(("127.0.0.1", self.server.port), timeout=30)
-        connection.sendall(sent)
-        return connection
+from gradcam_server.transport.http import protocol
+from gradcam_server.transport.http.protocol import ConnectionLimits
+from support.http_port import HttpFrontEnd, read_all
 
 
 @pytest.fixture
-def running() -> Iterator[Running]:
-    one = Running()
-    yield one
-    one.server.close()
+def server() -> Iterator[HttpFrontEnd]:
+    with HttpFrontEnd(ready=False) as server:
+        yield server
 
 
-def test_prometheus_can_read_the_metrics(running: Running) -> None:
+def test_prometheus_can_read_the_metrics(server: HttpFrontEnd) -> None:
     """The text and its content type follow the header Accept."""
-    running.metrics.compiled(7)
-    status, text, headers = running.get("/metrics")
-    assert status == 200
-    assert "gradcam_compilations_total 7.0" in text
-    assert headers["Content-Type"].startswith("text/plain; version=")
+    server.metrics.compiled(7)
+    answer = server.get("/metrics")
+    assert answer.status == 200
+    assert b"gradcam_compilations_total 7.0" in answer.body
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    openmetrics = server.get("/metrics", Accept="application/openmetrics-text")
+    assert openmetrics.headers["content-type"].startswith("application/openmetrics-text")
 
 
-def test_it_is_alive_before_it_is_ready(running: Running) -> None:
+def test_it_is_alive_before_it_is_ready(server: HttpFrontEnd) -> None:
     """A liveness probe must not kill a server that warms up; a readiness probe has the reason."""
-    assert running.get("/healthz")[:2] == (200, "ok\n")
-    assert running.get("/readyz")[:2] == (503, "warming up\n")
-    running.reason = ""
-    assert running.get("/readyz?verbose")[:2] == (200, "ready\n")
+    server.why_not_ready = "warming up"
+    alive = server.get("/healthz")
+    assert (alive.status, alive.body) == (200, b"ok\n")
+    ready = server.get("/readyz")
+    assert (ready.status, ready.body) == (503, b"warming up\n")
+    server.why_not_ready = None
+    ready = server.get("/readyz?verbose")
+    assert (ready.status, ready.body) == (200, b"ready\n")
 
 
-def test_a_process_that_cannot_heal_itself_is_not_alive(running: Running) -> None:
+def test_a_process_that_cannot_heal_itself_is_not_alive(server: HttpFrontEnd) -> None:
     """The answer has the reason, whether or not the server is ready."""
-    running.fault = "an engine that is lost would not be started again"
-    assert running.get("/healthz")[:2] == (503, f"{running.fault}\n")
-    running.reason = ""
-    assert running.get("/healthz")[0] == 503
-    running.fault = ""
-    assert running.get("/healthz")[:2] == (200, "ok\n")
+    server.fault = "an engine that is lost would not be started again"
+    answer = server.get("/healthz")
+    assert (answer.status, answer.body.decode()) == (503, f"{server.fault}\n")
+    server.fault = None
+    assert server.get("/healthz").status == 200
 
 
-def test_only_what_there_is_can_be_read(running: Running) -> None:
-    """Other paths are 404, and other methods than GET and HEAD are 405."""
-    assert running.get("/")[0] == 404
-    assert running.get("/metrics/../etc/passwd")[0] == 404
+def test_only_what_there_is_can_be_read(server: HttpFrontEnd) -> None:
+    """Other paths are 404, and other methods than GET and HEAD are 405 with Allow."""
+    for path in ("/", "/metrics/../etc/passwd", "/%2e%2e/etc/passwd", "//etc/passwd", "/ui/app.js"):
+        assert server.get(path).problem[0] == 404, path
     for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
-        status, _, headers = running.get("/metrics", method)
-        assert (status, headers["Allow"]) == (405, "GET, HEAD")
+        answer = server.request(method, "/metrics")
+        assert answer.problem[0] == 405
+        assert set(answer.headers["allow"].split(", ")) == {"GET", "HEAD"}
 
 
-def test_head_has_no_body(running: Running) -> None:
+def test_head_has_no_body(server: HttpFrontEnd) -> None:
     """Probes may ask for the status alone."""
-    status, text, headers = running.get("/healthz", "HEAD")
-    assert (status, text, headers["Content-Length"]) == (200, "", "3")
+    answer = server.request("HEAD", "/healthz")
+    assert (answer.status, answer.body, answer.headers["content-length"]) == (200, b"", "3")
 
 
-def test_half_open_clients_do_not_block_others(running: Running) -> None:
+def test_half_open_clients_do_not_block_others(server: HttpFrontEnd) -> None:
     """Clients that are silent, or stop in the middle, do not delay other clients."""
-    silent = [running.connect() for _ in range(10)]
-    stuck = [running.connect(b"GET /metrics HT") for _ in range(10)]
-    assert running.get("/healthz")[0] == 200
+    silent = [server.connect() for _ in range(10)]
+    stuck = [server.connect(b"GET /metrics HT") for _ in range(10)]
+    assert server.get("/healthz").status == 200
     for one in (*silent, *stuck):
         one.close()
 
 
-def test_a_client_that_drips_is_cut_off() -> None:
-    """The time limit is for the whole exchange: single bytes do not extend it."""
-    running = Running(exchange_s=0.3)
-    connection = running.connect(b"GET /healthz HTTP/1.1\r\nX: ")
-    ended = threading.Event()
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET /healthz HTTP/1.1\r\nX: ",
+        b"GET /heal",
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET /a",
+    ],
+    ids=["silent", "in a header", "in the path", "in the second request"],
+)
+def test_a_client_that_drips_headers_is_cut_off(
+    sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time limit is for all headers: single bytes do not extend it."""
+    monkeypatch.setattr(protocol, "ConnectionLimits", partial(ConnectionLimits, head_s=0.3))
+    with HttpFrontEnd(ready=False) as server, server.connect(sent) as connection:
+        ended = threading.Event()
 
-    def drip() -> None:
-        while not ended.wait(0.05):
-            try:
-                connection.sendall(b"x")
-            except OSError:
-                return
+        def drip() -> None:
+            while not ended.wait(0.05) and sent:
+                try:
+                    connection.sendall(b"x")
+                except OSError:
+                    return
 
-    dripping = threading.Thread(target=drip)
-    dripping.start()
-    try:
-        # Returns at the end; its own timeout would fail the test.
-        assert connection.recv(1000) == b""
-    except ConnectionResetError:
-        pass
-    finally:
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        started = time.monotonic()
+        read_all(connection)  # until the server closes it; the socket's timeout would fail
         ended.set()
         dripping.join()
-        connection.close()
-        running.server.close()
+        assert time.monotonic() - started < 20
 
 
-def test_the_number_of_connections_is_bounded() -> None:
-    """A connection over the limit is closed at once; timed-out connections free their slots."""
-    running = Running(exchange_s=2.0)
-    held = [running.connect() for _ in range(MAX_CONNECTIONS)]
-    with running.connect() as refused:
-        assert refused.recv(10) == b""
-    for one in held:
-        assert one.recv(10) == b""  # at the end of its time
-        one.close()
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            assert running.get("/healthz")[0] == 200
-            break
-        except (http.client.RemoteDisconnected, ConnectionResetError):
-            assert time.monotonic() < deadline
-    running.server.close()
+def test_a_new_connection_replaces_the_longest_idle() -> None:
+    """Idle connections cannot lock probes out; a connection at work is not replaced."""
+    with HttpFrontEnd(ready=False, http_max_connections=3) as server:
+        held = [server.connect() for _ in range(3)]
+        held[0].sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200 OK" in held[0].recv(1000)  # idle for the shortest time now
+        held[1].sendall(b"GET /healthz HTTP")  # at work
+        time.sleep(0.1)
+        assert server.get("/healthz").status == 200
+        assert read_all(held[2]) == b""
+        held[1].sendall(b"/1.1\r\nHost: x\r\n\r\n")
+        assert b"200 OK" in held[1].recv(1000)
+        for one in held:
+            one.close()
+
+
+def test_connections_at_work_are_not_replaced() -> None:
+    """A connection over the limit is closed at once if all others are at work."""
+    with HttpFrontEnd(ready=False, http_max_connections=2) as server:
+        held = [server.connect(b"GET /healthz HTT") for _ in range(2)]
+        time.sleep(0.1)
+        with server.connect() as refused:
+            assert read_all(refused) == b""
+        for one in held:
+            one.close()
 
 
 def test_a_fault_is_an_answer_too(caplog: pytest.LogCaptureFixture) -> None:
@@ -152,82 +145,38 @@ def test_a_fault_is_an_answer_too(caplog: pytest.LogCaptureFixture) -> None:
     def fail(_: str) -> tuple[bytes, str]:
         raise RuntimeError("secret")
 
-    server = HttpServer("127.0.0.1", 0, fail, lambda: None, lambda: None)
-    server.start()
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-    with caplog.at_level(logging.ERROR):
-        connection.request("GET", "/metrics")
-        answer = connection.getresponse()
-        assert (answer.status, answer.read()) == (500, b"error\n")
-    connection.close()
-    server.close()
+    with HttpFrontEnd(ready=False) as server, caplog.at_level(logging.ERROR):
+        server.metrics.exposition = fail  # type: ignore[method-assign]
+        answer = server.get("/metrics")
+        assert answer.problem == (500, "INTERNAL", "")
+        assert b"secret" not in answer.body
     assert "secret" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "sent",
-    [
-        b"GET /\x1b[2J\x9b31m HTTP/1.1\r\n\r\n",
-        b"GET /metrics?\x1b]0;title\x07 HTTP/1.1\r\n\r\n",
-        b"\x1b[2J / HTTP/1.1\r\n\r\n",
-        b"GET / \x1b[2J HTTP/1.1\r\n\r\n",
-    ],
-    ids=["path", "query", "method", "words"],
-)
-def test_a_request_does_not_command_the_terminal_of_a_log(running: Running, sent: bytes) -> None:
-    """At debug level requests are logged, with the control characters of callers escaped."""
-    stream = io.StringIO()
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(TextFormatter())
-    logger = logging.getLogger("gradcam_server.transport.http.probes")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
-    try:
-        with running.connect(sent) as connection:
-            while connection.recv(1000):
-                pass
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-    assert r"\x1b" in stream.getvalue()
-    assert all(line.isprintable() for line in stream.getvalue().splitlines())
-
-
-def test_a_port_in_use_is_said(running: Running) -> None:
+def test_a_port_in_use_is_said(server: HttpFrontEnd) -> None:
     """The error names the address."""
-    second = HttpServer(
-        "127.0.0.1", running.server.port, running.metrics.exposition, lambda: None, lambda: None
-    )
-    with pytest.raises(StartupError, match=f"127.0.0.1:{running.server.port}"):
-        second.start()
+    with pytest.raises(StartupError, match=f"127.0.0.1:{server.port}"):
+        HttpFrontEnd(http_port=server.port)
 
 
 def test_a_closed_server_frees_its_port() -> None:
     """The port can be bound again at once, and closing twice is harmless."""
-    first = Running()
-    port = first.server.port
-    assert first.get("/healthz")[0] == 200
-    first.server.close()
-    first.server.close()
+    with HttpFrontEnd(ready=False) as first:
+        assert first.get("/healthz").status == 200
+        first.close()
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port), timeout=5)
-    second = HttpServer("127.0.0.1", port, first.metrics.exposition, lambda: None, lambda: None)
-    second.start()
-    second.close()
+        socket.create_connection(("127.0.0.1", first.port), timeout=5)
+    HttpFrontEnd(ready=False, http_port=first.port).close()
 
 
 def test_ipv6_addresses_work() -> None:
     """With or without the brackets of gRPC's addresses."""
     if not socket.has_ipv6:
         pytest.skip("no IPv6")
-    server = HttpServer("[::1]", 0, Metrics().exposition, lambda: None, lambda: None)
     try:
-        server.start()
+        server = HttpFrontEnd(ready=False, http_host="[::1]")
     except StartupError:
         pytest.skip("no IPv6 here")
-    connection = http.client.HTTPConnection("::1", server.port, timeout=30)
-    connection.request("GET", "/healthz")
-    assert connection.getresponse().status == 200
-    connection.close()
-    server.close()
+    with server, socket.create_connection(("::1", server.port), timeout=30) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert b"200 OK" in read_all(connection)

@@ -42,11 +42,12 @@ def test_plain_text_elsewhere_must_be_asked_for(
     assert "is served in plain text" in caplog.text
 
 
-def test_the_http_port_is_plain_text_with_tls_too() -> None:
-    """An HTTP port on other addresses needs the permission."""
+def test_the_http_port_speaks_tls_with_the_same_certificate() -> None:
+    """Without it an HTTP port on other addresses needs the permission."""
     check_listening(ServeConfig(http_host="0.0.0.0"))
-    with pytest.raises(StartupError, match="--http-host 0.0.0.0 .* needs --allow-insecure"):
-        check_listening(ServeConfig(http_host="0.0.0.0", http_port=9, **CERTIFICATE))  # type: ignore[arg-type]
+    check_listening(ServeConfig(http_host="0.0.0.0", http_port=9, **CERTIFICATE))  # type: ignore[arg-type]
+    with pytest.raises(StartupError, match="--http-host 0.0.0.0 .* or --allow-insecure"):
+        check_listening(ServeConfig(http_host="0.0.0.0", http_port=9))
     check_listening(ServeConfig(http_host="0.0.0.0", http_port=9, allow_insecure=True))
 
 

@@ -11,7 +11,7 @@ from support.server import RunningServer, quick, serving
 @pytest.fixture(scope="session")
 def server() -> Iterator[RunningServer]:
     """A warm server of an export with trained weights, which has few methods and layers."""
-    with serving(*quick()) as running:
+    with serving(*quick(), "--http-port", "0") as running:
         yield running
 
 

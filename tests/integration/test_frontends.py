@@ -1,10 +1,13 @@
 """Several front ends on one port with one engine behave like one front end."""
 
+import http.client
+import json
 import os
 import signal
 import subprocess
 import threading
 import time
+import urllib.parse
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -81,6 +84,34 @@ def test_connections_are_spread_and_all_are_answered(server: RunningServer, imag
     for number in range(1, COUNT):
         name = "gradcam_front_end_resident_bytes"
         assert server.metric(name, front_end=str(number)) > 10 << 20
+
+
+def test_every_front_end_serves_http(server: RunningServer, cat_jpeg: bytes) -> None:
+    """Each explains images, and shows the metrics and the state of the whole server."""
+    path = urllib.parse.urlsplit(server.http_address)
+    held = [http.client.HTTPConnection(path.netloc, timeout=60) for _ in range(CONNECTIONS)]
+
+    def ask(connection: http.client.HTTPConnection, method: str, path: str) -> bytes:
+        connection.request(method, path, cat_jpeg if method == "POST" else None)
+        answer = connection.getresponse()
+        assert answer.status == 200
+        return answer.read()
+
+    before = server.metric("gradcam_requests_total", rpc="ExplainImage", code="OK")
+    try:
+        for one in held:
+            found = json.loads(ask(one, "POST", "/v1/models/efficientnet-lite0:explain"))
+            assert found["predictions"][0]["class_index"] == TOP["cat"]
+        assert all(connections(one) for one in others(server))
+        now = server.metric("gradcam_requests_total", rpc="ExplainImage", code="OK")
+        assert now == before + CONNECTIONS
+        for one in held:
+            assert ask(one, "GET", "/readyz") == b"ready\n"
+            counted = ask(one, "GET", "/metrics").decode()
+            assert f"gradcam_front_ends {COUNT}.0" in counted
+    finally:
+        for one in held:
+            one.close()
 
 
 def test_a_front_end_that_is_killed_loses_no_request_that_is_retried(

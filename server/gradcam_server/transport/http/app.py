@@ -9,7 +9,7 @@ from starlette.types import ASGIApp
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.transport.calls import Calls
 from gradcam_server.transport.gradcam_v1.service import ExplanationService
-from gradcam_server.transport.http import probes, ui
+from gradcam_server.transport.http import docs_page, page, probes
 from gradcam_server.transport.http.call import REQUEST_ID, TIMEOUT, HttpCalls
 from gradcam_server.transport.http.explain import ExplainEndpoint
 from gradcam_server.transport.http.guard import Guard
@@ -42,8 +42,9 @@ def make_app(
     routes: list[BaseRoute] = [
         *ExplainEndpoint(http_calls, service).routes(),
         *ModelsEndpoint(http_calls, service).routes(),
+        *docs_page.routes(),
         *probes.routes(probe),
-        *(ui.routes() if config.ui else ()),
+        *(page.routes() if config.ui else ()),
     ]
     app = Starlette(routes=routes, middleware=_middleware(config), exception_handlers=HANDLERS)
     # A path with a slash too many is another path: no redirect, which would drop the body.

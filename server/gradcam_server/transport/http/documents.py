@@ -1,15 +1,22 @@
 """JSON of requests: strict, and bounded in what it may cost."""
 
 import json
+import re
 from typing import Any, NoReturn, TypeVar
 
-from google.protobuf import json_format
+from google.protobuf import descriptor_pool, json_format
 from google.protobuf.message import Message
 
 from gradcam_server.errors import InvalidRequestError, quote
 
 MAX_VALUES = 1_000_000
 """Max values of a document: each is an object of Python, made on the event loop."""
+
+_MAX_DEPTH = 20
+_OUTER = re.compile(r"Failed to parse (\w+) field: ")
+_PLACE = re.compile(r' at "?[A-Z]\w*((?:\.\w+(?:\[\d+\])?)*)"?')
+_UNKNOWN = re.compile(r'Message type "([\w.]+)" has no field named "(.*?)" at ', re.DOTALL)
+_SEVERAL = re.compile(r'multiple "(\w+)" oneof fields')
 
 _M = TypeVar("_M", bound=Message)
 
@@ -46,10 +53,9 @@ def to_message(document: dict[str, Any], message: _M) -> _M:
         InvalidRequestError: A field is unknown or has a wrong value.
     """
     try:
-        return json_format.ParseDict(document, message, max_recursion_depth=20)
+        return json_format.ParseDict(document, message, max_recursion_depth=_MAX_DEPTH)
     except (json_format.ParseError, RecursionError, ValueError, TypeError, AttributeError) as error:
-        text = quote(error)
-        raise InvalidRequestError(_field(text), text) from None
+        raise _refuse(str(error)) from None
 
 
 def to_document(message: Message) -> dict[str, Any]:
@@ -75,10 +81,19 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _field(text: str) -> str:
-    """Returns the field that an error of protobuf's names; empty if it names none."""
-    for before in ('at "ExplainImageRequest.', 'field named "', "Failed to parse "):
-        _, found, rest = text.partition(before)
-        if found:
-            return rest.split('"')[0].split(" ")[0]
-    return ""
+def _refuse(text: str) -> InvalidRequestError:
+    """Names the field of an error of protobuf's, which has it in its text alone."""
+    outer = ".".join(_OUTER.findall(text))
+    place = _PLACE.search(text)
+    path = place[1].lstrip(".") if place and place[1] else outer
+    if unknown := _UNKNOWN.search(text):
+        field = f"{path}.{unknown[2]}" if path else unknown[2]
+        known = descriptor_pool.Default().FindMessageTypeByName(unknown[1]).fields_by_name
+        return InvalidRequestError(
+            field, f"unknown field {unknown[2][:80]!r}; there are: {', '.join(known)}"
+        )
+    if several := _SEVERAL.search(text):
+        field = f"{path}.{several[1]}" if path else several[1]
+        return InvalidRequestError(field, f"several forms of {several[1]} are set; choose one")
+    what = _OUTER.sub("", text.partition(" at ")[0]).rstrip(".")
+    return InvalidRequestError(path, f"{path or 'the JSON'}: {quote(what)}")

@@ -22,6 +22,23 @@ from gradcam_server.transport.status import status_code, to_status
 
 CONTENT_TYPE = "application/problem+json"
 
+STATUS_MEANINGS: dict[HTTPStatus, str] = {
+    HTTPStatus.BAD_REQUEST: "The request is wrong: see field and remedy.",
+    HTTPStatus.UNAUTHORIZED: "The token is missing or unknown.",
+    HTTPStatus.FORBIDDEN: "The client may not do this.",
+    HTTPStatus.NOT_FOUND: "There is no such path, model or layer.",
+    HTTPStatus.METHOD_NOT_ALLOWED: "The path has another method: see Allow.",
+    HTTPStatus.NOT_ACCEPTABLE: "There is no such form of the answer.",
+    HTTPStatus.REQUEST_TIMEOUT: "The body did not arrive in time.",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is over the size limit.",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "The body is of an unknown type.",
+    HTTPStatus.TOO_MANY_REQUESTS: "The queue is full, or a limit is reached: see Retry-After.",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "A fault of the server; its log has the details.",
+    HTTPStatus.SERVICE_UNAVAILABLE: "The server starts, restarts or stops: see Retry-After.",
+    HTTPStatus.GATEWAY_TIMEOUT: "The answer was not ready at the deadline of the request.",
+}
+"""All statuses of errors."""
+
 _STATUSES: dict[grpc.StatusCode, HTTPStatus] = {
     grpc.StatusCode.INVALID_ARGUMENT: HTTPStatus.BAD_REQUEST,
     grpc.StatusCode.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,

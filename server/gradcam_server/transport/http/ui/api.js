@@ -90,9 +90,10 @@ async function send(address, { headers = {}, ...request } = {}) {
 async function problemOf(answer) {
   const problem = await answer.json().catch(() => ({}));
   const wait = problem.retry_after_s ?? answer.headers.get("Retry-After");
-  return new RequestError(problem.detail || problem.title || `The server answered ${answer.status}.`, {
+  const message = problem.detail || problem.title || `The server answered ${answer.status}.`;
+  return new RequestError(message, {
     status: answer.status,
-    remedy: problem.remedy ?? "",
+    remedy: problem.remedy && !message.includes(problem.remedy) ? problem.remedy : "",
     retryAfterS: wait === null || wait === undefined ? null : Number(wait),
   });
 }

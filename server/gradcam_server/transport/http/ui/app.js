@@ -10,7 +10,7 @@ import { DEFAULT_LOOK, Picture, Viewer, decodeFloats, drawScale } from "./viewer
 const SHOWN_CLASSES = 10;
 const READY_CLASSES = 5; // explained at once: at the default layer they are nearly free
 const SHOWN_SIDE = 1280; // of a picture on the page, in pixels
-const SAVED_SIDE = 8192;
+const SAVED_SIDE = 4096;
 const THUMBNAIL_SIDE = 160;
 const MAX_PANELS = 6;
 const EXAMPLE = "ui/cat.jpg";
@@ -84,6 +84,7 @@ async function chooseModel(index) {
     resize: "stretch",
   });
   for (const photo of state.photos) forget(photo);
+  await refreshAll();
   await describeAll();
 }
 
@@ -93,7 +94,7 @@ async function call(request) {
     try {
       return await request();
     } catch (error) {
-      if (error.status !== 401 || !(await askToken())) throw error;
+      if (error.status !== 401 || !(await askToken(error.message))) throw error;
     }
   }
 }
@@ -119,12 +120,12 @@ async function addFiles(files) {
   hideProblem();
   state.photos.push(...added);
   find("strip").append(...added.map((photo) => photo.item));
-  selectPhoto(added[0]);
+  await selectPhoto(added[0]);
   await describeAll();
 }
 
 function newPhoto(file, bitmap) {
-  const photo = { file, picture: new Picture(bitmap, SHOWN_SIDE) };
+  const photo = { file, picture: null };
   const thumbnail = element("canvas");
   new Viewer(thumbnail).show(new Picture(bitmap, THUMBNAIL_SIDE), null);
   thumbnail.setAttribute("aria-hidden", "true");
@@ -149,8 +150,12 @@ function forget(photo) {
   photo.caption.textContent = photo.file.name;
 }
 
-function selectPhoto(photo) {
+async function selectPhoto(photo) {
+  // Pixels take much memory: only the photograph that is shown has them.
+  for (const each of state.photos) if (each !== photo) each.picture = null;
   state.photo = photo;
+  photo.picture ??= await pictureOf(photo.file, SHOWN_SIDE);
+  if (state.photo !== photo) return;
   for (const panel of state.panels) {
     Object.assign(panel.settings, { classIndex: null, against: null });
     panel.shown = panel.settings;
@@ -158,7 +163,14 @@ function selectPhoto(photo) {
   }
   for (const each of state.photos) each.button.setAttribute("aria-current", String(each === photo));
   render();
-  refreshAll();
+  await refreshAll();
+}
+
+async function pictureOf(file, maxSide) {
+  const bitmap = await createImageBitmap(file);
+  const picture = new Picture(bitmap, maxSide);
+  bitmap.close();
+  return picture;
 }
 
 function removePhoto(photo) {
@@ -177,11 +189,11 @@ function removePhoto(photo) {
   }
 }
 
-/** Asks for the classes of all photographs, the shown one first, one after the other. */
+/** Asks for the classes of the photographs that are not shown, one after the other. */
 async function describeAll() {
   if (!state.model) return;
-  await refreshAll();
   for (const photo of state.photos) {
+    if (photo === state.photo) continue;
     await describe(photo, state.panel.settings.resize).catch((error) => {
       if (error.name !== "AbortError") photo.caption.textContent = `${photo.file.name}: failed`;
     });
@@ -262,12 +274,12 @@ async function refresh(panel) {
   const control = new AbortController();
   panel.control = control;
   const { photo, model } = state;
-  if (!photo || !model) return;
+  if (!photo?.picture || !model) return;
   const method = methodNamed(panel.settings.method);
   try {
     panel.startWaiting("Asking the server:");
     const answer = await describe(photo, panel.settings.resize);
-    if (control.signal.aborted) return;
+    if (control.signal.aborted || photo !== state.photo) return;
     const settings = settled(panel, photo);
     const key = keyOf(settings);
     let explanation = photo.maps.get(key);
@@ -282,14 +294,14 @@ async function refresh(panel) {
       explanation.tookMs = explained.tookMs;
       photo.maps.set(key, explanation);
     }
-    if (control.signal.aborted) return;
+    if (control.signal.aborted || photo !== state.photo) return;
     panel.show(photo.picture, explanation, mapOf(explanation, answer, settings));
     panel.shown = settings;
     hideProblem();
     render();
     announce(panel, answer);
   } catch (error) {
-    if (error.name === "AbortError" || control.signal.aborted) return;
+    if (error.name === "AbortError" || control.signal.aborted || photo !== state.photo) return;
     panel.stopWaiting();
     showProblem(error, () => refresh(panel));
   }
@@ -360,7 +372,7 @@ function addPanel(settings) {
     unpoint: () => state.panels.forEach((each) => each.unpoint()),
   });
   panel.viewer.setLook(state.look);
-  if (state.photo) panel.show(state.photo.picture, null, null);
+  if (state.photo?.picture) panel.show(state.photo.picture, null, null);
   state.panels.push(panel);
   find("panels").append(panel.element);
   activate(panel);
@@ -503,11 +515,9 @@ function chooseOther(event) {
 async function save() {
   const { photo, panel, look } = state;
   if (!panel.viewer.map) return;
-  const bitmap = await createImageBitmap(photo.file);
   const viewer = new Viewer(element("canvas"));
   viewer.look = look;
-  viewer.show(new Picture(bitmap, SAVED_SIDE), panel.viewer.map);
-  bitmap.close();
+  viewer.show(await pictureOf(photo.file, SAVED_SIDE), panel.viewer.map);
   const blob = await new Promise((resolve) => viewer.canvas.toBlob(resolve, "image/png"));
   const link = element("a", {
     href: URL.createObjectURL(blob),

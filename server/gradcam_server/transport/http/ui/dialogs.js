@@ -6,12 +6,13 @@ const find = (id) => document.getElementById(id);
 
 let asked = null; // one dialog, however many requests need the token
 
-/** Asks for the token of the server; false if the reader closes the dialog. */
-export function askToken() {
+/** Asks for the token of the server, with its words; false if the reader closes the dialog. */
+export function askToken(words) {
   asked ??= new Promise((resolve) => {
     const dialog = find("token-dialog");
     const field = find("token");
     field.value = "";
+    find("token-words").textContent = words;
     dialog.returnValue = "cancelled";
     dialog.addEventListener(
       "close",

@@ -1,4 +1,4 @@
-"""The page for people at /, off unless the setting ``ui`` is on: static files of this folder."""
+"""The page for people at /, off unless the setting ``ui`` is on: static files of the folder ui."""
 
 from pathlib import Path
 
@@ -34,8 +34,13 @@ class _Page(StaticFiles):
         await super().__call__(scope, receive, send_with_headers)
 
 
-def routes(folder: Path = FOLDER) -> list[BaseRoute]:
-    """Returns the routes of the page."""
+def routes(folder: Path | None = None) -> list[BaseRoute]:
+    """Returns the routes of the page.
+
+    Args:
+        folder: Its files; None for those of this package.
+    """
+    folder = folder or FOLDER
 
     async def index(_: Request) -> Response:
         headers = {name.decode(): value.decode() for name, value in _HEADERS}

@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from gradcam_client import Client, OverlayPng
 from gradcam_server.domain.layers import Extent
 from gradcam_server.domain.requests import ResizeMode
 from gradcam_server.images.geometry import fit
+from gradcam_server.transport.security.tokens import Token, hash_token, to_toml
 from support.server import RunningServer, quick, serving
 
 CHROMIUM = shutil.which("chromium")
@@ -39,7 +42,7 @@ OpenPage = Callable[..., Page]
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RunningServer]:
+def page_server() -> Iterator[RunningServer]:
     """A warm server with the page."""
     with serving(*quick(), "--http-port", "0", "--ui") as running:
         yield running
@@ -53,7 +56,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def open_page(browser: Browser, server: RunningServer) -> Iterator[OpenPage]:
+def open_page(browser: Browser, page_server: RunningServer) -> Iterator[OpenPage]:
     """Opens the page; nothing may go to another server, and nothing may fail silently."""
     faults: list[str] = []
     contexts = []
@@ -68,11 +71,11 @@ def open_page(browser: Browser, server: RunningServer) -> Iterator[OpenPage]:
         page.on(
             "request",
             lambda request: (
-                request.url.startswith((f"{server.http_address}/", "blob:", "data:"))
+                request.url.startswith((f"{page_server.http_address}/", "blob:", "data:"))
                 or faults.append(request.url)
             ),
         )
-        page.goto(f"{server.http_address}/")
+        page.goto(f"{page_server.http_address}/")
         expect(page.locator("#model option")).not_to_have_count(0)
         return page
 
@@ -161,9 +164,9 @@ def server_overlay(client: Client, image: Path, colormap: str = "jet", **options
 
 
 @pytest.fixture(scope="module")
-def page_client(server: RunningServer) -> Iterator[Client]:
+def page_client(page_server: RunningServer) -> Iterator[Client]:
     """What the server itself answers."""
-    with Client(server.address) as client:
+    with Client(page_server.address) as client:
         yield client
 
 
@@ -335,21 +338,21 @@ def test_axe_finds_no_serious_fault(open_page: OpenPage, images: Path, scheme: A
 
 
 def test_the_page_is_light_and_closed(
-    browser: Browser, server: RunningServer, images: Path
+    browser: Browser, page_server: RunningServer, images: Path
 ) -> None:
     """Loading and using it takes less than 150 kB from this server, and the policy is strict."""
     context = browser.new_context()
     page = context.new_page()
     sizes: dict[str, int] = {}
     page.on("response", lambda one: sizes.setdefault(one.url, len(one.body())))
-    answer = page.goto(f"{server.http_address}/")
+    answer = page.goto(f"{page_server.http_address}/")
     assert answer is not None
     assert "default-src 'self'" in answer.headers["content-security-policy"]
     assert "unsafe" not in answer.headers["content-security-policy"]
     expect(page.locator("#model option")).not_to_have_count(0)
     files = {url: size for url, size in sizes.items() if "/v1/" not in url}
     assert len(files) > 5
-    assert all(url.startswith(f"{server.http_address}/") for url in sizes)
+    assert all(url.startswith(f"{page_server.http_address}/") for url in sizes)
     assert sum(files.values()) < MAX_PAGE_BYTES
     context.close()
 
@@ -491,12 +494,25 @@ def test_the_browser_places_maps_as_the_server(page: Page) -> None:
             assert np.allclose(np.reshape(actual, expected.shape), expected, atol=1e-5), mode
 
 
-def test_without_the_option_there_is_no_page(browser: Browser) -> None:
-    """The page is off unless asked for."""
-    with serving(*quick(), "--http-port", "0") as running:
+def test_a_token_is_asked_for(browser: Browser, images: Path, tmp_path: Path) -> None:
+    """A page needs no token, but its calls do: a wrong token is asked for again."""
+    tokens = tmp_path / "tokens.toml"
+    tokens.write_text(to_toml(Token("alice", (hash_token("alices"),))))
+    options = ("--http-port", "0", "--ui", "--token-file", str(tokens))
+    with serving(*quick(), *options) as guarded:
         page = browser.new_page()
-        for path in ("/", "/ui/app.js"):
-            answer = page.goto(f"{running.http_address}{path}")
-            assert answer is not None
-            assert answer.status == 404
+        page.goto(f"{guarded.http_address}/")
+        for secret in ("wrong", "alices"):
+            page.get_by_label("Token", exact=True).fill(secret)
+            with page.expect_response(re.compile("/v1/models")):
+                page.get_by_role("button", name="Continue").click()
+        choose(page, images / "cat.jpg")
+        expect(page.locator(".classes .class").first).to_contain_text("Egyptian cat")
         page.close()
+
+
+def test_without_the_option_there_is_no_page(server: RunningServer) -> None:
+    """The page is off unless asked for."""
+    for path in ("/", "/ui/app.js"):
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"{server.http_address}{path}", timeout=10)

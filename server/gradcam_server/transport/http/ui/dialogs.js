@@ -1,8 +1,7 @@
 // The dialogs: the token, the camera, and lines to copy where the clipboard is closed to pages.
 
 import { token } from "./api.js";
-
-const find = (id) => document.getElementById(id);
+import { find } from "./elements.js";
 
 let asked = null; // one dialog, however many requests need the token
 

@@ -1,5 +1,6 @@
 // One picture on the page with its heat, its heading and the value under the pointer.
 
+import { element } from "./elements.js";
 import { duration, methodTitle, percent, question, warning } from "./text.js";
 import { Viewer } from "./viewer.js";
 
@@ -9,12 +10,6 @@ const STEP = 0.02; // of the picture, for the arrow keys
 const LARGE_STEP = 0.1;
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
-export function element(tag, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
-}
-
 export class Panel {
   /**
    * `settings` is {classIndex, against, method, layer, score, resize}; a class of null is the best.
@@ -22,6 +17,7 @@ export class Panel {
    */
   constructor(settings, events) {
     this.settings = { ...settings };
+    this.shown = null; // the settings of what is shown
     this.control = null; // of the request in work
     this.explanation = null;
     this.place = null; // of the pointer

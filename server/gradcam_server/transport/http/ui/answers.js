@@ -1,6 +1,6 @@
 // The server's answers for one photograph by one model: each is asked for once.
 
-import { METHODS, explain } from "./api.js";
+import { METHODS, RequestError, explain, token } from "./api.js";
 import { askToken } from "./dialogs.js";
 import { decodeFloats } from "./viewer.js";
 
@@ -13,7 +13,13 @@ export async function call(request) {
     try {
       return await request();
     } catch (error) {
-      if (error.status !== 401 || !(await askToken(error.message))) throw error;
+      if (error.status !== 401) throw error;
+      // What is wrong with a token is the server's to say; that there is none is no fault yet.
+      if (await askToken(token.get() ? error.message : "")) continue;
+      throw new RequestError("This server asks for a token.", {
+        status: error.status,
+        remedy: "Whoever runs the server can give you one.",
+      });
     }
   }
 }

@@ -12,12 +12,12 @@ export function askToken(words) {
     const field = find("token");
     field.value = "";
     find("token-words").textContent = words;
-    dialog.returnValue = "cancelled";
+    dialog.returnValue = "";
     dialog.addEventListener(
       "close",
       () => {
         asked = null;
-        const isGiven = dialog.returnValue !== "cancelled" && field.value.trim() !== "";
+        const isGiven = dialog.returnValue === "given" && field.value.trim() !== "";
         if (isGiven) token.set(field.value.trim());
         field.value = "";
         resolve(isGiven);

@@ -1,6 +1,7 @@
 """All entry points for bytes of clients, and what must hold for any bytes."""
 
 import asyncio
+import json
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+from google.protobuf import json_format
 from google.protobuf.message import DecodeError, Message
 
 from fuzz.mutations import image_files, mutate_image, mutate_message, random_message
@@ -36,8 +38,11 @@ from gradcam_server.telemetry.metrics import Metrics
 from gradcam_server.telemetry.tracing import Tracer
 from gradcam_server.transport.calls import Calls
 from gradcam_server.transport.gradcam_v1.service import ExplanationService
+from gradcam_server.transport.http.app import make_app
+from gradcam_server.transport.http.probe_answer import Probes
 from gradcam_server.transport.lifecycle import Lifecycle
 from gradcam_server.transport.open_inference.service import InferenceService
+from gradcam_server.transport.security.access import Access
 
 INPUT_SIZE = (12, 10)
 MAX_PIXELS = 200_000
@@ -184,7 +189,14 @@ class Services:
         explainer = Explainer(_CONFIG, FakeBackend(), metrics)
         self.explanation.publish(explainer)
         self.inference.publish(explainer)
+        probes = Probes(metrics.exposition, lambda: None, lambda: None)
+        self.app = make_app(_CONFIG, Access(_CONFIG), calls, self.explanation, probes)
         lifecycle.serve()
+
+    def run(self, work: Awaitable[Any]) -> Any:
+        """Does work on the event loop; raises what the server logs as its own fault."""
+        with self._faults.listening():
+            return self._runner.run(_await(work))
 
     def unary(self, method: Callable[[Any, Any], Awaitable[Message]], message: Message) -> str:
         """Calls a method; returns its code."""
@@ -208,6 +220,54 @@ async def _twice(message: Message) -> AsyncIterator[Message]:
 
 async def _await(work: Awaitable[Any]) -> Any:
     return await work
+
+
+class HttpRequests:
+    """Requests over HTTP without a network.
+
+    Args:
+        services: The services, which answer them.
+    """
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def post(self, query: bytes, content_type: bytes, body: bytes) -> str:
+        """Sends a request to explain an image; returns OK, or the status of the answer."""
+        parts: list[Any] = [
+            {"type": "http.request", "body": body[:7], "more_body": True},
+            {"type": "http.request", "body": body[7:], "more_body": False},
+        ]
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return parts.pop(0)
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        path = "/v1/models/m:explain"
+        scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "",
+            "query_string": query,
+            "headers": [(b"host", b"fuzz"), (b"content-type", content_type)],
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 2),
+        }
+        self._services.run(self._services.app(scope, receive, send))
+        status = int(sent[0]["status"])
+        content = b"".join(one.get("body", b"") for one in sent[1:])
+        if status == 200:
+            return "OK"
+        assert status in {400, 404, 413, 429, 503, 504}, status
+        assert json.loads(content)["status"] == status
+        return str(status)
 
 
 class EntryPoint:
@@ -265,6 +325,66 @@ class EntryPoint:
         return message.SerializeToString()
 
 
+class BytesEntryPoint(EntryPoint):
+    """An entry point for bytes that are neither a message nor an image file.
+
+    Args:
+        name: A name for people.
+        check: Processes an input and returns its outcome; raises if the server is at fault.
+        seeds: The first inputs.
+    """
+
+    def __init__(self, name: str, check: Callable[[bytes], str], seeds: Sequence[bytes]) -> None:
+        super().__init__(name, None, check)
+        self._seeds = list(seeds)
+
+    def seeds(self) -> list[bytes]:
+        return self._seeds
+
+    def mutate(self, data: bytes, rng: random.Random) -> bytes:
+        fresh = not data or rng.random() < 0.4
+        chosen = rng.choice(self._seeds) if fresh else data
+        return chosen if rng.random() < 0.1 else mutate_image(chosen, rng)
+
+
+def _http_entry_points(services: Services) -> list[EntryPoint]:
+    """Returns the entry points of HTTP: JSON, forms and the options of a query."""
+    requests = HttpRequests(services)
+    image = image_files()[0]
+    messages = [
+        pb.ExplainImageRequest(encoded_image=image),
+        pb.ExplainImageRequest(raw_image=pb.RawImage(data=bytes(12), height_px=2, width_px=2)),
+        *map(
+            pb.ExplainImageRequest.FromString, EntryPoint("", pb.ExplainImageRequest, str).seeds()
+        ),
+    ]
+    documents = [json_format.MessageToJson(message).encode() for message in messages]
+    file = b'Content-Disposition: form-data; name="image"; filename="a.png"\r\n'
+    file += b"Content-Type: image/png\r\n\r\n" + image + b"\r\n"
+    forms = [
+        b"--b\r\n%s--b\r\n" % file
+        + b'Content-Disposition: form-data; name="%s"\r\n\r\n%s\r\n--b--' % option
+        for option in ((b"top_k", b"2"), (b"class", b"cat"), (b"alpha", b"0.5"))
+    ]
+    queries = [
+        b"top_k=2&method=layercam&heatmap=image&heatmap=overlay_png&alpha=0.3&colormap=jet",
+        b"class=cat&class=1&against=dog&layer=early&layer=block%2Flast&fusion=layercam",
+        b"smooth=2&score=probability&resize=letterbox&predictions=3&logits=true&priority=2",
+        b"passes=3&method=scorecam&quality=50&heatmap=overlay_jpeg",
+        b"top_k=1",
+    ]
+    form = b"multipart/form-data; boundary=b"
+    return [
+        BytesEntryPoint(
+            "http_json", lambda body: requests.post(b"", b"application/json", body), documents
+        ),
+        BytesEntryPoint("http_form", lambda body: requests.post(b"", form, body), forms),
+        BytesEntryPoint(
+            "http_query", lambda query: requests.post(query, b"image/png", image), queries
+        ),
+    ]
+
+
 def _image(data: bytes) -> str:
     try:
         image = decode_image(data, MAX_PIXELS)
@@ -318,4 +438,5 @@ def entry_points(services: Services) -> list[EntryPoint]:
         EntryPoint("StreamExplainImages", pb.StreamExplainImagesRequest, explain_stream),
         EntryPoint("ModelStreamInfer", inference_pb.ModelInferRequest, infer_stream),
         *(EntryPoint(method.__name__, message, unary(method)) for message, method in methods),
+        *_http_entry_points(services),
     ]

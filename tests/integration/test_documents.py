@@ -1,5 +1,6 @@
 """The commands and code of the README and the Dockerfile work."""
 
+import json
 import re
 import shlex
 import shutil
@@ -57,6 +58,27 @@ def test_the_readmes_explain_commands_run(server: RunningServer, folder: Path) -
     assert names == {"cat-281-tabby.jpg", "cat-282-tiger_cat.jpg"}
     assert (folder / "numbers" / "espresso.npz").exists()
     assert "espresso" in (folder / "answers.jsonl").read_text()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/http.md"])
+def test_the_curl_lines_run(server: RunningServer, folder: Path, page: str) -> None:
+    """Each ``curl`` line of the README and of the page on HTTP works as it stands."""
+    if shutil.which("curl") is None:
+        pytest.skip("there is no curl")
+    blocks = re.findall(r"^```\n(.*?)^```$", (ROOT / page).read_text("utf-8"), re.M | re.DOTALL)
+    lines = [line for one in blocks for line in one.splitlines() if line.startswith("curl ")]
+    assert len(lines) >= 2
+    for line in lines:
+        asked = line.replace("http://localhost:8080", server.http_address)
+        asked = asked.replace("curl ", "curl --silent --show-error --fail-with-body ", 1)
+        ended = subprocess.run(asked, shell=True, cwd=folder, check=False, capture_output=True)
+        assert ended.returncode == 0, (line, ended.stdout, ended.stderr)
+        if ">" not in line:
+            assert json.loads(ended.stdout), line
+    pictures = [folder / line.rpartition("> ")[2] for line in lines if line.endswith(".jpg")]
+    assert pictures
+    for picture in pictures:
+        assert picture.read_bytes().startswith(b"\xff\xd8")
 
 
 @pytest.mark.timeout(900)

@@ -5,7 +5,6 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,7 +18,6 @@ from support.calls import connect
 from support.server import RunningServer
 
 MODEL = "/v1/models/efficientnet-lite0"
-ROOT = Path(__file__).parents[2]
 
 
 def ask(
@@ -30,10 +28,10 @@ def ask(
     request = urllib.request.Request(f"{server.http_address}{path}", body, named)
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, answer.read(), answer.headers
+            return answer.status, answer.read(), dict(answer.headers)
     except urllib.error.HTTPError as error:
         with error:
-            return error.code, error.read(), error.headers
+            return error.code, error.read(), dict(error.headers)
 
 
 def over_grpc(server: RunningServer, message: pb.ExplainImageRequest) -> pb.ExplainImageResponse:
@@ -61,7 +59,7 @@ def test_every_form_of_a_request_has_the_answer_of_grpc(
     path = f"{MODEL}:explain"
 
     status, body, headers = ask(server, path + query, cat_jpeg, Content_Type="image/jpeg")
-    assert (status, headers["Content-Type"]) == (200, "application/json")
+    assert (status, headers["content-type"]) == (200, "application/json")
     assert parsed(body) == expected
 
     message = build_request(cat_jpeg, **options)  # type: ignore[arg-type]
@@ -94,11 +92,13 @@ def test_pictures_and_arrays_are_those_of_grpc(server: RunningServer, cat_jpeg: 
     overlay, raw = explanation.heatmaps
 
     status, body, headers = ask(server, path, cat_jpeg, Accept="image/png")
-    assert (status, headers["Content-Type"]) == (200, "image/png")
+    assert (status, headers["content-type"]) == (200, "image/png")
     assert body == overlay.data
     status, body, headers = ask(server, path, cat_jpeg, Accept="image/*;q=0.5, text/html")
-    assert (status, headers["Content-Type"]) == (200, "image/jpeg")
-    assert cv2.imdecode(np.frombuffer(body, np.uint8), 1).shape == (300, 451, 3)
+    assert (status, headers["content-type"]) == (200, "image/jpeg")
+    picture = cv2.imdecode(np.frombuffer(body, np.uint8), 1)
+    assert picture is not None
+    assert picture.shape == (300, 451, 3)
     status, body, _ = ask(server, path, cat_jpeg, Accept="application/x-npz")
     with np.load(io.BytesIO(body)) as arrays:
         assert arrays["heatmaps"].astype("<f4").tobytes() == raw.data
@@ -152,7 +152,7 @@ def test_errors_have_field_and_code(
     found, content, answered = ask(
         server, f"{MODEL}:explain{query}", body if body is not None else cat_jpeg, **headers
     )
-    assert answered["Content-Type"] == "application/problem+json"
+    assert answered["content-type"] == "application/problem+json"
     problem = json.loads(content)
     assert (found, problem["code"], problem.get("field", "")) == (status, code, field), problem
     assert problem["status"] == status

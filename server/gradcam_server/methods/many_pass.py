@@ -48,9 +48,13 @@ async def integrated_gradients(
 
     async def at(point: np.float32) -> Maps:
         # ``evaluate`` returns g(a x) (a x).
-        return await evaluate(pixels * point) / point
+        found = await evaluate(pixels * point)
+        with np.errstate(over="ignore"):  # a map that is not finite is degenerate
+            return found / point
 
-    return np.mean(await _gather(at, points), axis=0, dtype=np.float32)
+    maps = await _gather(at, points)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.mean(maps, axis=0, dtype=np.float32)
 
 
 async def smooth_grad(

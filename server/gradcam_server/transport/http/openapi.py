@@ -5,7 +5,7 @@ the table of options, so that the description cannot say anything else than the 
 """
 
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
@@ -28,7 +28,7 @@ def describe() -> dict[str, Any]:
     """Returns the description of the API."""
     schemas: dict[str, Any] = {}
     for message in (pb.ExplainImageRequest, pb.ExplainImageResponse, pb.ListModelsResponse):
-        _add_message(message.DESCRIPTOR, schemas)
+        _add_message(cast("Descriptor", message.DESCRIPTOR), schemas)
     schemas["Problem"] = _problem()
     explain = _explain()
     model = _read("Describes a model, with its classes and layers.", "Model")
@@ -233,11 +233,13 @@ def _value(field: FieldDescriptor, schemas: dict[str, Any]) -> dict[str, Any]:
     """Returns the schema of a value of a field in proto3's JSON."""
     kind = field.cpp_type
     if kind == FieldDescriptor.CPPTYPE_MESSAGE:
-        _add_message(field.message_type, schemas)
-        return _reference(field.message_type.name)
+        message = cast("Descriptor", field.message_type)
+        _add_message(message, schemas)
+        return _reference(message.name)
     if kind == FieldDescriptor.CPPTYPE_ENUM:
-        _add_enum(field.enum_type, schemas)
-        return _reference(field.enum_type.name)
+        enum = cast("EnumDescriptor", field.enum_type)
+        _add_enum(enum, schemas)
+        return _reference(enum.name)
     if field.type == FieldDescriptor.TYPE_BYTES:
         return {"type": "string", "contentEncoding": "base64"}
     if kind == FieldDescriptor.CPPTYPE_BOOL:

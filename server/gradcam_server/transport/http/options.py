@@ -204,7 +204,7 @@ def _heatmaps(given: Mapping[str, list[str]], default: str) -> list[pb.HeatmapRe
             raise _no_such("heatmap", name, _HEATMAPS)
         forms.append(
             pb.HeatmapRequest(
-                format=pb.HeatmapFormat.Value(f"HEATMAP_FORMAT_{found.name}"),
+                format=f"HEATMAP_FORMAT_{found.name}",
                 alpha=alpha,
                 colormap=_choice(given, "colormap"),
                 jpeg_quality=quality,

@@ -35,7 +35,7 @@ class HttpPort:
         self, app: ASGIApp, limits: ConnectionLimits, tls: ssl.SSLContext | None = None
     ) -> None:
         self._config = Config(
-            app,  # type: ignore[arg-type] # the same interface by other types
+            app,
             http="httptools",
             ws="none",
             lifespan="off",

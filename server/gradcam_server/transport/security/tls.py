@@ -138,7 +138,7 @@ def tls_context(config: ServeConfig) -> ssl.SSLContext | None:
 
     listening = files.context()
     # Called at the beginning of each handshake.
-    listening.sni_callback = use_newest  # type: ignore[assignment] # asyncio has SSLObjects
+    listening.sni_callback = use_newest
     return listening
 
 

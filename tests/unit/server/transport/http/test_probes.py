@@ -142,7 +142,7 @@ def test_connections_at_work_are_not_replaced() -> None:
 def test_a_fault_is_an_answer_too(caplog: pytest.LogCaptureFixture) -> None:
     """The answer is 500 without the error's text, which is logged."""
 
-    def fail(_: str) -> tuple[bytes, str]:
+    def fail(accept: str = "") -> tuple[bytes, str]:
         raise RuntimeError("secret")
 
     with HttpFrontEnd(ready=False) as server, caplog.at_level(logging.ERROR):

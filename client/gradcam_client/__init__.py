@@ -1,14 +1,14 @@
 """A client for gradcam-server: predictions, and where the model looked.
 
-    from gradcam_client import Client, OverlayJpeg, Raw
+    from gradcam_client import Client
 
     with Client("localhost:50051") as client:
-        result = client.explain("cat.jpg", heatmaps=[Raw(), OverlayJpeg()])
+        result = client.explain("cat.jpg", heatmaps=["raw", "overlay"])
         print(result.top.name, result.explanations[0].heatmap.shape)
         result.save("out.jpg")
 
         for outcome in client.explain_stream(["cat.jpg", "dog.jpg"], top_k=2):
-            print(outcome.source, outcome.error or outcome.result.top.name)
+            print(outcome.source, outcome.result.top.name if outcome.ok else outcome.error)
 
 ``AsyncClient`` has the same methods as coroutines. Errors are a ``GradCamError``;
 ``gradcam_client.errors`` draws their hierarchy.
@@ -29,6 +29,8 @@ from gradcam_client.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from gradcam_client.extents import Extent
+from gradcam_client.image_urls import ImageUrl
 from gradcam_client.requests import (
     ExplainOptions,
     GrayPng,
@@ -44,7 +46,6 @@ from gradcam_client.requests import (
 from gradcam_client.results import (
     ClassInfo,
     Explanation,
-    Extent,
     Heatmap,
     ImageExplanation,
     LayerInfo,
@@ -54,7 +55,8 @@ from gradcam_client.results import (
 )
 from gradcam_client.retry import RetryPolicy
 from gradcam_client.security import tls_credentials, token_from_file
-from gradcam_client.stream import Outcome, Progress
+from gradcam_client.stream import Explained, Failed, Outcome, Progress
+from gradcam_client.viewer import Viewer
 
 __all__ = [
     "AsyncClient",
@@ -63,8 +65,10 @@ __all__ = [
     "Client",
     "DeadlineExceededError",
     "ExplainOptions",
+    "Explained",
     "Explanation",
     "Extent",
+    "Failed",
     "GradCamError",
     "GrayPng",
     "Heatmap",
@@ -72,6 +76,7 @@ __all__ = [
     "ImageArray",
     "ImageExplanation",
     "ImageInput",
+    "ImageUrl",
     "InvalidRequestError",
     "LayerInfo",
     "MessageTooLargeError",
@@ -91,6 +96,7 @@ __all__ = [
     "SmoothGrad",
     "UnauthenticatedError",
     "UnavailableError",
+    "Viewer",
     "build_request",
     "tls_credentials",
     "token_from_file",

@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, NoReturn, Self, Unpack
+from typing import Any, Self, Unpack
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -12,7 +12,14 @@ from grpc_health.v1 import health_pb2
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_client.channel_pool import Call, ChannelPool, Route
 from gradcam_client.errors import GradCamError, closed_error, decisive
-from gradcam_client.requests import ExplainOptions, ImageInput, build_template, with_image
+from gradcam_client.reopening import picklable, reopen
+from gradcam_client.requests import (
+    ExplainOptions,
+    ImageInput,
+    build_template,
+    spell_out_options,
+    with_image,
+)
 from gradcam_client.results import ImageExplanation, ModelInfo
 from gradcam_client.retry import RetryPolicy
 from gradcam_client.security import check_token
@@ -33,7 +40,6 @@ from gradcam_client.transport import (
     check_images,
     check_timeout,
     merge_options,
-    not_picklable,
     not_ready,
     open_channels,
     serving_status,
@@ -51,7 +57,8 @@ class AsyncClient:
     """The client for asyncio. It has the methods of ``Client``; cancelling one cancels its call.
 
     It may be made outside an event loop: it connects at the first await, and from then on works
-    only in that event loop, and so in one process.
+    only in that event loop, and so in one process. A pickled client carries its arguments (a
+    token included) and opens its own connections.
 
     Args:
         target: The server, "host:port" or any other gRPC target; or several servers, as a
@@ -89,6 +96,18 @@ class AsyncClient:
         allow_insecure_token: bool = False,
         channel: grpc.aio.Channel | None = None,
     ) -> None:
+        self._arguments = {
+            "target": target,
+            "timeout_s": timeout_s,
+            "retry": retry,
+            "channels": channels,
+            "max_message_bytes": max_message_bytes,
+            "channel_options": channel_options,
+            "credentials": credentials,
+            "token": token,
+            "allow_insecure_token": allow_insecure_token,
+            "channel": channel,
+        }
         self._timeout_s = check_timeout(timeout_s)
         self._retry = retry
         self._owns_channels = channel is None
@@ -111,8 +130,8 @@ class AsyncClient:
             _WRONG_OWNER,
         )
 
-    def __reduce__(self) -> NoReturn:
-        raise not_picklable(self)
+    def __reduce__(self) -> tuple[Callable[..., Self], tuple[object, ...]]:
+        return reopen, (type(self), picklable(type(self).__name__, self._arguments))
 
     async def __aenter__(self) -> Self:
         return self
@@ -130,6 +149,7 @@ class AsyncClient:
         if self._owns_channels:
             await asyncio.gather(*(channel.close() for channel in self._pool.close()))
 
+    @spell_out_options
     async def explain(
         self,
         image: ImageInput,
@@ -142,15 +162,15 @@ class AsyncClient:
         """Explains one image.
 
         Args:
-            image: A path, the bytes of a file, or uint8 RGB pixels (H, W, 3). A file is
-                read in another thread.
+            image: A path, the bytes of a file, an ``ImageUrl``, or uint8 RGB pixels (H, W, 3).
+                Files and links are read in another thread.
             timeout_s: The deadline of all attempts, in seconds; None takes the client's.
             request_id: The call's name in the server's log; None generates one.
             hedge_after_s: After this many seconds without an answer, a second attempt goes to
                 another server or connection, if there is one. The first answer counts; the
                 other attempt is cancelled. A server that has begun to compute finishes the
                 attempt nevertheless, which costs device time. None, the default, never hedges.
-            **options: The arguments of ``gradcam_client.requests.build_template``.
+            **options: As listed in ``ExplainOptions``.
 
         Raises:
             GradCamError: The error of the server, or of the last attempt.
@@ -161,8 +181,9 @@ class AsyncClient:
         """
         request = await asyncio.to_thread(with_image, build_template(**options), image)
         response = await self._call("ExplainImage", request, timeout_s, request_id, hedge_after_s)
-        return ImageExplanation.from_response(response)
+        return ImageExplanation.from_response(response, image)
 
+    @spell_out_options
     def explain_stream(
         self,
         images: Iterable[ImageInput] | AsyncIterable[ImageInput],
@@ -187,7 +208,7 @@ class AsyncClient:
             request_id: The stream's name in the server's log; None generates one.
             on_progress: Called with the progress of each image, a few times in a second, for
                 methods of many passes.
-            **options: The arguments of ``gradcam_client.requests.build_template``.
+            **options: As listed in ``ExplainOptions``.
 
         Yields:
             The result or the error of each image, in the order of the images.

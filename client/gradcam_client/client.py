@@ -2,11 +2,11 @@
 
 import os
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, NoReturn, Self, Unpack
+from typing import Any, Self, Unpack
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -14,7 +14,14 @@ from grpc_health.v1 import health_pb2
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_client.channel_pool import Call, ChannelPool, PooledChannel, Route
 from gradcam_client.errors import GradCamError, decisive, from_rpc_error
-from gradcam_client.requests import ExplainOptions, ImageInput, build_template, with_image
+from gradcam_client.reopening import picklable, reopen
+from gradcam_client.requests import (
+    ExplainOptions,
+    ImageInput,
+    build_template,
+    spell_out_options,
+    with_image,
+)
 from gradcam_client.results import ImageExplanation, ModelInfo
 from gradcam_client.retry import RetryPolicy
 from gradcam_client.security import check_token
@@ -35,7 +42,6 @@ from gradcam_client.transport import (
     check_images,
     check_timeout,
     merge_options,
-    not_picklable,
     not_ready,
     open_channels,
     serving_status,
@@ -52,7 +58,9 @@ _WRONG_OWNER = (
 class Client:
     """A client for one or several servers. Safe for threads; closing it cancels its calls.
 
-    A client works only in the process that made it: each process makes its own client.
+    The connections belong to the process that made the client. A pickled client carries its
+    arguments (a token included) and opens its own connections in the other process; after a fork,
+    the child makes its own client.
 
     Args:
         target: The server, "host:port" or any other gRPC target; or several servers, as a
@@ -90,6 +98,18 @@ class Client:
         allow_insecure_token: bool = False,
         channel: grpc.Channel | None = None,
     ) -> None:
+        self._arguments = {
+            "target": target,
+            "timeout_s": timeout_s,
+            "retry": retry,
+            "channels": channels,
+            "max_message_bytes": max_message_bytes,
+            "channel_options": channel_options,
+            "credentials": credentials,
+            "token": token,
+            "allow_insecure_token": allow_insecure_token,
+            "channel": channel,
+        }
         self._timeout_s = check_timeout(timeout_s)
         self._retry = retry
         self._owns_channels = channel is None
@@ -113,8 +133,8 @@ class Client:
         )
         self._pool.open()
 
-    def __reduce__(self) -> NoReturn:
-        raise not_picklable(self)
+    def __reduce__(self) -> tuple[Callable[..., Self], tuple[object, ...]]:
+        return reopen, (type(self), picklable(type(self).__name__, self._arguments))
 
     def __enter__(self) -> Self:
         return self
@@ -133,6 +153,7 @@ class Client:
             for channel in self._pool.close():
                 channel.close()
 
+    @spell_out_options
     def explain(
         self,
         image: ImageInput,
@@ -145,14 +166,14 @@ class Client:
         """Explains one image.
 
         Args:
-            image: A path, the bytes of a file, or uint8 RGB pixels (H, W, 3).
+            image: A path, the bytes of a file, an ``ImageUrl``, or uint8 RGB pixels (H, W, 3).
             timeout_s: The deadline of all attempts, in seconds; None takes the client's.
             request_id: The call's name in the server's log; None generates one.
             hedge_after_s: After this many seconds without an answer, a second attempt goes to
                 another server or connection, if there is one. The first answer counts; the
                 other attempt is cancelled. A server that has begun to compute finishes the
                 attempt nevertheless, which costs device time. None, the default, never hedges.
-            **options: The arguments of ``gradcam_client.requests.build_template``.
+            **options: As listed in ``ExplainOptions``.
 
         Raises:
             GradCamError: The error of the server, or of the last attempt.
@@ -163,8 +184,9 @@ class Client:
         """
         request = with_image(build_template(**options), image)
         response = self._call("ExplainImage", request, timeout_s, request_id, hedge_after_s)
-        return ImageExplanation.from_response(response)
+        return ImageExplanation.from_response(response, image)
 
+    @spell_out_options
     def explain_stream(
         self,
         images: Iterable[ImageInput],
@@ -196,7 +218,7 @@ class Client:
             request_id: The stream's name in the server's log; None generates one.
             on_progress: Called with the progress of each image, a few times in a second, for
                 methods of many passes; in another thread. Its exceptions are raised here.
-            **options: The arguments of ``gradcam_client.requests.build_template``.
+            **options: As listed in ``ExplainOptions``.
 
         Yields:
             The result or the error of each image.

@@ -62,3 +62,11 @@ def describe(data: bytes) -> str | None:
     if _BASE64.fullmatch(head):
         return "base64 text (decode it: base64.b64decode)"
     return None
+
+
+def media_type(data: bytes) -> str | None:
+    """Returns the media type of a file of ``FORMATS_TEXT``, such as "image/jpeg", or None."""
+    for name, start in (("jpeg", b"\xff\xd8\xff"), ("png", b"\x89PNG\r\n"), ("bmp", b"BM")):
+        if data.startswith(start):
+            return f"image/{name}"
+    return "image/webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None

@@ -64,7 +64,8 @@ def _mistaken_for_a_path(text: str) -> str | None:
     if text.lower().startswith("data:"):
         return f"{start} is a data: URL, not a path; give base64.b64decode(url.partition(',')[2])"
     if _LINK.match(text):
-        return f"{start} is a link, not a path; download it, and give its path or its bytes"
+        reads = "give ImageUrl(link), or " if text.lower().startswith("http") else ""
+        return f"{start} is a link, not a path; {reads}download it, and give its path or its bytes"
     if _BASE64.fullmatch(text) and (_BASE64_IMAGE.match(text) or len(text) > _MAX_NAME):
         return (
             f"{start} is base64 text of {len(text)} characters, not a path; give "

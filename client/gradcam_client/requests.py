@@ -4,20 +4,41 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TypeAlias, TypedDict, TypeVar, Unpack
+from typing import Literal, TypeAlias, TypedDict, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_client.image_files import read_image_file
+from gradcam_client.image_urls import ImageUrl
+from gradcam_client.options import current_names, did_you_mean, spelled_out
 
-ImageInput: TypeAlias = str | os.PathLike[str] | bytes | NDArray[np.uint8]
-"""An image: the path of a file, the bytes of a file (JPEG, PNG, WebP or BMP), or
+ImageInput: TypeAlias = str | os.PathLike[str] | bytes | NDArray[np.uint8] | ImageUrl
+"""An image: the path of a file, the bytes of a file (JPEG, PNG, WebP or BMP), an ``ImageUrl``, or
 uint8 RGB pixels (H, W, 3). BGR pixels, as OpenCV reads them, look like RGB pixels to the server
 and give wrong answers: reverse the channels first, ``image[..., ::-1]``."""
 
-METHODS: dict[str, pb.Method] = {
+MethodName: TypeAlias = Literal[
+    "gradcam",
+    "gradcam++",
+    "hirescam",
+    "xgradcam",
+    "layercam",
+    "elementwise-gradcam",
+    "eigengradcam",
+    "finercam",
+    "eigencam",
+    "scorecam",
+    "integrated-gradients",
+]
+ScoreName: TypeAlias = Literal["logit", "probability"]
+FusionName: TypeAlias = Literal["none", "layercam"]
+ResizeName: TypeAlias = Literal["stretch", "center-crop", "letterbox"]
+ColormapName: TypeAlias = Literal["jet", "turbo", "viridis", "inferno"]
+FormatName: TypeAlias = Literal["raw", "image", "gray-png", "overlay-jpeg", "overlay-png"]
+
+METHODS: dict[MethodName, pb.Method] = {
     "gradcam": pb.METHOD_GRAD_CAM,
     "gradcam++": pb.METHOD_GRAD_CAM_PLUS_PLUS,
     "hirescam": pb.METHOD_HIRES_CAM,
@@ -31,29 +52,31 @@ METHODS: dict[str, pb.Method] = {
     "integrated-gradients": pb.METHOD_INTEGRATED_GRADIENTS,
 }
 MANY_PASS_METHODS = ("scorecam", "integrated-gradients")
-SCORE_TYPES: dict[str, pb.ScoreType] = {
+SCORE_TYPES: dict[ScoreName, pb.ScoreType] = {
     "logit": pb.SCORE_TYPE_LOGIT,
     "probability": pb.SCORE_TYPE_PROBABILITY,
 }
-LAYER_FUSIONS: dict[str, pb.LayerFusion] = {
+LAYER_FUSIONS: dict[FusionName, pb.LayerFusion] = {
     "none": pb.LAYER_FUSION_NONE,
     "layercam": pb.LAYER_FUSION_LAYER_CAM,
 }
-RESIZE_MODES: dict[str, pb.ResizeMode] = {
+RESIZE_MODES: dict[ResizeName, pb.ResizeMode] = {
     "stretch": pb.RESIZE_MODE_STRETCH,
     "center-crop": pb.RESIZE_MODE_CENTER_CROP,
     "letterbox": pb.RESIZE_MODE_LETTERBOX,
 }
-COLORMAPS: dict[str, pb.Colormap] = {
+COLORMAPS: dict[ColormapName, pb.Colormap] = {
     "jet": pb.COLORMAP_JET,
     "turbo": pb.COLORMAP_TURBO,
     "viridis": pb.COLORMAP_VIRIDIS,
     "inferno": pb.COLORMAP_INFERNO,
 }
-Target: TypeAlias = int | str | tuple[int | str, int | str]
-"""A class: its index, its name, or a pair (a, b) for "why a rather than b"."""
+ClassChoice: TypeAlias = int | str
+"""A class: its index, its name, a synonym or its WordNet id."""
+Target: TypeAlias = ClassChoice | tuple[ClassChoice, ClassChoice]
+"""A class, or a pair (a, b) for "why a rather than b"."""
 
-HEATMAP_FORMATS: dict[str, pb.HeatmapFormat] = {
+HEATMAP_FORMATS: dict[FormatName, pb.HeatmapFormat] = {
     "raw": pb.HEATMAP_FORMAT_RAW_FLOAT32,
     "image": pb.HEATMAP_FORMAT_IMAGE_FLOAT32,
     "gray-png": pb.HEATMAP_FORMAT_GRAY_PNG,
@@ -62,11 +85,13 @@ HEATMAP_FORMATS: dict[str, pb.HeatmapFormat] = {
 }
 
 _T = TypeVar("_T")
+_Name = TypeVar("_Name", bound=str)
 
 
-def _look_up(table: Mapping[str, _T], option: str, name: str) -> _T:
+def _look_up(table: Mapping[_Name, _T], option: str, name: _Name) -> _T:
     if name not in table:
-        raise ValueError(f"{option} must be one of {', '.join(table)}, not {name!r}")
+        similar = did_you_mean(str(name), table)
+        raise ValueError(f"{option} must be one of {', '.join(table)}, not {name!r}{similar}")
     return table[name]
 
 
@@ -87,9 +112,9 @@ class HeatmapForm:
         ValueError: An unknown format or colormap.
     """
 
-    format: str
+    format: FormatName
     alpha: float | None = None
-    colormap: str = "jet"
+    colormap: ColormapName = "jet"
     jpeg_quality: int | None = None
 
     def __post_init__(self) -> None:
@@ -143,7 +168,9 @@ def GrayPng() -> HeatmapForm:  # noqa: N802
     return HeatmapForm("gray-png")
 
 
-def OverlayJpeg(alpha: float = 0.4, colormap: str = "jet", quality: int = 90) -> HeatmapForm:  # noqa: N802
+def OverlayJpeg(  # noqa: N802
+    alpha: float = 0.4, colormap: ColormapName = "jet", quality: int = 90
+) -> HeatmapForm:
     """A JPEG of the image with the heat map over it.
 
     Args:
@@ -157,7 +184,7 @@ def OverlayJpeg(alpha: float = 0.4, colormap: str = "jet", quality: int = 90) ->
     return HeatmapForm("overlay-jpeg", alpha, colormap, quality)
 
 
-def OverlayPng(alpha: float = 0.4, colormap: str = "jet") -> HeatmapForm:  # noqa: N802
+def OverlayPng(alpha: float = 0.4, colormap: ColormapName = "jet") -> HeatmapForm:  # noqa: N802
     """A PNG of the image with the heat map over it.
 
     Args:
@@ -170,97 +197,147 @@ def OverlayPng(alpha: float = 0.4, colormap: str = "jet") -> HeatmapForm:  # noq
     return HeatmapForm("overlay-png", alpha, colormap)
 
 
-DEFAULT_HEATMAPS = (Raw(),)
+HeatmapName: TypeAlias = Literal[
+    "raw", "image", "gray-png", "overlay", "overlay-jpeg", "overlay-png"
+]
+"""The name of a form with its default options; "overlay" is "overlay-jpeg"."""
+HeatmapChoice: TypeAlias = HeatmapForm | HeatmapName
+
+DEFAULT_HEATMAPS: tuple[HeatmapChoice, ...] = ("raw",)
+_OVERLAY = "overlay"
 
 
 class ExplainOptions(TypedDict, total=False):
-    """The keyword arguments of ``build_template``, for type annotations."""
+    """The options of ``explain`` and ``explain_stream``, for type annotations."""
 
     model: str
     classes: Sequence[Target]
+    against: ClassChoice | None
     top_k: int | None
-    layer: str | Sequence[str]
-    layer_fusion: str
-    method: str
-    score_type: str
-    pass_count: int | None
-    smooth_grad: SmoothGrad | None
-    resize: str
-    heatmaps: Sequence[HeatmapForm]
-    prediction_count: int | None
-    include_logits: bool
+    layers: str | Sequence[str]
+    fusion: FusionName
+    method: MethodName
+    score: ScoreName
+    passes: int | None
+    smooth: int | SmoothGrad | None
+    resize: ResizeName
+    heatmaps: Sequence[HeatmapChoice]
+    predictions: int | None
+    logits: bool
     model_version: str
     priority: int
 
 
-def build_template(
+def _template(
     *,
     model: str = "",
     classes: Sequence[Target] = (),
+    against: ClassChoice | None = None,
     top_k: int | None = None,
-    layer: str | Sequence[str] = "",
-    layer_fusion: str = "none",
-    method: str = "gradcam",
-    score_type: str = "logit",
-    pass_count: int | None = None,
-    smooth_grad: SmoothGrad | None = None,
-    resize: str = "stretch",
-    heatmaps: Sequence[HeatmapForm] = DEFAULT_HEATMAPS,
-    prediction_count: int | None = None,
-    include_logits: bool = False,
+    layers: str | Sequence[str] = (),
+    fusion: FusionName = "none",
+    method: MethodName = "gradcam",
+    score: ScoreName = "logit",
+    passes: int | None = None,
+    smooth: int | SmoothGrad | None = None,
+    resize: ResizeName = "stretch",
+    heatmaps: Sequence[HeatmapChoice] = DEFAULT_HEATMAPS,
+    predictions: int | None = None,
+    logits: bool = False,
     model_version: str = "",
     priority: int = 1,
 ) -> pb.ExplainImageRequest:
-    """Builds a request without an image.
+    """Builds a request without an image; the clients show these arguments as their own.
 
     Args:
         model: The model's name; empty is the server's first.
         classes: The classes to explain, each by its index, name, synonym or WordNet id; a pair
             (a, b) explains the contrast, why a rather than b. Not together with ``top_k``.
+        against: Explain the difference of each of ``classes`` from this class.
         top_k: Explain the k best classes; None is 1 if there are no ``classes`` either; 0
             requests predictions only.
-        layer: The layer to explain, or several layers; empty is the model's default layer.
-        layer_fusion: Whether the maps of several layers become one map: a key of
-            ``LAYER_FUSIONS``.
-        method: A key of ``METHODS``.
-        score_type: The score of a class to explain: a key of ``SCORE_TYPES``.
-        pass_count: The channels of "scorecam" or the steps of "integrated-gradients";
-            None is the server's default.
-        smooth_grad: The mean over noisy copies of the image; for one-pass methods.
-        resize: How the image is resized to the model's input: a key of ``RESIZE_MODES``.
-        heatmaps: The forms of each heat map.
-        prediction_count: Number of predictions to return; None is 5.
-        include_logits: Whether to return the logits of all classes.
+        layers: The layer to explain, or several layers; empty is the model's default layer.
+        fusion: "layercam" fuses the maps of several layers into one map.
+        method: The method.
+        score: The score of a class to explain; "probability" is what the Keras tutorial explains.
+        passes: The channels of "scorecam" or the steps of "integrated-gradients"; None is the
+            server's default.
+        smooth: SmoothGrad, the mean over this many noisy copies of the image; for methods of
+            one pass. ``SmoothGrad(16, noise_level=0.15)`` also sets the noise.
+        resize: How the image is resized to the model's input.
+        heatmaps: The forms of each heat map, by name, or with options, as ``OverlayPng(0.5)``.
+        predictions: Number of predictions to return; None is 5.
+        logits: Whether to return the logits of all classes.
         model_version: The model's version; empty is the first version of that name.
         priority: 1 goes first; requests with higher numbers wait, for instance of offline jobs.
 
-    Returns:
-        A request without an image, for ``with_image``.
-
     Raises:
-        ValueError: The method, score type, fusion or resize mode is unknown, or a class index or
-            the priority does not fit an int32.
-        TypeError: A class is neither an int, a str nor a pair of these.
+        ValueError: An option has a wrong value; a name that is not known is shown with the
+            names that are.
+        TypeError: An option has a wrong type.
     """
-    if isinstance(classes, str):
-        raise TypeError(f"classes must be a sequence: classes=[{classes!r}]")
     return pb.ExplainImageRequest(
         model=model,
-        targets=[_target(target) for target in classes],
+        targets=_targets(classes, against),
         top_k=top_k,
-        layers=[layer] if isinstance(layer, str) and layer else list(layer),
-        layer_fusion=_look_up(LAYER_FUSIONS, "layer_fusion", layer_fusion),
-        pass_count=pass_count,
-        smooth_grad=smooth_grad.to_proto() if smooth_grad else None,
-        score_type=_look_up(SCORE_TYPES, "score_type", score_type),
+        layers=[layers] if isinstance(layers, str) and layers else list(layers),
+        layer_fusion=_look_up(LAYER_FUSIONS, "fusion", fusion),
+        pass_count=passes,
+        smooth_grad=_smooth_grad(smooth),
+        score_type=_look_up(SCORE_TYPES, "score", score),
         method=_look_up(METHODS, "method", method),
         resize_mode=_look_up(RESIZE_MODES, "resize", resize),
-        heatmaps=[form.to_proto() for form in heatmaps],
-        prediction_count=prediction_count,
-        include_logits=include_logits,
+        heatmaps=[form.to_proto() for form in _forms(heatmaps)],
+        prediction_count=predictions,
+        include_logits=logits,
         model_version=model_version,
         priority=_check_priority(priority),
     )
+
+
+spell_out_options = spelled_out(_template)
+"""Decorates a function that takes ``**options: Unpack[ExplainOptions]``."""
+
+
+@spell_out_options
+def build_template(**options: Unpack[ExplainOptions]) -> pb.ExplainImageRequest:
+    """Builds a request without an image, for ``with_image``.
+
+    Args:
+        **options: Those of ``explain``.
+
+    Raises:
+        ValueError: An option has a wrong value.
+        TypeError: There is no such option, or an option has a wrong type.
+    """
+    return _template(**current_names(options, ExplainOptions.__annotations__))
+
+
+def _forms(heatmaps: Sequence[HeatmapChoice]) -> list[HeatmapForm]:
+    if isinstance(heatmaps, str | HeatmapForm):
+        raise TypeError(f"heatmaps must be a sequence: heatmaps=[{heatmaps!r}]")
+    return [_form(choice) for choice in heatmaps]
+
+
+def _form(choice: HeatmapChoice) -> HeatmapForm:
+    if isinstance(choice, HeatmapForm):
+        return choice
+    if choice == _OVERLAY:
+        return OverlayJpeg()
+    if isinstance(choice, str):
+        names = {name: name for name in HEATMAP_FORMATS}
+        return HeatmapForm(_look_up({**names, _OVERLAY: "overlay-jpeg"}, "heatmaps", choice))
+    raise TypeError(f"a heat map is a name, or a form such as OverlayJpeg(), not {choice!r}")
+
+
+def _smooth_grad(smooth: int | SmoothGrad | None) -> pb.SmoothGrad | None:
+    if smooth is None:
+        return None
+    if isinstance(smooth, Integral) and not isinstance(smooth, bool):
+        smooth = SmoothGrad(int(smooth))
+    if not isinstance(smooth, SmoothGrad):
+        raise TypeError(f"smooth must be a number of noisy copies or a SmoothGrad, not {smooth!r}")
+    return smooth.to_proto()
 
 
 def _check_priority(priority: int) -> int:
@@ -274,11 +351,11 @@ def with_image(template: pb.ExplainImageRequest, image: ImageInput) -> pb.Explai
 
     Args:
         template: The request from ``build_template``, which is not changed.
-        image: A path, the bytes of a file, or uint8 RGB pixels (H, W, 3).
+        image: A path, the bytes of a file, an ``ImageUrl``, or uint8 RGB pixels (H, W, 3).
 
     Raises:
         OSError: The file cannot be read; ``FileNotFoundError`` if it does not exist.
-        TypeError: The image is neither a path, bytes nor an array, or the array is not uint8.
+        TypeError: The image is none of these, or the array is not uint8.
         ValueError: The array is not (H, W, 3), the path is a link or base64 text, or the file has
             another format, such as HEIC.
     """
@@ -288,22 +365,26 @@ def with_image(template: pb.ExplainImageRequest, image: ImageInput) -> pb.Explai
         request.raw_image.CopyFrom(_raw_image(image))
     elif isinstance(image, bytes):
         request.encoded_image = image
+    elif isinstance(image, ImageUrl):
+        request.encoded_image = image.read_bytes()
     elif isinstance(image, str | os.PathLike):
         request.encoded_image = read_image_file(image)
     else:
         raise TypeError(
-            "an image must be a path, the bytes of a file or a uint8 RGB array (H, W, 3), "
+            "an image must be a path, the bytes of a file, an ImageUrl or a uint8 RGB array "
+            "(H, W, 3), "
             f"not {type(image).__name__}"
         )
     return request
 
 
+@spell_out_options
 def build_request(image: ImageInput, **options: Unpack[ExplainOptions]) -> pb.ExplainImageRequest:
     """Builds a request.
 
     Args:
-        image: A path, the bytes of a file, or uint8 RGB pixels (H, W, 3), not BGR.
-        **options: The arguments of ``build_template``.
+        image: A path, the bytes of a file, an ``ImageUrl``, or uint8 RGB pixels (H, W, 3), not BGR.
+        **options: Those of ``explain``.
 
     Raises:
         OSError: The file cannot be read.
@@ -311,6 +392,19 @@ def build_request(image: ImageInput, **options: Unpack[ExplainOptions]) -> pb.Ex
         ValueError: As in ``build_template`` and ``with_image``.
     """
     return with_image(build_template(**options), image)
+
+
+def _targets(classes: Sequence[Target], against: ClassChoice | None) -> list[pb.Target]:
+    if isinstance(classes, str):
+        raise TypeError(f"classes must be a sequence: classes=[{classes!r}]")
+    if against is None:
+        return [_target(target) for target in classes]
+    if not classes:
+        raise ValueError("against needs classes to compare, for instance classes=['tabby']")
+    pairs = [target for target in classes if isinstance(target, tuple)]
+    if pairs:
+        raise ValueError(f"give against or pairs of classes, not both: {pairs[0]!r} is a pair")
+    return [_target((target, against)) for target in classes]
 
 
 def _target(target: Target) -> pb.Target:

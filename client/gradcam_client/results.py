@@ -10,7 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradcam.v1 import explanation_service_pb2 as pb
-from gradcam_client.requests import HEATMAP_FORMATS, METHODS, SCORE_TYPES
+from gradcam_client import drawing
+from gradcam_client.extents import Extent
+from gradcam_client.html_view import MapView, ResultView, data_uri, to_html
+from gradcam_client.image_urls import ImageUrl
+from gradcam_client.requests import (
+    HEATMAP_FORMATS,
+    METHODS,
+    SCORE_TYPES,
+    ColormapName,
+    ImageInput,
+)
 
 _UNKNOWN = "unknown"  # for values of newer servers
 _FORMATS = {number: name for name, number in HEATMAP_FORMATS.items()}
@@ -124,28 +134,6 @@ class Heatmap:
 
 
 @dataclass(frozen=True, slots=True)
-class Extent:
-    """A rectangle in a model's input, in pixels of the input; it may reach beyond the input.
-
-    Attributes:
-        top: Upper edge; 0 is the upper edge of the input.
-        left: Left edge; 0 is the left edge of the input.
-        height: Height.
-        width: Width.
-    """
-
-    top: float
-    left: float
-    height: float
-    width: float
-
-    @classmethod
-    def from_proto(cls, extent: pb.Extent) -> Self:
-        """Reads the protobuf message."""
-        return cls(extent.top_px, extent.left_px, extent.height_px, extent.width_px)
-
-
-@dataclass(frozen=True, slots=True)
 class Explanation:
     """The heat maps and the score of one class.
 
@@ -167,6 +155,8 @@ class Explanation:
         against_name: The name of that class.
         extent: The part of the model's input that the raw heat map covers, if the model crops or
             pads images itself; None is the whole input. It places maps of the image's size.
+        image_extent: The part of the image (after EXIF orientation) that the raw heat map covers,
+            in pixels of the image; there is no heat outside of it.
     """
 
     index: int
@@ -183,6 +173,7 @@ class Explanation:
     against: int | None = None
     against_name: str = ""
     extent: Extent | None = None
+    image_extent: Extent | None = None
 
     @property
     def heatmap(self) -> NDArray[np.float32]:
@@ -216,6 +207,40 @@ class Explanation:
         path = Path(path)
         self._first(_forms_for(path), path.suffix).save(path)
 
+    def on_image(self, height: int, width: int, scale: float = 1) -> NDArray[np.float32]:
+        """Places the map on the image, divided by its maximum, as ``ImageArray`` does.
+
+        Args:
+            height: The image's height, in pixels.
+            width: The image's width, in pixels.
+            scale: The size of the result over that of the image, for a small picture.
+
+        Returns:
+            float32 (height, width), each times ``scale``, 0 to 1.
+
+        Raises:
+            ValueError: The request asked for no array, or the server does not say which part of
+                the image the raw map covers.
+        """
+        rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+        for heatmap in self.heatmaps:
+            if heatmap.format == "image":
+                whole = Extent(0, 0, rows, columns)
+                return drawing.enlarge(heatmap.array, whole, rows, columns)
+        raw = self._first(("raw",), "a picture").array
+        covered = self.image_extent
+        if covered is None:
+            raise ValueError(
+                "the server does not say which part of the image the raw map covers; explain with "
+                "heatmaps=[OverlayJpeg()] or heatmaps=[ImageArray()]"
+            )
+        on_picture = covered.scaled(rows / height, columns / width)
+        highest = np.float32(1 if self.degenerate else self.raw_max)
+        return drawing.enlarge(raw / highest, on_picture, rows, columns)
+
+    def _holds(self, forms: tuple[str, ...]) -> bool:
+        return any(heatmap.format in forms for heatmap in self.heatmaps)
+
     def _first(self, forms: tuple[str, ...], wanted: str) -> Heatmap:
         for form in forms:
             for heatmap in self.heatmaps:
@@ -246,9 +271,8 @@ class Explanation:
                 else None
             ),
             against_name=explanation.against_class_name,
-            extent=Extent.from_proto(explanation.extent)
-            if explanation.HasField("extent")
-            else None,
+            extent=_extent(explanation, "extent"),
+            image_extent=_extent(explanation, "image_extent"),
         )
 
 
@@ -298,6 +322,8 @@ class ImageExplanation:
             "caffe", "torch", "tf" or "lite"; empty if the server does not say.
         preprocessing_declared: Whether the preprocessing was declared, or the model is built in;
             else it is a default, which may differ from the preprocessing in training.
+        image: The image as it was given to ``explain``, for ``draw``, ``save`` and notebooks; None
+            if it is not known. A path or a link is read again when it is drawn.
     """
 
     model: str
@@ -310,6 +336,7 @@ class ImageExplanation:
     model_version: str = ""
     preprocessing: str = ""
     preprocessing_declared: bool = False
+    image: ImageInput | None = field(default=None, compare=False, repr=False)
 
     @property
     def top(self) -> Prediction:
@@ -319,28 +346,96 @@ class ImageExplanation:
             ValueError: The request asked for no predictions.
         """
         if not self.predictions:
-            raise ValueError("there are no predictions: prediction_count was 0")
+            raise ValueError("there are no predictions: the request had predictions=0")
         return self.predictions[0]
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the form of the first explanation that fits a file name.
+    def draw(
+        self, number: int = 0, *, alpha: float = 0.4, colormap: ColormapName = "jet"
+    ) -> NDArray[np.uint8]:
+        """Draws a heat map over the image, as the server draws its overlays.
 
         Args:
-            path: As in ``Explanation.save``.
+            number: The position of the explanation in ``explanations``.
+            alpha: The weight of the colours over the image, 0 to 1.
+            colormap: The colours.
+
+        Returns:
+            uint8 RGB (image_height, image_width, 3).
 
         Raises:
-            ValueError: There is no explanation, or as in ``Explanation.save``.
-            OSError: The file cannot be written.
+            ImportError: The image is a file, and Pillow, which reads it, is not installed.
+            OSError: The file cannot be read any more.
+            ValueError: The image or an array of the heat map is not there, or the file has changed.
         """
+        on_image = self._explanation(number).on_image(self.image_height, self.image_width)
+        colors = drawing.colored(on_image, colormap)
+        return drawing.blended(self._pixels(), colors, alpha)
+
+    def save(self, path: str | os.PathLike[str], number: int = 0) -> None:
+        """Writes the form of an explanation that fits a file name, or else a drawing.
+
+        Args:
+            path: As in ``Explanation.save``; without such a form, .jpg, .jpeg and .png are drawn
+                here from the image and the raw map.
+            number: The position of the explanation in ``explanations``.
+
+        Raises:
+            ValueError: There is no explanation, or as in ``Explanation.save`` and ``draw``.
+            ImportError: Pillow is not installed, which reads image files and writes JPEG files.
+            OSError: The file cannot be written, or the image cannot be read.
+        """
+        explanation, path = self._explanation(number), Path(path)
+        forms = _forms_for(path)
+        if forms == _ARRAYS or explanation._holds(forms):
+            explanation.save(path)
+        else:
+            drawing.write_image(self.draw(number), path)
+
+    def _explanation(self, number: int) -> Explanation:
         if not self.explanations:
-            raise ValueError("there is no explanation to save: top_k was 0")
-        self.explanations[0].save(path)
+            raise ValueError("there is no explanation: top_k was 0")
+        return self.explanations[number]
+
+    def _pixels(self) -> NDArray[np.uint8]:
+        if self.image is None:
+            raise ValueError("this result does not know its image, so there is nothing to draw on")
+        pixels = drawing.pixels_of(self.image)
+        if pixels.shape[:2] != (self.image_height, self.image_width):
+            raise ValueError(
+                f"the image has {pixels.shape[1]} x {pixels.shape[0]} pixels and had "
+                f"{self.image_width} x {self.image_height}: it has changed since it was explained"
+            )
+        return pixels
+
+    def _repr_html_(self) -> str:
+        """Shows the image with its heat maps and classes in a notebook."""
+        return to_html([self.view()])
+
+    def view(self) -> ResultView:
+        """Returns what notebooks show. It never raises: what is missing is left out."""
+        name = str(self.image) if isinstance(self.image, str | os.PathLike | ImageUrl) else ""
+        return ResultView(
+            title=" · ".join(filter(None, (name, self.model))),
+            height=self.image_height,
+            width=self.image_width,
+            image=drawing.picture_uri(self.image),
+            classes=[(best.name or str(best.index), best.probability) for best in self.predictions],
+            maps=[_map_view(one, self.image_height, self.image_width) for one in self.explanations],
+        )
 
     @classmethod
-    def from_response(cls, response: pb.ExplainImageResponse) -> Self:
-        """Reads the protobuf message."""
+    def from_response(
+        cls, response: pb.ExplainImageResponse, image: ImageInput | None = None
+    ) -> Self:
+        """Reads the protobuf message.
+
+        Args:
+            response: The message.
+            image: The image as it was given.
+        """
         stats = response.stats
         return cls(
+            image=image,
             model=response.model,
             model_version=response.model_version,
             preprocessing=response.preprocessing,
@@ -468,11 +563,36 @@ class ModelInfo:
                     layer.type,
                     tuple(layer.output_shape),
                     layer.explainable,
-                    Extent.from_proto(layer.extent) if layer.HasField("extent") else None,
+                    _extent(layer, "extent"),
                 )
                 for layer in model.layers
             ),
         )
+
+
+def _map_view(explanation: Explanation, height: int, width: int) -> MapView:
+    """Returns the map in colours at the size of a screen, or the server's overlay."""
+    against = explanation.against_name or explanation.against
+    rather = "" if against is None else f" rather than {against}"
+    notes = " (the map is all zero: no evidence for this class)" if explanation.degenerate else ""
+    caption = (
+        f"{explanation.name or explanation.index}{rather}: {explanation.score_type} "
+        f"{explanation.score:.3f}, {explanation.method} at {explanation.layer}{notes}"
+    )
+    heat = overlay = None
+    if explanation._holds(_OVERLAYS):
+        overlay = data_uri(explanation.overlay)
+    try:
+        on_image = explanation.on_image(height, width, drawing.screen_scale(height, width))
+        colors = drawing.colored(on_image, "jet")
+        heat = data_uri(drawing.png(colors))
+    except ValueError:
+        pass  # there is no array, or no place for it
+    return MapView(caption, heat, overlay)
+
+
+def _extent(message: pb.Explanation | pb.Layer, name: str) -> Extent | None:
+    return Extent.from_proto(getattr(message, name)) if message.HasField(name) else None
 
 
 def _forms_for(path: Path) -> tuple[str, ...]:

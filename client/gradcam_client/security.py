@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import grpc
 
@@ -29,11 +31,40 @@ def tls_credentials(
     """
     if (certificate is None) != (key is None):
         raise ValueError("mutual TLS needs both certificate and key; TLS alone needs neither")
-    return grpc.ssl_channel_credentials(
+    credentials = grpc.ssl_channel_credentials(
         root_certificates=_read_pem("root", root, b"CERTIFICATE-----"),
         private_key=_read_pem("key", key, b"PRIVATE KEY-----"),
         certificate_chain=_read_pem("certificate", certificate, b"CERTIFICATE-----"),
     )
+    _FILES[credentials] = TlsFiles(root, certificate, key)
+    return credentials
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """The PEM files of credentials, which unlike the credentials can be pickled.
+
+    Attributes:
+        root: As of ``tls_credentials``.
+        certificate: As of ``tls_credentials``.
+        key: As of ``tls_credentials``.
+    """
+
+    root: str | os.PathLike[str] | None
+    certificate: str | os.PathLike[str] | None
+    key: str | os.PathLike[str] | None
+
+    @staticmethod
+    def of(credentials: object) -> "TlsFiles | None":
+        """Returns the files of credentials, or None if ``tls_credentials`` did not make them."""
+        return _FILES.get(credentials) if isinstance(credentials, grpc.ChannelCredentials) else None
+
+    def read(self) -> grpc.ChannelCredentials:
+        """Reads the files, as ``tls_credentials`` does."""
+        return tls_credentials(self.root, self.certificate, self.key)
+
+
+_FILES: WeakKeyDictionary[grpc.ChannelCredentials, TlsFiles] = WeakKeyDictionary()
 
 
 def _read_pem(name: str, path: str | os.PathLike[str] | None, label: bytes) -> bytes | None:
@@ -62,6 +93,9 @@ class token_from_file:  # noqa: N801 - users call it like a function
         self._path = Path(path)
         self._read: tuple[object, str] = (None, "")
         bearer(self())
+
+    def __reduce__(self) -> tuple[type["token_from_file"], tuple[Path]]:
+        return token_from_file, (self._path,)  # not the token
 
     def __call__(self) -> str:
         """Returns the token."""

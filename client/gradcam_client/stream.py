@@ -12,7 +12,7 @@ import heapq
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, Literal, NoReturn, TypeAlias
 
 import grpc
 
@@ -29,27 +29,52 @@ _AT_ONCE = -math.inf
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Outcome:
-    """The result or the error of one image of a stream.
+class Explained:
+    """The result of one image of a stream.
 
     Attributes:
         source: The image as it was given.
-        result: The answer, or None.
-        error: None, or the reason why there is no answer: a ``GradCamError`` of the server or
-            the connection; ``OSError``, ``TypeError`` or ``ValueError`` for an image that
-            could not be sent.
+        result: The answer.
+        ok: True.
+        error: None.
     """
 
     source: ImageInput
-    result: ImageExplanation | None
-    error: ImageError | None
+    result: ImageExplanation
+    ok: ClassVar[Literal[True]] = True
+    error: ClassVar[None] = None
 
     def unwrap(self) -> ImageExplanation:
-        """Returns the result, or raises the error."""
-        if self.error is not None:
-            raise self.error
-        assert self.result is not None
+        """Returns the result."""
         return self.result
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Failed:
+    """The error of one image of a stream.
+
+    Attributes:
+        source: The image as it was given.
+        error: The reason why there is no answer: a ``GradCamError`` of the server or the
+            connection; ``OSError``, ``TypeError`` or ``ValueError`` for an image that could not
+            be sent.
+        ok: False.
+        result: None.
+    """
+
+    source: ImageInput
+    error: ImageError
+    ok: ClassVar[Literal[False]] = False
+    result: ClassVar[None] = None
+
+    def unwrap(self) -> NoReturn:
+        """Raises the error."""
+        raise self.error
+
+
+Outcome: TypeAlias = Explained | Failed
+"""What became of one image of a stream: ``if outcome.ok`` tells ``Explained`` from ``Failed``, for
+type checkers, too."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,7 +180,7 @@ class StreamLedger:
 
     def take_failed(self, source: ImageInput, error: ImageError) -> None:
         """Takes the next image, which cannot be sent, and its error."""
-        self._outcomes[self._taken] = Outcome(source, None, error)
+        self._outcomes[self._taken] = Failed(source, error)
         self._taken += 1
 
     def end_input(self, error: BaseException | None = None) -> None:
@@ -209,14 +234,15 @@ class StreamLedger:
             )
         del self._in_flight[answer.correlation_id]
         if answer.HasField("response"):
-            self._settle(image, result=ImageExplanation.from_response(answer.response))
+            source = self._unanswered[image].source
+            self._settle(image, ImageExplanation.from_response(answer.response, source))
             return None
         error = from_status(answer.error)
         entry = self._unanswered[image]
         entry.failures += 1
         pause_s = self._policy.pause_s(error, entry.failures, self._timeout_s)
         if pause_s is None:
-            self._settle(image, error=error)
+            self._settle(image, error)
         else:
             self._wait(image, now + pause_s)
         return None
@@ -241,7 +267,7 @@ class StreamLedger:
         elif error.retryable or not lost:
             self._fail_all(error)
         elif len(lost) == 1:
-            self._settle(lost.pop(), error=error)
+            self._settle(lost.pop(), error)
         else:
             self._suspects |= lost
         for image in lost & self._unanswered.keys():
@@ -275,22 +301,18 @@ class StreamLedger:
     def _wait(self, image: int, not_before: float) -> None:
         heapq.heappush(self._waiting, (not_before, image))
 
-    def _settle(
-        self,
-        image: int,
-        *,
-        result: ImageExplanation | None = None,
-        error: GradCamError | None = None,
-    ) -> None:
+    def _settle(self, image: int, answer: ImageExplanation | GradCamError) -> None:
         source = self._unanswered.pop(image).source
         self._suspects.discard(image)
-        if error is not None:
-            error.request_id = self._request_id
-        self._outcomes[image] = Outcome(source, result, error)
+        if isinstance(answer, GradCamError):
+            answer.request_id = self._request_id
+            self._outcomes[image] = Failed(source, answer)
+        else:
+            self._outcomes[image] = Explained(source, answer)
 
     def _fail_all(self, error: GradCamError) -> None:
         for image in tuple(self._unanswered):
-            self._settle(image, error=error)
+            self._settle(image, error)
         self._waiting.clear()
         self._in_flight.clear()
         self._breaks = 0

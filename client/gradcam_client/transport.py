@@ -209,14 +209,6 @@ def check_images(images: object) -> None:
         raise TypeError("explain_stream takes an iterable of images; explain takes one image")
 
 
-def not_picklable(client: object) -> TypeError:
-    """Returns the error of a client that is pickled or copied."""
-    return TypeError(
-        f"{type(client).__name__} cannot be pickled or copied: its connections belong to this "
-        "process; make one in each process, for instance in the initializer of a pool"
-    )
-
-
 def serving_status(response: health_pb2.HealthCheckResponse) -> str:
     """Returns the name of a health status, such as "SERVING"."""
     return health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)

@@ -27,7 +27,7 @@ _OPTIONS: Sequence[dict[str, Any]] = (
     {"classes": [285, "espresso"], "priority": 9},
     {"heatmaps": [GrayPng(), OverlayJpeg()]},
     {"method": "hirescam", "resize": "letterbox"},
-    {"method": "integrated-gradients", "pass_count": 4},
+    {"method": "integrated-gradients", "passes": 4},
     {"resize": "center-crop", "heatmaps": [Raw()]},
 )
 
@@ -109,7 +109,7 @@ def _good() -> list[Case]:
         images[f"1 x 1 {name}"] = _encode("png", np.full((1, 1, 3), color, np.uint8))
     images["3 x 2 noise"] = np.random.default_rng(0).integers(0, 256, (2, 3, 3), np.uint8)
     return [
-        Case(name, _message(image, include_logits=True, **_OPTIONS[number % len(_OPTIONS)]))
+        Case(name, _message(image, logits=True, **_OPTIONS[number % len(_OPTIONS)]))
         for number, (name, image) in enumerate(images.items())
     ]
 
@@ -126,7 +126,7 @@ def _bad() -> list[Case]:
         "empty": b"",
     }
     missing = {
-        "unknown layer": _message(photo, layer="nowhere"),
+        "unknown layers": _message(photo, layers="nowhere"),
         "unknown model": _message(photo, model="nobody"),
     }
     return [

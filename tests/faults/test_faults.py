@@ -187,7 +187,7 @@ def test_a_client_that_does_not_read_harms_only_itself(
     total, size = 600, 256
     rng = np.random.default_rng(0)
     request = build_request(
-        rng.integers(0, 256, (size, size, 3), np.uint8), heatmaps=[ImageArray()], prediction_count=0
+        rng.integers(0, 256, (size, size, 3), np.uint8), heatmaps=[ImageArray()], predictions=0
     )
     taken = 0
 

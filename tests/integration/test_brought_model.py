@@ -76,10 +76,10 @@ def test_a_nested_model_is_served_by_path_names_and_labels(model_file: Path, pho
             expected = expected_map(model_file, photo, 1)
             scale = np.abs(expected).max()
             np.testing.assert_allclose(default.heatmap, expected, rtol=1e-3, atol=1e-4 * scale)
-            by_name = client.explain(photo, classes=["dog"], layer="out_relu").explanations[0]
+            by_name = client.explain(photo, classes=["dog"], layers="out_relu").explanations[0]
             assert by_name.layer == LAYER
             np.testing.assert_array_equal(by_name.heatmap, default.heatmap)
-            deeper = client.explain(photo, layer="block_6_expand_relu").explanations[0]
+            deeper = client.explain(photo, layers="block_6_expand_relu").explanations[0]
             assert deeper.layer == "mobilenetv2/block_6_expand_relu"
             probabilities = [p.probability for p in client.explain(photo).predictions]
             assert sum(probabilities) == pytest.approx(1, abs=1e-5)

@@ -33,7 +33,7 @@ def test_all_devices_compute_and_all_answers_are_right(model: Path, compiler: st
         with Client(server.address) as client, ThreadPoolExecutor(16) as pool:
 
             def ask(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-                answer = client.explain(image, heatmaps=[Raw()], include_logits=True)
+                answer = client.explain(image, heatmaps=[Raw()], logits=True)
                 assert answer.logits is not None
                 return answer.logits, answer.explanations[0].heatmap
 

@@ -72,7 +72,7 @@ def areas(
 ) -> tuple[float, float]:
     curves = []
     for images in (deletion_images, insertion_images):
-        outcomes = client.explain_stream(images(image, heatmap), top_k=0, include_logits=True)
+        outcomes = client.explain_stream(images(image, heatmap), top_k=0, logits=True)
         logits = np.array([outcome.unwrap().logits for outcome in outcomes], np.float32)
         exponential = np.exp(logits - logits.max(axis=1, keepdims=True))
         curves.append(auc((exponential / exponential.sum(axis=1, keepdims=True))[:, index]))

@@ -45,7 +45,7 @@ def test_a_server_runs_an_export_without_tensorflow(
         try:
             server.wait_ready()
             with Client(server.address) as client:
-                found.append(client.explain(image, heatmaps=[Raw()], top_k=2, include_logits=True))
+                found.append(client.explain(image, heatmaps=[Raw()], top_k=2, logits=True))
                 if len(found) == 1:
                     maps = Path(f"/proc/{server.engines()[0].pid}/maps").read_text()
                     assert "libtensorflow" not in maps

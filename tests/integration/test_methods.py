@@ -83,10 +83,10 @@ def test_mixed_methods_scores_and_layers_are_each_answered_right(
     kinds: list[dict[str, Any]] = [
         *({"method": method} for method in ONE_PASS),
         {"classes": [(285, 281), 282], "method": "hirescam"},
-        {"classes": [281], "score_type": "probability"},
-        {"layer": LAYERS, "method": "layercam", "classes": [285]},
-        {"layer": LAYERS, "method": "layercam", "layer_fusion": "layercam"},
-        {"layer": "block5c_add", "top_k": 3},
+        {"classes": [281], "score": "probability"},
+        {"layers": LAYERS, "method": "layercam", "classes": [285]},
+        {"layers": LAYERS, "method": "layercam", "fusion": "layercam"},
+        {"layers": "block5c_add", "top_k": 3},
     ]
     photos = [images / f"{name}.jpg" for name in ("cat", "espresso", "astronaut")]
     rng = random.Random(1)
@@ -112,7 +112,7 @@ def test_mixed_methods_scores_and_layers_are_each_answered_right(
 def test_what_was_named_is_warm(client: Client, cat_jpeg: bytes) -> None:
     """With ``--warm`` the first request does not compile."""
     one = client.explain(cat_jpeg, method="layercam")
-    other = client.explain(cat_jpeg, method="layercam", layer=LAYERS, layer_fusion="layercam")
+    other = client.explain(cat_jpeg, method="layercam", layers=LAYERS, fusion="layercam")
     assert one.stats.compile_us == other.stats.compile_us == 0
     assert set(LAYERS) <= set(client.get_model().compiled_layers)
 
@@ -131,12 +131,12 @@ def test_methods_coincide_where_the_head_is_linear(client: Client, cat_jpeg: byt
 def test_fused_layers_are_one_fine_map(client: Client, cat_jpeg: bytes) -> None:
     """LayerCAM's fusion has the highest layer resolution and values from 0 to 1."""
     (fused,) = client.explain(
-        cat_jpeg, layer=LAYERS, method="layercam", layer_fusion="layercam"
+        cat_jpeg, layers=LAYERS, method="layercam", fusion="layercam"
     ).explanations
     assert fused.layer == " + ".join(LAYERS)
     assert fused.heatmap.shape == (28, 28)
     assert fused.raw_max <= 1
-    apart = client.explain(cat_jpeg, layer=LAYERS, method="layercam").explanations
+    apart = client.explain(cat_jpeg, layers=LAYERS, method="layercam").explanations
     assert [one.layer for one in apart] == LAYERS
     assert [one.heatmap.shape for one in apart] == [(28, 28), (14, 14), (7, 7)]
 
@@ -147,9 +147,7 @@ def test_integrated_gradients_are_complete(client: Client, cat_jpeg: bytes) -> N
     The negative part of a contrast's map is the positive part of the opposite contrast's.
     """
     contrasts = [(285, 967), (967, 285)]
-    result = client.explain(
-        cat_jpeg, method="integrated-gradients", pass_count=256, classes=contrasts
-    )
+    result = client.explain(cat_jpeg, method="integrated-gradients", passes=256, classes=contrasts)
     assert result.stats.pass_count == 257
     positive, negative = result.explanations
     assert positive.layer == "pixels"
@@ -165,10 +163,10 @@ def test_integrated_gradients_are_complete(client: Client, cat_jpeg: bytes) -> N
     ("options", "passes"),
     [
         ({"method": "scorecam"}, 66),
-        ({"method": "scorecam", "pass_count": 20}, 22),
-        ({"method": "scorecam", "pass_count": 20, "layer": LAYERS[1:]}, 42),
-        ({"method": "gradcam", "smooth_grad": SmoothGrad(6)}, 7),
-        ({"method": "layercam", "smooth_grad": SmoothGrad(4), "layer": LAYERS}, 5),
+        ({"method": "scorecam", "passes": 20}, 22),
+        ({"method": "scorecam", "passes": 20, "layers": LAYERS[1:]}, 42),
+        ({"method": "gradcam", "smooth": SmoothGrad(6)}, 7),
+        ({"method": "layercam", "smooth": SmoothGrad(4), "layers": LAYERS}, 5),
     ],
 )
 def test_methods_of_many_passes_see_the_cat(
@@ -194,7 +192,7 @@ def test_progress_is_told(request: pytest.FixtureRequest, cat_jpeg: bytes, place
     """Completed passes grow up to the total, before the answer."""
     told: list[Progress] = []
     (outcome,) = request.getfixturevalue(place).explain_stream(
-        [cat_jpeg], method="scorecam", pass_count=250, on_progress=told.append
+        [cat_jpeg], method="scorecam", passes=250, on_progress=told.append
     )
     assert outcome.unwrap().stats.pass_count == 252
     completed = [one.completed_passes for one in told]
@@ -207,11 +205,10 @@ def test_many_passes_never_starve_one_pass(
     client: Client, server: RunningServer, cat_jpeg: bytes
 ) -> None:
     """Twenty one-pass requests, one after the other, overtake two requests of 128 passes."""
-    client.explain(cat_jpeg, method="scorecam", pass_count=1)  # compiled
+    client.explain(cat_jpeg, method="scorecam", passes=1)  # compiled
     with ThreadPoolExecutor(2) as pool:
         heavy = [
-            pool.submit(client.explain, cat_jpeg, method="scorecam", pass_count=128)
-            for _ in range(2)
+            pool.submit(client.explain, cat_jpeg, method="scorecam", passes=128) for _ in range(2)
         ]
         time.sleep(0.2)
         for _ in range(20):
@@ -224,21 +221,21 @@ def test_many_passes_never_starve_one_pass(
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"method": "scorecam", "pass_count": 257}, InvalidRequestError, "257 passes.*1 to 256"),
+        ({"method": "scorecam", "passes": 257}, InvalidRequestError, "257 passes.*1 to 256"),
         (
-            {"method": "scorecam", "layer": LAYERS, "pass_count": 90},
+            {"method": "scorecam", "layers": LAYERS, "passes": 90},
             InvalidRequestError,
             "270 pass",
         ),
-        ({"pass_count": 9}, InvalidRequestError, "pass_count is for"),
-        ({"smooth_grad": SmoothGrad(1000)}, InvalidRequestError, "1000 passes"),
-        ({"smooth_grad": SmoothGrad(4, 2.0)}, InvalidRequestError, "must be 0 to 1"),
+        ({"passes": 9}, InvalidRequestError, "pass_count is for"),
+        ({"smooth": SmoothGrad(1000)}, InvalidRequestError, "1000 passes"),
+        ({"smooth": SmoothGrad(4, 2.0)}, InvalidRequestError, "must be 0 to 1"),
         (
-            {"method": "scorecam", "smooth_grad": SmoothGrad(4)},
+            {"method": "scorecam", "smooth": SmoothGrad(4)},
             InvalidRequestError,
             "SmoothGrad is for one-pass methods",
         ),
-        ({"layer": ["top_activation", "nope"]}, NotFoundError, "no layer 'nope'"),
+        ({"layers": ["top_activation", "nope"]}, NotFoundError, "no layer 'nope'"),
         ({"classes": [(285, "nonsense")]}, InvalidRequestError, "unknown class 'nonsense'"),
     ],
 )
@@ -253,26 +250,24 @@ def test_what_cannot_be_explained_is_refused(
 def test_saturated_probabilities_are_flagged(client: Client, images: Path) -> None:
     """A probability whose gradient is lost in rounding is flagged; the logit is not."""
     flat = np.zeros((32, 32, 3), np.uint8)
-    (unlikely,) = client.explain(flat, classes=[967], score_type="probability").explanations
+    (unlikely,) = client.explain(flat, classes=[967], score="probability").explanations
     (logit,) = client.explain(flat, classes=[967]).explanations
     probability = unlikely.score
     assert unlikely.saturated == (probability * (1 - probability) < 1e-5)
     assert not logit.saturated
-    (cat,) = client.explain(
-        images / "cat.jpg", classes=[285], score_type="probability"
-    ).explanations
+    (cat,) = client.explain(images / "cat.jpg", classes=[285], score="probability").explanations
     assert not cat.saturated
     assert cat.score == pytest.approx(0.82, abs=0.02)
 
 
 def kinds_of_requests() -> Iterator[dict[str, Any]]:
     """Yields requests to models that the test has as an export for XLA, too."""
-    yield {"top_k": 2, "include_logits": True, "prediction_count": 1000}
+    yield {"top_k": 2, "logits": True, "predictions": 1000}
     yield {"classes": [(285, 281), 967], "resize": "letterbox"}
     for options in (
         {"method": "layercam"},
-        {"layer": "block6d_add"},
-        {"layer": "block6d_add", "method": "hirescam", "score_type": "probability"},
+        {"layers": "block6d_add"},
+        {"layers": "block6d_add", "method": "hirescam", "score": "probability"},
     ):
         yield {**options, "classes": [281, 282]}
     # The small network's export has all methods, which unit tests compare.
@@ -280,11 +275,11 @@ def kinds_of_requests() -> Iterator[dict[str, Any]]:
         *(("gradcam++", "logit"), ("finercam", "probability")),
         *(("eigengradcam", "probability"), ("hirescam", "logit")),
     ):
-        options = {"method": method, "score_type": score}
-        yield {"model": "small", "layer": list(SMALL_LAYERS), **options}
-    yield {"model": "small", "smooth_grad": SmoothGrad(4), "top_k": 2}
-    yield {"model": "small", "method": "scorecam", "pass_count": 6}
-    yield {"model": "small", "method": "integrated-gradients", "pass_count": 8}
+        options = {"method": method, "score": score}
+        yield {"model": "small", "layers": list(SMALL_LAYERS), **options}
+    yield {"model": "small", "smooth": SmoothGrad(4), "top_k": 2}
+    yield {"model": "small", "method": "scorecam", "passes": 6}
+    yield {"model": "small", "method": "integrated-gradients", "passes": 8}
 
 
 def assert_agrees(ours: ImageExplanation, theirs: ImageExplanation, said: str) -> None:

@@ -49,7 +49,7 @@ def traffic(server: RunningServer, images: Path) -> Client:
     """Two unary requests, three of a stream (one invalid), one for an unknown model."""
     with Client(server.address) as client:
         for _ in range(2):
-            client.explain(images / "cat.jpg", smooth_grad=SmoothGrad(2))
+            client.explain(images / "cat.jpg", smooth=SmoothGrad(2))
         list(client.explain_stream([images / "cat.jpg", b"no image", images / "espresso.jpg"]))
         with pytest.raises(NotFoundError):
             client.explain(images / "cat.jpg", model="nobody")

@@ -156,7 +156,7 @@ def test_it_answers_what_our_own_client_is_answered(
     """Pixels and files give the same logits, probabilities and heat map as over gradcam.v1."""
     inputs = files(cat_jpeg) if encoded else pixels(cat)
     answer = oip.infer(MODEL, inputs, request_id="seven")
-    expected = client.explain(cat_jpeg if encoded else cat, include_logits=True)
+    expected = client.explain(cat_jpeg if encoded else cat, logits=True)
     assert expected.logits is not None
     assert answer.get_response().id == "seven"
     assert_close(answer.as_numpy("logits"), expected.logits[None])
@@ -200,7 +200,7 @@ def test_parameters_choose_class_method_and_layer(
     layercam = client.explain(cat, method="layercam").explanations[0].heatmap
     assert_close(heatmap(method="layercam"), layercam)
     assert not np.allclose(heatmap(), layercam, rtol=0.1)
-    layer = client.explain(cat, layer="block6d_add").explanations[0].heatmap
+    layer = client.explain(cat, layers="block6d_add").explanations[0].heatmap
     assert_close(heatmap(layer="block6d_add"), layer)
 
 

@@ -186,7 +186,7 @@ def test_resize_modes_see_the_cat_and_cover_the_whole_image(
 
 def test_logits_come_when_asked_for(client: Client, cat_jpeg: bytes) -> None:
     """Logits agree with the probabilities and the score."""
-    result = client.explain(cat_jpeg, include_logits=True, prediction_count=1000)
+    result = client.explain(cat_jpeg, logits=True, predictions=1000)
     assert result.logits is not None
     assert result.logits.shape == (1000,)
     assert result.explanations[0].score == pytest.approx(result.logits.max())
@@ -227,7 +227,7 @@ def test_a_layer_that_is_not_warm_is_compiled_at_first_use(
     server: RunningServer, client: Client, cat_jpeg: bytes
 ) -> None:
     """Any candidate layer can be explained; the compile time and the counter show its cost."""
-    cold: dict[str, Any] = {"model": "small", "layer": "conv1", "classes": [2]}
+    cold: dict[str, Any] = {"model": "small", "layers": "conv1", "classes": [2]}
     before = client.get_model("small").compilation_count
     first = client.explain(cat_jpeg, **cold, timeout_s=120)
     assert first.explanations[0].heatmap.shape == (SIZE // 2, SIZE // 2)
@@ -250,11 +250,11 @@ def test_a_layer_that_is_not_warm_is_compiled_at_first_use(
         ({"classes": list(range(6))}, InvalidRequestError, "may have 5"),
         ({"top_k": 6}, InvalidRequestError, "must be 0 to 5"),
         ({"model": "vgg16"}, NotFoundError, "this server has: efficientnet-lite0"),
-        ({"layer": "conv9"}, NotFoundError, "no layer 'conv9'; the default is 'top_activation'"),
-        ({"layer": "avg_pool"}, InvalidRequestError, "has no positions"),
+        ({"layers": "conv9"}, NotFoundError, "no layer 'conv9'; the default is 'top_activation'"),
+        ({"layers": "avg_pool"}, InvalidRequestError, "has no positions"),
         ({"heatmaps": [OverlayPng(alpha=1.5)]}, InvalidRequestError, "alpha is 1.5.*0 to 1"),
         ({"heatmaps": [OverlayJpeg(quality=0)]}, InvalidRequestError, "must be 1 to 100"),
-        ({"prediction_count": -1}, InvalidRequestError, "must not be negative"),
+        ({"predictions": -1}, InvalidRequestError, "must not be negative"),
     ],
 )
 def test_bad_options_get_clear_errors(
@@ -408,7 +408,7 @@ def test_nothing_is_compiled_for_requests_of_warm_graphs(
     kinds: list[dict[str, Any]] = [
         *({"classes": [index]} for index in range(CLASSES)),
         *({"top_k": count, "heatmaps": [Raw(), OverlayJpeg()]} for count in range(6)),
-        *({"resize": "letterbox"}, {"resize": "center-crop", "include_logits": True}),
+        *({"resize": "letterbox"}, {"resize": "center-crop", "logits": True}),
     ]
     photos = [images / "cat.jpg", images / "espresso.jpg"]
     counted, witnessed = client.get_model("small").compilation_count, compilations(server)

@@ -238,7 +238,7 @@ class Prediction(_message.Message):
     def __init__(self, class_index: _Optional[int] = ..., class_name: _Optional[str] = ..., probability: _Optional[float] = ..., logit: _Optional[float] = ...) -> None: ...
 
 class Explanation(_message.Message):
-    __slots__ = ("class_index", "class_name", "score", "layer", "method", "raw_min", "raw_max", "degenerate", "heatmaps", "score_type", "saturated", "against_class_index", "against_class_name", "extent")
+    __slots__ = ("class_index", "class_name", "score", "layer", "method", "raw_min", "raw_max", "degenerate", "heatmaps", "score_type", "saturated", "against_class_index", "against_class_name", "extent", "image_extent")
     CLASS_INDEX_FIELD_NUMBER: _ClassVar[int]
     CLASS_NAME_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
@@ -253,6 +253,7 @@ class Explanation(_message.Message):
     AGAINST_CLASS_INDEX_FIELD_NUMBER: _ClassVar[int]
     AGAINST_CLASS_NAME_FIELD_NUMBER: _ClassVar[int]
     EXTENT_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_EXTENT_FIELD_NUMBER: _ClassVar[int]
     class_index: int
     class_name: str
     score: float
@@ -267,7 +268,8 @@ class Explanation(_message.Message):
     against_class_index: int
     against_class_name: str
     extent: Extent
-    def __init__(self, class_index: _Optional[int] = ..., class_name: _Optional[str] = ..., score: _Optional[float] = ..., layer: _Optional[str] = ..., method: _Optional[_Union[Method, str]] = ..., raw_min: _Optional[float] = ..., raw_max: _Optional[float] = ..., degenerate: bool = ..., heatmaps: _Optional[_Iterable[_Union[Heatmap, _Mapping]]] = ..., score_type: _Optional[_Union[ScoreType, str]] = ..., saturated: bool = ..., against_class_index: _Optional[int] = ..., against_class_name: _Optional[str] = ..., extent: _Optional[_Union[Extent, _Mapping]] = ...) -> None: ...
+    image_extent: Extent
+    def __init__(self, class_index: _Optional[int] = ..., class_name: _Optional[str] = ..., score: _Optional[float] = ..., layer: _Optional[str] = ..., method: _Optional[_Union[Method, str]] = ..., raw_min: _Optional[float] = ..., raw_max: _Optional[float] = ..., degenerate: bool = ..., heatmaps: _Optional[_Iterable[_Union[Heatmap, _Mapping]]] = ..., score_type: _Optional[_Union[ScoreType, str]] = ..., saturated: bool = ..., against_class_index: _Optional[int] = ..., against_class_name: _Optional[str] = ..., extent: _Optional[_Union[Extent, _Mapping]] = ..., image_extent: _Optional[_Union[Extent, _Mapping]] = ...) -> None: ...
 
 class Extent(_message.Message):
     __slots__ = ("top_px", "left_px", "height_px", "width_px")

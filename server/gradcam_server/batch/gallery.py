@@ -201,23 +201,23 @@ class _Pictures:
         if len(source) >= inputs["count"]:
             self._source = source
 
-    def of(self, row: RowValues) -> bytes:
-        """Returns a JPEG: the overlay, or only the map if the image cannot be read."""
-        overlay = None
+    def of(self, row: RowValues) -> list[tuple[str, bytes]]:
+        """Returns JPEGs and what they show: the image and the overlay, or only the map."""
+        image, overlay = self._read(row), None
         if row["overlay"] and (self._folder / row["overlay"]).is_file():
             data = np.fromfile(self._folder / row["overlay"], np.uint8)
             overlay = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        if overlay is None and image is not None:
+            overlay = self._draw(row, image)
         if overlay is None:
-            overlay = self._draw(row)
-        if overlay is None:
-            overlay = _map_only(unpack(row))
-        scale = _SIDE / max(overlay.shape[:2])
-        if scale < 1:
-            size = max(1, round(overlay.shape[1] * scale)), max(1, round(overlay.shape[0] * scale))
-            overlay = cv2.resize(overlay, size, interpolation=cv2.INTER_AREA)
-        return bytes(cv2.imencode(".jpg", overlay)[1])
+            return [("heat map", _jpeg(_map_only(unpack(row))))]
+        pictures = [("heat map over the image", _jpeg(np.asarray(overlay)))]
+        if image is not None:
+            pictures.insert(0, ("image", _jpeg(image[..., ::-1])))
+        return pictures
 
-    def _draw(self, row: RowValues) -> NDArray[np.uint8] | None:
+    def _read(self, row: RowValues) -> NDArray[np.uint8] | None:
+        """Returns the image of a row, uint8 RGB (H, W, 3), or None if it cannot be read."""
         if self._source is None:
             return None
         index = row["index"]
@@ -225,14 +225,36 @@ class _Pictures:
         if item.id != row["id"]:
             return None
         try:
-            image = decode_image(item.load(), _MAX_PIXELS)
+            return decode_image(item.load(), _MAX_PIXELS)
         except (OSError, ValueError, InvalidRequestError):
             return None
+
+    def _draw(self, row: RowValues, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Returns the heat map of a row over its image, uint8 BGR (H, W, 3)."""
         _, placement = fit(image, _INPUT, self._mode)
         values = unpack(row)
         form = HeatmapForm(HeatmapFormat.OVERLAY_PNG)
         (overlay,) = render(values, image, placement, [form]).heatmaps
         return np.asarray(cv2.imdecode(np.frombuffer(overlay.data, np.uint8), cv2.IMREAD_COLOR))
+
+
+def _jpeg(picture: NDArray[np.uint8]) -> bytes:
+    """Returns a JPEG of a BGR picture, reduced to ``_SIDE`` pixels."""
+    scale = _SIDE / max(picture.shape[:2])
+    if scale < 1:
+        size = max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale))
+        picture = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return bytes(cv2.imencode(".jpg", picture)[1])
+
+
+def _scale() -> str:
+    """Returns the colours of the maps, from no heat to the maximum of each map."""
+    colors = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[None], cv2.COLORMAP_JET)
+    bar = base64.b64encode(_jpeg(np.asarray(np.repeat(colors, 12, axis=0), np.uint8))).decode()
+    return (
+        f'<p class=scale>0 <img alt="colours from blue to red" src="data:image/jpeg;base64,{bar}"> '
+        "maximum of the map, below each picture</p>"
+    )
 
 
 def _map_only(values: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -245,8 +267,9 @@ def _map_only(values: NDArray[np.float32]) -> NDArray[np.uint8]:
 _STYLE = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; }
 section div { display: flex; flex-wrap: wrap; gap: 1em; }
-figure { margin: 0; width: 15em; overflow-wrap: anywhere; }
-img { width: 100%; }
+figure { margin: 0; width: 30em; max-width: 100%; overflow-wrap: anywhere; }
+figure img { width: 49%; }
+.scale img { width: 12em; height: 1em; vertical-align: middle; }
 figcaption { font-size: 85%; }
 table { border-collapse: collapse; font-size: 85%; }
 td { border-top: 1px solid #ccc; padding: .2em 1em .2em 0; overflow-wrap: anywhere; }
@@ -277,13 +300,6 @@ def _page(
         f"<title>{_text(folder.name)}</title><style>{_STYLE}</style></head><body>",
         f"<h1>{_text(folder.name)}</h1><p>{_text(facts)}</p>",
     ]
-    for section, rows in zip(SECTIONS, chosen, strict=True):
-        if rows:
-            parts += [
-                f"<section><h2>{section.title}</h2><p>{section.explanation}</p><div>",
-                *(_figure(section, value, row, pictures) for value, row in rows),
-                "</div></section>",
-            ]
     if errors:
         more = f" (the first {len(errors)})" if failed > len(errors) else ""
         parts.append(f"<section><h2>Errors{more}</h2><table>")
@@ -292,19 +308,39 @@ def _page(
             for row in errors
         ]
         parts.append("</table></section>")
+    parts.append(_scale())
+    shown: set[int] = set()
+    for section, rows in zip(SECTIONS, chosen, strict=True):
+        if rows:
+            parts += [
+                f"<section><h2>{section.title}</h2><p>{section.explanation}</p><div>",
+                *(_figure(section, value, row, pictures, shown) for value, row in rows),
+                "</div></section>",
+            ]
     return "\n".join([*parts, "</body></html>\n"])
 
 
-def _figure(section: Section, value: float, row: RowValues, pictures: _Pictures) -> str:
-    jpeg = base64.b64encode(pictures.of(row)).decode()
+def _figure(
+    section: Section, value: float, row: RowValues, pictures: _Pictures, shown: set[int]
+) -> str:
+    """Returns a figure; an image that an earlier section shows is named, and not shown again."""
+    anchor = f"image-{row['index']}"
+    if row["index"] in shown:
+        begin = f'<figure><figcaption><a href="#{anchor}"><b>{_text(row["id"])}</b></a>'
+    else:
+        shown.add(row["index"])
+        images = "\n".join(
+            f'<img alt="{what}" src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">'
+            for what, jpeg in pictures.of(row)
+        )
+        begin = f'<figure id="{anchor}">{images}<figcaption><b>{_text(row["id"])}</b>'
     best = itertools.islice(zip(row["class_name"], row["probability"], strict=True), 3)
     classes = ", ".join(f"{name or '?'} {probability:.1%}" for name, probability in best)
     number = "the map is zero" if value > 1 else f"{section.unit} {abs(value):.3f}"
     return (
-        f'<figure><img alt="{_text(row["id"])}" src="data:image/jpeg;base64,{jpeg}">'
-        f"<figcaption><b>{_text(row['id'])}</b><br>{_text(classes)}<br>"
-        f"<small>{_text(number)}; explained: {_text(row['target_name'] or row['target'])}</small>"
-        "</figcaption></figure>"
+        f"{begin}<br>{_text(classes)}<br>"
+        f"<small>{_text(number)}; explained: {_text(row['target_name'] or row['target'])}; "
+        f"maximum {unpack(row).max(initial=0):.3g}</small></figcaption></figure>"
     )
 
 

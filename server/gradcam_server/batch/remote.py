@@ -71,11 +71,11 @@ class RemoteStage(AbstractContextManager["RemoteStage"]):
             "model": model,
             "classes": [] if options.target is None else [options.target],
             "top_k": 1 if options.target is None else None,
-            "layer": options.layer,
+            "layers": options.layer,
             "method": options.method,
             "resize": options.resize,
             "heatmaps": heatmaps,
-            "prediction_count": options.top_k,
+            "predictions": options.top_k,
             "priority": priority,
         }
 
@@ -145,7 +145,7 @@ def outcome_row(item: Item, outcome: Outcome, options: ExplainOptions, servers: 
     Raises:
         StageError: The error concerns all images.
     """
-    if outcome.result is not None:
+    if outcome.ok:
         return row_of(item, outcome.result, options)
     error = outcome.error
     if not isinstance(error, GradCamError):

@@ -16,7 +16,7 @@ from gradcam_server.cli.serve import read_arguments
 if TYPE_CHECKING:
     from gradcam_server.bench.results import Results
 
-_BENCH_PACKAGES = ("psutil", "matplotlib", "PIL")
+_BENCH_PACKAGES = ("psutil", "matplotlib", "PIL", "rich")
 
 
 class _Numbers(click.ParamType[tuple[float, ...]]):

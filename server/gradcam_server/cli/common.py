@@ -1,14 +1,47 @@
 """What commands share: classes, probabilities, and errors for scripts."""
 
+import re
+from pathlib import Path
+from typing import Any, TypeAlias
+from urllib.parse import unquote, urlsplit
+
+import click
 import numpy as np
 from numpy.typing import NDArray
 
-from gradcam_client import GradCamError, ImageExplanation
+from gradcam_client import GradCamError, ImageExplanation, ImageUrl
 from gradcam_client.requests import MANY_PASS_METHODS, METHODS
 from gradcam_server.cli.errors import readable
 
 ONE_PASS_METHODS = tuple(name for name in METHODS if name not in MANY_PASS_METHODS)
 ALL_CLASSES = 2**31 - 1  # more than any model has
+
+ImageSource: TypeAlias = Path | ImageUrl
+_LINK = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+
+
+class ImageSourceType(click.ParamType[Any]):
+    """The path of an image, or an http(s) link to it. A file of such a name comes first."""
+
+    name = "image"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> ImageSource:
+        if not isinstance(value, str) or not _LINK.match(value) or Path(value).exists():
+            return Path(value)
+        try:
+            return ImageUrl(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def file_name(image: ImageSource) -> Path:
+    """Returns the path, or the last name in the path of a link, from which outputs are named."""
+    if isinstance(image, Path):
+        return image
+    link = urlsplit(image.url)
+    return Path(Path(unquote(link.path)).name or link.hostname or "image")
 
 
 def error_as_json(error: Exception | None) -> dict[str, str]:

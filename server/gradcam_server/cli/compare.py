@@ -122,9 +122,9 @@ def compare(
                 classes=targets,
                 top_k=None if targets else row_count,
                 method=method,
-                layer=layer,
+                layers=layer,
                 heatmaps=[OverlayPng(alpha, colormap)],
-                prediction_count=ALL_CLASSES,
+                predictions=ALL_CLASSES,
             )
             answers.append(outcome.unwrap())
             say_compiled(access, answers[-1])

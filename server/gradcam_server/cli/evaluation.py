@@ -135,9 +135,9 @@ class Evaluator:
             [image],
             model=self._access.requested_model,
             classes=self._classes,
-            layer=self._layer,
+            layers=self._layer,
             method=method.removeprefix(SMOOTH),
-            smooth_grad=self._smooth if method.startswith(SMOOTH) else None,
+            smooth=self._smooth if method.startswith(SMOOTH) else None,
             heatmaps=[ImageArray()],
         )
         result = outcome.unwrap()
@@ -169,7 +169,7 @@ class Evaluator:
         self, images: Iterable[NDArray[np.uint8]], index: int
     ) -> NDArray[np.float64]:
         outcomes = self._client.explain_stream(
-            images, model=self._access.requested_model, top_k=0, prediction_count=ALL_CLASSES
+            images, model=self._access.requested_model, top_k=0, predictions=ALL_CLASSES
         )
         return np.array([probabilities_of(outcome.unwrap())[index] for outcome in outcomes])
 

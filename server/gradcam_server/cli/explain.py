@@ -1,19 +1,14 @@
 """``gradcam explain``."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradcam_client import (
-    HeatmapForm,
-    OverlayJpeg,
-    OverlayPng,
-    Raw,
-    SmoothGrad,
-)
+from gradcam_client import HeatmapForm, OverlayJpeg, OverlayPng, Raw
 from gradcam_client.requests import (
     COLORMAPS,
     LAYER_FUSIONS,
@@ -21,9 +16,8 @@ from gradcam_client.requests import (
     METHODS,
     RESIZE_MODES,
     SCORE_TYPES,
-    Target,
 )
-from gradcam_server.cli.common import class_of
+from gradcam_server.cli.common import ImageSource, ImageSourceType, class_of, file_name
 from gradcam_server.cli.errors import errors_for_people
 from gradcam_server.cli.explain_output import (
     Outputs,
@@ -42,7 +36,7 @@ _OVERLAYS = {".jpg": OverlayJpeg, ".jpeg": OverlayJpeg, ".png": OverlayPng}
 
 
 @click.command(context_settings={"show_default": True})
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=Path)
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=ImageSourceType())
 @click.option(
     *("-o", "--output"),
     type=Path,
@@ -78,18 +72,18 @@ _OVERLAYS = {".jpg": OverlayJpeg, ".jpeg": OverlayJpeg, ".png": OverlayPng}
     "--method", type=click.Choice(list(METHODS)), default="gradcam", help="Explain by this method."
 )
 @click.option(
-    *("--score", "score_type"),
+    "--score",
     type=click.Choice(list(SCORE_TYPES)),
     default="logit",
     help="Explain the class's logit, or its probability (as the Keras tutorial does).",
 )
 @click.option(
-    *("--passes", "pass_count"),
+    "--passes",
     type=click.IntRange(min=1),
     help="Channels of scorecam, or steps of integrated-gradients.  [default: 64, 32]",
 )
 @click.option(
-    *("--smooth", "smooth_samples"),
+    "--smooth",
     type=click.IntRange(min=1),
     help="SmoothGrad: the mean over this many noisy copies, with any other method.",
 )
@@ -118,7 +112,7 @@ _OVERLAYS = {".jpg": OverlayJpeg, ".jpeg": OverlayJpeg, ".png": OverlayPng}
 )
 @model_access_options
 def explain(
-    images: Sequence[Path],
+    images: Sequence[ImageSource],
     classes: Sequence[str],
     top_k: int | None,
     output: Path | None,
@@ -131,7 +125,7 @@ def explain(
     layers: Sequence[str],
     fusion: str,
     method: str,
-    smooth_samples: int | None,
+    smooth: int | None,
     **options: Any,
 ) -> None:
     """Predict what is in images, and show where the model looked.
@@ -141,6 +135,8 @@ def explain(
     gradcam explain cat.jpg --class tabby --class "Egyptian cat" -o cats/
     gradcam explain cat.jpg --class tabby --against "tiger cat" --method layercam
     gradcam explain photos/*.jpg --server localhost:50051 -o overlays/ --json
+
+    An IMAGE is a file, or an http(s) link, which is downloaded within 30 seconds and 64 MiB.
 
     If an image fails, its error is printed, the others are explained, and the exit status is 1.
     """  # noqa: D301 - click reads the character \b
@@ -153,12 +149,11 @@ def explain(
         raise click.UsageError(
             "--npz holds maps of one shape: name one layer, or add --fusion layercam"
         )
-    targets: list[Target] = [class_of(name) for name in classes]
-    if against:
-        targets = [(class_of(name), class_of(against)) for name in classes]
     overlays = Outputs(output, len(images), tuple(_OVERLAYS), ".jpg", "-o")
-    many_passes = method in MANY_PASS_METHODS or smooth_samples is not None
+    many_passes = method in MANY_PASS_METHODS or smooth is not None
     counts_passes = many_passes and len(images) == 1
+    # Several results on the terminal are their own progress.
+    hides_progress = as_json or (len(images) > 1 and sys.stdout.isatty())
     numbers = Outputs(npz, len(images), (".npz",), ".npz", "--npz")
     heatmaps: list[HeatmapForm] = [Raw()]
     if output:
@@ -166,49 +161,51 @@ def explain(
     failed = False
     with (
         errors_for_people(),
-        access.open(len(images) + many_passes, len(targets) or top_k or 1) as client,
-        progress_bar(None if counts_passes else len(images), hidden=as_json) as progress,
+        access.open(len(images) + many_passes, len(classes) or top_k or 1) as client,
+        progress_bar(None if counts_passes else len(images), hidden=hides_progress) as progress,
     ):
         if not access.server:
             _show_likely_answers(images[0], client, options["resize"])
         outcomes = client.explain_stream(
             images,
             model=access.requested_model,
-            classes=targets,
+            classes=[class_of(name) for name in classes],
+            against=class_of(against) if against else None,
             top_k=top_k,
-            layer=layers,
-            layer_fusion=fusion,
+            layers=layers,
+            fusion=fusion,
             method=method,
-            smooth_grad=SmoothGrad(smooth_samples) if smooth_samples else None,
+            smooth=smooth,
             heatmaps=heatmaps,
-            prediction_count=predictions,
-            include_logits=bool(npz),
+            predictions=predictions,
+            logits=bool(npz),
             on_progress=progress.show if counts_passes else None,
             **options,
         )
-        for path, outcome in zip(images, outcomes, strict=True):
+        for image, outcome in zip(images, outcomes, strict=True):
+            path = file_name(image)
             if not counts_passes:
                 progress.advance()
-            if outcome.result is None:
+            if not outcome.ok:
                 failed = True
-                report_failure(path, outcome.error, as_json)
+                report_failure(image, outcome.error, as_json)
                 continue
             say_compiled(access, outcome.result)
             written = overlays.write(path, outcome.result) if output else []
             if npz:
                 save_arrays(numbers.path_for(path), outcome.result)
             if as_json:
-                click.echo(json.dumps(result_as_json(path, outcome.result)))
+                click.echo(json.dumps(result_as_json(image, outcome.result)))
             else:
-                print_result(path, outcome.result, written)
+                print_result(image, outcome.result, written)
     raise SystemExit(1 if failed else 0)
 
 
-def _show_likely_answers(path: Path, client: "LocalClient", resize: str) -> None:
+def _show_likely_answers(image: ImageSource, client: "LocalClient", resize: str) -> None:
     """Shows on stderr the best class by each likely preprocessing, if none is declared."""
-    answers = client.predict_by_likely_preprocessing(path, resize)
+    answers = client.predict_by_likely_preprocessing(image, resize)
     if answers:
-        click.echo(f"The model's answers for {path} by each preprocessing:", err=True)
+        click.echo(f"The model's answers for {image} by each preprocessing:", err=True)
     for answer in answers:
         click.echo(
             f"  --preprocessing {answer.preprocessing:5}  {answer.probability:7.2%}  "

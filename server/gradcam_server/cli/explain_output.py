@@ -1,7 +1,6 @@
 """The output of ``gradcam explain``: text, JSON, overlays and arrays."""
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ import numpy as np
 
 from gradcam_client import ImageExplanation
 from gradcam_client.image_files import shown
-from gradcam_server.cli.common import error_as_json
+from gradcam_server.cli.common import ImageSource, error_as_json
 from gradcam_server.cli.errors import readable
+from gradcam_server.cli.progress import say
 
 _PREDICTION = ("index", "name", "probability")
 _EXPLANATION = (
@@ -99,10 +99,10 @@ def _plain(name: str) -> str:
     return "".join(letter if letter.isalnum() else "_" for letter in name)
 
 
-def result_as_json(path: Path, result: ImageExplanation) -> dict[str, Any]:
+def result_as_json(image: ImageSource, result: ImageExplanation) -> dict[str, Any]:
     """Returns a result as JSON values, without its maps."""
     return {
-        "path": str(path),
+        "path": str(image),
         "model": result.model,
         "preprocessing": result.preprocessing,
         "preprocessing_declared": result.preprocessing_declared,
@@ -128,10 +128,10 @@ def save_arrays(path: Path, result: ImageExplanation) -> None:
     )
 
 
-def print_result(path: Path, result: ImageExplanation, written: Sequence[Path]) -> None:
+def print_result(image: ImageSource, result: ImageExplanation, written: Sequence[Path]) -> None:
     """Prints predictions, explanations, ``written`` files and times of an image."""
     size = f"{result.image_width} x {result.image_height}"
-    click.echo(f"{path} ({size}), {result.model}{_preprocessing(result)}")
+    click.echo(f"{image} ({size}), {result.model}{_preprocessing(result)}")
     for prediction in result.predictions:
         click.echo(f"  {prediction.probability:7.2%}  {prediction.index:>4}  {prediction.name}")
     for explanation in result.explanations:
@@ -167,8 +167,10 @@ def _preprocessing(result: ImageExplanation) -> str:
     return f", preprocessing {result.preprocessing}{origin}"
 
 
-def report_failure(path: Path, error: Exception | None, as_json: bool) -> None:
+def report_failure(image: ImageSource, error: Exception | None, as_json: bool) -> None:
     """Prints the error of an image to stderr, and with ``as_json`` to stdout as JSON, too."""
     if as_json:
-        click.echo(json.dumps({"path": str(path), "error": error_as_json(error)}))
-    click.echo(f"Error: {shown(path)}: {readable(str(error))}", file=sys.stderr)
+        click.echo(json.dumps({"path": str(image), "error": error_as_json(error)}))
+    name, text = shown(str(image)), readable(str(error))
+    is_named = text.startswith(name.partition("?")[0])  # as by errors of downloads
+    say(f"Error: {text}" if is_named else f"Error: {name}: {text}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import gradcam_client as client
-from gradcam_client import ImageExplanation, ModelInfo, Outcome
+from gradcam_client import Explained, Failed, ImageExplanation, ImageUrl, ModelInfo, Outcome
 from gradcam_client.errors import from_status
 from gradcam_client.requests import ImageInput, build_request
 from gradcam_client.stream import OnProgress
@@ -106,11 +106,13 @@ class LocalClient:
         while pending:
             yield self._runner.run(_result(pending.popleft()))
 
-    def predict_by_likely_preprocessing(self, image: Path, resize: str) -> list[LikelyAnswer]:
+    def predict_by_likely_preprocessing(
+        self, image: Path | ImageUrl, resize: str
+    ) -> list[LikelyAnswer]:
         """Predicts an image with each likely preprocessing, if none is declared or found.
 
         Args:
-            image: The file.
+            image: The file, or its link.
             resize: How it is resized to the model's input size: a key of ``RESIZE_MODES``.
 
         Returns:
@@ -128,7 +130,7 @@ class LocalClient:
                 ResizeMode(resize),
                 is_whole_needed=False,
             ).fitted
-        except (OSError, InvalidRequestError):
+        except (OSError, ValueError, InvalidRequestError):
             return []
         answers = self._source.answer_by_likely_preprocessing(fitted)
         return [
@@ -147,7 +149,7 @@ class LocalClient:
         try:
             request = await asyncio.to_thread(build_request, image, **options)
         except (OSError, ValueError, TypeError) as error:
-            return Outcome(image, None, error)
+            return Failed(image, error)
         progress = Progress()
         reports = asyncio.ensure_future(_report(image, progress, on_progress))
         try:
@@ -155,11 +157,11 @@ class LocalClient:
                 to_request(request), wait_for_slot=True, progress=progress
             )
         except Exception as error:  # noqa: BLE001 - as the service does
-            return Outcome(image, None, from_status(to_status(error)))
+            return Failed(image, from_status(to_status(error)))
         finally:
             reports.cancel()
         response = to_response(explained, include_logits=request.include_logits)
-        return Outcome(image, ImageExplanation.from_response(response), None)
+        return Explained(image, ImageExplanation.from_response(response, image))
 
 
 def describe_model(name: str, custom_objects: tuple[str, ...] = ()) -> ModelInfo:

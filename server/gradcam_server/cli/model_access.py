@@ -10,6 +10,7 @@ import click
 
 from gradcam_client import ImageExplanation
 from gradcam_server.cli.connection import Connection, check_server_options, connection_options
+from gradcam_server.cli.progress import say
 
 _LOCAL_BATCH_SIZES = (1, 4)
 # The options that say how a model is loaded in this process.
@@ -100,14 +101,14 @@ class ModelAccess:
 
 
 def _say_compiling(key: Any) -> None:
-    click.echo(f"compiling {key} (first use) ...", err=True)
+    say(f"compiling {key} (first use) ...")
 
 
 def say_compiled(access: ModelAccess, result: ImageExplanation) -> None:
     """Says on stderr that the server compiled a graph for this answer, if that took long."""
     seconds = result.stats.compile_us / 1e6
     if access.server and seconds >= _SLOW_COMPILE_S:
-        click.echo(f"the server took {seconds:.1f} s to compile this graph (first use)", err=True)
+        say(f"the server took {seconds:.1f} s to compile this graph (first use)")
 
 
 def _given(value: str | None) -> tuple[str, ...]:

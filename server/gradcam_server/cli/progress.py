@@ -4,70 +4,121 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 from gradcam_client import Progress as ImageProgress
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from gradcam_server.batch.schema import Row
 
 _LINE_INTERVAL_S = 30.0
 _SHOW_INTERVAL_S = 0.2
 _MIN_RATED_S = 1.0  # a rate over less time is only noise
+_CLEAR_LINE = "\r\033[K"
 
 
-def open_bar(*columns: ProgressColumn, hidden: bool = False) -> Progress:
-    """Makes a progress bar on stderr: description, bar, count, and ``columns`` or the time left."""
-    first = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    last = columns or (TimeRemainingColumn(),)
-    return Progress(*first, *last, console=Console(stderr=True), disable=hidden)
+def open_bar() -> "Progress":
+    """Makes the progress bar of benchmarks, on stderr. It needs the extra ``bench``."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+
+
+def say(text: str) -> None:
+    """Writes a line to stderr, in place of the progress bar if one stands there."""
+    click.echo(f"{_CLEAR_LINE if sys.stderr.isatty() else ''}{text}", err=True)
+
+
+def _draw(description: str, count: int) -> Any:
+    """Draws a bar on stderr, whose item is a text beside it."""
+    bar = click.progressbar(
+        length=count, label=description, file=sys.stderr, show_pos=True, item_show_func=str
+    )
+    bar.current_item = ""
+    return bar.__enter__()
 
 
 class Bar:
-    """The progress of a command over images or methods."""
+    """The progress of a command over images or methods: a bar in a terminal, otherwise lines.
 
-    def __init__(self, progress: Progress, description: str, count: int | None) -> None:
-        self._progress, self._task = progress, progress.add_task(description, total=count)
+    Args:
+        description: The text before the bar.
+        count: The number of steps; None if it is not known yet.
+        hidden: Whether to show nothing.
+        clock: Returns the time in seconds.
+    """
+
+    def __init__(
+        self,
+        description: str,
+        count: int | None,
+        *,
+        hidden: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._description, self._count, self._hidden, self._clock = (
+            *(description, count),
+            *(hidden, clock),
+        )
+        self._done, self._said_at, self._bar = 0, clock(), None
 
     def advance(self) -> None:
         """One more step is done."""
-        self._progress.advance(self._task)
+        self._done += 1
+        self._show(self._done, self._count or self._done)
 
     def show(self, passes: ImageProgress) -> None:
         """Shows how many passes of a single image are done."""
-        self._progress.update(
-            self._task, completed=passes.completed_passes, total=passes.total_passes
-        )
+        self._show(passes.completed_passes, passes.total_passes)
+
+    def close(self) -> None:
+        """Ends the bar's line."""
+        if self._bar is not None:
+            self._bar.render_finish()
+
+    def _show(self, done: int, count: int) -> None:
+        if self._hidden:
+            return
+        if not sys.stderr.isatty():
+            if self._clock() >= self._said_at + _LINE_INTERVAL_S:
+                self._said_at = self._clock()
+                say(f"{self._description}: {done:,} of {count:,}")
+            return
+        if self._bar is None:
+            self._bar = _draw(self._description, count)
+        self._bar.length = count
+        self._bar.update(done - self._bar.pos)
 
 
 @contextmanager
 def progress_bar(
     count: int | None, *, hidden: bool, description: str = "Explaining"
 ) -> Iterator[Bar]:
-    """Shows a progress bar, if there is more than one step.
+    """Shows the progress, if there is more than one step.
 
     Args:
         count: The number of steps; None if it is not known yet.
         hidden: Whether to show none in any case.
         description: The text beside the bar.
     """
-    with open_bar(hidden=hidden or count == 1) as progress:
-        yield Bar(progress, description, count)
+    with closing(Bar(description, count, hidden=hidden or count == 1)) as bar:
+        yield bar
 
 
-class _JobCounts:
+class JobCounts:
     """Counts the images and errors of a job."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -92,19 +143,22 @@ class _JobCounts:
         return (self._done - 1) / took_s if self._done > 1 and took_s > _MIN_RATED_S else None
 
 
-class JobBar(_JobCounts):
+class JobBar(JobCounts, AbstractContextManager["JobBar"]):
     """The progress of a job, updated a few times a second: showing is slower than counting."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._progress, self._shown_at = progress, 0.0
+        self._shown_at, self._bar = 0.0, None
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.render_finish()
 
     def begin(self, total: int, finished: int, errors: int) -> None:
         """The job begins."""
         super().begin(total, finished, errors)
-        self._task = self._progress.add_task(
-            "Explaining", total=total, completed=finished, errors=errors, rate="-"
-        )
+        self._bar = _draw("Explaining", total)
+        self._bar.update(finished)
 
     def advance(self, row: "Row") -> None:
         """One more image is done."""
@@ -113,11 +167,11 @@ class JobBar(_JobCounts):
         if now < self._shown_at + _SHOW_INTERVAL_S and completed < self._total:
             return
         self._shown_at, rate = now, self._rate()
-        shown = f"{rate:.1f}" if rate else "-"
-        self._progress.update(self._task, completed=completed, errors=self._errors, rate=shown)
+        shown = f"{rate:.1f} images/s, " if rate else ""
+        self._bar.update(completed - self._bar.pos, f"{shown}{self._errors} errors")
 
 
-class JobLines(_JobCounts, AbstractContextManager["JobLines"]):
+class JobLines(JobCounts, AbstractContextManager["JobLines"]):
     """The progress of a job as a line every half minute, even while no image is finished.
 
     Args:
@@ -163,17 +217,11 @@ class JobLines(_JobCounts, AbstractContextManager["JobLines"]):
             self._write(self.line())
 
 
-@contextmanager
-def job_progress(*, hidden: bool) -> Iterator[JobBar | JobLines]:
+def job_progress(*, hidden: bool) -> AbstractContextManager["JobCounts"]:
     """Shows the progress of a job: a bar in a terminal, otherwise lines."""
-    if not (hidden or sys.stderr.isatty()):
-        with JobLines() as lines:
-            yield lines
-        return
-    rate = TextColumn("{task.fields[rate]} images/s")
-    errors = TextColumn("{task.fields[errors]} errors")
-    with open_bar(rate, TimeRemainingColumn(), errors, hidden=hidden) as progress:
-        yield JobBar(progress)
+    if hidden:
+        return nullcontext(JobCounts())
+    return JobBar() if sys.stderr.isatty() else JobLines()
 
 
 def _duration(seconds: float) -> str:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Extent:
-    """A rectangle of the model's input, in its pixels; it may reach beyond the input.
+    """A rectangle of the model's input or of an image, in its pixels; it may reach beyond.
 
     Attributes:
-        top: Upper edge; 0 is the input's upper edge.
-        left: Left edge; 0 is the input's left edge.
+        top: Upper edge; 0 is the upper edge of the input or image.
+        left: Left edge; 0 is the left edge of the input or image.
         height: Height.
         width: Width.
     """

@@ -211,6 +211,7 @@ class Explanation:
         against: Index of the class that the request contrasts it with.
         against_name: Name of that class.
         extent: The part of the model's input that raw maps cover; None is the whole input.
+        image_extent: The part of the image that raw maps cover.
     """
 
     index: int
@@ -227,6 +228,7 @@ class Explanation:
     against: int | None = None
     against_name: str = ""
     extent: Extent | None = None
+    image_extent: Extent | None = None
 
 
 @dataclass

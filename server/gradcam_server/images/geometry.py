@@ -73,6 +73,17 @@ class Span:
         matrix[rows, upper] += fraction * is_covered
         return matrix
 
+    def on_image(self, start: float = 0, length: float | None = None) -> tuple[float, float]:
+        """Returns the start and the length, in pixels of the image, of a part of the input.
+
+        Args:
+            start: Start of the part, in pixels of the input.
+            length: Length of the part, in pixels of the input; None is the whole input.
+        """
+        scale = self.image_length / self.input_length
+        length = self.input_size if length is None else length
+        return self.image_start + (start - self.input_start) * scale, length * scale
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -98,6 +109,16 @@ class Placement:
         rows = self.vertical.interpolation_matrix(heatmap.shape[0], *vertical)
         columns = self.horizontal.interpolation_matrix(heatmap.shape[1], *horizontal)
         return np.asarray(rows @ heatmap @ columns.T, np.float32)
+
+    def on_image(self, extent: Extent | None = None) -> Extent:
+        """Returns a part of the model's input as a rectangle in pixels of the image.
+
+        Args:
+            extent: The part; None is the whole input.
+        """
+        top, height = self.vertical.on_image(*((extent.top, extent.height) if extent else ()))
+        left, width = self.horizontal.on_image(*((extent.left, extent.width) if extent else ()))
+        return Extent(top, left, height, width)
 
 
 def enlarge(

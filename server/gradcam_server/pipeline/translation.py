@@ -186,7 +186,7 @@ def make_answer(
         image_width=placement.horizontal.image_size,
         predictions=_predictions(output, model.labels, request.prediction_count),
         explanations=tuple(
-            _explanation(request, resolved, output, class_map, rendering)
+            _explanation(request, resolved, output, class_map, rendering, placement)
             for class_map, rendering in zip(maps, rendered, strict=True)
         ),
         logits=output.logits,
@@ -308,6 +308,7 @@ def _explanation(
     output: GraphOutput,
     class_map: ClassMap,
     rendered: RenderedMap,
+    placement: Placement,
 ) -> Explanation:
     labels, target = resolved.model.labels, class_map.target
     index, against = int(output.classes[target]), resolved.targets[target].against
@@ -328,4 +329,5 @@ def _explanation(
         against=None if against == NO_CLASS else against,
         against_name="" if against == NO_CLASS else labels.name(against),
         extent=class_map.extent,
+        image_extent=placement.on_image(class_map.extent),
     )

@@ -42,7 +42,7 @@ def ends(outcomes: Iterable[Outcome]) -> list[Any]:
 
 def test_an_image_is_explained(client: BlockingClient, server: FakeServer) -> None:
     """Options arrive at the server and its answer comes back as a result."""
-    result = client.explain(b"7", top_k=3, layer="conv5")
+    result = client.explain(b"7", top_k=3, layers="conv5")
     assert (result.model, result.top.index) == ("fake", 7)
     assert (server.requests[0].top_k, server.requests[0].layers) == (3, ["conv5"])
 

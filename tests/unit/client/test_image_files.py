@@ -21,9 +21,12 @@ MAX_MESSAGE = 200  # of which 80 characters at most are the caller's
         ("/9j/4AAQSkZJRgABAQAAAQABAAD", "base64 text of 27 characters"),
         ("A" * 5000, "base64 text of 5000 characters"),
         (f"data:image/png;base64,{PNG}", "is a data: URL, not a path"),
-        ("https://example.org/cat.jpg", "is a link, not a path; download it"),
+        (
+            "https://example.org/cat.jpg",
+            r"is a link, not a path; give ImageUrl\(link\), or down",
+        ),
         (Path("https://example.org/cat.jpg"), "'https:/example.org/cat.jpg' is a link"),
-        ("s3://bucket/" + "x" * 500 + ".jpg", "is a link"),
+        ("s3://bucket/" + "x" * 500 + ".jpg", "is a link, not a path; download it"),
         ("GIF89a\0\0", "it has a null character"),
     ],
 )

@@ -47,7 +47,7 @@ def test_defaults_leave_the_choice_to_the_server() -> None:
 
 def test_several_layers_and_contrasts_arrive() -> None:
     """A list of layers, and pairs of classes for "why a rather than b"."""
-    request = build_request(b"jpeg", layer=["conv4", "conv5"], classes=[(281, "tiger cat"), 285])
+    request = build_request(b"jpeg", layers=["conv4", "conv5"], classes=[(281, "tiger cat"), 285])
     assert list(request.layers) == ["conv4", "conv5"]
     contrast, alone = request.targets
     assert (contrast.class_index, contrast.against_class_name) == (281, "tiger cat")
@@ -61,14 +61,14 @@ def test_every_option_arrives() -> None:
         model="resnet50",
         classes=[281, np.int64(285), "tabby"],  # type: ignore[list-item]
         top_k=0,
-        layer="conv5",
+        layers="conv5",
         method="layercam",
-        score_type="probability",
-        layer_fusion="layercam",
+        score="probability",
+        fusion="layercam",
         resize="letterbox",
         heatmaps=[OverlayPng(alpha=0, colormap="viridis")],
-        prediction_count=0,
-        include_logits=True,
+        predictions=0,
+        logits=True,
     )
     assert (request.model, list(request.layers)) == ("resnet50", ["conv5"])
     assert request.method == pb.METHOD_LAYER_CAM

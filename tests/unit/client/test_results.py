@@ -139,7 +139,7 @@ def test_a_form_that_is_not_there_is_not_saved(result: ImageExplanation, tmp_pat
 def test_an_answer_may_hold_nothing() -> None:
     """Without predictions or explanations the errors of the shortcuts say why."""
     empty = ImageExplanation.from_response(pb.ExplainImageResponse())
-    with pytest.raises(ValueError, match="prediction_count"):
+    with pytest.raises(ValueError, match="predictions=0"):
         _ = empty.top
     with pytest.raises(ValueError, match="top_k"):
         empty.save("out.jpg")

@@ -1,6 +1,7 @@
 """Tokens, TLS, request ids and traces, with either client."""
 
 import os
+import pickle
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import grpc
 import pytest
 
 from gradcam_client import (
+    Client,
     GradCamError,
     NotFoundError,
     PermissionDeniedError,
@@ -257,6 +259,22 @@ def test_mutual_tls(connect: Connect, secure: FakeServer, pki: Path, retry: Retr
         pytest.raises(UnavailableError),
     ):
         client.explain(b"7")
+
+
+def test_a_pickled_client_reads_its_files_again(
+    secure: FakeServer, pki: Path, tmp_path: Path
+) -> None:
+    """It carries the paths of its certificates and token, neither the key nor the token."""
+    (tmp_path / "token").write_text("secret-token")
+    tls = tls_credentials(pki / "server.pem", pki / "client.pem", pki / "client.key")
+    token = token_from_file(tmp_path / "token")
+    with Client(secure.target, credentials=tls, token=token) as client:
+        sent = pickle.dumps(client)
+    for secret in ((pki / "client.key").read_bytes().split()[5], b"secret-token"):
+        assert secret not in sent
+    with pickle.loads(sent) as again:
+        assert again.explain(b"7").top.index == 7
+    assert secure.metadata[-1]["authorization"] == "Bearer secret-token"
 
 
 @pytest.mark.parametrize(

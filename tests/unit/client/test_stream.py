@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_client import (
     DeadlineExceededError,
+    Failed,
     GradCamError,
     InvalidRequestError,
     MessageTooLargeError,
@@ -267,7 +268,7 @@ def test_late_answers_are_passed_over() -> None:
 def test_unwrap_returns_or_raises() -> None:
     """An outcome is unwrapped into its result or its error."""
     with pytest.raises(FileNotFoundError):
-        Outcome("missing.jpg", None, FileNotFoundError()).unwrap()
+        Failed("missing.jpg", FileNotFoundError()).unwrap()
     ledger = make_ledger()
     take(ledger, 7)
     answer(ledger, send_due(ledger)[0])

@@ -284,6 +284,7 @@ def _explanation(explanation: Explanation) -> pb.Explanation:
         against_class_index=explanation.against,
         against_class_name=explanation.against_name,
         extent=_extent(explanation.extent),
+        image_extent=_extent(explanation.image_extent),
         heatmaps=[
             pb.Heatmap(
                 format=_FORMAT_NUMBERS[heatmap.format],

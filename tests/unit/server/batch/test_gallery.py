@@ -82,12 +82,25 @@ def test_hostile_names_are_text(tmp_path: Path, cat_jpeg: bytes) -> None:
     tags.feed(page)
     assert {tag for tag, _ in tags.seen} <= {
         *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "section", "div"),
-        *("figure", "img", "figcaption", "b", "br", "small", "table", "tr", "td"),
+        *("figure", "img", "figcaption", "b", "br", "small", "table", "tr", "td", "a"),
     }
     for _, attributes in tags.seen:
         assert not any(name.startswith("on") for name in attributes)
         source = attributes.get("src")
         assert source is None or source.startswith("data:image/jpeg;base64,")
+
+
+def test_each_image_is_shown_once_beside_its_heat_map(tmp_path: Path, cat_jpeg: bytes) -> None:
+    """Other sections link to it; errors come first, then the scale of the colours."""
+    page = gallery.write_gallery(make(tmp_path, cat_jpeg, {})).read_text()
+    assert page.count('alt="image"') == page.count('alt="heat map over the image"') == 5
+    assert page.count('<figure id="image-') == 5
+    links = re.findall('href="#(.*?)"', page)
+    assert len(links) > 5
+    assert all(f'id="{link}"' in page for link in links)
+    places = [page.index(text) for text in (">Errors", "<p class=scale", "<figure")]
+    assert places == sorted(places)
+    assert len(re.findall(r"; maximum [\d.e+-]+<", page)) == page.count("<figure")
 
 
 def test_images_that_have_gone_are_shown_by_their_maps(tmp_path: Path, cat_jpeg: bytes) -> None:

@@ -87,7 +87,8 @@ def test_the_documentations_examples_run(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(python, names)
-    assert names["heatmap"].tolist() == [[0, 1], [2, 3]]
+    assert names["unsure"]["map"].iloc[0].tolist() == [[0, 1], [2, 3]]
+    assert len(names["unsure"]) == 10
     assert duckdb.sql(sql).fetchall() == [("seven", 24, 0.75)]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from gradcam_client import GradCamError, InvalidRequestError, UnavailableError
 from gradcam_client.errors import ServerError
-from gradcam_client.stream import Outcome
+from gradcam_client.stream import Failed
 from gradcam_server.batch.errors import StageError
 from gradcam_server.batch.explain_options import ExplainOptions
 from gradcam_server.batch.remote import outcome_row
@@ -19,7 +19,7 @@ CODE = grpc.StatusCode
 
 def row_of_error(error: Any) -> Row:
     item = next(Numbers(1).read(0, 1))
-    return outcome_row(item, Outcome(b"", None, error), ExplainOptions(), "a:1, b:2")
+    return outcome_row(item, Failed(b"", error), ExplainOptions(), "a:1, b:2")
 
 
 @pytest.mark.parametrize(

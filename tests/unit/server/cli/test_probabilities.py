@@ -44,7 +44,7 @@ def test_probabilities_are_the_models_own(
         model=(f"small={path}",), compiler=Compiler.TENSORFLOW, batch_sizes=(1,), max_targets=1
     )
     with LocalClient(config) as client:
-        (outcome,) = client.explain_stream([pixels], top_k=0, prediction_count=ALL_CLASSES)
+        (outcome,) = client.explain_stream([pixels], top_k=0, predictions=ALL_CLASSES)
     expected = original(pixels[None].astype(np.float32), training=False)[0]
     np.testing.assert_allclose(probabilities_of(outcome.unwrap()), expected, rtol=1e-4)
 

@@ -1,12 +1,15 @@
-"""The progress lines of a job."""
+"""The progress of commands and jobs: lines without a terminal, bars in a terminal."""
 
+import io
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from gradcam_server.batch.schema import error_row
 from gradcam_server.batch.sources.base import Item
-from gradcam_server.cli.progress import JobLines
+from gradcam_server.cli.progress import Bar, JobBar, JobLines, say
 from support.made_rows import made_row
 
 
@@ -60,3 +63,58 @@ def test_lines_come_while_no_image_is_finished() -> None:
     assert written[0] == "Explaining 5 of 5 images"
     assert set(written[1:]) == {"0 of 5 images (0.0 %), 0 errors"}
     assert "progress" not in {thread.name for thread in threading.enumerate()}
+
+
+class Terminal(io.StringIO):
+    """A stderr that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_command_says_how_far_it_is_without_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A line at most every half minute; none for what ends sooner."""
+    now = [100.0]
+    bar = Bar("Comparing", 9, clock=lambda: now[0])
+    for passed_s in (5, 26, 1, 30):
+        now[0] += passed_s
+        bar.advance()
+    bar.close()
+    assert capsys.readouterr().err.splitlines() == ["Comparing: 2 of 9", "Comparing: 4 of 9"]
+
+
+def test_a_bar_in_a_terminal_makes_room_for_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line takes the place of the bar, which is drawn again below it."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    bar = Bar("Comparing", 2)
+    bar.advance()
+    say("compiling ...")
+    bar.advance()
+    bar.close()
+    before, after = terminal.getvalue().split("\r\033[Kcompiling ...\n")
+    assert "1/2" in before
+    assert "Comparing" in after
+    assert "2/2" in after
+
+
+def test_the_bar_of_a_job_shows_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last update shows all images and the errors among them."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with JobBar() as bar:
+        bar.begin(3, 1, 4)
+        bar.advance(made_row(item(1)))
+        bar.advance(error_row(item(2), "bad"))
+    last = terminal.getvalue().rpartition("Explaining")[2]
+    assert "3/3" in last
+    assert "5 errors" in last
+
+
+def test_progress_needs_no_package_of_benchmarks() -> None:
+    """The client's installation has no rich."""
+    modules = "gradcam_server.cli.explain, gradcam_server.cli.batch"
+    code = f"import sys, {modules}; print('rich' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"

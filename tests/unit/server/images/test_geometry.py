@@ -195,3 +195,21 @@ def test_the_whole_input_as_an_extent_changes_nothing() -> None:
         placement = fit(noise(90, 120), INPUT, mode)[1]
         whole = placement.map_to_image(heatmap, Extent(0, 0, *INPUT))
         np.testing.assert_array_equal(whole, placement.map_to_image(heatmap))
+
+
+@pytest.mark.parametrize(
+    ("mode", "extent", "expected"),
+    [
+        (ResizeMode.STRETCH, None, Extent(0, 0, 100, 200)),
+        (ResizeMode.CENTER_CROP, None, Extent(0, 50, 100, 100)),
+        (ResizeMode.LETTERBOX, None, Extent(-48, 0, 200, 200)),  # 12 rows of margin above
+        (ResizeMode.STRETCH, Extent(-5, 10, 60, 25), Extent(-10, 40, 120, 100)),
+        (ResizeMode.CENTER_CROP, Extent(-5, 10, 60, 25), Extent(-10, 70, 120, 50)),
+    ],
+)
+def test_a_part_of_the_input_is_found_on_the_image(
+    mode: ResizeMode, extent: Extent | None, expected: Extent
+) -> None:
+    """The rectangle of an image of 100 x 200 pixels that a map over an input of 50 x 50 covers."""
+    _, placement = fit(np.zeros((100, 200, 3), np.uint8), (50, 50), mode)
+    assert placement.on_image(extent) == expected

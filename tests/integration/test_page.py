@@ -4,7 +4,6 @@ import base64
 import io
 import itertools
 import re
-import shutil
 import subprocess
 import sys
 import urllib.error
@@ -18,23 +17,18 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect
 
 from gradcam_client import Client, OverlayPng
 from gradcam_server.domain.layers import Extent
 from gradcam_server.domain.requests import ResizeMode
 from gradcam_server.images.geometry import fit
 from gradcam_server.transport.security.tokens import Token, hash_token, to_toml
+from support.browser import canvas_pixels, launched, needs_chromium
 from support.server import RunningServer, quick, serving
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
+pytestmark = needs_chromium
 
-QUIET = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
-    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
-)
 EGYPTIAN_CAT, TIGER_CAT, TABBY = 285, 282, 281
 SHOWN_MS = 20_000
 MAX_PAGE_BYTES = 150_000
@@ -51,8 +45,8 @@ def page_server() -> Iterator[RunningServer]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Debian's chromium."""
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+    with launched() as browser:
+        yield browser
 
 
 @pytest.fixture
@@ -133,9 +127,7 @@ def hand_over(page: Page, event: str, path: Path) -> None:
 
 def pixels(page: Page, panel: int = 0) -> NDArray[np.uint8]:
     """Returns what a picture of the page shows: uint8 RGB (H, W, 3)."""
-    url = page.locator(".panel canvas").nth(panel).evaluate("(canvas) => canvas.toDataURL()")
-    with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as image:
-        return np.asarray(image.convert("RGB"))
+    return canvas_pixels(page.locator(".panel canvas").nth(panel))
 
 
 def class_row(page: Page, name: str) -> Any:

@@ -3,7 +3,8 @@
 # docker build -t gradcam-server --build-arg DEVICE=gpu .  for NVIDIA GPUs
 # docker build -t gradcam-server --build-arg DEVICE=server,openvino .  for exports alone: no TensorFlow
 # docker build -t gradcam-server --build-arg DEVICE=server,jax-cuda .  for exports for XLA, on GPUs
-# docker run -p 127.0.0.1:50051:50051 gradcam-server     serves the embedded model
+# docker run -p 127.0.0.1:50051:50051 -p 127.0.0.1:9464:9464 gradcam-server
+#   serves the embedded model, and the page for people on http://127.0.0.1:9464/
 ARG PYTHON_VERSION=3.11
 
 FROM python:${PYTHON_VERSION}-slim AS build
@@ -28,9 +29,12 @@ ENV PATH=/opt/gradcam/bin:${PATH} \
     PYTHONUNBUFFERED=1 \
     GRADCAM_HOST=0.0.0.0 \
     GRADCAM_PORT=50051 \
+    GRADCAM_HTTP_HOST=0.0.0.0 \
+    GRADCAM_HTTP_PORT=9464 \
+    GRADCAM_UI=true \
     GRADCAM_ALLOW_INSECURE=true \
     GRADCAM_MODEL=efficientnet-lite0
-EXPOSE 50051
+EXPOSE 50051 9464
 # Warming up takes a while; until then the server reports NOT_SERVING. With TLS the check needs
 # GRADCAM_CLIENT_TLS_CA and, unless the certificate has 127.0.0.1, GRADCAM_CLIENT_TLS_SERVER_NAME;
 # with mutual TLS GRADCAM_CLIENT_TLS_CERT and GRADCAM_CLIENT_TLS_KEY, too. It needs no token.

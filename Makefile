@@ -1,4 +1,5 @@
 # make demo  one photograph through a real server; writes out.jpg
+# make demo-ui  the page of a real server on http://127.0.0.1:8080/ until Ctrl-C
 # make test  every check and every test
 # Both make their own environment in .venv; only Python 3.11 and make are needed.
 
@@ -10,10 +11,10 @@ INPUTS := pyproject.toml constraints.txt
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check stubs docs format faults fuzz soak fairness bench-peers bench-graph bench-serving bench-batch bench-report gpu-check clean
+.PHONY: help demo demo-ui test check stubs docs format faults fuzz soak fairness bench-peers bench-graph bench-serving bench-batch bench-report gpu-check clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -3
+	@sed -n 's/^# //p' Makefile | head -4
 	@echo 'make check  ruff, the imports, mypy, the stubs, the tables in docs/, the Dockerfile, the wheel'
 	@echo 'make stubs  the stubs from proto/'
 	@echo 'make docs   the tables of flags, metrics and modules in docs/'
@@ -30,6 +31,11 @@ help:
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python scripts/demo.py
+
+UI_PORT ?= 8080
+demo-ui: $(VENV)/demo.stamp
+	@echo 'Open http://127.0.0.1:$(UI_PORT)/ once the log says Serving; Ctrl-C ends the server.'
+	@$(BIN)/gradcam serve --model efficientnet-lite0 --port 0 --http-port $(UI_PORT) --ui
 
 test: check
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder

@@ -1,8 +1,9 @@
 """Runs the Dockerfile's steps without Docker: installs into an empty folder and serves.
 
 COPY, RUN, ENV, HEALTHCHECK and CMD come from the Dockerfile itself: only the files of COPY go into
-an empty folder, the install step runs there, and the installed server must pass the health check
-and answer. Only the folder and the port differ, and pip may use its cache and need not compile.
+an empty folder, the install step runs there, and the installed server must pass the health check,
+answer, and serve the page. Only the folder and the ports differ, and pip may use its cache and need
+not compile.
 
 Usage: python scripts/try_dockerfile.py
 """
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,13 +56,19 @@ def install(steps: list[tuple[str, str]], context: Path, prefix: Path) -> None:
     subprocess.run(["sh", "-ec", command], cwd=context, env=env, check=True)
 
 
+def free_port() -> str:
+    """Returns a port that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
 def serve(steps: list[tuple[str, str]], prefix: Path, home: Path) -> None:
     """Starts ENTRYPOINT and CMD with ENV, runs HEALTHCHECK, explains a photograph, and stops."""
     given = dict(re.findall(r"(\w+)=(\S+)", " ".join(a for n, a in steps if n == "ENV")))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port, http_port = free_port(), free_port()
     given |= {"GRADCAM_HOST": "127.0.0.1", "GRADCAM_PORT": port, "HOME": str(home)}
+    given |= {"GRADCAM_HTTP_HOST": "127.0.0.1", "GRADCAM_HTTP_PORT": http_port}
     given["PATH"] = f"{prefix}/bin:{os.environ['PATH']}"
     env = clean(**given)
     lists = {name: json.loads(a) for name, a in steps if name in {"ENTRYPOINT", "CMD"}}
@@ -74,6 +82,10 @@ def serve(steps: list[tuple[str, str]], prefix: Path, home: Path) -> None:
             time.sleep(1)
         explain = ["gradcam", "explain", str(PHOTO), "--server", f"127.0.0.1:{port}"]
         subprocess.run(explain, env=env, cwd=home, check=True)
+        for path in ("", "ui/app.js", "ui/cat.jpg"):
+            with urllib.request.urlopen(f"http://127.0.0.1:{http_port}/{path}") as answer:
+                if not answer.read():
+                    sys.exit(f"/{path} is empty")
     finally:
         server.send_signal(signal.SIGTERM)
         status = server.wait(60)

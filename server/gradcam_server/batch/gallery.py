@@ -1,7 +1,8 @@
 """Writes one HTML page of a job's most unusual and most confident images.
 
-The shards are read one after the other, never all at once. The page embeds its pictures and loads
-nothing. Names come from file systems and archives, so all of them are escaped.
+The shards are read one after the other, never all at once. The page embeds its pictures and the
+viewer of the server's page, and loads nothing. Names come from file systems and archives, so all of
+them are escaped.
 """
 
 import base64
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from gradcam_server.batch import manifest
 from gradcam_server.batch.errors import BatchError, OutputError
+from gradcam_server.batch.gallery_script import script, source_hash
 from gradcam_server.batch.schema import OK, unpack
 from gradcam_server.batch.shards import write_atomically
 from gradcam_server.batch.sources.base import Source
@@ -201,8 +203,12 @@ class _Pictures:
         if len(source) >= inputs["count"]:
             self._source = source
 
-    def of(self, row: RowValues) -> list[tuple[str, bytes]]:
-        """Returns JPEGs and what they show: the image and the overlay, or only the map."""
+    def of(self, row: RowValues) -> tuple[list[tuple[str, bytes]], str]:
+        """Returns the pictures of a row, and attributes by which the script draws its map anew.
+
+        The pictures are JPEGs and what they show: the image and the overlay, or only the map, or
+        only the overlay. There are attributes if the image is there.
+        """
         image, overlay = self._read(row), None
         if row["overlay"] and (self._folder / row["overlay"]).is_file():
             data = np.fromfile(self._folder / row["overlay"], np.uint8)
@@ -210,11 +216,21 @@ class _Pictures:
         if overlay is None and image is not None:
             overlay = self._draw(row, image)
         if overlay is None:
-            return [("heat map", _jpeg(_map_only(unpack(row))))]
+            return [("heat map", _jpeg(_map_only(unpack(row))))], ""
         pictures = [("heat map over the image", _jpeg(np.asarray(overlay)))]
-        if image is not None:
-            pictures.insert(0, ("image", _jpeg(image[..., ::-1])))
-        return pictures
+        if image is None:
+            return pictures, ""
+        return [("image", _jpeg(image[..., ::-1])), *pictures], self._attributes(row, image)
+
+    def _attributes(self, row: RowValues, image: NDArray[np.uint8]) -> str:
+        values = unpack(row)
+        data = base64.b64encode(values.astype("<f4").tobytes()).decode()
+        rows, columns = values.shape
+        height, width = image.shape[:2]
+        return (
+            f'data-map="{data}" data-rows="{rows}" data-columns="{columns}" data-height="{height}" '
+            f'data-width="{width}" data-input="{_INPUT[0]}" data-resize="{self._mode.value}"'
+        )
 
     def _read(self, row: RowValues) -> NDArray[np.uint8] | None:
         """Returns the image of a row, uint8 RGB (H, W, 3), or None if it cannot be read."""
@@ -268,13 +284,26 @@ _STYLE = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; }
 section div { display: flex; flex-wrap: wrap; gap: 1em; }
 figure { margin: 0; width: 30em; max-width: 100%; overflow-wrap: anywhere; }
-figure img { width: 49%; }
+figure img, figure canvas { width: 49%; vertical-align: top; }
+form { position: sticky; top: 0; display: flex; flex-wrap: wrap; gap: .5em 1.5em; padding: .7em 0; }
+form, body { background: Canvas; color: CanvasText; }
+form[hidden], p[hidden] { display: none; }
+form label { display: flex; gap: .5em; align-items: center; min-height: 44px; }
+form canvas { width: 12em; height: 1em; }
 .scale img { width: 12em; height: 1em; vertical-align: middle; }
 figcaption { font-size: 85%; }
 table { border-collapse: collapse; font-size: 85%; }
 td { border-top: 1px solid #ccc; padding: .2em 1em .2em 0; overflow-wrap: anywhere; }
-small { color: #555; }
+small { opacity: .8; }
+:root { color-scheme: light dark; }
 """
+_CONTROLS = """<form hidden aria-label="Appearance of all maps">
+<label>Colours <select name=colormap><option value=jet>Jet<option value=turbo>Turbo
+<option value=viridis>Viridis<option value=inferno>Inferno</select></label>
+<label>Opacity <input name=opacity type=range min=0 max=1 step=.01 value=.4></label>
+<label>Only above <input name=threshold type=range min=0 max=1 step=.01 value=0></label>
+<label><input name=outline type=checkbox> Outline the region</label>
+<label>0 <canvas aria-hidden=true></canvas> maximum of the map</label></form>"""
 
 
 def _page(
@@ -292,11 +321,13 @@ def _page(
         f"{images:,} images of {about['inputs']['where']}, {failed:,} of them failed; model "
         f"{model}, method {configuration['method']}"
     )
+    viewer = script()
     parts = [
         "<!doctype html><html lang=en><head><meta charset=utf-8>",
-        # Should any text escape the escaping, still nothing would run or be loaded.
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
+        "<meta name=viewport content='width=device-width, initial-scale=1'>",
+        # Should any text escape the escaping, still nothing else would run or be loaded.
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        f"style-src 'unsafe-inline'; script-src {source_hash(viewer)}\">",
         f"<title>{_text(folder.name)}</title><style>{_STYLE}</style></head><body>",
         f"<h1>{_text(folder.name)}</h1><p>{_text(facts)}</p>",
     ]
@@ -308,7 +339,7 @@ def _page(
             for row in errors
         ]
         parts.append("</table></section>")
-    parts.append(_scale())
+    parts += [_scale(), _CONTROLS]
     shown: set[int] = set()
     for section, rows in zip(SECTIONS, chosen, strict=True):
         if rows:
@@ -317,7 +348,7 @@ def _page(
                 *(_figure(section, value, row, pictures, shown) for value, row in rows),
                 "</div></section>",
             ]
-    return "\n".join([*parts, "</body></html>\n"])
+    return "\n".join([*parts, f"<script>{viewer}</script></body></html>\n"])
 
 
 def _figure(
@@ -329,11 +360,12 @@ def _figure(
         begin = f'<figure><figcaption><a href="#{anchor}"><b>{_text(row["id"])}</b></a>'
     else:
         shown.add(row["index"])
+        files, attributes = pictures.of(row)
         images = "\n".join(
             f'<img alt="{what}" src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">'
-            for what, jpeg in pictures.of(row)
+            for what, jpeg in files
         )
-        begin = f'<figure id="{anchor}">{images}<figcaption><b>{_text(row["id"])}</b>'
+        begin = f'<figure id="{anchor}" {attributes}>{images}<figcaption><b>{_text(row["id"])}</b>'
     best = itertools.islice(zip(row["class_name"], row["probability"], strict=True), 3)
     classes = ", ".join(f"{name or '?'} {probability:.1%}" for name, probability in best)
     number = "the map is zero" if value > 1 else f"{section.unit} {abs(value):.3f}"

@@ -115,6 +115,8 @@ class Server:
         port = await self._front_end.listen_http(config.http_port, probes)
         scheme = "http" if config.tls_certificate is None else "https"
         logger.info("Metrics on %s://%s:%d/metrics", scheme, config.http_host, port)
+        if config.ui:
+            logger.info("The page is on %s://%s:%d/", scheme, config.http_host, port)
         return port
 
     def _why_not_alive(self) -> str | None:

@@ -16,7 +16,12 @@ from gradcam_server.domain.requests import Progress, watch
 from gradcam_server.pipeline.explainer import Explainer
 from gradcam_server.pipeline.ledger import Claim
 from gradcam_server.transport.calls import CallRecord, Calls, Context, call_deadline
-from gradcam_server.transport.gradcam_v1.convert import response_fields, to_model, to_request
+from gradcam_server.transport.gradcam_v1.convert import (
+    response_fields,
+    to_model,
+    to_request,
+    to_response,
+)
 from gradcam_server.transport.gradcam_v1.wire import (
     ReceivedItem,
     ReceivedRequest,

@@ -46,7 +46,6 @@ def routes(folder: Path | None = None) -> list[BaseRoute]:
         headers = {name.decode(): value.decode() for name, value in _HEADERS}
         return FileResponse(folder / "index.html", headers=headers)
 
-    return [
-        Route("/", index, methods=["GET"]),
-        Mount("/ui", _Page(directory=folder, check_dir=False)),
-    ]
+    # In a clone the example is a link to a photograph of the package.
+    files = _Page(directory=folder, follow_symlink=True)
+    return [Route("/", index, methods=["GET"]), Mount("/ui", files)]

@@ -21,8 +21,10 @@ def check_listening(config: ServeConfig) -> None:
     """Checks that only loopback is served in plain text, unless the settings allow more.
 
     Raises:
-        StartupError: Other machines could read and send everything.
+        StartupError: Other machines could read and send everything; or the page has no port.
     """
+    if config.ui and config.http_port is None:
+        raise StartupError("--ui needs a port for the page: add --http-port 8080")
     if config.tls_certificate is not None:
         return
     listeners = [("host", config.host)]

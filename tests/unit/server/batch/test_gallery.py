@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from playwright.sync_api import expect
 
 from gradcam_server.batch import gallery
 from gradcam_server.batch.errors import OutputError
+from gradcam_server.batch.gallery_script import script, source_hash
 from gradcam_server.batch.job import Job, run
 from gradcam_server.batch.sources.opening import open_source
+from support.browser import canvas_pixels, decoded, launched, needs_chromium
 from support.made_rows import MadeStage, Quiet
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>.jpg'
@@ -83,7 +86,11 @@ def test_hostile_names_are_text(tmp_path: Path, cat_jpeg: bytes) -> None:
     assert {tag for tag, _ in tags.seen} <= {
         *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "section", "div"),
         *("figure", "img", "figcaption", "b", "br", "small", "table", "tr", "td", "a"),
+        *("form", "label", "select", "option", "input", "canvas", "script"),
     }
+    assert [tag for tag, _ in tags.seen].count("script") == 1
+    assert f"<script>{script()}</script>" in page
+    assert f"script-src {source_hash(script())}" in page
     for _, attributes in tags.seen:
         assert not any(name.startswith("on") for name in attributes)
         source = attributes.get("src")
@@ -101,6 +108,33 @@ def test_each_image_is_shown_once_beside_its_heat_map(tmp_path: Path, cat_jpeg: 
     places = [page.index(text) for text in (">Errors", "<p class=scale", "<figure")]
     assert places == sorted(places)
     assert len(re.findall(r"; maximum [\d.e+-]+<", page)) == page.count("<figure")
+
+
+@needs_chromium
+def test_the_maps_are_drawn_anew_in_the_colours_that_are_chosen(
+    tmp_path: Path, cat_jpeg: bytes
+) -> None:
+    """The viewer of the server's page draws each map as its overlay, and then as it is asked."""
+    path = gallery.write_gallery(make(tmp_path, cat_jpeg, {}))
+    overlay = decoded(
+        re.findall('alt="heat map over the image" src="([^"]*)"', path.read_text())[0]
+    )
+    faults: list[str] = []
+    with launched() as browser:
+        page = browser.new_page()
+        page.on("console", lambda said: faults.append(said.text))
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto(path.as_uri())
+        canvas = page.locator("figure canvas").first
+        canvas.wait_for()
+        drawn = canvas_pixels(canvas)
+        page.get_by_label("Colours").select_option("viridis")
+        expect(page.locator("figure canvas").first).to_be_visible()
+        changed = canvas_pixels(canvas)
+    assert faults == []
+    assert drawn.shape == overlay.shape
+    assert np.abs(drawn.astype(int) - overlay.astype(int)).mean() < 4  # JPEG's losses
+    assert np.abs(changed.astype(int) - overlay.astype(int)).mean() > 10
 
 
 def test_images_that_have_gone_are_shown_by_their_maps(tmp_path: Path, cat_jpeg: bytes) -> None:

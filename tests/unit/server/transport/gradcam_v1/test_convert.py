@@ -160,8 +160,8 @@ def test_answers_are_written_whole() -> None:
     explained = explained._replace(explanations=(part,))
     extent = to_response(explained, include_logits=False).explanations[0].extent
     assert (extent.top_px, extent.left_px, extent.height_px, extent.width_px) == (-1, 2, 3, 4.5)
-    part = dataclasses.replace(part, extent=None, image_extent=Extent(0, 1.5, 7, 8))
-    explained = dataclasses.replace(explained, explanations=(part,))
+    part = part._replace(extent=None, image_extent=Extent(0, 1.5, 7, 8))
+    explained = explained._replace(explanations=(part,))
     explanation = to_response(explained, include_logits=False).explanations[0]
     assert explanation.image_extent == pb.Extent(left_px=1.5, height_px=7, width_px=8)
     assert not explanation.HasField("extent")

@@ -51,6 +51,13 @@ def test_the_http_port_speaks_tls_with_the_same_certificate() -> None:
     check_listening(ServeConfig(http_host="0.0.0.0", http_port=9, allow_insecure=True))
 
 
+def test_the_page_needs_a_port() -> None:
+    """The error names the option that is missing."""
+    with pytest.raises(StartupError, match="add --http-port"):
+        check_listening(ServeConfig(ui=True))
+    check_listening(ServeConfig(ui=True, http_port=0))
+
+
 def test_connections_have_limits() -> None:
     """Streams and age follow the settings; pings are limited."""
     options = dict(connection_options(ServeConfig(max_connection_streams=7)))

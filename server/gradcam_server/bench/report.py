@@ -9,7 +9,9 @@ from gradcam_server.bench.results import Results
 BEGIN = "<!-- bench: written by gradcam bench report -->\n"
 END = "<!-- end of bench -->"
 _CPU = ("server", "front_end", "outside_graph")
+_MARKERS = "osD^vP*X"
 _Row = Mapping[str, Any]
+_Curves = dict[str, list[tuple[float, float]]]
 
 
 def write(page: Path, files: Sequence[Path]) -> list[Path]:
@@ -65,30 +67,33 @@ def draw(results: Results, path: Path) -> bool:
     Returns:
         Whether there was anything to draw.
     """
-    curves = (_graph_curves if results.suite == "graph" else _serving_curves)(results.rows)
-    if not any(len(points) > 1 for points in curves.values()):
+    panels = (_graph_curves if results.suite == "graph" else _serving_curves)(results.rows)
+    if not any(len(points) > 1 for curves in panels.values() for points in curves.values()):
         return False
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(4 + 3 * len(panels), 4), layout="constrained")
     FigureCanvasSVG(figure)
-    axes = figure.subplots()
-    for name, points in curves.items():
-        xs, ys = zip(*sorted(points), strict=True)
-        axes.plot(xs, ys, marker="o", markersize=3, label=name)
-    axes.set_yscale("log")
-    if results.suite == "graph":
-        axes.set(xscale="log", xlabel="batch size", ylabel="images/s")
-        ticks = sorted({row["batch_size"] for row in results.rows})
-        axes.set_xticks(ticks, [str(size) for size in ticks])
-    else:
-        axes.set(xlabel="requests/s (Poisson)", ylabel="latency in ms: p50, p99 dashed")
-        for line in axes.lines:
-            line.set_linestyle("--" if str(line.get_label()).endswith("p99") else "-")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="x-small")
+    for axes, (unit, curves) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        for number, (name, points) in enumerate(curves.items()):
+            xs, ys = zip(*sorted(points), strict=True)
+            marker = _MARKERS[number % len(_MARKERS)]
+            axes.plot(xs, ys, marker=marker, markersize=4, label=name)
+        axes.set(yscale="log", ylabel=unit)
+        axes.grid(alpha=0.3, which="both")
+        ticks = sorted({x for points in curves.values() for x, _ in points})
+        if results.suite == "graph":
+            axes.set(xscale="log", xlabel="batch size")
+            axes.set_xticks(ticks, [str(size) for size in ticks])
+        else:
+            axes.set(xlabel="requests/s (Poisson)")
+        axes.yaxis.set_major_formatter("{x:g}")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize="small", loc="outside lower center", ncols=3)
     path.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context({"svg.hashsalt": "gradcam"}):  # the same results give the same file
         figure.savefig(path, metadata={"Date": None})
@@ -168,7 +173,8 @@ def _serving_tables(results: Results) -> str:
     loads = [row for row in results.rows if row["kind"] == "load"]
     bare = [row for row in results.rows if row["kind"] == "bare"]
     text = "".join(
-        f"The bare graph ({row['compiler']}, batches of {row['batch_size']}): "
+        f"The bare graph ({row['compiler']}, batches of {row['batch_size']})"
+        f"{' beside ' + row['beside'] if 'beside' in row else ''}: "
         f"{_spread(row['images_per_s'])} images/s.\n\n"
         for row in bare
     )
@@ -186,9 +192,67 @@ def _serving_tables(results: Results) -> str:
             for row in servers
         ],
     )
+    if compared := [row for row in results.rows if row["kind"] == "comparison"]:
+        candidates = [row for row in results.rows if row["kind"] == "candidate"]
+        return text + _candidate_table(candidates) + _comparison_tables(compared)
     for loop, heading in (("closed", "users"), ("open", "requests/s")):
         text += _load_table(heading, [row for row in loads if row["loop"] == loop])
     return text
+
+
+def _candidate_table(rows: Sequence[_Row]) -> str:
+    if not rows:
+        return ""
+    lines = [
+        [
+            row["server"],
+            f"{row['images_per_s']:.1f}",
+            _number(row["p50_ms"], 0),
+            "yes" if row["kept"] else "no",
+        ]
+        for row in rows
+    ]
+    headings = ["candidate", "images/s in a closed loop", "p50 in an open loop, ms", "measured on"]
+    return "How the peers were chosen:\n\n" + table(headings, lines)
+
+
+def _comparison_tables(rows: Sequence[_Row]) -> str:
+    text = ""
+    for group in dict.fromkeys(row["group"] for row in rows):
+        mine = [row for row in rows if row["group"] == group]
+        for figure, unit in (("images_per_s", "images/s"), ("p50_ms", "p50"), ("p99_ms", "p99")):
+            loops = ("closed",) if figure == "images_per_s" else ("closed", "open")
+            chosen = [row for row in mine if row["figure"] == figure and row["loop"] in loops]
+            if chosen:
+                text += _comparison_table(group, unit, chosen)
+    return text
+
+
+def _comparison_table(group: str, unit: str, rows: Sequence[_Row]) -> str:
+    peers = list(dict.fromkeys(name for row in rows for name in row["peers"]))
+    digits = 1 if unit == "images/s" else 0
+    shown = unit if unit == "images/s" else f"{unit} in ms"
+    lines = []
+    for row in rows:
+        ratio = row["ratio"]
+        lines.append(
+            [
+                _load_of(row),
+                f"{row['ours']:.{digits}f}",
+                *(_number(row["peers"].get(name), digits) for name in peers),
+                _number(row["ratio_of_all"], 2),
+                f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+                if ratio
+                else "",
+            ]
+        )
+    headings = [f"{shown}, peers with {group}", "gradcam-server", *peers]
+    return table([*headings, "ours / best", "of each round (quartiles)"], lines)
+
+
+def _load_of(row: _Row) -> str:
+    load = f"{row['users']} users" if row["users"] else f"{row['requests_per_s']:.0f} requests/s"
+    return ", ".join(filter(None, [row["payload"], load, row["beside"] and "neighbour"]))
 
 
 def _load_table(heading: str, rows: Sequence[_Row]) -> str:
@@ -226,24 +290,30 @@ def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def _graph_curves(rows: Sequence[_Row]) -> dict[str, list[tuple[float, float]]]:
-    curves: dict[str, list[tuple[float, float]]] = {}
+def _graph_curves(rows: Sequence[_Row]) -> dict[str, _Curves]:
+    curves: _Curves = {}
     several = len({row["device"] for row in rows}) > 1
     for row in rows:
         if "ms_per_image" in row:
             name = row["subject"] + f" ({row['device']})" * several
             point = (row["batch_size"], 1e3 / row["ms_per_image"]["median"])
             curves.setdefault(name, []).append(point)
-    return curves
+    return {"images/s": curves}
 
 
-def _serving_curves(rows: Sequence[_Row]) -> dict[str, list[tuple[float, float]]]:
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        if row["kind"] != "load" or row["loop"] != "open":
-            continue
-        for name in ("p50", "p99"):
+def _serving_curves(rows: Sequence[_Row]) -> dict[str, _Curves]:
+    """Returns p50 and p99 over requests/s of the first payload that has open loops."""
+    opened = [
+        row
+        for row in rows
+        if row["kind"] == "load" and row["loop"] == "open" and not row.get("beside")
+    ]
+    opened = [row for row in opened if row["payload"] == opened[0]["payload"]]
+    panels: dict[str, _Curves] = {}
+    for name in ("p50", "p99"):
+        for row in opened:
             if row["latency_ms"][name] is not None:
                 point = (row["requests_per_s"], row["latency_ms"][name])
-                curves.setdefault(f"{row['server']} {name}", []).append(point)
-    return curves
+                curves = panels.setdefault(f"{name} in ms ({row['payload']})", {})
+                curves.setdefault(row["server"], []).append(point)
+    return panels

@@ -6,7 +6,9 @@ compared with ours before anything is timed. Peers that cannot be had are left o
 say so. All servers are up during the whole run. Its parts, after each of which results are written:
 
     choice     every peer with every number of workers: the best of each peer stays
-    loads      closed and open loops of all that stay, in turns with the bare graph
+    loads      closed and open loops of all that stay, in turns with the bare graph: as many rounds
+               as fit into --minutes
+    context    the loads of --context and raw pixels, in two rounds
     neighbour  some of these loads beside a niced process that computes without a pause
     overload   1.5 times the bare graph's rate with deadlines of 500 ms, see overload.py
 
@@ -48,9 +50,10 @@ from options import add_peer_options, add_run_options
 from peers.servers import OWN_GRAPH, SAME_GRAPH, RunningPeer, payloads, start_all
 
 UNARY = "unary"
-CHOICE_ROUNDS, CHOICE_USERS, CHOICE_LOAD = 2, 16, 0.5
+CHOICE_ROUNDS, CHOICE_S, CHOICE_USERS, CHOICE_LOAD = 2, 1.5, 16, 0.5
 # A peer that reaches less of the best peer's throughput is not measured further.
 MIN_SHARE = 0.8
+CONTEXT_ROUNDS, RAW_LOADS = 2, (16, 0.8)
 NEIGHBOUR_ROUNDS, NEIGHBOUR_USERS, NEIGHBOUR_LOAD = 3, 16, 0.3
 OVERLOAD_ROUNDS, OVERLOAD_S, OVERLOAD_LOAD, OVERLOAD_DEADLINE_S = 2, 6.0, 1.5, 0.5
 # Seconds of a turn beside its load: connecting, the last answers.
@@ -105,15 +108,20 @@ class Run:
         return dataclasses.replace(self.ours, loads=by_call)
 
     def measure(
-        self, name: str, subjects: Sequence[serving.Subject], rounds: int, within_s: float
+        self,
+        name: str,
+        subjects: Sequence[serving.Subject],
+        rounds: int,
+        *,
+        seconds: float,
+        within_s: float = math.inf,
     ) -> list[dict[str, Any]]:
         """Measures a part; at most ``rounds`` rounds, and within some seconds."""
-        seconds = self.arguments.seconds
         settle_s = min(seconds / 5, 1.0)
         plan = serving.Plan((), (), seconds, settle_s, rounds, within_s=within_s, min_beyond=1)
         turns = serving.count_turns(subjects, plan, with_bare=True)
         self.bar.console.print(
-            f"{name}: {turns // rounds} turns, {within_s:.0f} s for at most {rounds} rounds"
+            f"{name}: {rounds} rounds of {turns // rounds} turns, at most {within_s:.0f} s"
         )
         task = self.bar.add_task("", total=turns)
 
@@ -134,30 +142,37 @@ def choose(run: Run) -> list[dict[str, Any]]:
     if that is at least ``MIN_SHARE`` of the best peer's, and whichever has the lowest latency at
     ``CHOICE_LOAD``; of each graph of a user the fastest.
     """
-    seconds = run.arguments.seconds
-    loads: dict[str, list[Load]] = {
-        "jpeg": [
-            Closed(CHOICE_USERS, seconds),
-            Open(_rate(run, CHOICE_LOAD), seconds),
-        ]
-    }
-    subjects = [run.subject(peer, loads) for peer in run.peers]
-    found = run.measure("choice", subjects, CHOICE_ROUNDS, math.inf) if subjects else []
+    closed, opened = Closed(CHOICE_USERS, CHOICE_S), Open(_rate(run, CHOICE_LOAD), CHOICE_S)
+    subjects = [
+        run.subject(
+            peer,
+            {"jpeg": [closed, opened] if peer.candidate.group == SAME_GRAPH else [closed]},
+        )
+        for peer in run.peers
+    ]
+    if not subjects:
+        return []
+    found = run.measure("choice", subjects, CHOICE_ROUNDS, seconds=CHOICE_S)
     rate, p50 = {}, {}
     for row in found:
         if row["kind"] == "load" and row["loop"] == "closed":
             rate[row["server"]] = row["images_per_s"]["median"]
         elif row["kind"] == "load":
-            p50[row["server"]] = row["latency_ms"]["p50"] or math.inf
+            p50[row["server"]] = row["latency_ms"]["p50"]
     run.capacity = rate
     kept = _kept(run.peers, rate, p50)
+    if any(peer.candidate.group == OWN_GRAPH for peer in run.peers):
+        run.notes.append(
+            "Peers with a graph of their own were not measured in open loops of more requests than "
+            "they answered in a closed one."
+        )
     rows = [
         {
             "kind": "candidate",
             "server": peer.candidate.name,
             "group": peer.candidate.group,
             "images_per_s": rate[peer.candidate.name],
-            "p50_ms": None if math.isinf(p50[peer.candidate.name]) else p50[peer.candidate.name],
+            "p50_ms": p50.get(peer.candidate.name),
             "kept": peer.candidate.name in kept,
         }
         for peer in run.peers
@@ -170,7 +185,7 @@ def choose(run: Run) -> list[dict[str, Any]]:
 
 
 def _kept(
-    peers: Sequence[RunningPeer], rate: Mapping[str, float], p50: Mapping[str, float]
+    peers: Sequence[RunningPeer], rate: Mapping[str, float], p50: Mapping[str, float | None]
 ) -> set[str]:
     kinds: dict[tuple[str, ...], list[str]] = {}
     for peer in peers:
@@ -182,35 +197,61 @@ def _kept(
     same = [name for (group, _), names in kinds.items() if group == SAME_GRAPH for name in names]
     enough = MIN_SHARE * max((rate[name] for name in same), default=0.0)
     kept = {name for (group, _), name in best.items() if group == OWN_GRAPH or rate[name] >= enough}
-    return kept | ({min(same, key=lambda name: p50[name])} if same else set())
+    answered = {name: latency for name, latency in p50.items() if latency is not None}
+    return kept | ({min(answered, key=lambda name: answered[name])} if answered else set())
 
 
-def measure_loads(run: Run, within_s: float) -> list[dict[str, Any]]:
-    """Measures closed and open loops, and returns rows with comparisons."""
+def measure_loads(run: Run) -> list[dict[str, Any]]:
+    """Measures the loads that are not ``--context``, in as many rounds as there is time for."""
+    users, loads = _split(run, context=False)
+    subjects = _under(run, {"jpeg": [*users, *loads]})
+    within_s = run.ends - time.perf_counter() - _reserved_s(run)
     seconds, rounds = run.arguments.seconds, run.arguments.rounds
+    return run.measure("loads", subjects, rounds, seconds=seconds, within_s=within_s)
+
+
+def measure_context(run: Run) -> list[dict[str, Any]]:
+    """Measures the loads of ``--context``, and raw pixels."""
+    return run.measure(
+        "context", _context_subjects(run), CONTEXT_ROUNDS, seconds=run.arguments.seconds
+    )
+
+
+def _context_subjects(run: Run) -> list[serving.Subject]:
+    users, loads = _split(run, context=True)
+    seconds = run.arguments.seconds
+    raw: list[Load] = [
+        Closed(int(load), seconds) if load >= 1 else Open(_rate(run, load), seconds)
+        for load in RAW_LOADS
+    ]
+    return _under(run, {"jpeg": [*users, *loads], "raw": raw})
+
+
+def _split(run: Run, *, context: bool) -> tuple[list[Load], list[Load]]:
+    """Returns the closed and the open loops that are of ``--context``, or the others."""
+    rare = {float(load) for load in run.arguments.context.split(",") if load}
+    seconds = run.arguments.seconds
     users = [int(count) for count in run.arguments.users.split(",")]
-    raw = {float(load) for load in run.arguments.raw.split(",") if load}
-    closed = {count: Closed(count, seconds) for count in users}
-    opened = {load: Open(rate, seconds) for load, rate in run.rates.items()}
-    loads: dict[str, list[Load]] = {
-        "jpeg": [*closed.values(), *opened.values()],
-        "raw": [load for key, load in (*closed.items(), *opened.items()) if key in raw],
-    }
+    return (
+        [Closed(count, seconds) for count in users if (count in rare) == context],
+        [Open(rate, seconds) for load, rate in run.rates.items() if (load in rare) == context],
+    )
+
+
+def _under(run: Run, loads: Mapping[str, Sequence[Load]]) -> list[serving.Subject]:
+    """Returns all servers under loads, by payload.
+
+    What a user would write gets files only, and is not left with loads that only fill its queue.
+    """
     subjects = [run.our_subject(loads)]
     for peer in run.peers:
-        name = peer.candidate.name
-        if peer.candidate.group == SAME_GRAPH:
-            subjects.append(run.subject(peer, loads))
-            continue
-        # What a user would write is slower: it is not left with loads that only fill its queue.
-        possible = [load for load in opened.values() if load.rate <= run.capacity[name]]
-        if len(possible) < len(opened):
-            run.notes.append(
-                f"{name} answered at most {run.capacity[name]:.1f} images/s, so it was not "
-                "measured in open loops of more."
-            )
-        subjects.append(run.subject(peer, {"jpeg": [*closed.values(), *possible]}))
-    return run.measure("loads", subjects, rounds, within_s)
+        capacity = run.capacity[peer.candidate.name]
+        possible = [
+            load for load in loads["jpeg"] if isinstance(load, Closed) or load.rate <= capacity
+        ]
+        own = {"jpeg": possible}
+        subjects.append(run.subject(peer, loads if peer.candidate.group == SAME_GRAPH else own))
+    return subjects
 
 
 def measure_beside_a_process(run: Run) -> list[dict[str, Any]]:
@@ -219,7 +260,8 @@ def measure_beside_a_process(run: Run) -> list[dict[str, Any]]:
     subjects = [run.our_subject(loads)]
     subjects += [run.subject(peer, loads) for peer in _same_graph(run)]
     with neighbour():
-        found = run.measure("neighbour", subjects, NEIGHBOUR_ROUNDS, math.inf)
+        seconds = run.arguments.seconds
+        found = run.measure("neighbour", subjects, NEIGHBOUR_ROUNDS, seconds=seconds)
     return [{**row, "beside": "a busy process"} for row in found if row["kind"] in ("load", "bare")]
 
 
@@ -299,7 +341,7 @@ def main() -> None:
     parser.add_argument("--users", default="1,4,16,32", help="of the closed loops")
     parser.add_argument("--load", default="0.3,0.5,0.8,0.9", help="over the bare graph's rate")
     parser.add_argument(
-        "--raw", default="16,0.5,0.9", help="those of --users and --load that send pixels, too"
+        "--context", default="1,4,0.3", help="those of --users and --load that run more rarely"
     )
     parser.add_argument(
         "--minutes",
@@ -336,7 +378,9 @@ def main() -> None:
 
         rows += choose(run)
         save()
-        rows += measure_loads(run, run.ends - time.perf_counter() - _reserved_s(run))
+        rows += measure_loads(run)
+        save()
+        rows += (row for row in measure_context(run) if row["kind"] == "load")
         save()
         if arguments.neighbour:
             rows += measure_beside_a_process(run)
@@ -380,17 +424,24 @@ def prepare(stack: ExitStack, arguments: argparse.Namespace, bar: Progress, ends
     )
 
 
+def _turns(subjects: Sequence[serving.Subject]) -> int:
+    """Returns the turns of a round, with the bare graph's."""
+    plan = serving.Plan((), (), 0.0, 0.0, rounds=1)
+    return serving.count_turns(subjects, plan, with_bare=True)
+
+
 def _reserved_s(run: Run) -> float:
     """Returns the seconds that the parts after the loads need."""
     servers = 1 + len(list(_same_graph(run)))
-    total = 5.0
+    turn_s = run.arguments.seconds + TURN_S
+    total = 5.0 + _turns(_context_subjects(run)) * CONTEXT_ROUNDS * turn_s
     if run.arguments.neighbour:
         turns = servers * len(_neighbour_loads(run)["jpeg"]) + 1
-        total += turns * NEIGHBOUR_ROUNDS * (run.arguments.seconds + TURN_S) + servers
+        total += turns * NEIGHBOUR_ROUNDS * turn_s + servers
     if run.arguments.overload:
         # Before each turn and after the last the bare graph; after each the server works off.
-        turn_s = OVERLOAD_S + overload.BARE_S + 2.5
-        total += (servers + 1) * OVERLOAD_ROUNDS * turn_s + overload.BARE_S
+        overload_s = OVERLOAD_S + overload.BARE_S + 2.5
+        total += (servers + 1) * OVERLOAD_ROUNDS * overload_s + overload.BARE_S
     return total
 
 

@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,7 +151,7 @@ def start_all(
             continue
         say(f"Starting {candidate.name}")
         try:
-            server = start(candidate, python, next(iter(sent.values())), arguments)
+            server = start(candidate, python, list(sent.values()), arguments)
         except StartError as error:
             say(str(error))
             skipped.append(f"{candidate.name} did not start, so it was left out.")
@@ -172,20 +172,21 @@ def start_all(
 
 
 def start(
-    candidate: Candidate, python: str, payload: Payload, arguments: argparse.Namespace
+    candidate: Candidate, python: str, sent: Sequence[Payload], arguments: argparse.Namespace
 ) -> RunningServer:
-    """Starts a candidate, and waits for its first answer.
+    """Starts a candidate, and waits for its first answer to each payload.
 
     Raises:
         StartError: It does not answer.
     """
     port = free_port()
     address = f"127.0.0.1:{port}"
-    make = candidate.peer.make_client(address, payload)
+    makes = [candidate.peer.make_client(address, payload) for payload in sent]
 
     def is_ready(_: str) -> str | None:
         try:
-            asyncio.run(explain_once(make))
+            for make in makes:
+                asyncio.run(explain_once(make))
         except Exception:  # noqa: BLE001 - the peer is not ready yet
             return None
         return address

@@ -53,9 +53,9 @@ UNARY = "unary"
 CHOICE_ROUNDS, CHOICE_S, CHOICE_USERS, CHOICE_LOAD = 2, 1.5, 16, 0.5
 # A peer that reaches less of the best peer's throughput is not measured further.
 MIN_SHARE = 0.8
-CONTEXT_ROUNDS, RAW_LOADS = 2, (16, 0.8)
-NEIGHBOUR_ROUNDS, NEIGHBOUR_USERS, NEIGHBOUR_LOAD = 3, 16, 0.3
-OVERLOAD_ROUNDS, OVERLOAD_S, OVERLOAD_LOAD, OVERLOAD_DEADLINE_S = 2, 6.0, 1.5, 0.5
+CONTEXT_ROUNDS, CONTEXT_S, RAW_LOADS = 2, 2.0, (16, 0.8)
+NEIGHBOUR_ROUNDS, NEIGHBOUR_S, NEIGHBOUR_USERS, NEIGHBOUR_LOAD = 3, 2.0, 16, 0.3
+OVERLOAD_ROUNDS, OVERLOAD_S, OVERLOAD_LOAD, OVERLOAD_DEADLINE_S = 2, 5.0, 1.5, 0.5
 # Seconds of a turn beside its load: connecting, the last answers.
 TURN_S = 0.4
 
@@ -203,7 +203,7 @@ def _kept(
 
 def measure_loads(run: Run) -> list[dict[str, Any]]:
     """Measures the loads that are not ``--context``, in as many rounds as there is time for."""
-    users, loads = _split(run, context=False)
+    users, loads = _split(run, run.arguments.seconds, context=False)
     subjects = _under(run, {"jpeg": [*users, *loads]})
     within_s = run.ends - time.perf_counter() - _reserved_s(run)
     seconds, rounds = run.arguments.seconds, run.arguments.rounds
@@ -212,25 +212,21 @@ def measure_loads(run: Run) -> list[dict[str, Any]]:
 
 def measure_context(run: Run) -> list[dict[str, Any]]:
     """Measures the loads of ``--context``, and raw pixels."""
-    return run.measure(
-        "context", _context_subjects(run), CONTEXT_ROUNDS, seconds=run.arguments.seconds
-    )
+    return run.measure("context", _context_subjects(run), CONTEXT_ROUNDS, seconds=CONTEXT_S)
 
 
 def _context_subjects(run: Run) -> list[serving.Subject]:
-    users, loads = _split(run, context=True)
-    seconds = run.arguments.seconds
+    users, loads = _split(run, CONTEXT_S, context=True)
     raw: list[Load] = [
-        Closed(int(load), seconds) if load >= 1 else Open(_rate(run, load), seconds)
+        Closed(int(load), CONTEXT_S) if load >= 1 else Open(_rate(run, load), CONTEXT_S)
         for load in RAW_LOADS
     ]
     return _under(run, {"jpeg": [*users, *loads], "raw": raw})
 
 
-def _split(run: Run, *, context: bool) -> tuple[list[Load], list[Load]]:
+def _split(run: Run, seconds: float, *, context: bool) -> tuple[list[Load], list[Load]]:
     """Returns the closed and the open loops that are of ``--context``, or the others."""
     rare = {float(load) for load in run.arguments.context.split(",") if load}
-    seconds = run.arguments.seconds
     users = [int(count) for count in run.arguments.users.split(",")]
     return (
         [Closed(count, seconds) for count in users if (count in rare) == context],
@@ -260,19 +256,13 @@ def measure_beside_a_process(run: Run) -> list[dict[str, Any]]:
     subjects = [run.our_subject(loads)]
     subjects += [run.subject(peer, loads) for peer in _same_graph(run)]
     with neighbour():
-        seconds = run.arguments.seconds
-        found = run.measure("neighbour", subjects, NEIGHBOUR_ROUNDS, seconds=seconds)
+        found = run.measure("neighbour", subjects, NEIGHBOUR_ROUNDS, seconds=NEIGHBOUR_S)
     return [{**row, "beside": "a busy process"} for row in found if row["kind"] in ("load", "bare")]
 
 
 def _neighbour_loads(run: Run) -> dict[str, list[Load]]:
-    seconds = run.arguments.seconds
-    return {
-        "jpeg": [
-            Closed(NEIGHBOUR_USERS, seconds),
-            Open(_rate(run, NEIGHBOUR_LOAD), seconds),
-        ]
-    }
+    opened = Open(_rate(run, NEIGHBOUR_LOAD), NEIGHBOUR_S)
+    return {"jpeg": [Closed(NEIGHBOUR_USERS, NEIGHBOUR_S), opened]}
 
 
 def measure_overload(run: Run, machine: results.Machine, output: Path) -> None:
@@ -433,11 +423,12 @@ def _turns(subjects: Sequence[serving.Subject]) -> int:
 def _reserved_s(run: Run) -> float:
     """Returns the seconds that the parts after the loads need."""
     servers = 1 + len(list(_same_graph(run)))
-    turn_s = run.arguments.seconds + TURN_S
-    total = 5.0 + _turns(_context_subjects(run)) * CONTEXT_ROUNDS * turn_s
+    # Before each part the cores that servers use when idle are measured for a second each.
+    total = 2.0 * (1 + len(run.peers))
+    total += _turns(_context_subjects(run)) * CONTEXT_ROUNDS * (CONTEXT_S + TURN_S)
     if run.arguments.neighbour:
         turns = servers * len(_neighbour_loads(run)["jpeg"]) + 1
-        total += turns * NEIGHBOUR_ROUNDS * turn_s + servers
+        total += servers + turns * NEIGHBOUR_ROUNDS * (NEIGHBOUR_S + TURN_S)
     if run.arguments.overload:
         # Before each turn and after the last the bare graph; after each the server works off.
         overload_s = OVERLOAD_S + overload.BARE_S + 2.5

@@ -135,8 +135,10 @@ class HandMadeGraph:
         from peers import hand_made
 
         assert options.hand_made is not None
-        make = {"onnx": hand_made.OnnxRuntime, "torch": hand_made.Autograd}[runtime]
-        self._run = make(options.hand_made, options.threads)
+        make = hand_made.OnnxRuntime if runtime == "onnx" else hand_made.Autograd
+        self._run: Callable[[NDArray[np.uint8]], hand_made.Maps] = make(
+            options.hand_made, options.threads
+        )
         self._run(np.zeros((1, *options.input_size, 3), np.uint8))
 
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[bytes]:

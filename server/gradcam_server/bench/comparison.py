@@ -27,7 +27,7 @@ def compare(rows: Sequence[_Row]) -> list[dict[str, Any]]:
     for row in rows:
         if row["kind"] == "load":
             phases.setdefault(tuple(row.get(name) for name in _PHASE), []).append(row)
-    found = []
+    found: list[dict[str, Any]] = []
     for phase, subjects in phases.items():
         ours = next((row for row in subjects if not row["group"]), None)
         for group in dict.fromkeys(row["group"] for row in subjects if row["group"]):

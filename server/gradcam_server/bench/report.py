@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradcam_server.bench.results import Results
+from gradcam_server.bench.results import SERVER, Results
 
 BEGIN = "<!-- bench: written by gradcam bench report -->\n"
 END = "<!-- end of bench -->"
@@ -73,6 +73,7 @@ def draw(results: Results, path: Path) -> bool:
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(4 + 3 * len(panels), 4), layout="constrained")
     FigureCanvasSVG(figure)
@@ -82,7 +83,8 @@ def draw(results: Results, path: Path) -> bool:
         for number, (name, points) in enumerate(curves.items()):
             xs, ys = zip(*sorted(points), strict=True)
             marker = _MARKERS[number % len(_MARKERS)]
-            axes.plot(xs, ys, marker=marker, markersize=4, label=name)
+            width = 2.5 if name == SERVER else 1.2
+            axes.plot(xs, ys, marker=marker, markersize=4, linewidth=width, label=name)
         axes.set(yscale="log", ylabel=unit)
         axes.grid(alpha=0.3, which="both")
         ticks = sorted({x for points in curves.values() for x, _ in points})
@@ -91,7 +93,9 @@ def draw(results: Results, path: Path) -> bool:
             axes.set_xticks(ticks, [str(size) for size in ticks])
         else:
             axes.set(xlabel="requests/s (Poisson)")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize="small", loc="outside lower center", ncols=3)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -246,7 +250,7 @@ def _comparison_table(group: str, unit: str, rows: Sequence[_Row]) -> str:
                 else "",
             ]
         )
-    headings = [f"{shown}, peers with {group}", "gradcam-server", *peers]
+    headings = [f"{shown}, peers with {group}", SERVER, *peers]
     return table([*headings, "ours / best", "of each round (quartiles)"], lines)
 
 

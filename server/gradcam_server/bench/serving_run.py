@@ -20,7 +20,6 @@ from gradcam_server.bench.worker import Worker
 if TYPE_CHECKING:
     from gradcam_server.config.settings import ServeConfig
 
-NAME = "gradcam-server"
 _CALLS = {"unary": Unary, "stream": Stream}
 
 
@@ -58,7 +57,7 @@ class GradcamServer:
         for payload, call in itertools.product(payloads, calls):
             message = request(payload, image, size, model)
             clients[payload, call] = _CALLS[call](self.address, message, self.connection)
-        return serving.Subject(NAME, clients, self.pid, self.ready_s)
+        return serving.Subject(results.SERVER, clients, self.pid, self.ready_s)
 
 
 def run(

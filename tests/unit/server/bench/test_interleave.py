@@ -1,8 +1,9 @@
 """Subjects take turns."""
 
+import time
+
 import pytest
 
-from gradcam_server.bench import interleave as interleaving
 from gradcam_server.bench.interleave import interleave, turns
 
 
@@ -32,6 +33,6 @@ def test_no_round_begins_that_would_end_too_late(
         nonlocal now
         now += 10
 
-    monkeypatch.setattr(interleaving.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
     found = interleave({"a": measure, "b": measure}, 8, within_s=within_s)
     assert len(found["a"]) == len(found["b"]) == rounds

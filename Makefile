@@ -99,7 +99,7 @@ bench-batch: $(VENV)/dev.stamp
 
 bench-report:
 	$(BIN)/gradcam bench report $(RESULTS)/graph.json $(sort $(wildcard $(RESULTS)/serving*.json)) \
-		-o benchmarks/README.md
+		$(sort $(wildcard $(RESULTS)/overload_peers*.json)) -o benchmarks/README.md
 
 GPU_CHECK := build/gpu-check
 gpu-check: $(VENV)/dev.stamp

@@ -35,6 +35,7 @@ from gradcam_server.bench.bare import BareGraph
 from gradcam_server.bench.interleave import turns
 from gradcam_server.bench.load import MakeLoadClient, Open
 from gradcam_server.bench.payload import request
+from gradcam_server.bench.report import overload_table
 from gradcam_server.bench.running import RunningServer, cpu_by_part, gradcam_serve, stopped
 from gradcam_server.bench.statistics import Spread, latency_ms
 from gradcam_server.bench.worker import Worker, cpu_s
@@ -325,43 +326,9 @@ def _outcomes(outcomes: Sequence[Outcome]) -> Iterator[tuple[str, Mapping[str, A
             {
                 "count": len(those),
                 "with_retry_info": sum(outcome.has_retry_info for outcome in those),
-                "latency_ms": latency_ms([outcome.seconds for outcome in those]),
+                "latency_ms": latency_ms([outcome.seconds for outcome in those], min_beyond=1),
             },
         )
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns a Markdown table."""
-    text = (
-        "| server | payload | load | images/s in time | goodput | without the generator's cores "
-        "| refused: ms p50, p99 | with RetryInfo | timed out | generator, cores |\n"
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
-    )
-    for line in rows:
-        calls, outcomes = line["calls"], line["outcomes"]
-        timeouts = ("DEADLINE_EXCEEDED", "TimeoutError")
-        late = sum(outcomes[name]["count"] for name in timeouts if name in outcomes)
-        answered = ("answered", *timeouts)
-        refused = {name: value for name, value in outcomes.items() if name not in answered}
-        cells = []
-        for name, value in refused.items():
-            latency = value["latency_ms"]
-            times = ", ".join(
-                "-" if latency[part] is None else f"{latency[part]:.1f}" for part in ("p50", "p99")
-            )
-            cells.append(f"{name} {value['count'] / calls:.0%}: {times}")
-        retry = sum(value["with_retry_info"] for value in refused.values())
-        count = sum(value["count"] for value in refused.values())
-        goodput = line["goodput"]
-        text += (
-            f"| {line['server']} | {line['payload']} | {line['load']:g} "
-            f"| {line['images_per_s']['median']:.1f} "
-            f"| {goodput['median']:.2f} ({goodput['low']:.2f} to {goodput['high']:.2f}) "
-            f"| {line['goodput_without_generator']:.2f} | {'; '.join(cells) or 'none'} "
-            f"| {f'{retry} of {count}' if count else ''} | {late / calls:.1%} "
-            f"| {line['generator_cores']:.2f} |\n"
-        )
-    return text
 
 
 def our_subjects(
@@ -460,7 +427,7 @@ def main() -> None:
     }
     finished = results_of(rows, settings, machine, notes, arguments.trial)
     finished.save(arguments.output)
-    print(table(rows), arguments.output, sep="\n")
+    print(overload_table(rows), arguments.output, sep="\n")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from gradcam_server.bench import results, serving
 from gradcam_server.bench.bare import BareGraph, Calibration
 from gradcam_server.bench.comparison import compare
 from gradcam_server.bench.load import Closed, Generators, Load, Open
+from gradcam_server.bench.report import overload_table
 from gradcam_server.bench.running import RunningServer, gradcam_serve
 from gradcam_server.bench.serving_run import GradcamServer, notes_on
 from gradcam_server.bench.worker import Worker
@@ -118,7 +119,7 @@ class Run:
     ) -> list[dict[str, Any]]:
         """Measures a part; at most ``rounds`` rounds, and within some seconds."""
         settle_s = min(seconds / 5, 1.0)
-        plan = serving.Plan((), (), seconds, settle_s, rounds, within_s=within_s, min_beyond=1)
+        plan = serving.Plan((), (), seconds, settle_s, rounds, within_s=within_s, min_beyond=0)
         turns = serving.count_turns(subjects, plan, with_bare=True)
         self.bar.console.print(
             f"{name}: {rounds} rounds of {turns // rounds} turns, at most {within_s:.0f} s"
@@ -296,7 +297,7 @@ def measure_overload(run: Run, machine: results.Machine, output: Path) -> None:
     }
     finished = overload.results_of(rows, settings, machine, run.notes, run.arguments.trial)
     finished.save(output)
-    print(overload.table(rows), output, sep="\n")
+    print(overload_table(rows), output, sep="\n")
 
 
 def _same_graph(run: Run) -> Iterator[RunningPeer]:
@@ -357,6 +358,8 @@ def main() -> None:
                 "rounds": max((len(row["rounds"]) for row in rows if "rounds" in row), default=0),
             }
             notes = [*notes_on(rows, run.calibration), *run.notes]
+            if requests := [row["requests"] for row in rows if row["kind"] == "load"]:
+                notes.append(f"A p99 is of {min(requests)} requests or more.")
             compared = [*rows, *compare(rows)]
             results.finish(
                 *("serving", settings, compared),

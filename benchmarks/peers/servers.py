@@ -25,7 +25,7 @@ from peers.work import decode
 BENCHMARKS = Path(__file__).parents[1]
 TRY_S = 10.0
 START_S = 90.0
-SAME_GRAPH, OWN_GRAPH = "the same graph", "a graph of its own"
+SAME_GRAPH, OWN_GRAPH = "the same graph", "their own graph"
 GRAPHS = {"server": "", "onnx": "ONNX closed form", "torch": "torch autograd"}
 # pytriton has no backend for ONNX: what runs is the same Python as in the other two.
 HAND_MADE = (("litserve", "onnx"), ("mosec", "onnx"), ("litserve", "torch"))

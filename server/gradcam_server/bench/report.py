@@ -48,7 +48,11 @@ def write(page: Path, files: Sequence[Path]) -> list[Path]:
 
 def section(results: Results) -> str:
     """Returns a section of Markdown: title, circumstances, tables and notes."""
-    tables = {"graph": _graph_tables, "serving": _serving_tables}[results.suite]
+    tables = {
+        "graph": _graph_tables,
+        "serving": _serving_tables,
+        "overload": lambda found: overload_table(found.rows) + "\n",
+    }[results.suite]
     title = f"## {results.suite.capitalize()}: {results.settings['model']}\n\n"
     trial = "**Trial figures, not to be quoted.** " * results.trial
     notes = "".join(f"- {note}\n" for note in results.notes)
@@ -61,13 +65,48 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + "\n"
 
 
+def overload_table(rows: Sequence[_Row]) -> str:
+    """Returns a Markdown table of goodput under overload (``benchmarks/overload.py``)."""
+    text = (
+        "| server | payload | load | images/s in time | goodput | without the generator's cores "
+        "| refused: ms p50, p99 | with RetryInfo | timed out | generator, cores |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+    )
+    for line in rows:
+        calls, outcomes = line["calls"], line["outcomes"]
+        timeouts = ("DEADLINE_EXCEEDED", "TimeoutError")
+        late = sum(outcomes[name]["count"] for name in timeouts if name in outcomes)
+        answered = ("answered", *timeouts)
+        refused = {name: value for name, value in outcomes.items() if name not in answered}
+        cells = []
+        for name, value in refused.items():
+            latency = value["latency_ms"]
+            times = ", ".join(
+                "-" if latency[part] is None else f"{latency[part]:.1f}" for part in ("p50", "p99")
+            )
+            cells.append(f"{name} {value['count'] / calls:.0%}: {times}")
+        retry = sum(value["with_retry_info"] for value in refused.values())
+        count = sum(value["count"] for value in refused.values())
+        goodput = line["goodput"]
+        text += (
+            f"| {line['server']} | {line['payload']} | {line['load']:g} "
+            f"| {line['images_per_s']['median']:.1f} "
+            f"| {goodput['median']:.2f} ({goodput['low']:.2f} to {goodput['high']:.2f}) "
+            f"| {line['goodput_without_generator']:.2f} | {'; '.join(cells) or 'none'} "
+            f"| {f'{retry} of {count}' if count else ''} | {late / calls:.1%} "
+            f"| {line['generator_cores']:.2f} |\n"
+        )
+    return text
+
+
 def draw(results: Results, path: Path) -> bool:
     """Draws throughput over batch size (graph), or latency over load (serving).
 
     Returns:
         Whether there was anything to draw.
     """
-    panels = (_graph_curves if results.suite == "graph" else _serving_curves)(results.rows)
+    curves_of = {"graph": _graph_curves, "serving": _serving_curves}.get(results.suite)
+    panels = curves_of(results.rows) if curves_of else {}
     if not any(len(points) > 1 for curves in panels.values() for points in curves.values()):
         return False
     import matplotlib as mpl
@@ -198,7 +237,8 @@ def _serving_tables(results: Results) -> str:
     )
     if compared := [row for row in results.rows if row["kind"] == "comparison"]:
         candidates = [row for row in results.rows if row["kind"] == "candidate"]
-        return text + _candidate_table(candidates) + _comparison_tables(compared)
+        loads_of = dict(zip(results.settings["rates"], results.settings["load"], strict=True))
+        return text + _candidate_table(candidates) + _comparison_tables(compared, loads_of)
     for loop, heading in (("closed", "users"), ("open", "requests/s")):
         text += _load_table(heading, [row for row in loads if row["loop"] == loop])
     return text
@@ -220,19 +260,30 @@ def _candidate_table(rows: Sequence[_Row]) -> str:
     return "How the peers were chosen:\n\n" + table(headings, lines)
 
 
-def _comparison_tables(rows: Sequence[_Row]) -> str:
+def _comparison_tables(rows: Sequence[_Row], loads: Mapping[float, float]) -> str:
     text = ""
+    rows = sorted(
+        rows,
+        key=lambda row: (
+            row["beside"] or "",
+            row["payload"],
+            row["users"] or 0,
+            row["requests_per_s"] or 0,
+        ),
+    )
     for group in dict.fromkeys(row["group"] for row in rows):
         mine = [row for row in rows if row["group"] == group]
         for figure, unit in (("images_per_s", "images/s"), ("p50_ms", "p50"), ("p99_ms", "p99")):
             loops = ("closed",) if figure == "images_per_s" else ("closed", "open")
             chosen = [row for row in mine if row["figure"] == figure and row["loop"] in loops]
             if chosen:
-                text += _comparison_table(group, unit, chosen)
+                text += _comparison_table(group, unit, chosen, loads)
     return text
 
 
-def _comparison_table(group: str, unit: str, rows: Sequence[_Row]) -> str:
+def _comparison_table(
+    group: str, unit: str, rows: Sequence[_Row], loads: Mapping[float, float]
+) -> str:
     peers = list(dict.fromkeys(name for row in rows for name in row["peers"]))
     digits = 1 if unit == "images/s" else 0
     shown = unit if unit == "images/s" else f"{unit} in ms"
@@ -241,7 +292,7 @@ def _comparison_table(group: str, unit: str, rows: Sequence[_Row]) -> str:
         ratio = row["ratio"]
         lines.append(
             [
-                _load_of(row),
+                _load_of(row, loads),
                 f"{row['ours']:.{digits}f}",
                 *(_number(row["peers"].get(name), digits) for name in peers),
                 _number(row["ratio_of_all"], 2),
@@ -254,8 +305,12 @@ def _comparison_table(group: str, unit: str, rows: Sequence[_Row]) -> str:
     return table([*headings, "ours / best", "of each round (quartiles)"], lines)
 
 
-def _load_of(row: _Row) -> str:
-    load = f"{row['users']} users" if row["users"] else f"{row['requests_per_s']:.0f} requests/s"
+def _load_of(row: _Row, loads: Mapping[float, float]) -> str:
+    if row["users"]:
+        load = f"{row['users']} user{'s' * (row['users'] > 1)}"
+    else:
+        rate = row["requests_per_s"]
+        load = f"{rate:.0f}/s" + (f", load {loads[rate]:g}" if rate in loads else "")
     return ", ".join(filter(None, [row["payload"], load, row["beside"] and "neighbour"]))
 
 

@@ -44,7 +44,8 @@ def load_row(rate: float | None) -> dict[str, Any]:
 
 def save(folder: Path, suite: str, rows: list[dict[str, Any]], **more: Any) -> Path:
     path = folder / f"{suite}.json"
-    finish(suite, {"model": "resnet50"}, rows, machine=Machine.here(), **more).save(path)
+    settings = {"model": "resnet50", "rates": [5.0], "load": [0.5]}
+    finish(suite, settings, rows, machine=Machine.here(), **more).save(path)
     return path
 
 

@@ -24,7 +24,7 @@ help:
 	@echo 'make soak MINUTES=10          memory, descriptors and threads at saturation'
 	@echo 'make fairness                 interactive latency beside an offline stream; OTHERS=pixels: beside floods'
 	@echo 'make bench-graph              ways to the same answer: ours, torch, ONNX Runtime, OpenVINO'
-	@echo 'make bench-serving            our server beside LitServe, mosec, Ray Serve and Triton'
+	@echo 'make bench-serving MODEL=resnet50  our server beside LitServe, mosec, Ray Serve and Triton'
 	@echo 'make bench-batch              an offline job beside its bare graph'
 	@echo 'make gpu-check                what is claimed of GPUs, in minutes; build/gpu-check/ runs without TensorFlow'
 	@echo 'make bench-report             the tables and plots of benchmarks/README.md'
@@ -77,7 +77,9 @@ fairness: $(VENV)/dev.stamp
 	PYTHONPATH=tests $(BIN)/python benchmarks/fairness.py --others $(or $(OTHERS),offline)
 
 RESULTS := benchmarks/results
-SERVE   ?= --model resnet50 --weights random
+MODEL   ?= resnet50
+WEIGHTS ?= $(if $(filter resnet50,$(MODEL)),random,imagenet)
+EXPORT  := build/bench/$(MODEL)
 BENCH   := PYTHONPATH=tests:benchmarks $(BIN)/python benchmarks
 
 bench-peers: $(VENV)/dev.stamp
@@ -87,8 +89,15 @@ bench-graph: bench-peers
 	$(BENCH)/graph_peers.py --output $(RESULTS)/graph.json
 
 bench-serving: bench-peers
-	$(BENCH)/serving_peers.py $(if $(TRITON_PYTHON),--python triton=$(TRITON_PYTHON)) \
-		--output $(RESULTS)/serving_peers.json -- $(SERVE)
+	rm -rf $(EXPORT) $(EXPORT)-cache
+	$(BIN)/gradcam export --model $(MODEL) --weights $(WEIGHTS) -o $(EXPORT)
+	test -e $(EXPORT)-hand-made/model.onnx || PYTHONPATH=tests:benchmarks \
+		$(BIN)/python -m peers.hand_made $(MODEL) $(WEIGHTS) $(EXPORT)-hand-made
+	$(BENCH)/serving_peers.py --workers 1,2 $(if $(TRITON_PYTHON),--python triton=$(TRITON_PYTHON)) \
+		--hand-made $(EXPORT)-hand-made --neighbour \
+		--overload $(RESULTS)/overload_peers_$(MODEL).json \
+		--output $(RESULTS)/serving_peers_$(MODEL).json -- \
+		--model $(MODEL)=$(EXPORT) --cache-dir $(EXPORT)-cache
 
 bench-batch: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/make_images.py build/images
@@ -96,7 +105,7 @@ bench-batch: $(VENV)/dev.stamp
 
 bench-report:
 	$(BIN)/gradcam bench report $(RESULTS)/graph.json $(sort $(wildcard $(RESULTS)/serving*.json)) \
-		-o benchmarks/README.md
+		$(sort $(wildcard $(RESULTS)/overload_peers*.json)) -o benchmarks/README.md
 
 GPU_CHECK := build/gpu-check
 gpu-check: $(VENV)/dev.stamp

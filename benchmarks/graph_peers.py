@@ -1,11 +1,10 @@
 """Runs the graph suite with peers: torch, ONNX Runtime and OpenVINO beside the server's graphs.
 
 The peers get the same ResNet50 with the same weights, as a PyTorch twin: with autograd, as in
-libraries of explanations; and exported by hand in closed form. At the last layer before the global
-pooling the gradient of a logit is the dense layer's row over the number of positions, so no
-backward pass is needed. That holds at this layer only; the server's graph works at any layer.
+libraries of explanations; and exported by hand in closed form (``peers.hand_made``).
 
-Usage: PYTHONPATH=tests python benchmarks/graph_peers.py [--batch-sizes 1,8] [--output FILE]
+Usage: PYTHONPATH=tests:benchmarks python benchmarks/graph_peers.py [--batch-sizes 1,8]
+       [--output FILE]
 """
 
 import argparse
@@ -13,6 +12,7 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,18 @@ from gradcam_server.bench.worker import Worker
 from gradcam_server.cli.progress import open_bar
 from gradcam_server.domain.model_spec import ModelSpec
 from gradcam_server.domain.options import Compiler
+from peers.hand_made import (
+    INPUT_SIZE,
+    ONNX,
+    WEIGHTS,
+    by_autograd,
+    closed_form,
+    export_onnx,
+    load_twin,
+    write_weights,
+)
 
-MEAN_BGR = (103.939, 116.779, 123.68)
-INPUT_SIZE = (224, 224)
 CALIBRATION_IMAGES = 64
-WEIGHTS, ONNX = "twin.pt", "model.onnx"
 OPENVINO = {"float32": "openvino", "bfloat16": "openvino", "int8": "nncf"}
 
 
@@ -42,21 +49,15 @@ class Export:
         """Writes Keras' weights for the twin, and the closed form for the installed runtimes."""
         import torch
 
-        from gradcam_server.models.built_in import build
-        from oracles.torch_resnet50 import twin_of
-
-        torch.save(twin_of(build(spec)[0]).state_dict(), f"{folder}/{WEIGHTS}")
-        module = closed_form(f"{folder}/{WEIGHTS}")
-        example = torch.zeros((2, *INPUT_SIZE, 3), dtype=torch.uint8)
+        weights = Path(folder, WEIGHTS)
+        write_weights(spec, weights)
+        module = closed_form(load_twin(weights))
         if is_installed("onnxruntime"):
-            batch = {0: torch.export.Dim("batch")}
-            path = f"{folder}/{ONNX}"
-            torch.onnx.export(
-                module, (example,), path, dynamo=True, dynamic_shapes=[batch], verbose=False
-            )
+            export_onnx(module, Path(folder, ONNX))
         if is_installed("openvino"):
             import openvino
 
+            example = torch.zeros((2, *INPUT_SIZE, 3), dtype=torch.uint8)
             shape = (-1, *INPUT_SIZE, 3)
             converted = openvino.convert_model(module, example_input=example, input=[shape])
             openvino.save_model(converted, f"{folder}/float32.xml", compress_to_fp16=False)
@@ -74,47 +75,6 @@ def is_installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def twin(weights: str) -> Any:
-    """Loads the twin."""
-    import torch
-
-    from oracles.torch_resnet50 import ResNet50
-
-    state = torch.load(weights, weights_only=True)
-    model = ResNet50(len(state["predictions.bias"])).eval()
-    model.load_state_dict(state)
-    return model.requires_grad_(False)
-
-
-def prepared(images: Any) -> Any:
-    """Converts uint8 RGB (B, H, W, 3) to the twin's input, as a part of each graph."""
-    import torch
-
-    pixels = images.flip(-1).permute(0, 3, 1, 2).to(torch.float32)
-    return pixels - torch.tensor(MEAN_BGR, device=images.device)[:, None, None]
-
-
-def closed_form(weights: str) -> Any:
-    """Returns a module from images to logits, probabilities and maps, without a backward pass."""
-    import torch
-
-    model = twin(weights)
-
-    class ClosedForm(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, images: Any) -> Any:
-            activation = self.model.features(prepared(images))
-            logits = self.model.predictions(activation.mean(dim=(2, 3)))
-            row = self.model.predictions.weight[logits.argmax(dim=1)]
-            maps = torch.einsum("bk,bkhw->bhw", row, activation) / activation[0, 0].numel()
-            return logits, torch.softmax(logits, dim=1), maps
-
-    return ClosedForm().eval()
-
-
 class Torch:
     """torch: autograd without hooks, or the closed form, eager or compiled."""
 
@@ -123,7 +83,8 @@ class Torch:
 
         self._device = torch.device("cuda" if device == "gpu" else "cpu")
         self._how = how
-        made = twin(weights) if how == "autograd" else closed_form(weights)
+        self._twin = load_twin(Path(weights))
+        made = self._twin.module if how == "autograd" else closed_form(self._twin)
         self._model = made.to(self._device).to(memory_format=torch.channels_last)
 
     def build(self, batch_size: int) -> Run:  # noqa: ARG002 - torch sees it in the images
@@ -132,7 +93,7 @@ class Torch:
 
         function: Callable[[Any], Any] = self._model
         if self._how == "autograd":
-            function = self._by_autograd
+            function = partial(by_autograd, self._twin)
         elif self._how == "compiled":
             import torch._inductor.config as settings
 
@@ -143,20 +104,10 @@ class Torch:
         def run(images: NDArray[np.uint8]) -> Answer:
             given = torch.from_numpy(images).to(self._device)
             with torch.set_grad_enabled(self._how == "autograd"):
-                logits, _, maps = (tensor.detach().cpu().numpy() for tensor in function(given))
+                logits, *_, maps = (tensor.detach().cpu().numpy() for tensor in function(given))
             return Answer(logits, maps)
 
         return run
-
-    def _by_autograd(self, images: Any) -> Any:
-        import torch
-
-        # Only from the explained layer on: cheaper than a backward pass through the network.
-        activation = self._model.features(prepared(images)).requires_grad_()
-        logits = self._model.predictions(activation.mean(dim=(2, 3)))
-        (gradient,) = torch.autograd.grad(logits.max(dim=1).values.sum(), activation)
-        maps = (gradient.mean(dim=(2, 3), keepdim=True) * activation).sum(dim=1)
-        return logits, torch.softmax(logits, dim=1), maps
 
     def device_bytes(self) -> int:
         """Returns the peak memory of the GPU."""

@@ -17,7 +17,6 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -41,6 +40,7 @@ from gradcam_server.bench.worker import Worker
 from gradcam_server.cli.connection import Connection
 from gradcam_server.cli.progress import open_bar
 from gradcam_server.cli.serve import read_arguments
+from options import add_run_options
 
 SERVICE = "gradcam.v1.ExplanationService"
 PAYLOADS = ("raw", "jpeg")
@@ -132,12 +132,7 @@ def spread(found: dict[str, float], digits: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--image", type=Path)
-    parser.add_argument("--seconds", type=float, default=2)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--trial", action="store_true")
-    parser.add_argument("--output", type=Path, default=Path("one_user.json"))
-    parser.add_argument("serve", nargs="*", help="after --: options of gradcam serve")
+    add_run_options(parser, seconds=2, rounds=8, output="one_user.json")
     arguments = parser.parse_args()
     machine, config = results.Machine.here(), read_arguments(arguments.serve)
     with ExitStack() as stack, open_bar() as bar:

@@ -6,13 +6,13 @@ counts if it names the class that the idle server names, and came within the dea
 due time. A peer has the same class and map as the gradcam server, or it is not measured. The bare
 graph runs before and after each turn: the first sets the rate, and goodput is over the mean.
 
-Usage: PYTHONPATH=benchmarks python benchmarks/overload.py [OPTIONS] -- SERVE OPTIONS
+Usage: PYTHONPATH=tests:benchmarks python benchmarks/overload.py [OPTIONS] -- SERVE OPTIONS
 """
 
 import argparse
 import asyncio
+import dataclasses
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -28,21 +28,22 @@ import grpc
 import numpy as np
 from google.rpc import error_details_pb2, status_pb2
 
-import serving_peers
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_client import Client
 from gradcam_server.bench import results
 from gradcam_server.bench.bare import BareGraph
 from gradcam_server.bench.interleave import turns
-from gradcam_server.bench.load import Open
-from gradcam_server.bench.payload import jpeg, request
-from gradcam_server.bench.running import StartError, cpu_by_part, gradcam_serve, stopped
+from gradcam_server.bench.load import MakeLoadClient, Open
+from gradcam_server.bench.payload import request
+from gradcam_server.bench.report import overload_table
+from gradcam_server.bench.running import RunningServer, cpu_by_part, gradcam_serve, stopped
 from gradcam_server.bench.statistics import Spread, latency_ms
 from gradcam_server.bench.worker import Worker, cpu_s
 from gradcam_server.cli.connection import Connection
 from gradcam_server.cli.progress import open_bar
 from gradcam_server.cli.serve import read_arguments
-from peers.load_clients import Http
+from options import add_peer_options, add_run_options
+from peers.servers import RunningPeer, payloads, start_all
 from peers.work import decode
 
 OURS = "gradcam-server"
@@ -111,19 +112,19 @@ class Peer:
     """Makes clients of a peer.
 
     Attributes:
-        http: Makes its load clients.
+        make: Makes its load clients.
     """
 
-    http: Http
+    make: MakeLoadClient
 
     def __call__(self) -> OverloadClient:
         """Makes a client."""
-        return _PeerClient(self.http)
+        return _PeerClient(self.make)
 
 
 class _PeerClient:
-    def __init__(self, http: Http) -> None:
-        self._client: Any = http()
+    def __init__(self, make: MakeLoadClient) -> None:
+        self._client: Any = make()
 
     async def open(self) -> None:
         await self._client.open()
@@ -325,117 +326,86 @@ def _outcomes(outcomes: Sequence[Outcome]) -> Iterator[tuple[str, Mapping[str, A
             {
                 "count": len(those),
                 "with_retry_info": sum(outcome.has_retry_info for outcome in those),
-                "latency_ms": latency_ms([outcome.seconds for outcome in those]),
+                "latency_ms": latency_ms([outcome.seconds for outcome in those], min_beyond=1),
             },
         )
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns a Markdown table."""
-    text = (
-        "| server | payload | load | images/s in time | goodput | without the generator's cores "
-        "| refused: ms p50, p99 | with RetryInfo | timed out | generator, cores |\n"
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
-    )
-    for line in rows:
-        calls, outcomes = line["calls"], line["outcomes"]
-        timeouts = ("DEADLINE_EXCEEDED", "TimeoutError")
-        late = sum(outcomes[name]["count"] for name in timeouts if name in outcomes)
-        answered = ("answered", *timeouts)
-        refused = {name: value for name, value in outcomes.items() if name not in answered}
-        cells = []
-        for name, value in refused.items():
-            latency = value["latency_ms"]
-            times = ", ".join(
-                "-" if latency[part] is None else f"{latency[part]:.1f}" for part in ("p50", "p99")
-            )
-            cells.append(f"{name} {value['count'] / calls:.0%}: {times}")
-        retry = sum(value["with_retry_info"] for value in refused.values())
-        count = sum(value["count"] for value in refused.values())
-        goodput = line["goodput"]
-        text += (
-            f"| {line['server']} | {line['payload']} | {line['load']:g} "
-            f"| {line['images_per_s']['median']:.1f} "
-            f"| {goodput['median']:.2f} ({goodput['low']:.2f} to {goodput['high']:.2f}) "
-            f"| {line['goodput_without_generator']:.2f} | {'; '.join(cells) or 'none'} "
-            f"| {f'{retry} of {count}' if count else ''} | {late / calls:.1%} "
-            f"| {line['generator_cores']:.2f} |\n"
-        )
-    return text
-
-
-def start(
-    stack: ExitStack, arguments: argparse.Namespace, image: bytes, say: Callable[[str], object]
-) -> tuple[list[Subject], list[str]]:
-    """Starts the servers; returns their subjects, and notes."""
-    deadline_s = arguments.deadline_ms / 1e3
-    say("Starting the gradcam server")
-    running = stack.enter_context(gradcam_serve(arguments.serve))
+def our_subjects(
+    running: RunningServer,
+    image: Path | None,
+    payloads: Sequence[str],
+    loads: Sequence[float],
+    deadline_s: float,
+) -> list[Subject]:
+    """Returns the gradcam server with each payload at each load."""
     with Client(running.address) as client:
         info = client.get_model()
     size = info.input_height, info.input_width
-    loads = [float(load) for load in arguments.load.split(",")]
-    subjects = [
-        Subject(
-            OURS,
-            payload,
-            load,
-            Ours(running.address, request(payload, arguments.image, size), deadline_s),
-            running.pid,
-        )
-        for payload in arguments.payload.split(",")
+    made = {
+        payload: Ours(running.address, request(payload, image, size), deadline_s)
+        for payload in payloads
+    }
+    return [
+        Subject(OURS, payload, load, make, running.pid)
+        for payload, make in made.items()
         for load in loads
     ]
-    notes = []
-    pythons = dict(pair.split("=", 1) for pair in arguments.python)
-    for key in arguments.peer:
-        peer = serving_peers.PEERS[key]
-        say(f"Starting {peer.name}")
-        python = pythons.get(key, sys.executable)
-        try:
-            server = serving_peers.start(peer, python, image, 1, arguments)
-        except StartError as error:
-            say(str(error))
-            notes.append(f"{peer.name} did not start, so it was left out.")
-            continue
-        stack.enter_context(server)
-        http = peer.make_client(server.address, image)
-        assert isinstance(http, Http)
-        assert serving_peers.agrees(
-            asyncio.run(serving_peers.explain_once(http)), running.address, image
-        )
-        limited = Http(http.url, http.body, http.content_type, deadline_s)
-        subjects += [
-            Subject(peer.name, "jpeg", float(load), Peer(limited), server.pid)
-            for load in arguments.peer_load.split(",")
-        ]
-    return subjects, notes
+
+
+def peer_subject(peer: RunningPeer, payload: str, load: float, deadline_s: float) -> Subject:
+    """Returns a peer with a payload at a load."""
+    make: Any = peer.clients[payload]
+    limited = Peer(dataclasses.replace(make, timeout_s=deadline_s))
+    return Subject(peer.candidate.name, payload, load, limited, peer.server.pid)
+
+
+def results_of(
+    rows: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    machine: results.Machine,
+    notes: Sequence[str],
+    trial: bool,
+) -> results.Results:
+    """Returns the results of rows, with the notes that all runs need."""
+    notes = [
+        "Servers and the load generator share the cores; the bare graph was alone on them.",
+        "goodput_without_generator is goodput over the share of the bare graph's rate that "
+        "corresponds to the cores which the generator leaves.",
+        *notes,
+    ]
+    return results.finish("overload", settings, rows, machine=machine, notes=notes, trial=trial)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peer", action="append", default=[], choices=("litserve", "mosec", "ray"))
-    parser.add_argument(*("--python", "-p"), action="append", default=[], metavar="PEER=PATH")
-    parser.add_argument("--delay-ms", type=float, default=2.0, help="of the peers' batches")
-    parser.add_argument("--image", type=Path)
+    add_peer_options(parser)
+    add_run_options(parser, seconds=7, rounds=3, output="overload.json")
     parser.add_argument("--payload", default="raw,jpeg")
     parser.add_argument("--load", default="1,1.5,2,3", help="over the bare graph's rate")
     parser.add_argument("--peer-load", default="1.5")
     parser.add_argument("--deadline-ms", type=float, default=500)
-    parser.add_argument("--seconds", type=float, default=7)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--trial", action="store_true")
-    parser.add_argument("--output", type=Path, default=Path("overload.json"))
-    parser.add_argument("serve", nargs="*", help="after --: options of gradcam serve")
     arguments = parser.parse_args()
-    machine = results.Machine.here()
+    machine, deadline_s = results.Machine.here(), arguments.deadline_ms / 1e3
     with ExitStack() as stack, open_bar() as bar:
         config = read_arguments(arguments.serve)
         worker = stack.enter_context(Worker(BareGraph, config))
         calibration = worker.call("calibrate")
         bare = partial(worker.call, "images_per_s", calibration.fastest, BARE_S)
-        image = jpeg(arguments.image)
-        subjects, notes = start(stack, arguments, image, bar.console.print)
+        running = stack.enter_context(gradcam_serve(arguments.serve))
+        loads = [float(load) for load in arguments.load.split(",")]
+        subjects = our_subjects(
+            running, arguments.image, arguments.payload.split(","), loads, deadline_s
+        )
+        peers, notes = start_all(
+            *(stack, arguments, payloads(arguments.image, running.address), running.address),
+            bar.console.print,
+        )
+        subjects += [
+            peer_subject(peer, "jpeg", float(load), deadline_s)
+            for peer in peers
+            for load in arguments.peer_load.split(",")
+        ]
         task = bar.add_task("", total=len(subjects) * arguments.rounds)
 
         def on_turn(name: str) -> None:
@@ -443,7 +413,6 @@ def main() -> None:
             bar.advance(task)
 
         found = measure(subjects, bare, arguments.seconds, arguments.rounds, on_turn)
-    deadline_s = arguments.deadline_ms / 1e3
     rows = [
         row(subject, found[subject.name], arguments.seconds, deadline_s) for subject in subjects
     ]
@@ -456,17 +425,9 @@ def main() -> None:
         "rounds": arguments.rounds,
         "image": arguments.image.name if arguments.image else "generated",
     }
-    notes = [
-        "Servers and the load generator share the cores; the bare graph was alone on them.",
-        "goodput_without_generator is goodput over the share of the bare graph's rate that "
-        "corresponds to the cores which the generator leaves.",
-        *notes,
-    ]
-    finished = results.finish(
-        "overload", settings, rows, machine=machine, notes=notes, trial=arguments.trial
-    )
+    finished = results_of(rows, settings, machine, notes, arguments.trial)
     finished.save(arguments.output)
-    print(table(rows), arguments.output, sep="\n")
+    print(overload_table(rows), arguments.output, sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,215 +1,442 @@
-"""The serving suite with peers: LitServe, mosec, Ray Serve and Triton around the same graph.
+"""The serving suite with peers: LitServe, mosec, Ray Serve and Triton, in one interleaved run.
 
-All servers are up during the whole run; their phases take turns with ours. A peer gets the same
-JPEG, and decodes, resizes and computes by our own functions; its answer is compared with ours
-before anything is timed. Peers that are not installed are skipped, and the results say so.
+A peer gets the same files and pixels, decodes and resizes by our own functions, and runs the
+server's graph; with ``--hand-made`` also what a user would write without the server. Its answer is
+compared with ours before anything is timed. Peers that cannot be had are left out, and the results
+say so. All servers are up during the whole run. Its parts, after each of which results are written:
+
+    choice     every peer with every number of workers: the best of each peer stays
+    loads      closed and open loops of all that stay, in turns with the bare graph: as many rounds
+               as fit into --minutes
+    context    the loads of --context and raw pixels, in two rounds
+    neighbour  some of these loads beside a niced process that computes without a pause
+    overload   1.5 times the bare graph's rate with deadlines of 500 ms, see overload.py
 
 Usage: PYTHONPATH=tests:benchmarks python benchmarks/serving_peers.py [OPTIONS] -- SERVE OPTIONS
 """
 
 import argparse
-import asyncio
-import itertools
+import dataclasses
+import math
 import os
-import socket
-import subprocess
+import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-import numpy as np
 from rich.progress import Progress
 
-from gradcam_client import Client
-from gradcam_server.bench.load import MakeLoadClient
-from gradcam_server.bench.payload import jpeg
-from gradcam_server.bench.running import RunningServer, StartError, gradcam_serve
-from gradcam_server.bench.serving import Subject
-from gradcam_server.bench.serving_run import GradcamServer, run
+import overload
+from gradcam_server.bench import results, serving
+from gradcam_server.bench.bare import BareGraph, Calibration
+from gradcam_server.bench.comparison import compare
+from gradcam_server.bench.load import Closed, Generators, Load, Open
+from gradcam_server.bench.report import overload_table
+from gradcam_server.bench.running import RunningServer, gradcam_serve
+from gradcam_server.bench.serving_run import GradcamServer, notes_on
+from gradcam_server.bench.worker import Worker
 from gradcam_server.cli.connection import Connection
 from gradcam_server.cli.progress import open_bar
 from gradcam_server.cli.serve import read_arguments
-from peers import load_clients
-from peers.work import decode
+from neighbour import neighbour
+from options import add_peer_options, add_run_options
+from peers.servers import OWN_GRAPH, SAME_GRAPH, RunningPeer, payloads, start_all
 
-FOLDER = Path(__file__).parent
-TRY_S = 10.0
+UNARY = "unary"
+CHOICE_ROUNDS, CHOICE_S, CHOICE_USERS, CHOICE_LOAD = 2, 1.5, 16, 0.5
+# A peer that reaches less of the best peer's throughput is not measured further.
+MIN_SHARE = 0.8
+CONTEXT_ROUNDS, CONTEXT_S, RAW_LOADS = 2, 2.0, (16, 0.8)
+NEIGHBOUR_ROUNDS, NEIGHBOUR_S, NEIGHBOUR_USERS, NEIGHBOUR_LOAD = 3, 2.0, 16, 0.3
+OVERLOAD_ROUNDS, OVERLOAD_S, OVERLOAD_LOAD, OVERLOAD_DEADLINE_S = 2, 5.0, 1.5, 0.5
+# Seconds of a turn beside its load: connecting, the last answers.
+TURN_S = 0.4
 
 
-@dataclass(frozen=True)
-class Peer:
-    """A server to compare with.
+@dataclass
+class Run:
+    """What all parts of a run share.
 
     Attributes:
-        name: Its name.
-        module: Its script.
-        package: What must be installed.
-        make_client: Makes a load client from an address and an image.
+        arguments: The options.
+        bar: Shows the progress.
+        running: The gradcam server.
+        ours: Its subject.
+        peers: The peers that answer.
+        bare: Measures the bare graph for some seconds; returns images per second.
+        calibration: The cost of the bare graph's batches.
+        generators: The load generators.
+        rates: Requests per second by load.
+        ends: When the run should end, by ``time.perf_counter``.
+        notes: Sentences that a reader needs.
     """
 
-    name: str
-    module: str
-    package: str
-    make_client: Callable[[str, bytes], MakeLoadClient]
+    arguments: argparse.Namespace
+    bar: Progress
+    running: RunningServer
+    ours: serving.Subject
+    peers: list[RunningPeer]
+    bare: Callable[[float], float]
+    calibration: Calibration
+    generators: Generators
+    rates: Mapping[float, float]
+    ends: float
+    notes: list[str]
+    capacity: dict[str, float] = field(default_factory=dict)
+
+    def subject(self, peer: RunningPeer, loads: Mapping[str, Sequence[Load]]) -> serving.Subject:
+        """Returns a peer under loads, by payload."""
+        return serving.Subject(
+            peer.candidate.name,
+            {(payload, UNARY): make for payload, make in peer.clients.items()},
+            peer.server.pid,
+            peer.server.ready_s,
+            peer.candidate.group,
+            {(payload, UNARY): of_payload for payload, of_payload in loads.items()},
+        )
+
+    def our_subject(self, loads: Mapping[str, Sequence[Load]]) -> serving.Subject:
+        """Returns the gradcam server under loads, by payload."""
+        by_call = {(payload, UNARY): of_payload for payload, of_payload in loads.items()}
+        return dataclasses.replace(self.ours, loads=by_call)
+
+    def measure(
+        self,
+        name: str,
+        subjects: Sequence[serving.Subject],
+        rounds: int,
+        *,
+        seconds: float,
+        within_s: float = math.inf,
+    ) -> list[dict[str, Any]]:
+        """Measures a part; at most ``rounds`` rounds, and within some seconds."""
+        settle_s = min(seconds / 5, 1.0)
+        plan = serving.Plan((), (), seconds, settle_s, rounds, within_s=within_s, min_beyond=0)
+        turns = serving.count_turns(subjects, plan, with_bare=True)
+        self.bar.console.print(
+            f"{name}: {rounds} rounds of {turns // rounds} turns, at most {within_s:.0f} s"
+        )
+        task = self.bar.add_task("", total=turns)
+
+        def on_turn(subject: str) -> None:
+            self.bar.update(task, description=f"{name}: {subject}")
+            self.bar.advance(task)
+
+        bare = partial(self.bare, seconds)
+        found = serving.measure(subjects, plan, self.generators, bare, self.calibration, on_turn)
+        self.bar.remove_task(task)
+        return found
 
 
-PEERS = {
-    "litserve": Peer("LitServe", "peers.litserve_peer", "litserve", load_clients.litserve),
-    "mosec": Peer("mosec", "peers.mosec_peer", "mosec", load_clients.mosec),
-    "ray": Peer("Ray Serve", "peers.ray_peer", "ray.serve", load_clients.plain),
-    "triton": Peer("Triton (pytriton)", "peers.triton_peer", "pytriton", load_clients.triton),
-}
+def choose(run: Run) -> list[dict[str, Any]]:
+    """Measures all peers briefly, keeps the best, and returns a row for each.
 
-
-async def explain_once(make: MakeLoadClient) -> bytes:
-    """Sends one request to a peer, and returns the answer."""
-    client = make()
-    await client.open()
-    try:
-        async with asyncio.timeout(TRY_S):
-            await client.explain()
-        answer: bytes = getattr(client, "answer")  # noqa: B009 - all peers' clients have it
-        return answer
-    finally:
-        await client.close()
-
-
-def start(
-    peer: Peer, python: str, image: bytes, workers: int, arguments: argparse.Namespace
-) -> RunningServer:
-    """Starts a peer of some workers, and waits for its first answer.
-
-    Raises:
-        StartError: It does not answer.
+    Of each peer with the server's graph stays the number of workers with the highest throughput,
+    if that is at least ``MIN_SHARE`` of the best peer's, and whichever has the lowest latency at
+    ``CHOICE_LOAD``; of each graph of a user the fastest.
     """
-    port = free_port()
-    address = f"127.0.0.1:{port}"
+    closed, opened = Closed(CHOICE_USERS, CHOICE_S), Open(_rate(run, CHOICE_LOAD), CHOICE_S)
+    subjects = [
+        run.subject(
+            peer,
+            {"jpeg": [closed, opened] if peer.candidate.group == SAME_GRAPH else [closed]},
+        )
+        for peer in run.peers
+    ]
+    if not subjects:
+        return []
+    found = run.measure("choice", subjects, CHOICE_ROUNDS, seconds=CHOICE_S)
+    rate, p50 = {}, {}
+    for row in found:
+        if row["kind"] == "load" and row["loop"] == "closed":
+            rate[row["server"]] = row["images_per_s"]["median"]
+        elif row["kind"] == "load":
+            p50[row["server"]] = row["latency_ms"]["p50"]
+    run.capacity = rate
+    kept = _kept(run.peers, rate, p50)
+    if any(peer.candidate.group == OWN_GRAPH for peer in run.peers):
+        run.notes.append(
+            "Peers with a graph of their own were not measured in open loops of more requests than "
+            "they answered in a closed one."
+        )
+    rows = [
+        {
+            "kind": "candidate",
+            "server": peer.candidate.name,
+            "group": peer.candidate.group,
+            "images_per_s": rate[peer.candidate.name],
+            "p50_ms": p50.get(peer.candidate.name),
+            "kept": peer.candidate.name in kept,
+        }
+        for peer in run.peers
+    ]
+    for peer in run.peers:
+        if peer.candidate.name not in kept:
+            peer.server.close()
+    run.peers = [peer for peer in run.peers if peer.candidate.name in kept]
+    return rows
 
-    def is_ready(_: str) -> str | None:
-        try:
-            asyncio.run(explain_once(peer.make_client(address, image)))
-        except Exception:  # noqa: BLE001 - the peer is not ready yet
-            return None
-        return address
 
-    command = [python, "-m", peer.module, "--port", str(port), "--workers", str(workers)]
-    command += ["--delay-ms", str(arguments.delay_ms)]
-    paths = [str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {"PYTHONPATH": os.pathsep.join(paths)}
-    return RunningServer([*command, "--", *arguments.serve], is_ready, environment)
-
-
-def free_port() -> int:
-    """Returns a free port; the two after it are probably free, too."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        port: int = bound.getsockname()[1]
-    return port
+def _kept(
+    peers: Sequence[RunningPeer], rate: Mapping[str, float], p50: Mapping[str, float | None]
+) -> set[str]:
+    kinds: dict[tuple[str, ...], list[str]] = {}
+    for peer in peers:
+        candidate = peer.candidate
+        own = candidate.group == OWN_GRAPH
+        kind = (OWN_GRAPH, candidate.graph) if own else (SAME_GRAPH, candidate.key)
+        kinds.setdefault(kind, []).append(candidate.name)
+    best = {kind: max(names, key=lambda name: rate[name]) for kind, names in kinds.items()}
+    same = [name for (group, _), names in kinds.items() if group == SAME_GRAPH for name in names]
+    enough = MIN_SHARE * max((rate[name] for name in same), default=0.0)
+    kept = {name for (group, _), name in best.items() if group == OWN_GRAPH or rate[name] >= enough}
+    answered = {name: latency for name, latency in p50.items() if latency is not None}
+    return kept | ({min(answered, key=lambda name: answered[name])} if answered else set())
 
 
-def is_installed(package: str, python: str) -> bool:
-    """Returns whether a Python interpreter can import a package."""
-    command = [python, "-c", f"import {package}"]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+def measure_loads(run: Run) -> list[dict[str, Any]]:
+    """Measures the loads that are not ``--context``, in as many rounds as there is time for."""
+    users, loads = _split(run, run.arguments.seconds, context=False)
+    subjects = _under(run, {"jpeg": [*users, *loads]})
+    within_s = run.ends - time.perf_counter() - _reserved_s(run)
+    seconds, rounds = run.arguments.seconds, run.arguments.rounds
+    return run.measure("loads", subjects, rounds, seconds=seconds, within_s=within_s)
 
 
-def agrees(answer: bytes, address: str, image: bytes) -> bool:
-    """Returns whether a peer gives the same class and map as the gradcam server."""
-    with Client(address) as client:
-        explanation = client.explain(image).explanations[0]
-    best, heatmap = decode(answer)
-    ours = np.asarray(explanation.heatmap, np.float32).ravel()
-    return best == explanation.index and np.allclose(
-        heatmap, ours, rtol=1e-3, atol=1e-3 * float(ours.max())
+def measure_context(run: Run) -> list[dict[str, Any]]:
+    """Measures the loads of ``--context``, and raw pixels."""
+    return run.measure("context", _context_subjects(run), CONTEXT_ROUNDS, seconds=CONTEXT_S)
+
+
+def _context_subjects(run: Run) -> list[serving.Subject]:
+    users, loads = _split(run, CONTEXT_S, context=True)
+    raw: list[Load] = [
+        Closed(int(load), CONTEXT_S) if load >= 1 else Open(_rate(run, load), CONTEXT_S)
+        for load in RAW_LOADS
+    ]
+    return _under(run, {"jpeg": [*users, *loads], "raw": raw})
+
+
+def _split(run: Run, seconds: float, *, context: bool) -> tuple[list[Load], list[Load]]:
+    """Returns the closed and the open loops that are of ``--context``, or the others."""
+    rare = {float(load) for load in run.arguments.context.split(",") if load}
+    users = [int(count) for count in run.arguments.users.split(",")]
+    return (
+        [Closed(count, seconds) for count in users if (count in rare) == context],
+        [Open(rate, seconds) for load, rate in run.rates.items() if (load in rare) == context],
     )
 
 
-def start_peers(
-    stack: ExitStack, arguments: argparse.Namespace, image: bytes, ours: str, bar: Progress
-) -> tuple[list[Subject], list[str]]:
-    """Starts the peers that can be; returns them, and sentences about the others."""
-    pythons = dict(pair.split("=", 1) for pair in arguments.python)
-    subjects, skipped = [], []
-    every = [int(count) for count in arguments.workers.split(",")]
-    for key, workers in itertools.product(arguments.peer or PEERS, every):
-        peer, python = PEERS[key], pythons.get(key, sys.executable)
-        name = peer.name if workers == 1 else f"{peer.name}, {workers} workers"
-        if not is_installed(peer.package, python):
-            if workers == every[0]:
-                skipped.append(f"{peer.name} is not installed, so it was left out.")
-            continue
-        bar.console.print(f"Starting {name}")
-        try:
-            server = start(peer, python, image, workers, arguments)
-        except StartError as error:
-            bar.console.print(error)
-            skipped.append(f"{name} did not start, so it was left out.")
-            continue
-        stack.enter_context(server)
-        make = peer.make_client(server.address, image)
-        if not agrees(asyncio.run(explain_once(make)), ours, image):
-            server.close()
-            skipped.append(f"{name} gave another answer than the server, so it was not timed.")
-            continue
-        subjects.append(Subject(name, {("jpeg", "unary"): make}, server.pid, server.ready_s))
-    return subjects, skipped
+def _under(run: Run, loads: Mapping[str, Sequence[Load]]) -> list[serving.Subject]:
+    """Returns all servers under loads, by payload.
+
+    What a user would write gets files only, and is not left with loads that only fill its queue.
+    """
+    subjects = [run.our_subject(loads)]
+    for peer in run.peers:
+        capacity = run.capacity[peer.candidate.name]
+        possible = [
+            load for load in loads["jpeg"] if isinstance(load, Closed) or load.rate <= capacity
+        ]
+        own = {"jpeg": possible}
+        subjects.append(run.subject(peer, loads if peer.candidate.group == SAME_GRAPH else own))
+    return subjects
+
+
+def measure_beside_a_process(run: Run) -> list[dict[str, Any]]:
+    """Measures some loads beside a busy process."""
+    loads = _neighbour_loads(run)
+    subjects = [run.our_subject(loads)]
+    subjects += [run.subject(peer, loads) for peer in _same_graph(run)]
+    with neighbour():
+        found = run.measure("neighbour", subjects, NEIGHBOUR_ROUNDS, seconds=NEIGHBOUR_S)
+    return [{**row, "beside": "a busy process"} for row in found if row["kind"] in ("load", "bare")]
+
+
+def _neighbour_loads(run: Run) -> dict[str, list[Load]]:
+    opened = Open(_rate(run, NEIGHBOUR_LOAD), NEIGHBOUR_S)
+    return {"jpeg": [Closed(NEIGHBOUR_USERS, NEIGHBOUR_S), opened]}
+
+
+def measure_overload(run: Run, machine: results.Machine, output: Path) -> None:
+    """Measures goodput under overload, and writes results of its own."""
+    subjects = overload.our_subjects(
+        *(run.running, run.arguments.image, ("jpeg", "raw"), (OVERLOAD_LOAD,)),
+        OVERLOAD_DEADLINE_S,
+    )
+    subjects += [
+        overload.peer_subject(peer, "jpeg", OVERLOAD_LOAD, OVERLOAD_DEADLINE_S)
+        for peer in _same_graph(run)
+    ]
+    task = run.bar.add_task("", total=len(subjects) * OVERLOAD_ROUNDS)
+
+    def on_turn(name: str) -> None:
+        run.bar.update(task, description=f"overload: {name}")
+        run.bar.advance(task)
+
+    bare = partial(run.bare, overload.BARE_S)
+    found = overload.measure(subjects, bare, OVERLOAD_S, OVERLOAD_ROUNDS, on_turn)
+    rows = [
+        overload.row(subject, found[subject.name], OVERLOAD_S, OVERLOAD_DEADLINE_S)
+        for subject in subjects
+    ]
+    settings = {
+        **_settings(run),
+        "deadline_ms": OVERLOAD_DEADLINE_S * 1e3,
+        "seconds": OVERLOAD_S,
+        "settle_s": overload.SETTLE_S,
+        "rounds": OVERLOAD_ROUNDS,
+    }
+    finished = overload.results_of(rows, settings, machine, run.notes, run.arguments.trial)
+    finished.save(output)
+    print(overload_table(rows), output, sep="\n")
+
+
+def _same_graph(run: Run) -> Iterator[RunningPeer]:
+    return (peer for peer in run.peers if peer.candidate.group == SAME_GRAPH)
+
+
+def _rate(run: Run, load: float) -> float:
+    """Returns the requests per second of a load, as those of the open loops are."""
+    share, rate = next(iter(run.rates.items()))
+    return run.rates.get(load, round(rate / share * load, 2))
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    arguments = run.arguments
+    return {
+        "model": read_arguments(arguments.serve).model[0].partition("=")[0],
+        "serve": [Path(option).name for option in arguments.serve],
+        "load": list(run.rates),
+        "rates": list(run.rates.values()),
+        "image": arguments.image.name if arguments.image else "generated",
+        "generators": 1,
+        "bare_batch_size": run.calibration.fastest,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peer", action="append", choices=PEERS, help="all by default")
-    parser.add_argument(
-        *("--python", "-p"),
-        action="append",
-        default=[],
-        metavar="PEER=PATH",
-        help="the interpreter that has the peer, if it is not this one",
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workers", default="1", help="of each peer; 1,2 for both (default 1)")
-    parser.add_argument("--delay-ms", type=float, default=2.0, help="of the peers' batches")
-    parser.add_argument("--image", type=Path)
-    parser.add_argument("--users", default="1,8,32")
-    parser.add_argument("--load", default="0.5,0.7,0.9")
-    parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--generators", type=int, default=1)
-    parser.add_argument("--trial", action="store_true")
-    parser.add_argument("--output", type=Path, default=Path("serving_peers.json"))
-    parser.add_argument("serve", nargs="*", help="after --: options of gradcam serve")
+    add_peer_options(parser)
+    add_run_options(parser, seconds=2.5, rounds=8, output="serving_peers.json")
+    parser.add_argument("--users", default="1,4,16,32", help="of the closed loops")
+    parser.add_argument("--load", default="0.3,0.5,0.8,0.9", help="over the bare graph's rate")
+    parser.add_argument(
+        "--context", default="1,4,0.3", help="those of --users and --load that run more rarely"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=12,
+        help="of the whole run: fewer rounds if they do not fit",
+    )
+    parser.add_argument("--neighbour", action="store_true", help="also beside a busy process")
+    parser.add_argument("--overload", type=Path, metavar="FILE", help="also overload; its results")
     arguments = parser.parse_args()
-    image = jpeg(arguments.image)
+    began, machine = time.perf_counter(), results.Machine.here()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # closes the servers
     with ExitStack() as stack, open_bar() as bar:
-        running = stack.enter_context(gradcam_serve(arguments.serve))
-        peers, skipped = start_peers(stack, arguments, image, running.address, bar)
-        config = read_arguments(arguments.serve)
-        results = run(
-            GradcamServer(
-                running.address,
-                Connection(),
-                pid=running.pid,
-                ready_s=running.ready_s,
-                config=config,
-            ),
-            bar,
-            image=arguments.image,
-            payloads=("jpeg",),
-            calls=("unary",),
-            users=tuple(int(users) for users in arguments.users.split(",")),
-            load=tuple(float(load) for load in arguments.load.split(",") if load),
-            seconds=arguments.seconds,
-            rounds=arguments.rounds,
-            generators=arguments.generators,
-            trial=arguments.trial,
-            others=peers,
-            skipped=skipped,
-        )
-    results.save(arguments.output)
-    print(*results.notes, arguments.output, sep="\n")
+        run = prepare(stack, arguments, bar, began + arguments.minutes * 60)
+        rows: list[dict[str, Any]] = []
+
+        def save() -> None:
+            settings = {
+                **_settings(run),
+                "users": [int(users) for users in arguments.users.split(",")],
+                "seconds": arguments.seconds,
+                "settle_s": min(arguments.seconds / 5, 1.0),
+                "rounds": max((len(row["rounds"]) for row in rows if "rounds" in row), default=0),
+            }
+            notes = [*notes_on(rows, run.calibration), *run.notes]
+            if requests := [row["requests"] for row in rows if row["kind"] == "load"]:
+                notes.append(f"A p99 is of {min(requests)} requests or more.")
+            compared = [*rows, *compare(rows)]
+            results.finish(
+                *("serving", settings, compared),
+                machine=machine,
+                notes=notes,
+                trial=arguments.trial,
+            ).save(arguments.output)
+            bar.console.print(f"{time.perf_counter() - began:.0f} s: wrote {arguments.output}")
+
+        rows += choose(run)
+        save()
+        rows += measure_loads(run)
+        save()
+        rows += (row for row in measure_context(run) if row["kind"] == "load")
+        save()
+        if arguments.neighbour:
+            rows += measure_beside_a_process(run)
+            save()
+        if arguments.overload:
+            measure_overload(run, machine, arguments.overload)
+        bar.console.print(f"{time.perf_counter() - began:.0f} s: the end")
+
+
+def prepare(stack: ExitStack, arguments: argparse.Namespace, bar: Progress, ends: float) -> Run:
+    """Starts all servers and measures the bare graph's rate."""
+    running = stack.enter_context(gradcam_serve(arguments.serve))
+    sent = payloads(arguments.image, running.address)
+    peers, skipped = start_all(stack, arguments, sent, running.address, bar.console.print)
+    bar.console.print("Calibrating the bare graph")
+    config = read_arguments(arguments.serve)
+    worker = stack.enter_context(Worker(BareGraph, config))
+    calibration: Calibration = worker.call("calibrate")
+    bare = partial(worker.call, "images_per_s", calibration.fastest)
+    rate = bare(max(arguments.seconds, overload.BARE_S))
+    server = GradcamServer(
+        running.address,
+        Connection(),
+        pid=running.pid,
+        ready_s=running.ready_s,
+        config=config,
+    )
+    loads = [float(load) for load in arguments.load.split(",")]
+    return Run(
+        arguments,
+        bar,
+        running,
+        server.subject(tuple(sent), (UNARY,), arguments.image, ""),
+        peers,
+        bare,
+        calibration,
+        stack.enter_context(Generators(1)),
+        {load: round(load * rate, 2) for load in loads},
+        ends,
+        skipped,
+    )
+
+
+def _turns(subjects: Sequence[serving.Subject]) -> int:
+    """Returns the turns of a round, with the bare graph's."""
+    plan = serving.Plan((), (), 0.0, 0.0, rounds=1)
+    return serving.count_turns(subjects, plan, with_bare=True)
+
+
+def _reserved_s(run: Run) -> float:
+    """Returns the seconds that the parts after the loads need."""
+    servers = 1 + len(list(_same_graph(run)))
+    # Before each part the cores that servers use when idle are measured for a second each.
+    total = 2.0 * (1 + len(run.peers))
+    total += _turns(_context_subjects(run)) * CONTEXT_ROUNDS * (CONTEXT_S + TURN_S)
+    if run.arguments.neighbour:
+        turns = servers * len(_neighbour_loads(run)["jpeg"]) + 1
+        total += servers + turns * NEIGHBOUR_ROUNDS * (NEIGHBOUR_S + TURN_S)
+    if run.arguments.overload:
+        # Before each turn and after the last the bare graph; after each the server works off.
+        overload_s = OVERLOAD_S + overload.BARE_S + 2.5
+        total += (servers + 1) * OVERLOAD_ROUNDS * overload_s + overload.BARE_S
+    return total
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from gradcam_server.graphs.compilers.streams import working_beside
 from gradcam_server.graphs.executable import Array, Executable
 from gradcam_server.graphs.threads import compute_threads
 from gradcam_server.graphs.timing import noise_batch
-from streams import Figures, neighbour, summarise
+from neighbour import neighbour
+from streams import Figures, summarise
 
 BESIDE: Mapping[str, Callable[[], AbstractContextManager[None]]] = {
     "idle": nullcontext,

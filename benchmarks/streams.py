@@ -9,11 +9,9 @@ Usage: python benchmarks/streams.py [--streams 1,auto] [--users 1,16] [--idle-on
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -30,25 +28,11 @@ from gradcam_server.bench.results import Machine
 from gradcam_server.bench.running import RunningServer, cpu_by_part, family, gradcam_serve
 from gradcam_server.bench.statistics import Spread
 from gradcam_server.cli.connection import Connection
+from neighbour import neighbour
 
 _SETTLE_S = 0.5
 
 Figures = dict[str, float]
-
-
-@contextmanager
-def neighbour(busy: bool) -> Iterator[None]:
-    """Runs a process that computes without a pause, if ``busy``."""
-    if not busy:
-        yield
-        return
-    code = "import os\nos.nice(10)\nwhile True: pass"
-    process = subprocess.Popen([sys.executable, "-c", code])
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
 
 
 def switches(pid: int) -> tuple[int, int]:

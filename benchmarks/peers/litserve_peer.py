@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
-from peers.work import Decoder, Graph, Options
+from peers.work import Decoder, Options, make_graph
 
 
 class Api(litserve.LitAPI):
@@ -20,7 +20,7 @@ class Api(litserve.LitAPI):
         self._options = options
 
     def setup(self, device: Any) -> None:  # noqa: ARG002 - LitServe's signature
-        self._decode, self._compute = Decoder(self._options), Graph(self._options)
+        self._decode, self._compute = Decoder(self._options), make_graph(self._options)
 
     def decode_request(self, request: Request) -> NDArray[np.uint8]:
         return self._decode(base64.b64decode(request["image"]))

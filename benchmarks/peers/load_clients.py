@@ -7,11 +7,13 @@ from typing import Any
 
 import aiohttp
 import grpc
+import numpy as np
+from numpy.typing import NDArray
 
 from gradcam.inference import grpc_service_pb2 as pb
 from gradcam_server.bench.load import LoadClient
 from gradcam_server.bench.load_clients import WrongAnswerError
-from peers.work import MODEL, decode
+from peers.work import MODEL, RAW_MODEL, decode
 
 
 @dataclass(frozen=True)
@@ -54,28 +56,41 @@ class Triton:
         return _TritonClient(self)
 
 
-def plain(address: str, image: bytes) -> Http:
-    """Posts the file as it is."""
-    return Http(f"http://{address}/", image)
+Payload = bytes | NDArray[np.uint8]
+"""The bytes of a file, or uint8 RGB (H, W, 3) of the model's input size."""
 
 
-def mosec(address: str, image: bytes) -> Http:
-    """Posts the file as it is, to mosec's route."""
-    return Http(f"http://{address}/inference", image)
+def plain(address: str, payload: Payload) -> Http:
+    """Posts the bytes of the file or of the pixels."""
+    return Http(f"http://{address}/", _bytes(payload))
 
 
-def litserve(address: str, image: bytes) -> Http:
+def mosec(address: str, payload: Payload) -> Http:
+    """Posts the bytes to mosec's route."""
+    return Http(f"http://{address}/inference", _bytes(payload))
+
+
+def litserve(address: str, payload: Payload) -> Http:
     """Posts JSON with base64."""
-    body = json.dumps({"image": base64.b64encode(image).decode()}).encode()
+    body = json.dumps({"image": base64.b64encode(_bytes(payload)).decode()}).encode()
     return Http(f"http://{address}/predict", body, "application/json")
 
 
-def triton(address: str, image: bytes) -> Triton:
-    """Sends the file as a tensor of bytes."""
-    tensor = pb.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=[1, 1])
-    content = len(image).to_bytes(4, "little") + image
-    request = pb.ModelInferRequest(model_name=MODEL, inputs=[tensor], raw_input_contents=[content])
+def triton(address: str, payload: Payload) -> Triton:
+    """Sends the file as a tensor of bytes, or the pixels as a tensor."""
+    if isinstance(payload, bytes):
+        name, datatype, shape = MODEL, "BYTES", [1, 1]
+        content = len(payload).to_bytes(4, "little") + payload
+    else:
+        name, datatype, shape = RAW_MODEL, "UINT8", [1, *payload.shape]
+        content = payload.tobytes()
+    tensor = pb.ModelInferRequest.InferInputTensor(name="image", datatype=datatype, shape=shape)
+    request = pb.ModelInferRequest(model_name=name, inputs=[tensor], raw_input_contents=[content])
     return Triton(address, request.SerializeToString())
+
+
+def _bytes(payload: Payload) -> bytes:
+    return payload if isinstance(payload, bytes) else payload.tobytes()
 
 
 class _HttpClient:

@@ -8,7 +8,7 @@ import mosec
 import numpy as np
 from numpy.typing import NDArray
 
-from peers.work import Decoder, Graph, Options
+from peers.work import Decoder, Options, make_graph
 
 
 class Decode(mosec.Worker):
@@ -28,7 +28,7 @@ class Compute(mosec.Worker):
     """The second stage."""
 
     def __init__(self) -> None:
-        self._graph = Graph(OPTIONS)
+        self._graph = make_graph(OPTIONS)
 
     def forward(self, data: Any) -> list[bytes]:
         return self._graph(data)

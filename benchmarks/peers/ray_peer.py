@@ -16,7 +16,7 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
-from peers.work import Decoder, Graph, Options
+from peers.work import Decoder, Options, make_graph
 
 OPTIONS = Options.read()
 
@@ -27,7 +27,9 @@ class Replica:
     def __init__(self, options: Options) -> None:
         self._threads, self._device = ThreadPoolExecutor(4), ThreadPoolExecutor(1)
         self._decode = Decoder(options)
-        self._graph = self._device.submit(Graph, options).result()  # this thread runs an event loop
+        self._graph = self._device.submit(
+            make_graph, options
+        ).result()  # this thread runs an event loop
 
     async def __call__(self, request: Request) -> Response:
         data = await request.body()

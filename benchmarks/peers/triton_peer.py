@@ -1,4 +1,4 @@
-"""Triton by pytriton: encoded images in by its gRPC, Triton's own dynamic batching."""
+"""Triton by pytriton: files or tensors of pixels in by its gRPC, Triton's own dynamic batching."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,20 +9,24 @@ from pytriton.decorators import batch
 from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig
 
-from peers.work import MODEL, Decoder, Graph, Options
+from peers.work import MODEL, RAW_MODEL, Decoder, Options, make_graph
 
 if __name__ == "__main__":
     options = Options.read()
-    decode, threads = Decoder(options), ThreadPoolExecutor(4)
+    decode, threads, size = Decoder(options), ThreadPoolExecutor(4), options.input_size
 
-    def instance() -> Callable[..., Any]:
+    def from_file(item: Any) -> Any:
+        """Decodes the file in a tensor of bytes."""
+        return decode(bytes(item[0]))
+
+    def instance(to_image: Callable[[Any], Any]) -> Callable[..., Any]:
         """Makes an instance of the model, with its own graph."""
-        graph = Graph(options)
+        graph = make_graph(options)
 
         @batch
         def explain(image: Any) -> dict[str, Any]:
             """Decodes and computes what Triton batched."""
-            images = list(threads.map(decode, (bytes(item[0]) for item in image)))
+            images = list(threads.map(to_image, image))
             return {"answer": np.array([[answer] for answer in graph(images)], dtype=object)}
 
         return cast("Callable[..., Any]", explain)
@@ -37,11 +41,15 @@ if __name__ == "__main__":
     )
     batcher = DynamicBatcher(max_queue_delay_microseconds=round(options.delay_ms * 1e3))
     with Triton(config=config) as triton:
-        triton.bind(
-            MODEL,
-            [instance() for _ in range(options.workers)],
-            inputs=[Tensor(name="image", dtype=np.bytes_, shape=(1,))],
-            outputs=[Tensor(name="answer", dtype=np.bytes_, shape=(1,))],
-            config=ModelConfig(max_batch_size=options.largest_batch, batcher=batcher),
-        )
+        for name, tensor, to_image in (
+            (MODEL, Tensor(name="image", dtype=np.bytes_, shape=(1,)), from_file),
+            (RAW_MODEL, Tensor(name="image", dtype=np.uint8, shape=(*size, 3)), np.asarray),
+        ):
+            triton.bind(
+                name,
+                [instance(to_image) for _ in range(options.workers)],
+                inputs=[tensor],
+                outputs=[Tensor(name="answer", dtype=np.bytes_, shape=(1,))],
+                config=ModelConfig(max_batch_size=options.largest_batch, batcher=batcher),
+            )
         triton.serve()

@@ -1,6 +1,8 @@
 """Measures subjects in turns, so that noise of the machine affects all alike."""
 
+import math
 import random
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
@@ -26,6 +28,7 @@ def interleave(
     rounds: int,
     seed: int = 0,
     on_turn: Callable[[str], object] = lambda _: None,
+    within_s: float = math.inf,
 ) -> dict[str, list[T]]:
     """Measures each subject once in each round.
 
@@ -34,12 +37,22 @@ def interleave(
         rounds: The number of rounds.
         seed: Seed of the random order.
         on_turn: Called with the name before each measurement.
+        within_s: Seconds in which all rounds should end: no round begins that would end later if it
+            took as long as the longest before it. The first always runs.
 
     Returns:
         The measurements by name, in the order of the rounds: the nth values are of one round.
     """
     found: dict[str, list[T]] = {name: [] for name in subjects}
-    for _, name in turns(subjects, rounds, seed):
+    began = round_began = time.perf_counter()
+    current, longest = 0, 0.0
+    for number, name in turns(subjects, rounds, seed):
+        if number != current:
+            now = time.perf_counter()
+            longest = max(longest, now - round_began)
+            if now - began + longest > within_s:
+                break
+            current, round_began = number, now
         on_turn(name)
         found[name].append(subjects[name]())
     return found

@@ -26,6 +26,8 @@ _MAX_CPU_SHARE = 0.8
 # A generator that is late by more than this share of the median latency distorts them, too.
 _MAX_LATENESS = 0.1
 _DRAIN_S = 30.0
+# A slope through fewer answers is no better than their number.
+_MIN_SLOPE = 20
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ class Records:
     Attributes:
         seconds: The measured time.
         requests: Requests due in the measured time.
-        answered: Answers received in the measured time; over ``seconds`` this is the throughput.
+        answered: Answers received in the measured time.
+        answered_at_s: When they were received, in a closed loop; float64.
         all_answered: Answers received from the start of the load to its end.
         latencies_s: Seconds from due time to answer, of the requests that were answered, float64,
             shape (requests,).
@@ -138,11 +141,22 @@ class Records:
     stages_us: Counter[str] = field(default_factory=Counter)
     batches: Counter[tuple[int, int]] = field(default_factory=Counter)
     cpu_shares: list[float] = field(default_factory=list)
+    answered_at_s: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
     @property
     def images_per_s(self) -> float:
-        """Answers per second."""
-        return self.answered / self.seconds
+        """Answers per second.
+
+        In a closed loop it is the slope of the number of answers over time, by least squares: the
+        answers of a batch come together, so that the mere number depends on whether the last batch
+        ended just before the end or just after it.
+        """
+        times = self.answered_at_s
+        if times.size < _MIN_SLOPE or np.ptp(times) < self.seconds / 2:
+            return self.answered / self.seconds
+        times = np.sort(times) - times.mean()
+        counts = np.arange(times.size) - (times.size - 1) / 2
+        return float(times @ counts / (times @ times))
 
     @property
     def bottleneck(self) -> str:
@@ -169,6 +183,7 @@ def merge(parts: Sequence[Records], *, parallel: bool) -> Records:
         joined.batches += part.batches
         joined.cpu_shares += part.cpu_shares
     joined.latencies_s = np.concatenate([np.empty(0), *(part.latencies_s for part in parts)])
+    joined.answered_at_s = np.concatenate([np.empty(0), *(part.answered_at_s for part in parts)])
     joined.lags_s = np.concatenate([np.empty(0), *(part.lags_s for part in parts)])
     return joined
 
@@ -271,17 +286,21 @@ class _Recorder:
         self._client, self._begin, self._end = client, begin, end
         self._latencies: list[float] = []
         self._lags: list[float] = []
+        self._answered_at: list[float] = []
         self.records = Records(end - begin)
 
     def finish(self) -> Records:
         self.records.latencies_s = np.array(self._latencies, float)
         self.records.lags_s = np.array(self._lags, float)
+        self.records.answered_at_s = np.array(self._answered_at, float)
         return self.records
 
     async def repeat(self) -> None:
         while (now := time.perf_counter()) < self._end:
             if not await self._send(now):
                 await asyncio.sleep(0.01)  # do not flood a server that refuses at once
+            elif self._begin <= (done := time.perf_counter()) < self._end:
+                self._answered_at.append(done)
 
     async def send_at(self, times: Sequence[float]) -> None:
         tasks = []

@@ -44,6 +44,24 @@ def jpeg(path: Path | None) -> bytes:
     return buffer.getvalue()
 
 
+def pixels(path: Path | None, input_size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Returns an image file, or a generated image, as raw pixels of a size.
+
+    Args:
+        path: The image file; None generates an image.
+        input_size: (height, width).
+
+    Returns:
+        uint8 RGB, shape (H, W, 3).
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    height, width = input_size
+    with Image.open(io.BytesIO(jpeg(path))) as opened:
+        return np.asarray(opened.convert("RGB").resize((width, height)), np.uint8)
+
+
 def request(payload: str, path: Path | None, input_size: tuple[int, int], model: str = "") -> bytes:
     """Makes the request to send: Grad-CAM of the best class.
 
@@ -59,9 +77,6 @@ def request(payload: str, path: Path | None, input_size: tuple[int, int], model:
     Raises:
         OSError: The file cannot be read.
     """
-    image: bytes | NDArray[np.uint8] = jpeg(path)
-    if payload == "raw":
-        with Image.open(io.BytesIO(jpeg(path))) as opened:
-            height, width = input_size
-            image = np.asarray(opened.convert("RGB").resize((width, height)), np.uint8)
+    image: bytes | NDArray[np.uint8]
+    image = pixels(path, input_size) if payload == "raw" else jpeg(path)
     return build_request(image, model=model).SerializeToString()

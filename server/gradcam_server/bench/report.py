@@ -4,12 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradcam_server.bench.results import Results
+from gradcam_server.bench.results import SERVER, Results
 
 BEGIN = "<!-- bench: written by gradcam bench report -->\n"
 END = "<!-- end of bench -->"
 _CPU = ("server", "front_end", "outside_graph")
+_MARKERS = "osD^vP*X"
 _Row = Mapping[str, Any]
+_Curves = dict[str, list[tuple[float, float]]]
 
 
 def write(page: Path, files: Sequence[Path]) -> list[Path]:
@@ -46,7 +48,11 @@ def write(page: Path, files: Sequence[Path]) -> list[Path]:
 
 def section(results: Results) -> str:
     """Returns a section of Markdown: title, circumstances, tables and notes."""
-    tables = {"graph": _graph_tables, "serving": _serving_tables}[results.suite]
+    tables = {
+        "graph": _graph_tables,
+        "serving": _serving_tables,
+        "overload": lambda found: overload_table(found.rows) + "\n",
+    }[results.suite]
     title = f"## {results.suite.capitalize()}: {results.settings['model']}\n\n"
     trial = "**Trial figures, not to be quoted.** " * results.trial
     notes = "".join(f"- {note}\n" for note in results.notes)
@@ -59,36 +65,78 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + "\n"
 
 
+def overload_table(rows: Sequence[_Row]) -> str:
+    """Returns a Markdown table of goodput under overload (``benchmarks/overload.py``)."""
+    text = (
+        "| server | payload | load | images/s in time | goodput | without the generator's cores "
+        "| refused: ms p50, p99 | with RetryInfo | timed out | generator, cores |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+    )
+    for line in rows:
+        calls, outcomes = line["calls"], line["outcomes"]
+        timeouts = ("DEADLINE_EXCEEDED", "TimeoutError")
+        late = sum(outcomes[name]["count"] for name in timeouts if name in outcomes)
+        answered = ("answered", *timeouts)
+        refused = {name: value for name, value in outcomes.items() if name not in answered}
+        cells = []
+        for name, value in refused.items():
+            latency = value["latency_ms"]
+            times = ", ".join(
+                "-" if latency[part] is None else f"{latency[part]:.1f}" for part in ("p50", "p99")
+            )
+            cells.append(f"{name} {value['count'] / calls:.0%}: {times}")
+        retry = sum(value["with_retry_info"] for value in refused.values())
+        count = sum(value["count"] for value in refused.values())
+        goodput = line["goodput"]
+        text += (
+            f"| {line['server']} | {line['payload']} | {line['load']:g} "
+            f"| {line['images_per_s']['median']:.1f} "
+            f"| {goodput['median']:.2f} ({goodput['low']:.2f} to {goodput['high']:.2f}) "
+            f"| {line['goodput_without_generator']:.2f} | {'; '.join(cells) or 'none'} "
+            f"| {f'{retry} of {count}' if count else ''} | {late / calls:.1%} "
+            f"| {line['generator_cores']:.2f} |\n"
+        )
+    return text
+
+
 def draw(results: Results, path: Path) -> bool:
     """Draws throughput over batch size (graph), or latency over load (serving).
 
     Returns:
         Whether there was anything to draw.
     """
-    curves = (_graph_curves if results.suite == "graph" else _serving_curves)(results.rows)
-    if not any(len(points) > 1 for points in curves.values()):
+    curves_of = {"graph": _graph_curves, "serving": _serving_curves}.get(results.suite)
+    panels = curves_of(results.rows) if curves_of else {}
+    if not any(len(points) > 1 for curves in panels.values() for points in curves.values()):
         return False
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(4 + 3 * len(panels), 4), layout="constrained")
     FigureCanvasSVG(figure)
-    axes = figure.subplots()
-    for name, points in curves.items():
-        xs, ys = zip(*sorted(points), strict=True)
-        axes.plot(xs, ys, marker="o", markersize=3, label=name)
-    axes.set_yscale("log")
-    if results.suite == "graph":
-        axes.set(xscale="log", xlabel="batch size", ylabel="images/s")
-        ticks = sorted({row["batch_size"] for row in results.rows})
-        axes.set_xticks(ticks, [str(size) for size in ticks])
-    else:
-        axes.set(xlabel="requests/s (Poisson)", ylabel="latency in ms: p50, p99 dashed")
-        for line in axes.lines:
-            line.set_linestyle("--" if str(line.get_label()).endswith("p99") else "-")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="x-small")
+    for axes, (unit, curves) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        for number, (name, points) in enumerate(curves.items()):
+            xs, ys = zip(*sorted(points), strict=True)
+            marker = _MARKERS[number % len(_MARKERS)]
+            width = 2.5 if name == SERVER else 1.2
+            axes.plot(xs, ys, marker=marker, markersize=4, linewidth=width, label=name)
+        axes.set(yscale="log", ylabel=unit)
+        axes.grid(alpha=0.3, which="both")
+        ticks = sorted({x for points in curves.values() for x, _ in points})
+        if results.suite == "graph":
+            axes.set(xscale="log", xlabel="batch size")
+            axes.set_xticks(ticks, [str(size) for size in ticks])
+        else:
+            axes.set(xlabel="requests/s (Poisson)")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize="small", loc="outside lower center", ncols=3)
     path.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context({"svg.hashsalt": "gradcam"}):  # the same results give the same file
         figure.savefig(path, metadata={"Date": None})
@@ -168,7 +216,8 @@ def _serving_tables(results: Results) -> str:
     loads = [row for row in results.rows if row["kind"] == "load"]
     bare = [row for row in results.rows if row["kind"] == "bare"]
     text = "".join(
-        f"The bare graph ({row['compiler']}, batches of {row['batch_size']}): "
+        f"The bare graph ({row['compiler']}, batches of {row['batch_size']})"
+        f"{' beside ' + row['beside'] if 'beside' in row else ''}: "
         f"{_spread(row['images_per_s'])} images/s.\n\n"
         for row in bare
     )
@@ -186,9 +235,83 @@ def _serving_tables(results: Results) -> str:
             for row in servers
         ],
     )
+    if compared := [row for row in results.rows if row["kind"] == "comparison"]:
+        candidates = [row for row in results.rows if row["kind"] == "candidate"]
+        loads_of = dict(zip(results.settings["rates"], results.settings["load"], strict=True))
+        return text + _candidate_table(candidates) + _comparison_tables(compared, loads_of)
     for loop, heading in (("closed", "users"), ("open", "requests/s")):
         text += _load_table(heading, [row for row in loads if row["loop"] == loop])
     return text
+
+
+def _candidate_table(rows: Sequence[_Row]) -> str:
+    if not rows:
+        return ""
+    lines = [
+        [
+            row["server"],
+            f"{row['images_per_s']:.1f}",
+            _number(row["p50_ms"], 0),
+            "yes" if row["kept"] else "no",
+        ]
+        for row in rows
+    ]
+    headings = ["candidate", "images/s in a closed loop", "p50 in an open loop, ms", "measured on"]
+    return "How the peers were chosen:\n\n" + table(headings, lines)
+
+
+def _comparison_tables(rows: Sequence[_Row], loads: Mapping[float, float]) -> str:
+    text = ""
+    rows = sorted(
+        rows,
+        key=lambda row: (
+            row["beside"] or "",
+            row["payload"],
+            row["users"] or 0,
+            row["requests_per_s"] or 0,
+        ),
+    )
+    for group in dict.fromkeys(row["group"] for row in rows):
+        mine = [row for row in rows if row["group"] == group]
+        for figure, unit in (("images_per_s", "images/s"), ("p50_ms", "p50"), ("p99_ms", "p99")):
+            loops = ("closed",) if figure == "images_per_s" else ("closed", "open")
+            chosen = [row for row in mine if row["figure"] == figure and row["loop"] in loops]
+            if chosen:
+                text += _comparison_table(group, unit, chosen, loads)
+    return text
+
+
+def _comparison_table(
+    group: str, unit: str, rows: Sequence[_Row], loads: Mapping[float, float]
+) -> str:
+    peers = list(dict.fromkeys(name for row in rows for name in row["peers"]))
+    digits = 1 if unit == "images/s" else 0
+    shown = unit if unit == "images/s" else f"{unit} in ms"
+    lines = []
+    for row in rows:
+        ratio = row["ratio"]
+        lines.append(
+            [
+                _load_of(row, loads),
+                f"{row['ours']:.{digits}f}",
+                *(_number(row["peers"].get(name), digits) for name in peers),
+                _number(row["ratio_of_all"], 2),
+                f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+                if ratio
+                else "",
+            ]
+        )
+    headings = [f"{shown}, peers with {group}", SERVER, *peers]
+    return table([*headings, "ours / best", "of each round (quartiles)"], lines)
+
+
+def _load_of(row: _Row, loads: Mapping[float, float]) -> str:
+    if row["users"]:
+        load = f"{row['users']} user{'s' * (row['users'] > 1)}"
+    else:
+        rate = row["requests_per_s"]
+        load = f"{rate:.0f}/s" + (f", load {loads[rate]:g}" if rate in loads else "")
+    return ", ".join(filter(None, [row["payload"], load, row["beside"] and "neighbour"]))
 
 
 def _load_table(heading: str, rows: Sequence[_Row]) -> str:
@@ -226,24 +349,30 @@ def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def _graph_curves(rows: Sequence[_Row]) -> dict[str, list[tuple[float, float]]]:
-    curves: dict[str, list[tuple[float, float]]] = {}
+def _graph_curves(rows: Sequence[_Row]) -> dict[str, _Curves]:
+    curves: _Curves = {}
     several = len({row["device"] for row in rows}) > 1
     for row in rows:
         if "ms_per_image" in row:
             name = row["subject"] + f" ({row['device']})" * several
             point = (row["batch_size"], 1e3 / row["ms_per_image"]["median"])
             curves.setdefault(name, []).append(point)
-    return curves
+    return {"images/s": curves}
 
 
-def _serving_curves(rows: Sequence[_Row]) -> dict[str, list[tuple[float, float]]]:
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        if row["kind"] != "load" or row["loop"] != "open":
-            continue
-        for name in ("p50", "p99"):
+def _serving_curves(rows: Sequence[_Row]) -> dict[str, _Curves]:
+    """Returns p50 and p99 over requests/s of the first payload that has open loops."""
+    opened = [
+        row
+        for row in rows
+        if row["kind"] == "load" and row["loop"] == "open" and not row.get("beside")
+    ]
+    opened = [row for row in opened if row["payload"] == opened[0]["payload"]]
+    panels: dict[str, _Curves] = {}
+    for name in ("p50", "p99"):
+        for row in opened:
             if row["latency_ms"][name] is not None:
                 point = (row["requests_per_s"], row["latency_ms"][name])
-                curves.setdefault(f"{row['server']} {name}", []).append(point)
-    return curves
+                curves = panels.setdefault(f"{name} in ms ({row['payload']})", {})
+                curves.setdefault(row["server"], []).append(point)
+    return panels

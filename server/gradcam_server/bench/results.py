@@ -16,6 +16,8 @@ from typing import Any
 from gradcam_server.telemetry.versions import installed_versions
 
 SCHEMA = 2
+SERVER = "gradcam-server"
+"""The name in rows of the server that others are compared with."""
 _PACKAGES = (
     *("gradcam-server", "tensorflow", "tensorflow-cpu", "keras", "openvino", "nncf", "jax"),
     *("torch", "onnxruntime", "onnxruntime-gpu", "grpcio", "numpy", "opencv-python-headless"),

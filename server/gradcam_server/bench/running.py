@@ -36,6 +36,7 @@ class RunningServer(AbstractContextManager["RunningServer"]):
         is_ready: Called repeatedly with the log so far; returns the server's address when it is
             ready, else None.
         environment: Environment variables to add.
+        timeout_s: Seconds until it must be ready.
 
     Raises:
         StartError: It ended, or was not ready in time.
@@ -46,6 +47,7 @@ class RunningServer(AbstractContextManager["RunningServer"]):
         command: Sequence[str],
         is_ready: Callable[[str], str | None],
         environment: Mapping[str, str] | None = None,
+        timeout_s: float = START_TIMEOUT_S,
     ) -> None:
         # A file: an unread pipe would block the server.
         self._log = tempfile.NamedTemporaryFile(prefix="gradcam-bench-", suffix=".log")  # noqa: SIM115
@@ -59,7 +61,7 @@ class RunningServer(AbstractContextManager["RunningServer"]):
             start_new_session=True,
         )
         try:
-            self.address = self._wait(is_ready, started + START_TIMEOUT_S)
+            self.address = self._wait(is_ready, started + timeout_s)
         except BaseException:
             self.close()
             raise

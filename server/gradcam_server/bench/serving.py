@@ -5,6 +5,7 @@ throughput over that of the bare graph in the same round.
 """
 
 import itertools
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +24,7 @@ from gradcam_server.bench.load import (
     merge,
 )
 from gradcam_server.bench.running import cpu_by_part, memory_mib, stopped
-from gradcam_server.bench.statistics import Spread, latency_ms
+from gradcam_server.bench.statistics import MIN_BEYOND, Spread, latency_ms
 from gradcam_server.bench.worker import WorkerError
 
 BARE = "bare graph"
@@ -40,12 +41,16 @@ class Subject:
         clients: Makers of its load clients, by (payload, call).
         pid: Its first process, if it is on this machine.
         ready_s: Seconds from its start until it was ready, if the benchmark started it.
+        group: What it is compared for (see ``comparison``); empty is the server itself.
+        loads: Loads by (payload, call) that replace the plan's.
     """
 
     name: str
     clients: Mapping[tuple[str, str], MakeLoadClient]
     pid: int | None = None
     ready_s: float | None = None
+    group: str = ""
+    loads: Mapping[tuple[str, str], Sequence[Load]] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class Plan:
         settle_s: Seconds at its beginning that are not measured.
         rounds: How often each phase runs.
         seed: Seed of orders and arrival times.
+        within_s: Seconds in which all rounds should end; fewer run if they do not fit.
+        min_beyond: The least number of requests above a percentile.
     """
 
     concurrency: tuple[int, ...]
@@ -67,6 +74,8 @@ class Plan:
     settle_s: float
     rounds: int
     seed: int = 0
+    within_s: float = math.inf
+    min_beyond: int = MIN_BEYOND
 
 
 @dataclass
@@ -142,9 +151,12 @@ def measure(
     }
     if bare is not None:
         turns[BARE] = _beside(restless.values(), bare)
-    found = interleave(turns, plan.rounds, plan.seed, on_turn)
+    found = interleave(turns, plan.rounds, plan.seed, on_turn, plan.within_s)
     bases = found.pop(BARE, None)
-    rows = [_row(phase, found[name], bases, calibration) for name, phase in phases.items()]
+    rows = [
+        _row(phase, found[name], bases, calibration, plan.min_beyond)
+        for name, phase in phases.items()
+    ]
     rows += [
         {
             "kind": "server",
@@ -169,13 +181,16 @@ def count_turns(subjects: Sequence[Subject], plan: Plan, with_bare: bool) -> int
 def _phases(subjects: Sequence[Subject], plan: Plan) -> list[_Phase]:
     found = []
     for subject in subjects:
-        for number, ((payload, call), make) in enumerate(subject.clients.items()):
-            rates = plan.rates if number == 0 else ()
-            loads: itertools.chain[Load] = itertools.chain(
-                (Closed(users, plan.seconds) for users in plan.concurrency),
-                (Open(rate, plan.seconds, plan.seed) for rate in rates),
-            )
-            found += [_Phase(subject, payload, call, load, make) for load in loads]
+        for number, (key, make) in enumerate(subject.clients.items()):
+            if subject.loads is not None:
+                loads: Iterable[Load] = subject.loads.get(key, ())
+            else:
+                rates = plan.rates if number == 0 else ()
+                loads = itertools.chain(
+                    (Closed(users, plan.seconds) for users in plan.concurrency),
+                    (Open(rate, plan.seconds, plan.seed) for rate in rates),
+                )
+            found += [_Phase(subject, *key, load, make) for load in loads]
     return found
 
 
@@ -210,7 +225,11 @@ def _idle_cores(subject: Subject, seconds: float = 1.0) -> float | None:
 
 
 def _row(
-    phase: _Phase, rates: list[float], bases: list[float] | None, calibration: Calibration | None
+    phase: _Phase,
+    rates: list[float],
+    bases: list[float] | None,
+    calibration: Calibration | None,
+    min_beyond: int,
 ) -> dict[str, Any]:
     records = merge(phase.records, parallel=False)
     answers = max(len(records.latencies_s), 1)
@@ -219,6 +238,7 @@ def _row(
     return {
         "kind": "load",
         "server": phase.subject.name,
+        "group": phase.subject.group,
         "payload": phase.payload,
         "call": phase.call,
         "loop": "closed" if closed else "open",
@@ -226,7 +246,8 @@ def _row(
         "requests_per_s": phase.load.rate if isinstance(phase.load, Open) else None,
         "images_per_s": asdict(Spread.of(rates)),
         "efficiency": asdict(Spread.of_ratios(rates, bases)) if bases else None,
-        "latency_ms": latency_ms(records.latencies_s),
+        "latency_ms": latency_ms(records.latencies_s, min_beyond),
+        "rounds": [_round(record) for record in phase.records],
         "requests": records.requests,
         "failures": dict(records.failures),
         "stages_ms": {
@@ -244,6 +265,15 @@ def _row(
             "lag_p99_ms": latency_ms(records.lags_s)["p99"],
             "bottleneck": records.bottleneck,
         },
+    }
+
+
+def _round(records: Records) -> dict[str, float | None]:
+    latency = latency_ms(records.latencies_s, min_beyond=0)
+    return {
+        "images_per_s": records.images_per_s,
+        "p50_ms": latency["p50"],
+        "p99_ms": latency["p99"],
     }
 
 

@@ -20,7 +20,6 @@ from gradcam_server.bench.worker import Worker
 if TYPE_CHECKING:
     from gradcam_server.config.settings import ServeConfig
 
-NAME = "gradcam-server"
 _CALLS = {"unary": Unary, "stream": Stream}
 
 
@@ -58,7 +57,7 @@ class GradcamServer:
         for payload, call in itertools.product(payloads, calls):
             message = request(payload, image, size, model)
             clients[payload, call] = _CALLS[call](self.address, message, self.connection)
-        return serving.Subject(NAME, clients, self.pid, self.ready_s)
+        return serving.Subject(results.SERVER, clients, self.pid, self.ready_s)
 
 
 def run(
@@ -76,10 +75,8 @@ def run(
     rounds: int = 3,
     generators: int = 1,
     trial: bool = False,
-    others: Sequence[serving.Subject] = (),
-    skipped: Sequence[str] = (),
 ) -> results.Results:
-    """Measures a gradcam server, and other servers beside it.
+    """Measures a gradcam server.
 
     Args:
         server: The gradcam server.
@@ -95,8 +92,6 @@ def run(
         rounds: How often each phase runs.
         generators: Number of processes that generate load.
         trial: Whether the figures are not meant to be quoted.
-        others: Other servers, measured in the same run.
-        skipped: Sentences about servers that could not take part.
 
     Raises:
         GradCamError: The server does not answer.
@@ -118,7 +113,7 @@ def run(
             capacity = bare() if bare else _saturation(processes, subject, max(users), seconds)
             rates = tuple(round(share * capacity, 2) for share in load)
         plan = serving.Plan(users, rates, seconds, settle_s, rounds)
-        subjects = [subject, *others]
+        subjects = [subject]
         count = serving.count_turns(subjects, plan, bare is not None)
         task = bar.add_task("", total=count)
 
@@ -137,7 +132,7 @@ def run(
         "generators": generators,
         "image": image.name if image else "generated",
     }
-    notes = [*_notes(rows, calibration), *skipped]
+    notes = notes_on(rows, calibration)
     return results.finish("serving", settings, rows, machine=machine, notes=notes, trial=trial)
 
 
@@ -148,7 +143,8 @@ def _saturation(
     return generators.run(make, Closed(users, seconds), seconds / 5).images_per_s
 
 
-def _notes(rows: Sequence[dict[str, Any]], calibration: Calibration | None) -> list[str]:
+def notes_on(rows: Sequence[dict[str, Any]], calibration: Calibration | None) -> list[str]:
+    """Returns sentences that a reader needs to judge the rows of ``serving.measure``."""
     notes = ["Servers, load generators and the bare graph share the same cores."]
     if calibration is None:
         notes.append("No bare graph was measured, so there is no efficiency.")

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
 # A percentile needs at least that many samples above it to be more than chance.
-_MIN_BEYOND = 10
+MIN_BEYOND = 10
 
 
 @dataclass(frozen=True)
@@ -51,21 +51,22 @@ class Spread:
         return cls.of([value / base for value, base in pairs])
 
 
-def latency_ms(seconds: ArrayLike) -> dict[str, float | None]:
+def latency_ms(seconds: ArrayLike, min_beyond: int = MIN_BEYOND) -> dict[str, float | None]:
     """Returns percentiles, the mean and the maximum of latencies.
 
     Args:
         seconds: The latencies in seconds.
+        min_beyond: The least number of samples above a percentile.
 
     Returns:
-        Milliseconds by name. A percentile with fewer than ten samples above it is None: the run
-        was too short for it.
+        Milliseconds by name. A percentile with fewer samples above it is None: the run was too
+        short for it.
     """
     found = np.asarray(seconds, float) * 1e3
     if not found.size:
         return dict.fromkeys((*QUANTILES, "mean", "max"))
     percentiles = {
-        name: float(np.quantile(found, q)) if found.size * (1 - q) >= _MIN_BEYOND - 1e-9 else None
+        name: float(np.quantile(found, q)) if found.size * (1 - q) >= min_beyond - 1e-9 else None
         for name, q in QUANTILES.items()
     }
     return {**percentiles, "mean": float(found.mean()), "max": float(found.max())}

@@ -54,3 +54,25 @@ def test_arrival_times_are_random_and_repeatable() -> None:
 def test_a_generator_that_is_too_slow_says_so(records: Records, says: str) -> None:
     """Its share of a core, or late requests, are reported."""
     assert re.search(says, merge([records], parallel=True).bottleneck)
+
+
+@pytest.mark.parametrize("size", [1, 4, 8])
+@pytest.mark.parametrize("phase_s", [0.001, 0.05, 0.159])
+def test_throughput_does_not_depend_on_when_the_last_batch_ends(size: int, phase_s: float) -> None:
+    """The answers of a batch come together; their mere number is wrong by up to a batch."""
+    times = np.repeat(np.arange(phase_s, 4, 0.16), size)
+    records = Records(4.0, answered=times.size, answered_at_s=100 + times)
+    assert records.images_per_s == pytest.approx(size / 0.16, rel=1e-9)
+
+
+def test_few_answers_are_counted() -> None:
+    """A slope through a few answers, or through a part of the time, says less than their number."""
+    few = Records(2.0, answered=6, answered_at_s=np.linspace(0, 1.9, 6))
+    stalled = Records(2.0, answered=40, answered_at_s=np.linspace(0, 0.5, 40))
+    assert (few.images_per_s, stalled.images_per_s) == (3.0, 20.0)
+
+
+def test_generators_together_have_the_throughput_of_both() -> None:
+    """Each generator's answers count in the slope."""
+    parts = [Records(2.0, answered=40, answered_at_s=np.linspace(0, 1.95, 40)) for _ in range(2)]
+    assert merge(parts, parallel=True).images_per_s == pytest.approx(40, rel=0.03)

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from gradcam_server.bench.report import BEGIN, END, write
 from gradcam_server.bench.results import Machine, finish
 
@@ -42,7 +44,8 @@ def load_row(rate: float | None) -> dict[str, Any]:
 
 def save(folder: Path, suite: str, rows: list[dict[str, Any]], **more: Any) -> Path:
     path = folder / f"{suite}.json"
-    finish(suite, {"model": "resnet50"}, rows, machine=Machine.here(), **more).save(path)
+    settings = {"model": "resnet50", "rates": [5.0], "load": [0.5]}
+    finish(suite, settings, rows, machine=Machine.here(), **more).save(path)
     return path
 
 
@@ -87,3 +90,52 @@ def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
     assert f"{row} | 30.0 | 40.0 |  | 3 of 100 | 3.5 | 20.0 | 1.2 | 1.5 |" in page.read_text(
         "utf-8"
     )
+
+
+@pytest.mark.parametrize(
+    ("figure", "digits", "row"),
+    [
+        ("images_per_s", "images/s", "| jpeg, 8 users | 40.0 | 50.0 | 45.0 | 0.80 | 10.00 (9.00 "),
+        ("p50_ms", "p50 in ms", "| jpeg, 8 users | 40 | 50 | 45 | 0.80 | 10.00 (9.00 to 12.00) |"),
+    ],
+)
+def test_peers_stand_beside_the_server(figure: str, digits: str, row: str, tmp_path: Path) -> None:
+    """A row for each load, a column for each server, the ratio to the best; and the choice."""
+    comparison = {
+        "kind": "comparison",
+        "payload": "jpeg",
+        "call": "unary",
+        "loop": "closed",
+        "users": 8,
+        "requests_per_s": None,
+        "beside": None,
+        "group": "the same graph",
+        "figure": figure,
+        "ours": 40.0,
+        "peers": {"a": 50.0, "b": 45.0},
+        "best": "a",
+        "ratio": SPREAD,
+        "ratio_of_all": 0.8,
+        "ratios": {"a": SPREAD, "b": None},
+    }
+    candidate = {"kind": "candidate", "server": "c", "images_per_s": 9.0, "p50_ms": None}
+    page = tmp_path / "new.md"
+    rows = [load_row(None), comparison, {**candidate, "kept": False}]
+    write(page, [save(tmp_path, "serving", rows)])
+    text = page.read_text("utf-8")
+    assert f"| {digits}, peers with the same graph | gradcam-server | a | b | ours / best |" in text
+    assert row in text
+    assert "| c | 9.0 |  | no |" in text
+
+
+def test_one_picture_holds_all_servers(tmp_path: Path) -> None:
+    """A panel for each percentile; loads beside a neighbour and other payloads are left out."""
+    ours = [load_row(rate) for rate in (5.0, 9.0)]
+    peers = [{**row, "server": "LitServe"} for row in ours]
+    others = [{**row, "server": "hidden", "beside": "a busy process"} for row in ours]
+    others += [{**row, "server": "hidden", "payload": "raw"} for row in ours]
+    write(tmp_path / "new.md", [save(tmp_path, "serving", [*ours, *peers, *others])])
+    picture = (tmp_path / "plots" / "serving.svg").read_text("utf-8")
+    for text in ("gradcam-server", "LitServe", "p50 in ms (jpeg)", "p99 in ms (jpeg)"):
+        assert f"<!-- {text} -->" in picture
+    assert "hidden" not in picture

@@ -53,7 +53,7 @@ def test_every_form_of_a_request_has_the_answer_of_grpc(
     server: RunningServer, cat_jpeg: bytes
 ) -> None:
     """File, form, pixels and JSON give the bits of gRPC's answer: maps, logits, probabilities."""
-    options = {"top_k": 2, "heatmaps": [Raw(), ImageArray()], "include_logits": True}
+    options = {"top_k": 2, "heatmaps": [Raw(), ImageArray()], "logits": True}
     expected = over_grpc(server, build_request(cat_jpeg, **options))  # type: ignore[arg-type]
     query = "?top_k=2&heatmap=raw&heatmap=image&logits=true"
     path = f"{MODEL}:explain"
@@ -87,7 +87,7 @@ def test_pictures_and_arrays_are_those_of_grpc(server: RunningServer, cat_jpeg: 
     """``Accept`` chooses the overlay as JPEG or PNG, or the arrays."""
     path = f"{MODEL}:explain?alpha=0.6&colormap=viridis"
     forms = [OverlayPng(alpha=0.6, colormap="viridis"), Raw()]
-    request = build_request(cat_jpeg, heatmaps=forms, include_logits=True)
+    request = build_request(cat_jpeg, heatmaps=forms, logits=True)
     (explanation,) = over_grpc(server, request).explanations
     overlay, raw = explanation.heatmaps
 

@@ -189,7 +189,7 @@ def test_v1_predicts_and_explains_several_instances(server: RunningServer, cat_j
     assert status == 200
     with Client(server.address) as client:
         for index, image in enumerate((cat_jpeg, PIXELS[0], cat_jpeg)):
-            expected = client.explain(image, classes=["tabby", 281], include_logits=True)
+            expected = client.explain(image, classes=["tabby", 281], logits=True)
             for found, one in zip(
                 answer["predictions"][index], expected.predictions[:3], strict=True
             ):
@@ -338,9 +338,7 @@ def test_kserves_client_agrees_with_grpc(
     top_pixels = int(expected.as_numpy("logits").argmax())
     assert tops == [285, 285, top_pixels]
     with Client(server.address) as client:
-        one = client.explain(
-            cat_jpeg, classes=["tabby", 281], method="layercam", include_logits=True
-        )
+        one = client.explain(cat_jpeg, classes=["tabby", 281], method="layercam", logits=True)
     (explained,) = found["v1 explain"]["explanations"]
     assert one.logits is not None
     assert np.array(explained["logits"], np.float32).tobytes() == one.logits.tobytes()

@@ -17,9 +17,19 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Error,
+    Page,
+    Request,
+    Response,
+    Route,
+    expect,
+)
 
 from gradcam_client import Client, OverlayPng
+from gradcam_client.requests import ColormapName
 from gradcam_server.domain.layers import Extent
 from gradcam_server.domain.requests import ResizeMode
 from gradcam_server.images.geometry import fit
@@ -60,15 +70,21 @@ def open_page(browser: Browser, page_server: RunningServer) -> Iterator[OpenPage
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(SHOWN_MS)
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("console", lambda said: said.type == "error" and faults.append(said.text))
-        page.on(
-            "request",
-            lambda request: (
-                request.url.startswith((f"{page_server.http_address}/", "blob:", "data:"))
-                or faults.append(request.url)
-            ),
-        )
+
+        def note_error(error: Error) -> None:
+            faults.append(str(error))
+
+        def note_console(message: ConsoleMessage) -> None:
+            if message.type == "error":
+                faults.append(message.text)
+
+        def note_request(request: Request) -> None:
+            if not request.url.startswith((f"{page_server.http_address}/", "blob:", "data:")):
+                faults.append(request.url)
+
+        page.on("pageerror", note_error)
+        page.on("console", note_console)
+        page.on("request", note_request)
         page.goto(f"{page_server.http_address}/")
         expect(page.locator("#model option")).not_to_have_count(0)
         return page
@@ -148,7 +164,9 @@ def is_close(actual: NDArray[np.uint8], expected: NDArray[np.uint8]) -> bool:
     return actual.shape == expected.shape and difference.max() <= 4 and difference.mean() < 0.6
 
 
-def server_overlay(client: Client, image: Path, colormap: str = "jet", **options: Any) -> Any:
+def server_overlay(
+    client: Client, image: Path, colormap: ColormapName = "jet", **options: Any
+) -> Any:
     form = OverlayPng(colormap=colormap)
     result = client.explain(image, heatmaps=[form], **options)
     with Image.open(io.BytesIO(result.explanations[0].overlay)) as overlay:
@@ -336,7 +354,11 @@ def test_the_page_is_light_and_closed(
     context = browser.new_context()
     page = context.new_page()
     sizes: dict[str, int] = {}
-    page.on("response", lambda one: sizes.setdefault(one.url, len(one.body())))
+
+    def note_size(response: Response) -> None:
+        sizes.setdefault(response.url, len(response.body()))
+
+    page.on("response", note_size)
     answer = page.goto(f"{page_server.http_address}/")
     assert answer is not None
     assert "default-src 'self'" in answer.headers["content-security-policy"]
@@ -455,7 +477,7 @@ def test_the_browser_places_maps_as_the_server(page: Page) -> None:
     for mode in ResizeMode:
         for _ in range(6):
             height, width = (int(size) for size in random.integers(5, 90, 2))
-            input_size = tuple(int(size) for size in random.integers(8, 60, 2))
+            input_size = (int(random.integers(8, 60)), int(random.integers(8, 60)))
             values = random.random(tuple(random.integers(1, 9, 2)), np.float32)
             top, left, tall, wide = (float(one) for one in random.uniform(3, 30, 4))
             extent = Extent(top - 10, left - 10, tall, wide) if random.random() < 0.5 else None

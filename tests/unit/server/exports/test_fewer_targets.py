@@ -164,8 +164,8 @@ def test_an_export_runs_in_streams(tiny: Path, tmp_path: Path, wanted: int, coun
     items = [GraphItem(image, [GraphTarget(by_rank(0))]) for image in images()]
     expected = graph.run(items, 4)
     for device in range(1, graph.device_count):
-        for ours, whole in zip(graph.run(items, 4, device), expected, strict=True):
-            np.testing.assert_allclose(ours.maps[0], whole.maps[0], rtol=1e-5)
+        for ours, other in zip(graph.run(items, 4, device), expected, strict=True):
+            np.testing.assert_allclose(ours.maps[0], other.maps[0], rtol=1e-5)
     assert (tmp_path / "compilers.json").exists() is (count > 1)
 
 

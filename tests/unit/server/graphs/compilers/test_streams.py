@@ -12,9 +12,9 @@ import pytest
 
 from gradcam_server.domain.options import AUTO, ComputeStreams
 from gradcam_server.graphs.compilers import streams
-from gradcam_server.graphs.compilers.streams import Division, StreamTuner, choose, measure, rate
+from gradcam_server.graphs.compilers.streams import StreamTuner, choose, measure, rate
 from gradcam_server.graphs.compilers.timing_cache import TimingCache
-from gradcam_server.graphs.executable import Array, Executable, Executables
+from gradcam_server.graphs.executable import Array, Division, Executable, Executables
 from gradcam_server.graphs.threads import set_compute_threads
 
 COST_S = {1: 1.0, 4: 3.0}

@@ -1,8 +1,8 @@
-"""What batches of each size cost: at first as measured at the start, then as the batches show."""
+"""What batches of each size cost: as measured at the start, or else as the batches show."""
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from statistics import median
 
 from gradcam_server.domain.batch_sizes import plan_batch
@@ -12,38 +12,42 @@ _RECENT = 63
 # Over how many batches the pace of the device is averaged. It is much shorter than half of
 # ``_RECENT``: what slows the device down changes the pace, and not the levels.
 _PACE_BATCHES = 4
-# A figure that was measured on this machine counts as so many batches: more than the pace needs to
-# follow, if the device is slower now.
-_MEASURED = 16
-# How often a size is tried whose figure is a guess. The median of so many withstands one stall.
-_TRIALS = 3
+# A figure that was measured on this machine counts as so many batches: if the device is slower now,
+# the pace follows first. More, and a disturbed measurement would be believed for long.
+_MEASURED = 4
+# After how many batches each size is tried again for the first time; later after twice as many.
+_FIRST_TRIALS = 8
 _MIN_S = 1e-9
 
 
 class BatchCosts:
     """Seconds that a batch of each size takes on a device.
 
+    If all were measured on this machine, these seconds are kept. Otherwise they are learnt:
+
     Each size has a level, relative to the pace of the device. The pace is the same for all sizes:
     if a neighbour slows the device down, the costs of sizes that do not run now follow, too, and
     with them the ratios by which the batch size is chosen.
 
+    A level that is too low is corrected when its size is chosen, and a size whose level is too high
+    would never be. So each size is tried when enough images wait, and again after twice as many
+    batches: in turns, so that load that comes and goes falls on all alike.
+
     Args:
         start_s: Seconds by batch size, at the start.
-        guessed: Sizes whose seconds were not measured on this machine. A guess that is too low is
-            corrected when it is chosen; one that is too high would never be, so each such size runs
-            a few times as soon as there are enough images for it.
+        guessed: Sizes whose seconds were measured elsewhere.
     """
 
-    def __init__(self, start_s: Mapping[int, float], guessed: Iterable[int] = ()) -> None:
-        self._cost_s = dict(start_s)
+    def __init__(self, start_s: Mapping[int, float], guessed: Collection[int] = ()) -> None:
+        self._cost_s, self._is_learning = dict(start_s), bool(guessed)
         self._levels = {size: _log(seconds) for size, seconds in start_s.items()}
-        guessed = sorted(guessed)
         self._recent = {
             size: deque([level] * (0 if size in guessed else _MEASURED), _RECENT)
             for size, level in self._levels.items()
         }
-        self._pace = 0.0
-        self._trials = dict.fromkeys(guessed, _TRIALS)
+        self._pace, self._planned = 0.0, 0
+        # After how many batches each size is tried.
+        self._due = dict.fromkeys(sorted(start_s) if guessed else (), 0)
 
     @property
     def cost_s(self) -> Mapping[int, float]:
@@ -52,19 +56,22 @@ class BatchCosts:
 
     def plan(self, waiting: int, busy: float = 1.0) -> tuple[int, int]:
         """Returns how many of ``waiting`` images to take, and the size to run: ``plan_batch``."""
-        for size, left in self._trials.items():
-            if left and size <= waiting:
-                self._trials[size] -= 1
+        self._planned += 1
+        for size, due in self._due.items():
+            if size <= waiting and due < self._planned:
+                self._due[size] = 2 * self._planned + _FIRST_TRIALS
                 return size, size
         return plan_batch(waiting, self._cost_s, busy)
 
     def learn(self, size: int, seconds: float) -> None:
-        """Learns from a batch that had the device alone.
+        """Learns from a batch that had the device alone, if not all costs are known.
 
         Args:
             size: Its padded size.
             seconds: Seconds that it took.
         """
+        if not self._is_learning:
+            return
         logarithm = _log(seconds)
         recent = self._recent[size]
         recent.append(logarithm - self._pace)

@@ -41,8 +41,9 @@ def test_a_manifest_that_lies_by_a_factor_of_3_is_corrected(
     start_s = {size: took * (factor if size in wrong else 1) for size, took in true_s.items()}
     costs = BatchCosts(start_s, guessed=set(true_s) - {1})
     run(costs, true_s.__getitem__, 30)
-    _, best = plan_batch(40, true_s)
-    assert set(run(costs, true_s.__getitem__, 20)) == {best}
+    _, best = plan_batch(40, costs.cost_s)
+    assert best == plan_batch(40, true_s)[1]
+    assert run(costs, true_s.__getitem__, 50).count(best) >= 40
 
 
 def test_noise_and_stalls_hardly_matter() -> None:
@@ -56,8 +57,8 @@ def test_noise_and_stalls_hardly_matter() -> None:
         return slowness * cost(size)
 
     costs = BatchCosts({size: 3 * size * STEEP[1] for size in STEEP}, guessed={2, 4, 8, 16})
-    run(costs, seconds_of, 30)
-    assert set(run(costs, seconds_of, 50)) == {16}
+    run(costs, seconds_of, 100)
+    assert run(costs, seconds_of, 100).count(16) > 90
 
 
 @pytest.mark.parametrize("slowness", [2.0, 0.5])
@@ -69,29 +70,64 @@ def test_costs_follow_a_neighbour_that_comes_and_goes(slowness: float, waiting: 
     for factor in (slowness, 1.0):
         now_s = {size: factor * took for size, took in MIXED.items()}
         run(costs, now_s.__getitem__, 100, waiting)
-        assert costs.cost_s == pytest.approx(now_s, rel=0.05)
+        assert costs.cost_s == pytest.approx(now_s, rel=0.1)
 
 
 def test_a_size_is_tried_when_there_are_enough_images() -> None:
-    """A few times, each full; sizes that were measured here are not tried."""
+    """Full, in turns, and ever more rarely."""
     dear = {size: size**2 for size in (1, 2, 4, 8)}
-    costs = BatchCosts(dear, guessed={4, 8})
-    assert run(costs, dear.__getitem__, 5, waiting=3) == [1] * 5
-    assert run(costs, dear.__getitem__, 5, waiting=6) == [4, 4, 4, 1, 1]
-    assert run(costs, dear.__getitem__, 5, waiting=20) == [8, 8, 8, 1, 1]
-    assert run(BatchCosts(dear), dear.__getitem__, 5) == [1] * 5
+    costs = BatchCosts(dear, guessed={2, 4, 8})
+    assert run(costs, dear.__getitem__, 6, waiting=3) == [1, 2, 1, 1, 1, 1]
+    assert run(costs, dear.__getitem__, 6, waiting=20)[:2] == [4, 8]
+    sizes = run(costs, dear.__getitem__, 1000, waiting=20)
+    for size in (2, 4, 8):
+        assert 4 <= sizes.count(size) <= 10
+        assert size in sizes[300:]
+
+
+@pytest.mark.parametrize("true_s", [FLAT, STEEP], ids=["flat", "steep"])
+@pytest.mark.parametrize("seed", range(8))
+def test_load_that_comes_and_goes_while_sizes_are_tried_is_overcome(
+    true_s: dict[int, float], seed: int
+) -> None:
+    """Each phase slows a few batches down; the batches are soon about as good as the best."""
+    chance, left, slowness = random.Random(seed), 0, 1.0
+
+    def seconds_of(size: int) -> float:
+        nonlocal left, slowness
+        if not left:
+            left, slowness = chance.randint(2, 12), chance.choice([1.0, 1.5, 4.0])
+        left -= 1
+        return slowness * true_s[size]
+
+    costs = BatchCosts({size: 2 * size * true_s[1] for size in true_s}, guessed={2, 4, 8, 16})
+    run(costs, seconds_of, 300)
+    sizes = run(costs, seconds_of, 300)
+    item_s = sum(true_s[size] for size in sizes) / sum(sizes)
+    assert item_s < 1.15 * min(took / size for size, took in true_s.items())
+
+
+def test_costs_that_were_measured_here_are_kept() -> None:
+    """Several runs of each size, in turn on an idle device, know more than the batches."""
+    costs = BatchCosts(FLAT)
+    run(costs, lambda size: 3.0 / size, 100)
+    assert costs.cost_s == FLAT
 
 
 def test_sizes_that_never_ran_are_scaled_with_the_others() -> None:
     """A device that is slower than when the first size was timed is slower for all sizes."""
     costs = BatchCosts(FLAT, guessed={2, 4, 8, 16})
     run(costs, lambda size: 3 * FLAT[size], 50, waiting=1)
-    assert costs.cost_s == pytest.approx({size: 3 * took for size, took in FLAT.items()}, rel=0.05)
+    assert costs.cost_s[1] == pytest.approx(3 * FLAT[1])
+    for size in (2, 4, 8, 16):
+        assert 1.8 * FLAT[size] < costs.cost_s[size] < 3.1 * FLAT[size]
 
 
-def test_costs_without_a_measurement_can_be_learnt() -> None:
-    """Zero seconds mean that nothing is known."""
-    costs = BatchCosts({1: 0.0})
-    assert costs.cost_s == {1: 0.0}
-    run(costs, lambda _: 0.5, 100)
-    assert costs.cost_s == pytest.approx({1: 0.5})
+@pytest.mark.parametrize("factor", [0.4, 2.5])
+@pytest.mark.parametrize("waiting", [5, 40])
+def test_a_disturbed_measurement_at_the_start_is_corrected(factor: float, waiting: int) -> None:
+    """The one size that is timed at the start, and by which the others are scaled."""
+    start_s = {size: factor * took if size == 1 else took for size, took in FLAT.items()}
+    costs = BatchCosts(start_s, guessed={2, 4, 8, 16})
+    run(costs, FLAT.__getitem__, 300, waiting)
+    assert costs.cost_s[1] / costs.cost_s[2] == pytest.approx(0.5, rel=0.05)

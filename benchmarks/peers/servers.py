@@ -151,7 +151,7 @@ def start_all(
             continue
         say(f"Starting {candidate.name}")
         try:
-            server = start(candidate, python, list(sent.values()), arguments)
+            server = start_patiently(candidate, python, list(sent.values()), arguments)
         except StartError as error:
             say(str(error))
             skipped.append(f"{candidate.name} did not start, so it was left out.")
@@ -169,6 +169,20 @@ def start_all(
             continue
         running.append(RunningPeer(candidate, server, clients))
     return running, list(dict.fromkeys(skipped))
+
+
+def start_patiently(
+    candidate: Candidate, python: str, sent: Sequence[Payload], arguments: argparse.Namespace
+) -> RunningServer:
+    """Starts a candidate, twice if need be: pytriton's parts wait a second only for each other.
+
+    Raises:
+        StartError: It does not answer.
+    """
+    try:
+        return start(candidate, python, sent, arguments)
+    except StartError:
+        return start(candidate, python, sent, arguments)
 
 
 def start(

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from gradcam_server.bench.payload import jpeg, pixels
+from gradcam_server.bench.running import StartError
 from options import add_peer_options
+from peers import servers
 from peers.servers import Candidate, RunningPeer, candidates
 from peers.work import Decoder, Options
 from serving_peers import _kept
@@ -66,3 +68,18 @@ def test_peers_explain_the_pixels_that_were_sent() -> None:
     raw = pixels(None, (224, 224))
     np.testing.assert_array_equal(decode(raw.tobytes()), raw)
     assert decode(jpeg(None)).shape == raw.shape
+
+
+@pytest.mark.parametrize(("failures", "starts"), [(0, True), (1, True), (2, False)])
+def test_a_peer_gets_a_second_start(
+    failures: int, starts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer that fails to start twice is left out; one failure is forgiven."""
+    outcomes = [StartError("as asked")] * failures + [Mock()]
+    monkeypatch.setattr(servers, "start", Mock(side_effect=outcomes))
+    candidate, arguments = Candidate("triton", 2), argparse.Namespace()
+    if starts:
+        assert servers.start_patiently(candidate, "python", [], arguments) is outcomes[-1]
+    else:
+        with pytest.raises(StartError):
+            servers.start_patiently(candidate, "python", [], arguments)

@@ -139,3 +139,20 @@ def test_one_picture_holds_all_servers(tmp_path: Path) -> None:
     for text in ("gradcam-server", "LitServe", "p50 in ms (jpeg)", "p99 in ms (jpeg)"):
         assert f"<!-- {text} -->" in picture
     assert "hidden" not in picture
+
+
+def test_overload_is_a_table(tmp_path: Path) -> None:
+    """Goodput, and how the other calls ended; there is no picture."""
+    latency = {"p50": 2.5, "p99": None}
+    outcomes = {
+        "answered": {"count": 70, "with_retry_info": 0, "latency_ms": latency},
+        "RESOURCE_EXHAUSTED": {"count": 25, "with_retry_info": 25, "latency_ms": latency},
+        "TimeoutError": {"count": 5, "with_retry_info": 0, "latency_ms": latency},
+    }
+    row = {"server": "LitServe", "payload": "raw", "load": 1.5, "images_per_s": SPREAD}
+    row |= {"goodput": {**SPREAD, "median": 0.7, "low": 0.6, "high": 0.75}, "calls": 100}
+    row |= {"goodput_without_generator": 0.72, "generator_cores": 0.1, "outcomes": outcomes}
+    page = tmp_path / "new.md"
+    assert write(page, [save(tmp_path, "overload", [row])]) == [page]
+    cells = "0.70 (0.60 to 0.75) | 0.72 | RESOURCE_EXHAUSTED 25%: 2.5, - | 25 of 25 | 5.0% | 0.10 |"
+    assert f"| LitServe | raw | 1.5 | 10.0 | {cells}" in page.read_text("utf-8")

@@ -39,7 +39,7 @@ _RETRY_STREAM_S = 1.0
 
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 _Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
-_Admitted: TypeAlias = Callable[[bool, Any], AbstractContextManager[None]]
+_Admit: TypeAlias = Callable[[bool, Any], AbstractContextManager[None]]
 """Receives whether a call's requests are a stream, and its context. Sets the current caller."""
 
 _REFUSALS = (LimitError, InvalidRequestError, UnauthenticatedError, ForbiddenError)
@@ -248,7 +248,7 @@ async def _read(context: Any, receiving: Receiving) -> Any:
     return await context.read()
 
 
-def _wrap(handler: Any, admitted: _Admitted, access: Access) -> _Handler:
+def _wrap(handler: Any, admitted: _Admit, access: Access) -> _Handler:
     """Returns a handler that admits calls, then reads their messages, and refuses bad messages.
 
     gRPC sees a handler with a stream of requests, because it reads messages of a stream only when

@@ -22,10 +22,15 @@ from gradcam_server.transport.http.documents import read_json
 from gradcam_server.transport.http.problems import CallFailedError, ProblemError
 from gradcam_server.transport.http.protocol import connection_of
 from gradcam_server.transport.security.access import Access
+from gradcam_server.transport.security.caller import current_caller
+from gradcam_server.transport.security.receiving import Receiving
 from gradcam_server.transport.sending import when_sent
 
 TIMEOUT = "x-request-timeout"
 REQUEST_ID = "x-request-id"
+PARSING_COST = 4
+"""Forms and JSON keep the event loop longer than files of the same size, about by this factor."""
+
 # What access control, the log and traces read. Access control must see all of a repeated header.
 _METADATA = {b"authorization", b"traceparent", b"tracestate", b"baggage"}
 _MAX_TIMEOUT_S = 86_400.0
@@ -109,14 +114,17 @@ class AdmittedCall:
         call: The call.
         calls: Admits and records calls.
         limits: The limits of its body.
+        receiving: Paces large bodies, as it paces large messages of gRPC.
 
     Attributes:
         request: The request.
     """
 
-    def __init__(self, call: HttpCall, calls: Calls, limits: BodyLimits) -> None:
+    def __init__(
+        self, call: HttpCall, calls: Calls, limits: BodyLimits, receiving: Receiving
+    ) -> None:
         self._call, self._calls, self._limits = call, calls, limits
-        self.request = call.request
+        self.request, self._receiving = call.request, receiving
 
     def name_fields(self, names: Mapping[str, str]) -> None:
         """Errors name fields of the proto file by these names from now on."""
@@ -156,14 +164,19 @@ class AdmittedCall:
                 f"allow more time in {TIMEOUT}"
             ) from None
 
-    async def body(self) -> bytes:
+    async def body(self, cost: int = 1) -> bytes:
         """Reads the body, inside of ``answering``.
+
+        Args:
+            cost: How much longer the event loop works on it than on a file of this size.
 
         Raises:
             TooLargeError: It is too large.
             DeadlineError: It takes too long.
             QueueFullError: There is too little memory for it now.
         """
+        caller = current_caller.get().key
+        await self._receiving.turn(caller)
         transit = self._calls.claim(self._call)
         try:
             body = await read_body(self.request, self._limits, transit)
@@ -172,6 +185,7 @@ class AdmittedCall:
             raise
         finally:
             transit.release()
+        self._receiving.received(caller, cost * len(body))
         if (connection := connection_of(self.request.scope)) is not None:
             connection.watch()
         return body
@@ -186,7 +200,7 @@ class AdmittedCall:
             raise InvalidRequestError(
                 "", "with JSON all options are fields of the body: send no query parameters"
             )
-        return read_json(await self.body())
+        return read_json(await self.body(cost=PARSING_COST))
 
 
 class HttpCalls:
@@ -220,7 +234,7 @@ class HttpCalls:
                 self._check_certificate(request)
                 _check_encoding(request.headers)
                 call.read_timeout()
-                yield AdmittedCall(call, self._calls, self._limits)
+                yield AdmittedCall(call, self._calls, self._limits, self._access.receiving)
             except ProblemError:
                 call.failed(grpc.StatusCode.INVALID_ARGUMENT)
                 raise

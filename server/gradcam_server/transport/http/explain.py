@@ -14,8 +14,8 @@ from gradcam_server.errors import InvalidRequestError
 from gradcam_server.transport.gradcam_v1.service import EXPLAIN_IMAGE, ExplanationService
 from gradcam_server.transport.gradcam_v1.wire import ReceivedRequest
 from gradcam_server.transport.http.answers import check_answer, to_response
-from gradcam_server.transport.http.call import AdmittedCall, HttpCalls
-from gradcam_server.transport.http.documents import to_message
+from gradcam_server.transport.http.call import PARSING_COST, AdmittedCall, HttpCalls
+from gradcam_server.transport.http.documents import take_bytes, to_message
 from gradcam_server.transport.http.kserve.endpoints import answer_instances
 from gradcam_server.transport.http.kserve.v1 import has_instances
 from gradcam_server.transport.http.multipart import read_form
@@ -30,6 +30,7 @@ from gradcam_server.transport.http.options import to_message as options_to_messa
 from gradcam_server.transport.http.paths import MODEL, MODEL_VERSION
 
 _MAX_PARAMETERS = 200
+_RAW = ("raw_image", "rawImage")
 
 
 class ExplainEndpoint:
@@ -99,7 +100,8 @@ async def _read(call: AdmittedCall, kind: Body, answer: Answer) -> ReceivedReque
     call.name_fields(FIELDS)
     if kind is Body.FORM:
         _options(query, *place, answer)  # errors of the query before the body is read
-        image, pairs = read_form(request.headers["content-type"], await call.body())
+        body = await call.body(cost=PARSING_COST)
+        image, pairs = read_form(request.headers["content-type"], body)
         message = _to_message([*_pairs(query), *pairs], *place, answer)
         return _received(image, message)
     options = _options(query, *place, answer)
@@ -140,7 +142,7 @@ def _to_message(
     return message
 
 
-def _received(image: bytes, message: pb.ExplainImageRequest) -> ReceivedRequest:
+def _received(image: bytes | RawImage, message: pb.ExplainImageRequest) -> ReceivedRequest:
     return ReceivedRequest(
         image,
         message.SerializeToString(),
@@ -152,8 +154,13 @@ def _received(image: bytes, message: pb.ExplainImageRequest) -> ReceivedRequest:
 
 def _from_json(
     document: dict[str, Any], model: str, version: str, answer: Answer
-) -> pb.ExplainImageRequest:
+) -> ReceivedRequest | pb.ExplainImageRequest:
     """Reads an ``ExplainImageRequest`` in the JSON form of proto3."""
+    image = take_bytes(document, "encoded_image", "encodedImage", field="encoded_image")
+    raw: dict[str, Any] = next(
+        (document[name] for name in _RAW if isinstance(document.get(name), dict)), {}
+    )
+    pixels = take_bytes(raw, "data", field="raw_image.data")
     message = to_message(document, pb.ExplainImageRequest())
     for field, place in (("model", model), ("model_version", version)):
         given = getattr(message, field)
@@ -164,7 +171,13 @@ def _from_json(
             )
         setattr(message, field, place)
     check_answer(answer, message)
-    return message
+    if message.HasField("raw_image"):
+        if image is not None:
+            raise InvalidRequestError("image", "several forms of image are set; choose one")
+        size = message.raw_image.height_px, message.raw_image.width_px
+        message.ClearField("raw_image")
+        return _received(RawImage(pixels or b"", *size), message)
+    return message if image is None else _received(image, message)
 
 
 def _pairs(query: str) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from gradcam_server.telemetry.metrics import Metrics
 from gradcam_server.telemetry.tracing import NO_TRACER
 from gradcam_server.transport.grpc_server import FrontEnd
 from gradcam_server.transport.http.probe_answer import Probes
+from gradcam_server.transport.http.protocol import Connection
 from support.instant import InstantBackend
 
 TIMEOUT_S = 30
@@ -126,6 +127,13 @@ class HttpFrontEnd:
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=TIMEOUT_S)
         connection.sendall(sent)
         return connection
+
+    @property
+    def connections(self) -> list[Connection]:
+        """The open connections of the port."""
+        port = self.front_end._http
+        assert port is not None
+        return port._connections
 
     def counted(self, name: str, **labels: str) -> float:
         """Returns the sum of a metric's samples with these labels."""

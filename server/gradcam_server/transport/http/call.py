@@ -21,6 +21,8 @@ from gradcam_server.transport.http.body import BodyLimits, read_body
 from gradcam_server.transport.http.problems import CallFailedError, ProblemError
 from gradcam_server.transport.http.protocol import connection_of
 from gradcam_server.transport.security.access import Access
+from gradcam_server.transport.security.caller import current_caller
+from gradcam_server.transport.security.receiving import Receiving
 from gradcam_server.transport.sending import when_sent
 
 TIMEOUT = "x-request-timeout"
@@ -108,14 +110,17 @@ class AdmittedCall:
         call: The call.
         calls: Admits and records calls.
         limits: The limits of its body.
+        receiving: Paces large bodies, as it paces large messages of gRPC.
 
     Attributes:
         request: The request.
     """
 
-    def __init__(self, call: HttpCall, calls: Calls, limits: BodyLimits) -> None:
+    def __init__(
+        self, call: HttpCall, calls: Calls, limits: BodyLimits, receiving: Receiving
+    ) -> None:
         self._call, self._calls, self._limits = call, calls, limits
-        self.request = call.request
+        self.request, self._receiving = call.request, receiving
 
     def name_fields(self, names: Mapping[str, str]) -> None:
         """Errors name fields of the proto file by these names from now on."""
@@ -155,14 +160,19 @@ class AdmittedCall:
                 f"allow more time in {TIMEOUT}"
             ) from None
 
-    async def body(self) -> bytes:
+    async def body(self, cost: int = 1) -> bytes:
         """Reads the body, inside of ``answering``.
+
+        Args:
+            cost: How much longer the event loop works on it than on a file of this size.
 
         Raises:
             TooLargeError: It is too large.
             DeadlineError: It takes too long.
             QueueFullError: There is too little memory for it now.
         """
+        caller = current_caller.get().key
+        await self._receiving.turn(caller)
         transit = self._calls.claim(self._call)
         try:
             body = await read_body(self.request, self._limits, transit)
@@ -171,6 +181,7 @@ class AdmittedCall:
             raise
         finally:
             transit.release()
+        self._receiving.received(caller, cost * len(body))
         if (connection := connection_of(self.request.scope)) is not None:
             connection.watch()
         return body
@@ -205,7 +216,7 @@ class HttpCalls:
             try:
                 self._check_certificate(request)
                 call.read_timeout()
-                yield AdmittedCall(call, self._calls, self._limits)
+                yield AdmittedCall(call, self._calls, self._limits, self._access.receiving)
             except ProblemError:
                 call.failed(grpc.StatusCode.INVALID_ARGUMENT)
                 raise

@@ -24,6 +24,7 @@ from gradcam_server.transport.security.listening import (
 logger = logging.getLogger(__name__)
 
 MAX_HEADERS = 100
+MAX_PIPELINED = 16
 _LINGER_S = 2.0
 _EXTENSION = "gradcam"
 
@@ -121,9 +122,14 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head, self._in_body = False, True
         self._stop_timer()
+        if self.transport.is_closing():
+            return
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > MAX_METADATA_BYTES or len(self.headers) > MAX_HEADERS:
             self._refuse_head()
+            return
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self.transport.abort()  # a few bytes for each would hold kilobytes
             return
         super().on_headers_complete()
         age_s = self._limits.max_age_s

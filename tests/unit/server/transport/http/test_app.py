@@ -5,6 +5,7 @@ import base64
 import http.client
 import json
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 
 from gradcam_server.domain.graph_io import GraphKey, GraphOutput
 from gradcam_server.domain.schedule import Answer
+from gradcam_server.errors import StartupError
 from gradcam_server.transport.http import page
 from gradcam_server.transport.security.tokens import Token, hash_token, to_toml
 from support.http_port import HttpFrontEnd, read_all, read_answer
@@ -117,7 +119,13 @@ def test_a_connection_answers_one_request_after_the_other(
         ({"method": 99}, "method"),
         ({"layers": [3]}, "layers"),
         ({"encoded_image": "AAAA"}, "image"),
-        ({"rawImage": {"data": 3}}, "data"),
+        ({"rawImage": {"data": 3}}, "raw_image.data"),
+        ({"rawImage": {"data": "%%%%"}}, "raw_image.data"),
+        ({"rawImage": 3}, "rawImage"),
+        ({"rawImage": {"data": "AAAA", "height_px": 1}}, "raw_image"),
+        ({"rawImage": None, "encodedImage": "A"}, "encoded_image"),
+        ({"rawImage": None, "encodedImage": "AAAA", "encoded_image": "AAAA"}, "encoded_image"),
+        ({"raw_image": {"data": "AAAA"}}, "image"),
         ({"smooth_grad": {"noise_level": "NaN"}}, "smooth_grad.noise_level"),
         ({"smooth_grad": {"noise_level": 1e39}}, "smooth_grad.noise_level"),
         ({"model": "other"}, "model"),
@@ -162,6 +170,31 @@ def test_what_is_no_json_is_refused(server: HttpFrontEnd, body: bytes) -> None:
     """Deep nesting, huge numbers, names twice: 400, and never a fault of the server."""
     answer = server.post(EXPLAIN, body, Content_Type="application/json")
     assert answer.problem[:2] == (400, "INVALID_ARGUMENT"), answer.body
+
+
+def test_base64_may_be_of_either_alphabet(server: HttpFrontEnd) -> None:
+    """As proto3's JSON says, with padding or without; the answers are the same."""
+    pixels = bytes(range(190, 256)) * 3 + b"\xff" * 2
+    text = base64.b64encode(pixels).decode()
+    assert {"+", "/", "="} <= set(text)
+    found = []
+    for one in (text, text.rstrip("="), text.replace("+", "-").replace("/", "_")):
+        image = {"data": one, "height_px": 25, "width_px": 8}
+        answer = server.post(
+            EXPLAIN, json.dumps({"raw_image": image}), Content_Type="application/json"
+        )
+        found.append(answer.json["detail"])
+    assert found == [found[0]] * 3
+    assert "200" in found[0]
+
+
+def test_messages_of_many_values_are_refused_quickly() -> None:
+    """Protobuf takes ten microseconds for each, on the event loop."""
+    with HttpFrontEnd() as server:
+        body = b'{"targets": [' + b"{}," * 500_000 + b"{}]}"
+        answer = server.post(EXPLAIN, body, Content_Type="application/json")
+        assert answer.problem[:2] == (400, "INVALID_ARGUMENT")
+        assert "2,000" in answer.json["detail"]
 
 
 def test_json_of_many_values_is_refused_before_it_is_read() -> None:
@@ -467,6 +500,25 @@ def test_pages_of_other_origins_read_answers_only_if_allowed(
             assert (preflight.status == 200) == (expected is not None)
 
 
+@pytest.mark.parametrize(
+    "origin", ["example.org", "https://example.org/", "https://a b", "null", ""]
+)
+def test_an_origin_that_no_browser_sends_stops_the_start(origin: str) -> None:
+    """It would never match, and nobody would know why."""
+    with pytest.raises(StartupError, match="--http-cors-origin"):
+        HttpFrontEnd(http_cors_origin=(origin,))
+
+
+def test_a_flood_of_requests_in_advance_ends_its_connection(server: HttpFrontEnd) -> None:
+    """Each request of 25 bytes would hold kilobytes until its turn."""
+    with server.connect() as connection:
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(b"GET /healthz HTTP/1.1\r\n\r\n" * 10_000)
+        answered = read_all(connection).count(b"200 OK")
+    assert answered < 100
+    assert server.get("/healthz").status == 200
+
+
 def test_pictures_need_an_explanation(server: HttpFrontEnd, pixels: bytes) -> None:
     """``Accept: image/jpeg`` with ``top_k=0`` is wrong; without it the answer is a JPEG."""
     path = f"{EXPLAIN}?height=8&width=8"
@@ -542,3 +594,16 @@ def test_bodies_in_transit_count_as_held() -> None:
             assert answer.problem == (429, "RESOURCE_EXHAUSTED", "")
             assert "retry-after" in answer.headers
         until(lambda: server.front_end.ledger.total == 0)
+
+
+def test_answers_do_not_wait_for_acknowledgements(server: HttpFrontEnd) -> None:
+    """Head and body are two segments: with Nagle's algorithm the second would wait 40 ms."""
+    with server.connect(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") as connection:
+        assert b"200 OK" in connection.recv(1000)
+        name = connection.getsockname()
+        (port,) = (
+            one.transport.get_extra_info("socket")
+            for one in server.connections
+            if one.transport.get_extra_info("peername") == name
+        )
+        assert port.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -376,6 +376,8 @@ def test_several_photographs_form_a_strip(page: Page, images: Path) -> None:
     choose(page, images / "cat.jpg", images / "espresso.jpg")
     strip = page.locator(".strip li")
     expect(strip.nth(1)).to_contain_text("espresso")
+    class_row(page, "tabby").locator(".class").click()
+    expect(page.locator(".heading strong")).to_have_text("Why tabby?")
     strip.nth(1).get_by_role("button").first.click()
     expect(page.locator(".heading strong")).to_have_text("Why espresso?")
     strip.nth(1).get_by_role("button", name="Remove").click()

@@ -75,11 +75,12 @@ def test_a_peer_gets_a_second_start(
     failures: int, starts: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A peer that fails to start twice is left out; one failure is forgiven."""
-    outcomes = [StartError("as asked")] * failures + [Mock()]
+    server = Mock()
+    outcomes = [*[StartError("as asked")] * failures, server]
     monkeypatch.setattr(servers, "start", Mock(side_effect=outcomes))
     candidate, arguments = Candidate("triton", 2), argparse.Namespace()
     if starts:
-        assert servers.start_patiently(candidate, "python", [], arguments) is outcomes[-1]
+        assert servers.start_patiently(candidate, "python", [], arguments) is server
     else:
         with pytest.raises(StartError):
             servers.start_patiently(candidate, "python", [], arguments)

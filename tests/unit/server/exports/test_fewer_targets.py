@@ -157,9 +157,9 @@ def test_an_export_runs_in_streams(tiny: Path, tmp_path: Path, wanted: int, coun
     )
     engine = Engine(settings)
     engine.warm_up()
-    (whole,) = engine.warm.values()
-    assert whole.stream_count == 1
-    graph = whole.divided()
+    (undivided,) = engine.warm.values()
+    assert undivided.stream_count == 1
+    graph = undivided.divided()
     assert graph.stream_count == count
     items = [GraphItem(image, [GraphTarget(by_rank(0))]) for image in images()]
     expected = graph.run(items, 4)
@@ -170,9 +170,9 @@ def test_an_export_runs_in_streams(tiny: Path, tmp_path: Path, wanted: int, coun
 
 
 @pytest.mark.parametrize("manifest_s", [{"1": 1.0, "4": 30.0}, {"1": 1.0, "4": 1.0}])
-@pytest.mark.parametrize(("true_ratio", "expected"), [(1.1, (4, 4)), (8.0, (1, 1))])
+@pytest.mark.parametrize(("true_ratio", "expected"), [(1.1, 4), (8.0, 1)])
 def test_the_costs_of_a_manifest_are_corrected(
-    tmp_path: Path, manifest_s: dict[str, float], true_ratio: float, expected: tuple[int, int]
+    tmp_path: Path, manifest_s: dict[str, float], true_ratio: float, expected: int
 ) -> None:
     """An export that was made on a busy machine is served in the batches that pay here."""
     folder = tmp_path / "tiny"
@@ -185,7 +185,9 @@ def test_the_costs_of_a_manifest_are_corrected(
     (graph,) = engine.warm.values()
     image_s = graph.expected_s(1)
     assert graph.expected_s(4) == pytest.approx(image_s * manifest_s["4"])
-    for _ in range(10):
+    sizes = []
+    for _ in range(60):
         _, size = graph.plan(4)
         graph.ran(size, 0, image_s * (true_ratio if size == 4 else 1))
-    assert graph.plan(4) == expected
+        sizes.append(size)
+    assert sizes[20:].count(expected) > 30

@@ -167,7 +167,7 @@ def choose(run: Run) -> list[dict[str, Any]]:
     if any(peer.candidate.group == OWN_GRAPH for peer in run.peers):
         run.notes.append(
             "Peers with a graph of their own were not measured in open loops of more requests than "
-            f"they answered in a closed one, and with users who would wait {MAX_WAIT_S:g} s or more."
+            f"they answered in a closed one, or with users who would wait over {MAX_WAIT_S:g} s."
         )
     rows = [
         {

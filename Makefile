@@ -89,7 +89,7 @@ bench-graph: bench-peers
 	$(BENCH)/graph_peers.py --output $(RESULTS)/graph.json
 
 bench-serving: bench-peers
-	rm -rf $(EXPORT) $(EXPORT)-cache
+	mkdir -p build/bench && rm -rf $(EXPORT) $(EXPORT)-cache
 	$(BIN)/gradcam export --model $(MODEL) --weights $(WEIGHTS) -o $(EXPORT)
 	test -e $(EXPORT)-hand-made/model.onnx || PYTHONPATH=tests:benchmarks \
 		$(BIN)/python -m peers.hand_made $(MODEL) $(WEIGHTS) $(EXPORT)-hand-made

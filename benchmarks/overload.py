@@ -241,14 +241,23 @@ class Turn:
     bare: float
 
 
-def wait_until_idle(pid: int) -> None:
-    """Waits until a server has worked off the calls whose clients are gone."""
+def cores_used(pid: int) -> float:
+    """Returns the CPU time of a server over half a second, in cores."""
+    used = sum(cpu_by_part(pid).values())
+    time.sleep(0.5)
+    return (sum(cpu_by_part(pid).values()) - used) / 0.5
+
+
+def wait_until_idle(pid: int, idle_cores: float) -> None:
+    """Waits until a server has worked off the calls whose clients are gone.
+
+    Args:
+        pid: Its first process.
+        idle_cores: The cores that it uses when idle: some peers poll.
+    """
     until = time.perf_counter() + MAX_IDLE_WAIT_S
-    cores = 1.0
-    while cores > IDLE_CORES and time.perf_counter() < until:
-        used = sum(cpu_by_part(pid).values())
-        time.sleep(0.5)
-        cores = (sum(cpu_by_part(pid).values()) - used) / 0.5
+    while cores_used(pid) > idle_cores + IDLE_CORES and time.perf_counter() < until:
+        pass
 
 
 def measure(
@@ -261,6 +270,7 @@ def measure(
     """Measures all subjects in turns; the servers of the others are stopped meanwhile."""
     by_name = {subject.name: subject for subject in subjects}
     pids = {subject.pid for subject in subjects}
+    idle = {pid: cores_used(pid) for pid in pids}
     found: dict[str, list[Turn]] = {name: [] for name in by_name}
 
     def measure_bare() -> float:
@@ -277,7 +287,7 @@ def measure(
                 load = Open(subject.load * before, seconds, number)
                 outcomes, cores = generator.call("run", subject.make, load)
                 used = sum(cpu_by_part(subject.pid).values()) - used
-                wait_until_idle(subject.pid)
+                wait_until_idle(subject.pid, idle[subject.pid])
             after = measure_bare()
             rate = (before + after) / 2
             found[name].append(Turn(outcomes, cores, used / seconds, before, rate))

@@ -54,6 +54,8 @@ UNARY = "unary"
 CHOICE_ROUNDS, CHOICE_S, CHOICE_USERS, CHOICE_LOAD = 2, 1.5, 16, 0.5
 # A peer that reaches less of the best peer's throughput is not measured further.
 MIN_SHARE = 0.8
+# What a user would write does not get loads that only fill its queue.
+MAX_WAIT_S = 4.0
 CONTEXT_ROUNDS, CONTEXT_S, RAW_LOADS = 2, 2.0, (16, 0.8)
 NEIGHBOUR_ROUNDS, NEIGHBOUR_S, NEIGHBOUR_USERS, NEIGHBOUR_LOAD = 3, 2.0, 16, 0.3
 OVERLOAD_ROUNDS, OVERLOAD_S, OVERLOAD_LOAD, OVERLOAD_DEADLINE_S = 2, 5.0, 1.5, 0.5
@@ -165,7 +167,7 @@ def choose(run: Run) -> list[dict[str, Any]]:
     if any(peer.candidate.group == OWN_GRAPH for peer in run.peers):
         run.notes.append(
             "Peers with a graph of their own were not measured in open loops of more requests than "
-            "they answered in a closed one."
+            f"they answered in a closed one, or with users who would wait over {MAX_WAIT_S:g} s."
         )
     rows = [
         {
@@ -236,19 +238,21 @@ def _split(run: Run, seconds: float, *, context: bool) -> tuple[list[Load], list
 
 
 def _under(run: Run, loads: Mapping[str, Sequence[Load]]) -> list[serving.Subject]:
-    """Returns all servers under loads, by payload.
-
-    What a user would write gets files only, and is not left with loads that only fill its queue.
-    """
+    """Returns all servers under loads, by payload; what a user would write gets files only."""
     subjects = [run.our_subject(loads)]
     for peer in run.peers:
         capacity = run.capacity[peer.candidate.name]
-        possible = [
-            load for load in loads["jpeg"] if isinstance(load, Closed) or load.rate <= capacity
-        ]
+        possible = [load for load in loads["jpeg"] if _is_possible(load, capacity)]
         own = {"jpeg": possible}
         subjects.append(run.subject(peer, loads if peer.candidate.group == SAME_GRAPH else own))
     return subjects
+
+
+def _is_possible(load: Load, capacity: float) -> bool:
+    """Returns whether a server of a capacity in images/s answers a load, in ``MAX_WAIT_S``."""
+    if isinstance(load, Closed):
+        return load.concurrency <= MAX_WAIT_S * capacity
+    return load.rate <= capacity
 
 
 def measure_beside_a_process(run: Run) -> list[dict[str, Any]]:

@@ -6,13 +6,14 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
+from gradcam_server.bench.load import Closed, Load, Open
 from gradcam_server.bench.payload import jpeg, pixels
 from gradcam_server.bench.running import StartError
 from options import add_peer_options
 from peers import servers
 from peers.servers import Candidate, RunningPeer, candidates
 from peers.work import Decoder, Options
-from serving_peers import _kept
+from serving_peers import _is_possible, _kept
 
 
 @pytest.mark.parametrize(
@@ -84,3 +85,12 @@ def test_a_peer_gets_a_second_start(
     else:
         with pytest.raises(StartError):
             servers.start_patiently(candidate, "python", [], arguments)
+
+
+@pytest.mark.parametrize(
+    ("load", "possible"),
+    [(Closed(16, 1), True), (Closed(32, 1), False), (Open(5, 1), True), (Open(5.5, 1), False)],
+)
+def test_a_slow_graph_is_spared_loads_that_only_fill_its_queue(load: Load, possible: bool) -> None:
+    """At 5 images/s, 32 users wait too long, and more than 5 requests/s are never answered."""
+    assert _is_possible(load, 5.0) is possible

@@ -3,6 +3,7 @@
 import io
 import json
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -62,6 +63,23 @@ def test_hot_is_hot_and_channels_are_not_swapped(colormap: Colormap, format: Hea
         case Colormap.VIRIDIS | Colormap.INFERNO:
             assert hot.sum() > cold.sum() + 200
             assert hot[0] > hot[2] + 60  # yellow
+
+
+@pytest.mark.parametrize("colormap", list(Colormap))
+def test_pictures_are_exactly_the_map_by_numpy_in_the_colours_of_opencv(colormap: Colormap) -> None:
+    """Every value of the map is rounded half to even, and has the colour that OpenCV gives it."""
+    signed = np.linspace(0, 1, 300).reshape(20, 15)
+    forms = (
+        HeatmapForm(HeatmapFormat.IMAGE_FLOAT32),
+        HeatmapForm(HeatmapFormat.GRAY_PNG),
+        HeatmapForm(HeatmapFormat.OVERLAY_PNG, alpha=1.0, colormap=colormap),
+    )
+    values, gray, overlay = (heatmap.data for heatmap in rendered(signed, *forms).heatmaps)
+    expected = np.rint(np.frombuffer(values, "<f4").reshape(60, 80) * np.float32(255))
+    np.testing.assert_array_equal(picture(gray)[..., 0], expected)
+    colors = cv2.applyColorMap(expected.astype(np.uint8), getattr(cv2, f"COLORMAP_{colormap.name}"))
+    np.testing.assert_array_equal(picture(overlay), colors[..., ::-1])
+    assert len(np.unique(expected)) > 200
 
 
 def test_alpha_weighs_the_colours_over_the_image() -> None:

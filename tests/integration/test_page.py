@@ -338,7 +338,11 @@ def test_the_page_is_light_and_closed(
     context = browser.new_context()
     page = context.new_page()
     responses: list[Response] = []
-    page.on("response", responses.append)
+
+    def on_response(response: Response) -> None:
+        responses.append(response)
+
+    page.on("response", on_response)
     answer = page.goto(f"{page_server.http_address}/")
     assert answer is not None
     assert "default-src 'self'" in answer.headers["content-security-policy"]

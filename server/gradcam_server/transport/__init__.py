@@ -9,6 +9,6 @@ sending.py       when an answer is sent; cutting off calls whose answers are not
 status.py        errors to gRPC statuses
 lifecycle.py     the server's phase, and the number of calls in work
 grpc_server.py   the gRPC port of one process
-http/            the HTTP port: metrics and probes
+http/            the HTTP port: the API over HTTP, metrics and probes
 security/        TLS, tokens, limits
 """

@@ -138,7 +138,9 @@ def _from_json(
             "", "with JSON all options are fields of the body: send no query parameters"
         )
     image = take_bytes(document, "encoded_image", "encodedImage", field="encoded_image")
-    raw = next((document[name] for name in _RAW if isinstance(document.get(name), dict)), {})
+    raw: dict[str, Any] = next(
+        (document[name] for name in _RAW if isinstance(document.get(name), dict)), {}
+    )
     pixels = take_bytes(raw, "data", field="raw_image.data")
     message = to_message(document, pb.ExplainImageRequest())
     for field, place in (("model", model), ("model_version", version)):

@@ -279,16 +279,16 @@ def _template(
     return pb.ExplainImageRequest(
         model=model,
         targets=_targets(classes, against),
-        top_k=top_k,
+        top_k=_whole("top_k", top_k),
         layers=[layers] if isinstance(layers, str) and layers else list(layers),
         layer_fusion=_look_up(LAYER_FUSIONS, "fusion", fusion),
-        pass_count=passes,
+        pass_count=_whole("passes", passes),
         smooth_grad=_smooth_grad(smooth),
         score_type=_look_up(SCORE_TYPES, "score", score),
         method=_look_up(METHODS, "method", method),
         resize_mode=_look_up(RESIZE_MODES, "resize", resize),
         heatmaps=[form.to_proto() for form in _forms(heatmaps)],
-        prediction_count=predictions,
+        prediction_count=_whole("predictions", predictions),
         include_logits=logits,
         model_version=model_version,
         priority=_check_priority(priority),
@@ -311,6 +311,12 @@ def build_template(**options: Unpack[ExplainOptions]) -> pb.ExplainImageRequest:
         TypeError: There is no such option, or an option has a wrong type.
     """
     return _template(**current_names(options, ExplainOptions.__annotations__))
+
+
+def _whole(option: str, value: int | None) -> int | None:
+    if value is None or (isinstance(value, Integral) and not isinstance(value, bool)):
+        return value
+    raise TypeError(f"{option} must be a whole number, not {value!r}")
 
 
 def _forms(heatmaps: Sequence[HeatmapChoice]) -> list[HeatmapForm]:
@@ -395,16 +401,16 @@ def build_request(image: ImageInput, **options: Unpack[ExplainOptions]) -> pb.Ex
 
 
 def _targets(classes: Sequence[Target], against: ClassChoice | None) -> list[pb.Target]:
-    if isinstance(classes, str):
+    if isinstance(classes, str | Integral):
         raise TypeError(f"classes must be a sequence: classes=[{classes!r}]")
     if against is None:
         return [_target(target) for target in classes]
     if not classes:
         raise ValueError("against needs classes to compare, for instance classes=['tabby']")
-    pairs = [target for target in classes if isinstance(target, tuple)]
-    if pairs:
-        raise ValueError(f"give against or pairs of classes, not both: {pairs[0]!r} is a pair")
-    return [_target((target, against)) for target in classes]
+    alone = [target for target in classes if not isinstance(target, tuple)]
+    if len(alone) < len(classes):
+        raise ValueError(f"give against or pairs of classes, not both: classes={classes!r}")
+    return [_target((target, against)) for target in alone]
 
 
 def _target(target: Target) -> pb.Target:

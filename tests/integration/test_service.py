@@ -33,6 +33,7 @@ from gradcam_client import (
     OverlayPng,
     Raw,
 )
+from gradcam_client.requests import ResizeName
 from gradcam_server.cli.local import LocalClient
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.options import Compiler
@@ -173,7 +174,7 @@ def test_raw_pixels_give_what_their_file_gives(client: Client, images: Path) -> 
 
 @pytest.mark.parametrize("resize", ["stretch", "center-crop", "letterbox"])
 def test_resize_modes_see_the_cat_and_cover_the_whole_image(
-    client: Client, cat_jpeg: bytes, resize: str
+    client: Client, cat_jpeg: bytes, resize: ResizeName
 ) -> None:
     """In every resize mode the heat map is mapped back onto the original."""
     result = client.explain(cat_jpeg, resize=resize, classes=[285], heatmaps=[ImageArray()])

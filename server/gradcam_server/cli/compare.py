@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gradcam_client import Explanation, ImageExplanation, OverlayPng
 from gradcam_client.image_files import shown
-from gradcam_client.requests import COLORMAPS, METHODS
+from gradcam_client.requests import COLORMAPS, METHODS, ColormapName
 from gradcam_server.cli.common import ALL_CLASSES, ONE_PASS_METHODS, class_of, probabilities_of
 from gradcam_server.cli.errors import errors_for_people
 from gradcam_server.cli.model_access import ModelAccess, model_access_options, say_compiled
@@ -78,7 +78,7 @@ def compare(
     top_k: int | None,
     methods: Sequence[str],
     layers: Sequence[str],
-    colormap: str,
+    colormap: ColormapName,
     alpha: float,
     **where: Any,
 ) -> None:

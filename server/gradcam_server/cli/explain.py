@@ -16,6 +16,7 @@ from gradcam_client.requests import (
     METHODS,
     RESIZE_MODES,
     SCORE_TYPES,
+    ColormapName,
 )
 from gradcam_server.cli.common import ImageSource, ImageSourceType, class_of, file_name
 from gradcam_server.cli.errors import errors_for_people
@@ -118,7 +119,7 @@ def explain(
     output: Path | None,
     npz: Path | None,
     as_json: bool,
-    colormap: str,
+    colormap: ColormapName,
     alpha: float,
     predictions: int,
     against: str | None,

@@ -69,11 +69,10 @@ class Bar:
         hidden: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._description, self._count, self._hidden, self._clock = (
-            *(description, count),
-            *(hidden, clock),
-        )
-        self._done, self._said_at, self._bar = 0, clock(), None
+        self._description, self._count = description, count
+        self._hidden, self._clock = hidden, clock
+        self._done, self._said_at = 0, clock()
+        self._bar: Any = None
 
     def advance(self) -> None:
         """One more step is done."""
@@ -148,7 +147,8 @@ class JobBar(JobCounts, AbstractContextManager["JobBar"]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._shown_at, self._bar = 0.0, None
+        self._shown_at = 0.0
+        self._bar: Any = None
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:

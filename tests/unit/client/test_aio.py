@@ -202,7 +202,7 @@ async def test_one_image_is_not_many(client: AsyncClient) -> None:
     with pytest.raises(TypeError, match="explain takes one image"):
         client.explain_stream("cat.jpg")
     with pytest.raises(ValueError, match="method"):
-        client.explain_stream(images(3), method="lime")
+        client.explain_stream(images(3), method="lime")  # type: ignore[arg-type]
 
 
 # Models and health.

@@ -118,7 +118,7 @@ def test_bad_input_is_not_sent(client: Client, server: FakeServer, tmp_path: Pat
     with pytest.raises(FileNotFoundError):
         client.explain(tmp_path / "missing.jpg")
     with pytest.raises(ValueError, match="resize"):
-        client.explain(b"7", resize="crop")
+        client.explain(b"7", resize="crop")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="timeout_s"):
         client.explain(b"7", timeout_s=0)
     assert server.requests == []
@@ -258,7 +258,7 @@ def test_one_image_is_not_many(client: Client, single: Any) -> None:
 def test_wrong_options_of_a_stream_are_raised_at_once(client: Client) -> None:
     """A wrong option is one error, not one for each image."""
     with pytest.raises(ValueError, match="method"):
-        client.explain_stream(images(3), method="lime")
+        client.explain_stream(images(3), method="lime")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="max_in_flight"):
         client.explain_stream(images(3), max_in_flight=0)
     with pytest.raises(ValueError, match="timeout_s"):

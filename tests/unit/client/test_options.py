@@ -107,7 +107,7 @@ async def test_old_names_warn_of_the_line_that_awaits(server: FakeServer) -> Non
     """A coroutine's warning names the caller, too."""
     async with AsyncClient(server.target) as client:
         with pytest.warns(DeprecationWarning, match="is now") as warned:
-            await client.explain(b"7", pass_count=3)  # type: ignore[arg-type]
+            await client.explain(b"7", pass_count=3)  # type: ignore[call-arg]
     assert [one.filename for one in warned] == [__file__]
 
 
@@ -122,6 +122,10 @@ async def test_old_names_warn_of_the_line_that_awaits(server: FakeServer) -> Non
         ({"score": "logit", "score_type": "logit"}, "'score' is given twice"),
         ({"heatmaps": "overlay"}, r"heatmaps=['overlay']"),
         ({"heatmaps": [3]}, "a heat map is a name, or a form such as OverlayJpeg(), not 3"),
+        ({"classes": 281}, "classes must be a sequence: classes=[281]"),
+        ({"top_k": "3"}, "top_k must be a whole number, not '3'"),
+        ({"predictions": True}, "predictions must be a whole number, not True"),
+        ({"passes": 1.5}, "passes must be a whole number, not 1.5"),
         ({"smooth": True}, "smooth must be a number of noisy copies or a SmoothGrad, not True"),
     ],
 )

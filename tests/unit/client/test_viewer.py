@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradcam.v1 import explanation_service_pb2 as pb
-from gradcam_client import Client, Explained, Failed, ImageExplanation, Viewer, drawing
+from gradcam_client import Client, Explained, Failed, ImageExplanation, Outcome, Viewer, drawing
 from unit.client.fake_server import FakeServer
 from unit.client.test_drawing import IMAGE, answer, signed_map
 
@@ -78,7 +78,7 @@ def test_a_result_is_always_shown(image: object) -> None:
 def test_a_viewer_shows_results_and_errors(tmp_path: Path) -> None:
     """As many as it may take, in their order, in a notebook and as a page."""
     result = answer(signed_map())
-    outcomes = [
+    outcomes: list[Outcome] = [
         Failed("<gone>.jpg", FileNotFoundError("<no such file>")),
         Explained(IMAGE, result),
         *[Explained(IMAGE, result)] * 3,

@@ -103,10 +103,8 @@ def worst_requests() -> dict[str, pb.ExplainImageRequest]:
     return {
         "array": build_request(flat, top_k=3, heatmaps=[ImageArray()]),
         "overlay": build_request(flat, top_k=4, heatmaps=[OverlayPng()]),
-        "drawn many": build_request(
-            noise, smooth_grad=SmoothGrad(64), top_k=1, heatmaps=[GrayPng()]
-        ),
-        "many": build_request(noise, smooth_grad=SmoothGrad(64), top_k=5, heatmaps=[Raw()]),
+        "drawn many": build_request(noise, smooth=SmoothGrad(64), top_k=1, heatmaps=[GrayPng()]),
+        "many": build_request(noise, smooth=SmoothGrad(64), top_k=5, heatmaps=[Raw()]),
     }
 
 

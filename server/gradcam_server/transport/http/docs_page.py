@@ -39,8 +39,8 @@ def routes() -> list[Route]:
         return Response(write_json(describe()), media_type=JSON)
 
     async def page(request: Request) -> Response:
-        address = html.escape(str(request.base_url).rstrip("/"))
-        text = _page().replace("{address}", address)
+        address = f"{request.scope['scheme']}://{request.headers.get('host', 'HOST')}"
+        text = _page().replace("{address}", html.escape(address))
         return Response(text, headers=_headers(), media_type="text/html")
 
     return [

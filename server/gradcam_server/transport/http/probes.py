@@ -14,7 +14,8 @@ def routes(probe: Probe) -> list[Route]:
     """Returns the routes of the probes."""
 
     async def answer(request: Request) -> Response:
-        found = await probe(request.url.path, request.headers.get("accept", ""))
+        # Not request.url, of which a client's header Host is a part.
+        found = await probe(request.scope["path"], request.headers.get("accept", ""))
         headers = {"Content-Type": found.content_type, "Cache-Control": "no-store"}
         return Response(found.content, found.status, headers)
 

@@ -2,6 +2,7 @@
 
 import ipaddress
 import logging
+import re
 import socket
 
 from gradcam_server.config.settings import ServeConfig
@@ -16,15 +17,17 @@ KEEPALIVE_S = 60
 KEEPALIVE_TIMEOUT_S = 20
 MAX_METADATA_BYTES = 16 * 1024
 
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+")
+
 
 def check_listening(config: ServeConfig) -> None:
     """Checks that only loopback is served in plain text, unless the settings allow more.
 
     Raises:
-        StartupError: Other machines could read and send everything; or the page has no port.
+        StartupError: Other machines could read and send everything, or an origin of pages that may
+            call the HTTP API is none.
     """
-    if config.ui and config.http_port is None:
-        raise StartupError("--ui needs a port for the page: add --http-port 8080")
+    _check_http(config)
     if config.tls_certificate is not None:
         return
     listeners = [("host", config.host)]
@@ -43,6 +46,17 @@ def check_listening(config: ServeConfig) -> None:
             "%s is served in plain text: anybody on the network path can read and send everything",
             host,
         )
+
+
+def _check_http(config: ServeConfig) -> None:
+    if config.ui and config.http_port is None:
+        logger.warning("--ui has no effect without --http-port")
+    for origin in config.http_cors_origin:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise StartupError(
+                f"--http-cors-origin {origin}: an origin is SCHEME://HOST[:PORT], without a path, "
+                "such as https://example.org; * is all"
+            )
 
 
 def check_port_is_free(host: str, port: int) -> None:

@@ -323,7 +323,7 @@ async function copyLines(button, lines) {
   button.dataset.title ??= button.textContent;
   button.textContent = "Copied";
   say("Copied.");
-  setTimeout(() => Object.assign(button, { textContent: button.dataset.title }), 1500);
+  setTimeout(() => Object.assign(button, { textContent: button.dataset.title }), 2500);
 }
 
 async function useCamera() {

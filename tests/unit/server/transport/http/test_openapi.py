@@ -83,7 +83,14 @@ def test_the_page_needs_no_other_server(server: HttpFrontEnd) -> None:
         assert name in page
 
 
-def test_the_page_does_not_show_what_a_client_sends(server: HttpFrontEnd) -> None:
-    """The header Host is escaped."""
-    answer = server.get("/docs", Host='x"><script>alert(1)</script>')
+@pytest.mark.parametrize(
+    "host", ['x"><script>alert(1)</script>', "[::1", "a/b?c", "x:99999999", ""]
+)
+def test_the_page_does_not_run_what_a_client_sends(server: HttpFrontEnd, host: str) -> None:
+    """The header Host is escaped, need not be an address, and does not choose the path."""
+    answer = server.get("/docs", Host=host)
+    assert answer.status == 200
     assert b"<script>" not in answer.body
+    assert server.get("/healthz", Host=host).body == b"ok\n"
+    assert server.get("/v1/models", Host=host).status == 200
+    assert server.get("/nope", Host=host).status == 404

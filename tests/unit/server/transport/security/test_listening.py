@@ -51,11 +51,23 @@ def test_the_http_port_speaks_tls_with_the_same_certificate() -> None:
     check_listening(ServeConfig(http_host="0.0.0.0", http_port=9, allow_insecure=True))
 
 
-def test_the_page_needs_a_port() -> None:
-    """The error names the option that is missing."""
-    with pytest.raises(StartupError, match="add --http-port"):
+@pytest.mark.parametrize(
+    "origin", ["example.org", "https://example.org/", "https://a b", "null", ""]
+)
+def test_an_origin_that_no_browser_sends_stops_the_start(origin: str) -> None:
+    """It would never match, and nobody would know why."""
+    with pytest.raises(StartupError, match="--http-cors-origin .* SCHEME://HOST"):
+        check_listening(ServeConfig(http_cors_origin=(origin,)))
+    check_listening(ServeConfig(http_cors_origin=("*", "https://example.org:8443")))
+
+
+def test_a_page_without_a_port_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """The server starts, as an image may set the one and a user the other."""
+    with caplog.at_level(logging.WARNING):
+        check_listening(ServeConfig(ui=True, http_port=1))
+        assert not caplog.text
         check_listening(ServeConfig(ui=True))
-    check_listening(ServeConfig(ui=True, http_port=0))
+    assert "--ui has no effect without --http-port" in caplog.text
 
 
 def test_connections_have_limits() -> None:

@@ -78,8 +78,8 @@ class Workers:
 
         def run() -> None:
             started = thread_time()
-            outcome = _outcome_of(work)
-            loop.call_soon_threadsafe(done, outcome, thread_time() - started)
+            # No variable holds the outcome: the traceback of an error refers to this frame, too.
+            loop.call_soon_threadsafe(done, _outcome_of(work), thread_time() - started)
 
         def done(outcome: "_Outcome[_T]", used_s: float) -> None:
             self._working.discard(answer)

@@ -48,7 +48,7 @@ class Guard:
             elif connection is None:
                 await send(message)
             else:
-                await self._send_body(connection, message, send)
+                await self._send_body(connection, scope, message, send)
 
         if connection is None:
             await self._app(scope, receive, send_in_time)
@@ -69,13 +69,16 @@ class Guard:
         finally:
             connection.work = None
 
-    async def _send_body(self, connection: Connection, message: Message, send: Send) -> None:
+    async def _send_body(
+        self, connection: Connection, scope: Scope, message: Message, send: Send
+    ) -> None:
         """Sends a part of an answer; its end once the client has taken nearly all of it."""
         ends = not message.get("more_body", False)
         await send({**message, "more_body": True})
         if connection.is_paused and not connection.is_lost:
             await self._wait_until_taken(connection, send)
         if ends:
+            await connection.linger(scope)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _wait_until_taken(self, connection: Connection, send: Send) -> None:

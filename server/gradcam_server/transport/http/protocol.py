@@ -70,7 +70,9 @@ class Connection(HttpToolsProtocol):
         super().__init__(config, server_state, {})
         self._limits = limits
         self._timer: asyncio.TimerHandle | None = None
-        self._in_head, self._in_body, self._head_bytes = False, False, 0
+        self._in_head, self._head_bytes = False, 0
+        self._body_ended = asyncio.Event()
+        self._discards = False
         self.is_lost = False
         self.idle_since: float | None = None
         self.work: asyncio.Task[Any] | None = None
@@ -120,7 +122,7 @@ class Connection(HttpToolsProtocol):
         self.scope["extensions"] = {_EXTENSION: cast("dict[object, object]", self)}
 
     def on_headers_complete(self) -> None:
-        self._in_head, self._in_body = False, True
+        self._in_head = False
         self._stop_timer()
         if self.transport.is_closing():
             return
@@ -131,32 +133,49 @@ class Connection(HttpToolsProtocol):
         if len(self.pipeline) >= MAX_PIPELINED:
             self.transport.abort()  # a few bytes for each would hold kilobytes
             return
+        self._body_ended.clear()
+        self._discards = False
         super().on_headers_complete()
         age_s = self._limits.max_age_s
         if age_s and self.loop.time() - self._made_at > age_s:
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
-        if not self.transport.is_closing():
+        if not self.transport.is_closing() and not self._discards:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._in_body = False
+        self._body_ended.set()
         if self.transport.is_closing():
             return
         super().on_message_complete()
-        if self.cycle.response_complete:
-            self._stop_timer()  # the answer came first; the next request may follow
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self.idle_since = self.loop.time()
-        if self._in_body:
-            self._set_timer(_LINGER_S)
 
     def watch(self) -> None:
         """Notices from now on when the client leaves: uvicorn may have stopped reading."""
         self.flow.resume_reading()
+
+    async def linger(self, scope: Any) -> None:
+        """Reads on before an answer ends, for a moment, if its request has not ended.
+
+        A system that closes a connection with unread data resets it, and the client, which still
+        sends, would not read the answer. If the request does not end, the connection will close.
+
+        Args:
+            scope: The request.
+        """
+        if self.cycle.scope is not scope or self._body_ended.is_set():
+            return
+        self._discards = True
+        self.flow.resume_reading()
+        try:
+            async with asyncio.timeout(_LINGER_S):
+                await self._body_ended.wait()
+        except TimeoutError:
+            self.cycle.keep_alive = False
 
     def abort(self) -> None:
         """Closes the connection at once, with what the client has not read."""

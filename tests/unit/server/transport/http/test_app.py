@@ -308,6 +308,17 @@ def test_endless_chunks_are_refused(server: HttpFrontEnd) -> None:
     assert server.get("/healthz").status == 200
 
 
+@pytest.mark.parametrize("headers", [{}, {"Connection": "close"}], ids=["kept", "closed"])
+def test_a_client_that_sends_all_first_reads_the_413(headers: dict[str, str]) -> None:
+    """Also one that asks to close the connection, as urllib does: it is not reset."""
+    with HttpFrontEnd(max_message_bytes=1_000_000) as server:
+        for _ in range(3):
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+            connection.request("POST", EXPLAIN, bytes(8_000_000), headers)
+            assert connection.getresponse().status == 413
+            connection.close()
+
+
 def test_the_answer_to_endless_chunks_is_413(server: HttpFrontEnd) -> None:
     """The client reads the answer, though it sends on for a moment."""
     head = f"POST {EXPLAIN} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -24,6 +24,15 @@ def compute_threads() -> int:
     return _count or len(os.sched_getaffinity(0))
 
 
+def has_all_cores() -> bool:
+    """Returns whether the threads are as many as the cores that this process may use.
+
+    Fewer threads must not be tied to cores: every process ties its threads to the first cores, so
+    several processes, each with a part of the machine, would share these and leave the others idle.
+    """
+    return compute_threads() >= len(os.sched_getaffinity(0))
+
+
 def max_streams(wanted: ComputeStreams) -> int:
     """Returns the largest number of streams that a graph may have."""
     return wanted if wanted != AUTO and wanted else compute_threads()

@@ -9,7 +9,7 @@ from typing import Any, cast
 from gradcam_server.domain.graph_io import INPUTS
 from gradcam_server.domain.options import Precision
 from gradcam_server.graphs.executable import Array, Executable, Executables
-from gradcam_server.graphs.threads import compute_threads
+from gradcam_server.graphs.threads import compute_threads, has_all_cores
 
 # Without it OpenVINO reports imports and conversions to Google Analytics.
 sys.modules.setdefault("openvino_telemetry", cast("ModuleType", None))
@@ -92,6 +92,7 @@ class CpuModel:
         usual = {
             "INFERENCE_PRECISION_HINT": _HINTS[self._precision],
             "INFERENCE_NUM_THREADS": compute_threads(),
+            "ENABLE_CPU_PINNING": has_all_cores(),
         }
         return openvino.Core().compile_model(self._model, "CPU", {**usual, **properties})
 

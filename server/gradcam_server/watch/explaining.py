@@ -93,9 +93,7 @@ class FrameExplainer:
         self._failures = 0
         return answer
 
-    async def _with_retries(
-        self, frame: Frame, classes: Sequence[int | str]
-    ) -> ImageExplanation:
+    async def _with_retries(self, frame: Frame, classes: Sequence[int | str]) -> ImageExplanation:
         deadline, failures = self._clock() + _FILE_TIMEOUT_S, 0
         while True:
             left_s = deadline - self._clock()

@@ -15,13 +15,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 # The share of a frame interval that a call may take.
-_ALLOWED = 0.85
-# A call may always take a little longer than the quickest of the last calls, however slow.
-_ALLOWED_OVER_QUICKEST = 1.15
-_QUICKEST_OF = 100
-_GROWTH = 1.04
-_SHRINKING = 0.99
-_NO_GAP_S = 0.0005
+_ALLOWED = 0.8
+# A call may always take a little longer than the quickest of its source's last calls.
+_ALLOWED_OVER_QUICKEST = 1.1
+_QUICKEST_OF = 1000
+# How much a new sample counts in the mean of the service time.
+_SERVICE_WEIGHT = 0.1
+# How much of a call's time over its target is added to the gap. A gap that is larger by d shortens
+# the wait of the next call by d: at 0.3 the wait comes to its target without swinging.
+_CORRECTION = 0.3
 
 
 @dataclass(slots=True)
@@ -30,44 +32,30 @@ class PacedCall:
 
     Attributes:
         source: The name of its source.
-        interval_s: The frame interval of a live source, in seconds; None if lag does not matter.
+        is_live: Whether its lag matters.
+        interval_s: The frame interval of the source in seconds; None if it is not known yet.
         began_at: When it began.
-        in_flight: How many calls were under way then, this one included.
-        was_delayed: Whether it began later because of the gap.
     """
 
     source: str
+    is_live: bool
     interval_s: float | None
     began_at: float
-    in_flight: int
-    was_delayed: bool
-
-
-class Turn:
-    """The right to begin the next call. Made by ``Pacer.turn``."""
-
-    def __init__(self, pacer: "Pacer", was_delayed: bool) -> None:
-        self._pacer, self._was_delayed = pacer, was_delayed
-
-    def begin(self, source: str, interval_s: float | None) -> PacedCall:
-        """Begins a call; a turn without a call leaves the next turn to others at once.
-
-        Args:
-            source: The name of the source.
-            interval_s: The frame interval of a live source in seconds, or None.
-        """
-        return self._pacer._begin(source, interval_s, self._was_delayed)
 
 
 class Pacer:
     """Gives the sources turns to begin calls: one at a time, first come, first served.
 
     A source asks for its next turn when its call has ended, so all have equal shares of what the
-    server manages, and a source that needs less leaves the rest to the others.
+    server manages, and a source that needs less leaves the rest to the others. The first call of
+    each live source is made alone, which shows how long a call takes that waits for no other.
 
     Args:
         clock: Returns the time in seconds.
         sleep: Waits for a number of seconds.
+
+    Attributes:
+        gap_s: The least time between the beginnings of two calls, in seconds.
     """
 
     def __init__(
@@ -77,20 +65,28 @@ class Pacer:
     ) -> None:
         self._clock, self._sleep = clock, sleep
         self._lock = asyncio.Lock()  # its waiters are a queue
-        self._next_at = self._paused_until = self._changed_at = 0.0
-        self._in_flight = 0
+        self._next_at = self._paused_until = 0.0
+        self._live_count = 0
+        self._service_s = self._last_end = 0.0
+        self._alone = asyncio.Event()
+        self._alone.set()
         self._recent: dict[str, deque[float]] = {}
         self.gap_s = 0.0
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[Turn]:
-        """Waits for a turn, and holds it until the context ends."""
+    async def turn(self, source: str, *, is_live: bool) -> AsyncIterator["Turn"]:
+        """Waits for a turn, and holds it until the context ends.
+
+        Args:
+            source: The name of the source.
+            is_live: Whether the lag of its frames matters.
+        """
         async with self._lock:
-            was_delayed = False
+            if is_live and source not in self._recent:
+                await self._alone.wait()
             while (pause_s := max(self._next_at, self._paused_until) - self._clock()) > 0:
-                was_delayed = True
                 await self._sleep(pause_s)
-            yield Turn(self, was_delayed)
+            yield Turn(self, source, is_live)
 
     def pause(self, seconds: float) -> None:
         """Gives no turn for some seconds, as the server asked, or because it is away."""
@@ -98,29 +94,48 @@ class Pacer:
 
     def end(self, call: PacedCall, *, answered: bool) -> None:
         """Ends a call, and learns from its time if it was answered."""
-        self._in_flight -= 1
-        now = self._clock()
-        if not answered or call.interval_s is None:
+        self._live_count -= call.is_live
+        if not self._live_count:
+            self._alone.set()
+        if not answered:
             return
-        took_s = now - call.began_at
-        recent = self._recent.setdefault(call.source, deque(maxlen=_QUICKEST_OF))
+        now, last_end, self._last_end = self._clock(), self._last_end, self._clock()
+        if call.began_at < last_end:  # the server had it all the time since the last answer
+            weight = _SERVICE_WEIGHT if self._service_s else 1.0
+            self._service_s += weight * (now - last_end - self._service_s)
+        if not call.is_live:
+            return
+        took_s, recent = now - call.began_at, self._recent[call.source]
         recent.append(took_s)
-        allowed_s = max(_ALLOWED * call.interval_s, _ALLOWED_OVER_QUICKEST * min(recent))
-        if took_s > allowed_s:
-            # A call that was alone waited for no other one of ours, and one that began before
-            # the last change does not show its effect.
-            if call.in_flight > 1 and call.began_at >= self._changed_at:
-                grown_s = self.gap_s * _GROWTH if self.gap_s else took_s / call.in_flight
-                self.gap_s = min(took_s, grown_s)
-                self._changed_at = now
-        elif call.was_delayed:
-            self.gap_s *= _SHRINKING
-            if self.gap_s < _NO_GAP_S:
-                self.gap_s = 0.0
+        if call.interval_s is None:
+            return
+        quickest_s = min(recent)
+        allowed_s = max(_ALLOWED * call.interval_s, _ALLOWED_OVER_QUICKEST * quickest_s)
+        target_s = (quickest_s + allowed_s) / 2
+        gap_s = self._service_s + _CORRECTION * (took_s - target_s)
+        self.gap_s = min(max(0.0, gap_s), took_s)
 
-    def _begin(self, source: str, interval_s: float | None, was_delayed: bool) -> PacedCall:
+    def _begin(self, source: str, is_live: bool, interval_s: float | None) -> PacedCall:
         now = self._clock()
         # A turn that came late does not delay all later ones.
         self._next_at = max(self._next_at, now - self.gap_s) + self.gap_s
-        self._in_flight += 1
-        return PacedCall(source, interval_s, now, self._in_flight, was_delayed)
+        if is_live:
+            self._live_count += 1
+            self._alone.clear()
+            self._recent.setdefault(source, deque(maxlen=_QUICKEST_OF))
+        return PacedCall(source, is_live, interval_s, now)
+
+
+class Turn:
+    """The right to begin the next call. Made by ``Pacer.turn``."""
+
+    def __init__(self, pacer: Pacer, source: str, is_live: bool) -> None:
+        self._pacer, self._source, self._is_live = pacer, source, is_live
+
+    def begin(self, interval_s: float | None) -> PacedCall:
+        """Begins a call; a turn without a call leaves the next turn to others at once.
+
+        Args:
+            interval_s: The frame interval of the source in seconds, or None.
+        """
+        return self._pacer._begin(self._source, self._is_live, interval_s)

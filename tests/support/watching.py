@@ -91,7 +91,7 @@ class LoopSlot:
     def __init__(self) -> None:
         self.shed = 0
         self._frame: Frame | None = None
-        self._is_closed = False
+        self._is_ended = False
         self._changed = asyncio.Event()
         self._taken = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -101,7 +101,7 @@ class LoopSlot:
         self.shed += self._frame is not None
         self._frame = frame
         self._changed.set()
-        return not self._is_closed
+        return not self._is_ended
 
     async def put_and_wait(self, frame: Frame) -> None:
         """Puts a file's frame, and waits until it is taken."""
@@ -110,23 +110,23 @@ class LoopSlot:
         self.put(frame)
         await self._taken.wait()
 
-    def close(self) -> None:
-        """Ends the frames."""
-        self._is_closed = True
+    def end(self) -> None:
+        """Ends the frames after this one."""
+        self._is_ended = True
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._changed.set)
 
-    async def wait(self) -> bool:
-        """Waits for a frame or the end."""
-        while self._frame is None and not self._is_closed:
+    def close(self) -> None:
+        """Ends the frames."""
+        self._frame = None
+        self.end()
+
+    async def take(self) -> Frame | None:
+        """Takes a frame, or None at the end."""
+        while self._frame is None and not self._is_ended:
             self._changed.clear()
             await self._changed.wait()
-        return self._frame is not None
-
-    def take(self) -> Frame:
-        """Takes the frame."""
         frame, self._frame = self._frame, None
-        assert frame
         self._taken.set()
         return frame
 
@@ -147,6 +147,7 @@ class LoopSource:
         self.name, self.is_live = name, is_live
         self.slot = LoopSlot()
         self.count = 0
+        self.done_numbers: list[int] = []
         self._fps, self._total = fps, count
         self._closed = threading.Event()
 
@@ -154,6 +155,10 @@ class LoopSource:
         """Blocks until it is closed."""
         self._closed.wait()
         return iter(())
+
+    def done(self, frame: Frame) -> None:
+        """Keeps the number of a frame whose result is written."""
+        self.done_numbers.append(frame.number)
 
     def close(self) -> None:
         """Ends ``frames``."""
@@ -182,6 +187,7 @@ class Collected:
     def __init__(self) -> None:
         self.results: list[FrameResult] = []
         self.read_count: Counter[str] = Counter()
+        self.shed_count: Counter[str] = Counter()
         self.audited = 0
         self.is_closed = False
 
@@ -197,6 +203,10 @@ class Collected:
     def read(self, source: str) -> None:
         """Counts a frame that was read."""
         self.read_count[source] += 1
+
+    def shed(self, source: str) -> None:
+        """Counts a frame that was replaced."""
+        self.shed_count[source] += 1
 
     def finished(self, result: FrameResult, *, audited: bool) -> None:
         """Counts a result."""
@@ -216,13 +226,12 @@ def watch_sources(
     max_in_flight: int = 1,
     state: Callable[[], StreamState] = FrameByFrame,
     more_outputs: Sequence[Output] = (),
-    on_written: Callable[[Frame], object] | None = None,
 ) -> tuple[Watcher, Coroutine[Any, Any, None]]:
     """Returns a watcher in the running loop, and its run together with the sources'."""
     clock = asyncio.get_running_loop().time
     pacer = Pacer(clock)
     explainer = FrameExplainer(device, {}, max_lag_s=max_lag_s, on_pause=pacer.pause, clock=clock)
-    watched = [Watched(one, one.slot, state(), max_in_flight, on_written) for one in sources]
+    watched = [Watched(one, one.slot, state(), max_in_flight) for one in sources]
     watcher = Watcher(
         watched, explainer.explain, pacer, [output, *more_outputs], output, clock=clock
     )

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -35,14 +35,14 @@ class Slot(Protocol):
             Whether it is open.
         """
 
+    def end(self) -> None:
+        """Says that no frame follows."""
+
     def close(self) -> None:
-        """Ends the frames; called from any thread."""
+        """Drops the frame, and ends ``put`` and ``take``; called from any thread."""
 
-    async def wait(self) -> bool:
-        """Waits for a frame; returns False once there will be none."""
-
-    def take(self) -> Frame:
-        """Takes the frame after ``wait``: the newest one of a live source."""
+    async def take(self) -> Frame | None:
+        """Waits for a frame; None after the last one. A cancelled call loses no frame."""
 
 
 class Output(Protocol):
@@ -61,6 +61,9 @@ class Counts(Protocol):
     def read(self, source: str) -> None:
         """A frame was read."""
 
+    def shed(self, source: str) -> None:
+        """A frame was replaced by a newer one."""
+
     def finished(self, result: FrameResult, *, audited: bool) -> None:
         """A frame has its result."""
 
@@ -74,14 +77,12 @@ class Watched:
         slot: Its slot.
         state: What is kept from frame to frame.
         max_in_flight: The highest number of its calls at a time.
-        on_written: Called when a frame's result is written.
     """
 
     source: FrameSource
     slot: Slot
     state: StreamState
     max_in_flight: int = 1
-    on_written: Callable[[Frame], object] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +228,7 @@ class Watcher:
             if not self._is_stopping:
                 self.errors[name] = error
         finally:
-            one.slot.close()
+            one.slot.end()
 
     async def _take(self, one: Watched, limits: _Limits) -> None:
         """Takes frames, one at each turn, and begins their calls."""
@@ -235,12 +236,14 @@ class Watcher:
         while True:
             await limits.frames.acquire()
             await limits.calls.acquire()
-            if not await one.slot.wait():
+            frame = await one.slot.take()
+            if frame is None:
                 break
             async with self._pacer.turn(name, is_live=is_live) as turn:
                 if self._is_stopping:
                     break
-                frame = one.slot.take()
+                if is_live:
+                    frame = await self._newest(one, frame)
                 interval.add(frame)
                 # One decision for each frame that is taken: an audit is never lost to a newer one.
                 decision = await asyncio.to_thread(one.state.decide, frame)
@@ -254,6 +257,16 @@ class Watcher:
                     call.add_done_callback(self._calls.discard)
             limits.in_order.put_nowait(_Pending(frame, decision, call))
         limits.in_order.put_nowait(None)
+
+    async def _newest(self, one: Watched, frame: Frame) -> Frame:
+        """Returns the frame that has come since another one was taken, or that one."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0):
+                newer = await one.slot.take()
+            if newer is not None:
+                self._counts.shed(one.source.name)
+                return newer
+        return frame
 
     async def _call(
         self, one: Watched, limits: _Limits, frame: Frame, paced: PacedCall
@@ -281,10 +294,10 @@ class Watcher:
                     continue
             answer = pending.decision.explanation if not pending.call else pending.call.result()
             result = await asyncio.to_thread(self._result, one, pending, answer)
-            await loop.run_in_executor(self._writer, self._write, result)
+            # Another attempt may explain it: a folder's file comes again after a restart.
+            is_done = not (isinstance(answer, GradCamError) and answer.retryable)
+            await loop.run_in_executor(self._writer, self._write, one, result, is_done)
             self._counts.finished(result, audited=pending.decision.choice is Choice.AUDIT)
-            if one.on_written is not None:
-                one.on_written(pending.frame)
             limits.frames.release()
 
     def _result(
@@ -299,9 +312,11 @@ class Watcher:
         lag_s = self._clock() - frame.read_at
         return FrameResult(frame, status, answer, shown.target, shown.heat, "", lag_s)
 
-    def _write(self, result: FrameResult) -> None:
+    def _write(self, one: Watched, result: FrameResult, is_done: bool) -> None:
         for output in self._outputs:
             output.write(result)
+        if is_done:
+            one.source.done(result.frame)
 
     def _close_outputs(self) -> None:
         with ExitStack() as stack:  # each is closed, whatever another raises

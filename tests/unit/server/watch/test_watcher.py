@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from gradcam_client import ImageExplanation, UnavailableError
+from gradcam_client.errors import InvalidRequestError
 from gradcam_server.watch.frames import Frame, FrameResult, Status
 from gradcam_server.watch.pacing import Pacer
 from gradcam_server.watch.stream_state import Choice, Decision, FrameByFrame
@@ -55,6 +56,7 @@ def test_every_frame_of_a_file_has_its_result_in_order() -> None:
     output, source = watch_file(Uneven(0), max_in_flight=4)
     assert [one.frame.number for one in output.results] == list(range(40))
     assert {one.status for one in output.results} == {Status.EXPLAINED}
+    assert source.done_numbers == list(range(40))
     assert source.slot.shed == 0
     assert output.is_closed
 
@@ -88,16 +90,17 @@ def test_a_slow_output_holds_the_frames_back() -> None:
             most = max(most, taken - written)
             return super().decide(frame)
 
-    def on_written(frame: Frame) -> None:
-        nonlocal written
-        written += 1
+    class Counting(LoopSource):
+        def done(self, frame: Frame) -> None:
+            nonlocal written
+            written += 1
 
     output = Collected()
 
     async def watch() -> None:
-        sources = [LoopSource("file", 0, count=40, is_live=False)]
+        sources = [Counting("file", 0, count=40, is_live=False)]
         watcher, running = watch_sources(
-            sources, Device(0.001), output, max_in_flight=2, state=SlowState, on_written=on_written
+            sources, Device(0.001), output, max_in_flight=2, state=SlowState
         )
         loop = asyncio.get_running_loop()
         inline = loop.run_in_executor
@@ -148,6 +151,16 @@ def test_a_file_waits_for_a_server_that_restarts() -> None:
     output, _ = watch_file(device, max_in_flight=3)
     assert [one.frame.number for one in output.results] == list(range(40))
     assert {one.status for one in output.results} == {Status.EXPLAINED}
+
+
+def test_a_frame_that_another_attempt_may_explain_is_not_done() -> None:
+    """A folder's file that failed because of the server comes again; a broken file does not."""
+    device = Device(0.01)
+    broken = InvalidRequestError(grpc.StatusCode.INVALID_ARGUMENT, "no image")
+    device.fault = lambda: broken if len(device.timeouts_s) == 1 else UNAVAILABLE
+    output, source = watch_file(device, count=2)
+    assert [one.status for one in output.results] == [Status.FAILED] * 2
+    assert source.done_numbers == [0]
 
 
 def test_one_source_that_fails_leaves_the_others() -> None:
@@ -271,6 +284,9 @@ def test_it_runs_with_real_threads_and_time() -> None:
         def frames(self) -> Iterator[Frame]:
             for number in range(5):
                 yield make_frame(number, is_live=False, read_at=time.monotonic())
+
+        def done(self, frame: Frame) -> None:
+            pass
 
         def close(self) -> None:
             pass

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gradcam_server.batch.model import identity
+from gradcam_server.cli import batch as module
 from gradcam_server.cli import common, main
 from gradcam_server.config.settings import ServeConfig
 from support.made_rows import MadeStage
@@ -95,7 +96,7 @@ def test_files_that_are_no_images_are_counted_in_the_summary(
     for name in ("1.jpg", "2.tif", "3.heic", "4.heic", "._1.jpg"):
         (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "in" / name).write_bytes(b"")
-    monkeypatch.setattr(common, "_engine", lambda *_: MadeStage)
+    monkeypatch.setattr(module, "_engine", lambda *_: MadeStage)
     for _ in range(2):
         result = batch(tmp_path / "in", tmp_path / "out")
         assert result.exit_code == 0, result.output
@@ -114,7 +115,7 @@ def test_a_job_that_is_stopped_says_that_the_same_command_goes_on(
     def interrupted(*_: object) -> MadeStage:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(common, "_engine", lambda *_: interrupted)
+    monkeypatch.setattr(module, "_engine", lambda *_: interrupted)
     result = batch(tmp_path / "1.jpg", tmp_path / "out")
     assert result.exit_code == 130
     assert "the same command goes on where it stopped" in result.stderr
@@ -125,7 +126,7 @@ def test_progress_is_a_line_where_there_is_no_terminal(
 ) -> None:
     """A line is written when the job begins, unless --quiet; no bar is drawn into a log."""
     (tmp_path / "1.jpg").write_bytes(b"")
-    monkeypatch.setattr(common, "_engine", lambda *_: MadeStage)
+    monkeypatch.setattr(module, "_engine", lambda *_: MadeStage)
     result = batch(tmp_path / "1.jpg", tmp_path / "out")
     assert result.stderr.startswith("Explaining 1 of 1 images\n")
     assert batch(tmp_path / "1.jpg", tmp_path / "quiet", "--quiet").stderr == ""

@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from gradcam_server.cli.request_options import request_options
 from gradcam_server.watch.options import WatchOptions
 
 if TYPE_CHECKING:
+    from gradcam_server.watch.counters import Counters
     from gradcam_server.watch.explaining import ExplainClient
     from gradcam_server.watch.sources.naming import SourceSpec
     from gradcam_server.watch.watcher import Watcher
@@ -139,8 +139,16 @@ def watch(sources: Sequence[str], **options: Any) -> None:
         max_lag_s=options.pop("max_lag"),
         **{name: options.pop(name) for name in _NAMES if name in options},
     )
+    if not (chosen.output or chosen.as_json or chosen.parquet or chosen.show is not None):
+        raise click.UsageError("name where the results go: -o, --json, --parquet or --show")
+    if chosen.target is not None and chosen.hold > 1:
+        raise click.UsageError("--class and --hold exclude each other: a given class stays")
     if chosen.parquet is not None:
         needs("pyarrow", "batch")
+    if chosen.show is not None:
+        needs("starlette", "server")
+    if chosen.metrics_port is not None:
+        needs("prometheus_client", "server")
     if len(options["layers"]) > 1 and options["fusion"] == "none":
         raise click.UsageError("a frame has one map: name one --layer, or add --fusion layercam")
     request = {
@@ -149,8 +157,10 @@ def watch(sources: Sequence[str], **options: Any) -> None:
         **{name: options[name] for name in _OF_REQUESTS},
     }
     with errors_for_people():
+        from gradcam_server.telemetry.logs import configure
         from gradcam_server.watch.sources.naming import parse_sources
 
+        configure("info")
         run = _Run(parse_sources(sources), chosen, request)
         status = _with_client(access, run)
     raise SystemExit(status)
@@ -206,22 +216,24 @@ class _Run:
         await self._first_call(client)
         from gradcam_server.watch.assembly import assemble
 
-        watcher, counters = assemble(self._specs, self._options, self._request, client)
+        run = assemble(self._specs, self._options, self._request, client)
+        for address in run.addresses:
+            say(address)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._on_signal, watcher, number)
-        lines = None if self._options.quiet else asyncio.create_task(_say_lines(counters))
+            loop.add_signal_handler(number, self._on_signal, run.watcher, number)
+        lines = None if self._options.quiet else asyncio.create_task(_say_lines(run.counters))
         try:
-            await watcher.run()
+            with run.closing:
+                await run.watcher.run()
         finally:
             if lines is not None:
                 lines.cancel()
-                with suppress(asyncio.CancelledError):
-                    await lines
-                say(counters.line())
-        for name, error in watcher.errors.items():
-            say(f"Error: {name}: {error}")
-        return self._status(watcher)
+                say(run.summary())
+        for name, error in run.watcher.errors.items():
+            text = str(error)
+            say(f"Error: {text}" if text.startswith(name) else f"Error: {name}: {text}")
+        return self._status(run.watcher)
 
     async def _first_call(self, client: "ExplainClient") -> None:
         target = self._options.target
@@ -248,7 +260,7 @@ class _Run:
         return 1 if watcher.errors else 0
 
 
-async def _say_lines(counters: Any) -> None:
+async def _say_lines(counters: "Counters") -> None:
     while True:
         await asyncio.sleep(_LINE_INTERVAL_S)
         say(counters.line())

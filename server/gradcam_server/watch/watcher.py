@@ -94,10 +94,18 @@ class _Pending:
 
 @dataclass
 class _Limits:
-    """The bounds of a source: frames from the slot to the outputs, and calls."""
+    """The bounds of a source: frames from the slot to the outputs, and calls.
+
+    Attributes:
+        frames: Frames from the slot to the outputs.
+        calls: Calls in flight.
+        state: Held while the state is used: its methods never run at the same time.
+        in_order: The frames on their way, in their order.
+    """
 
     frames: asyncio.Semaphore
     calls: asyncio.Semaphore
+    state: asyncio.Lock = field(default_factory=asyncio.Lock)
     in_order: "asyncio.Queue[_Pending | None]" = field(default_factory=asyncio.Queue)
 
     @classmethod
@@ -246,7 +254,8 @@ class Watcher:
                     frame = await self._newest(one, frame)
                 interval.add(frame)
                 # One decision for each frame that is taken: an audit is never lost to a newer one.
-                decision = await asyncio.to_thread(one.state.decide, frame)
+                async with limits.state:
+                    decision = await asyncio.to_thread(one.state.decide, frame)
                 call = None
                 if decision.choice is Choice.REUSE:
                     limits.calls.release()
@@ -273,9 +282,12 @@ class Watcher:
     ) -> ImageExplanation | Exception:
         answered = False
         try:
-            explanation = await self._explain(frame, one.state.classes())
+            async with limits.state:
+                classes = one.state.classes()
+            explanation = await self._explain(frame, classes)
             answered = True
-            one.state.learn(frame, explanation)
+            async with limits.state:
+                await asyncio.to_thread(one.state.learn, frame, explanation)
         except (GradCamError, OSError, ValueError) as error:
             return error
         finally:
@@ -293,7 +305,8 @@ class Watcher:
                     limits.frames.release()
                     continue
             answer = pending.decision.explanation if not pending.call else pending.call.result()
-            result = await asyncio.to_thread(self._result, one, pending, answer)
+            async with limits.state:
+                result = await asyncio.to_thread(self._result, one, pending, answer)
             # Another attempt may explain it: a folder's file comes again after a restart.
             is_done = not (isinstance(answer, GradCamError) and answer.retryable)
             await loop.run_in_executor(self._writer, self._write, one, result, is_done)

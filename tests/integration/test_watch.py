@@ -162,7 +162,7 @@ def test_ctrl_c_closes_what_is_not_finished(server: RunningServer, tmp_path: Pat
 
 
 def test_of_cameras_the_newest_frame_counts(server: RunningServer, tmp_path: Path) -> None:
-    """Two cameras with more frames than the server explains share it; Ctrl-C is their normal end."""
+    """Two cameras share a server that explains fewer frames; Ctrl-C is their normal end."""
     with mjpeg_camera(fps=60) as one, mjpeg_camera(fps=60) as two:
         addresses = [f"{name}=http://127.0.0.1:{at.port}/" for name, at in (("a", one), ("b", two))]
         with watching(*addresses, "--server", server.address, state=tmp_path) as running:

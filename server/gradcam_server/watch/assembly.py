@@ -105,9 +105,12 @@ def _watched(
 def _reporting(counters: Counters) -> Report:
     def report(event: SourceEvent) -> None:
         counters.add(event.source, str(event.event))
-        if event.event is Event.FAILED:
-            what = event.source if event.path is None else f"{event.source}: {event.path.name}"
-            logger.warning("%s: %s", what, event.detail)
+        if event.event is Event.SHED:  # before it was handed over as read
+            counters.read(event.source)
+        elif event.path is not None:
+            logger.warning("%s: %s: %s", event.source, event.path.name, event.detail)
+        elif event.event is Event.FAILED:  # a broken stream has many
+            logger.debug("%s: %s", event.source, event.detail)
 
     return report
 

@@ -10,8 +10,8 @@ no number of its devices needs to be known.
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 # The share of a frame interval that a call may take.
@@ -52,19 +52,15 @@ class Pacer:
 
     Args:
         clock: Returns the time in seconds.
-        sleep: Waits for a number of seconds.
 
     Attributes:
         gap_s: The least time between the beginnings of two calls, in seconds.
     """
 
-    def __init__(
-        self,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-    ) -> None:
-        self._clock, self._sleep = clock, sleep
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._lock = asyncio.Lock()  # its waiters are a queue
+        self._closed = asyncio.Event()
         self._next_at = self._paused_until = 0.0
         self._live_count = 0
         self._service_s = self._last_end = 0.0
@@ -85,12 +81,20 @@ class Pacer:
             if is_live and source not in self._recent:
                 await self._alone.wait()
             while (pause_s := max(self._next_at, self._paused_until) - self._clock()) > 0:
-                await self._sleep(pause_s)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s):
+                        await self._closed.wait()
+                if self._closed.is_set():
+                    break
             yield Turn(self, source, is_live)
 
     def pause(self, seconds: float) -> None:
         """Gives no turn for some seconds, as the server asked, or because it is away."""
         self._paused_until = max(self._paused_until, self._clock() + seconds)
+
+    def close(self) -> None:
+        """Ends all pauses."""
+        self._closed.set()
 
     def end(self, call: PacedCall, *, answered: bool) -> None:
         """Ends a call, and learns from its time if it was answered."""

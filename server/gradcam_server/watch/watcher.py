@@ -208,6 +208,7 @@ class Watcher:
             return
         self._is_stopping = True
         self._close_sources()
+        self._pacer.close()
         asyncio.get_running_loop().call_later(self._grace_s, self._cancel)
 
     def _close_sources(self) -> None:
@@ -249,6 +250,7 @@ class Watcher:
                 break
             async with self._pacer.turn(name, is_live=is_live) as turn:
                 if self._is_stopping:
+                    self.unfinished.add(name)
                     break
                 if is_live:
                     frame = await self._newest(one, frame)
@@ -302,6 +304,7 @@ class Watcher:
             if pending.call is not None:
                 await asyncio.wait({pending.call})
                 if pending.call.cancelled():
+                    self.unfinished.add(one.source.name)
                     limits.frames.release()
                     continue
             answer = pending.decision.explanation if not pending.call else pending.call.result()

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 import grpc
 import pytest
 
-from gradcam_client import ImageExplanation, UnavailableError
+from gradcam_client import ImageExplanation, OverloadedError, UnavailableError
 from gradcam_client.errors import InvalidRequestError
 from gradcam_server.watch.frames import Frame, FrameResult, Status
 from gradcam_server.watch.pacing import Pacer
-from gradcam_server.watch.stream_state import Choice, Decision, FrameByFrame
+from gradcam_server.watch.stream_state import Choice, Decision, FrameByFrame, Shown
 from gradcam_server.watch.watcher import FrameInterval, Watched, Watcher
 from support.virtual_time import run
 from support.watching import (
@@ -239,6 +239,67 @@ def test_stop_does_not_wait_for_a_server_that_is_away() -> None:
     assert seconds < 3.5
     assert watcher.unfinished == {"file"}
     assert output.is_closed
+
+
+def test_stop_does_not_wait_for_a_pause_that_the_server_asked_for() -> None:
+    """However long the server asked to be left alone."""
+    output = Collected()
+
+    async def watch() -> float:
+        device = Device(0.01)
+        device.fault = lambda: OverloadedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", 600)
+        watcher, running = watch_sources([LoopSource("a", 10)], device, output)
+        loop = asyncio.get_running_loop()
+        loop.call_later(1, watcher.stop)
+        began_at = loop.time()
+        await running
+        return loop.time() - began_at
+
+    assert run(watch()) < 1.5
+    assert len(output.of("a", Status.FAILED)) == 1
+
+
+class Overlapping(FrameByFrame):
+    """Notes whether two of its methods run at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+        self.has_overlapped = False
+
+    def _use(self) -> None:
+        if not self.lock.acquire(blocking=False):
+            self.has_overlapped = True
+            return
+        time.sleep(0.002)
+        self.lock.release()
+
+    def decide(self, frame: Frame) -> Decision:
+        self._use()
+        return super().decide(frame)
+
+    def learn(self, frame: Frame, explanation: ImageExplanation) -> None:
+        self._use()
+
+    def shown(self, frame: Frame, explanation: ImageExplanation) -> Shown:
+        self._use()
+        return super().shown(frame, explanation)
+
+
+def test_a_state_is_used_by_one_thread_at_a_time() -> None:
+    """States need no locks, though several calls are in flight."""
+    output, state = Collected(), Overlapping()
+
+    async def watch() -> None:
+        sources = [LoopSource("file", 0, count=30, is_live=False)]
+        _, running = watch_sources(
+            sources, Device(0.001), output, max_in_flight=4, state=lambda: state
+        )
+        await running
+
+    asyncio.run(watch())
+    assert len(output.results) == 30
+    assert not state.has_overlapped
 
 
 class Failing(Collected):

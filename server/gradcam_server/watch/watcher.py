@@ -2,8 +2,8 @@
 
     reader thread -> slot -> turn -> decision -> call -> result -> outputs
 
-Nothing queues without a bound: a source has one frame in its slot, at most a few calls in flight,
-and as many results, and one more, before they are written.
+Nothing queues without a bound: a source has one frame in its slot, and at most a few from there to
+the outputs.
 """
 
 import asyncio
@@ -111,7 +111,10 @@ class _Limits:
     @classmethod
     def of(cls, watched: Watched) -> "_Limits":
         count = watched.max_in_flight
-        return cls(asyncio.Semaphore(count + 1), asyncio.Semaphore(count))
+        # Of a live source a call begins while the last result is written. Of a file it does not:
+        # with one call at a time, each frame is decided with all that is known of those before.
+        frames = count + watched.source.is_live
+        return cls(asyncio.Semaphore(frames), asyncio.Semaphore(count))
 
 
 class FrameInterval:

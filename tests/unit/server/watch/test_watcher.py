@@ -163,6 +163,27 @@ def test_a_frame_that_another_attempt_may_explain_is_not_done() -> None:
     assert source.done_numbers == [0]
 
 
+def test_one_call_at_a_time_knows_all_frames_before() -> None:
+    """A file with one call in flight is decided frame by frame: a second run decides the same."""
+    order: list[tuple[str, int]] = []
+
+    class Ordered(FrameByFrame):
+        def decide(self, frame: Frame) -> Decision:
+            order.append(("decide", frame.number))
+            return super().decide(frame)
+
+        def learn(self, frame: Frame, explanation: ImageExplanation) -> None:
+            order.append(("learn", frame.number))
+
+        def shown(self, frame: Frame, explanation: ImageExplanation) -> Shown:
+            order.append(("shown", frame.number))
+            return super().shown(frame, explanation)
+
+    watch_file(Uneven(0), count=10, state=Ordered)
+    steps = ("decide", "learn", "shown")
+    assert order == [(step, number) for number in range(10) for step in steps]
+
+
 def test_one_source_that_fails_leaves_the_others() -> None:
     """The error of a source is kept with its name, and the other sources go on."""
     output = Collected()

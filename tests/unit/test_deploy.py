@@ -10,18 +10,20 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from gradcam_server.cli.watch import watch
 from gradcam_server.config.file import read_config_file
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.transport.security.listening import check_listening
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = ROOT / "deploy" / "kubernetes" / "gradcam.yaml"
+WATCHER = ROOT / "deploy" / "kubernetes" / "watch.yaml"
 RAY = ROOT / "deploy" / "ray"
-UNIT = ROOT / "deploy" / "systemd" / "gradcam.service"
+UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
 
 
-def documents() -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all(MANIFESTS.read_text("utf-8")))
+def documents(path: Path = MANIFESTS) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(path.read_text("utf-8")))
 
 
 def of_kind(kind: str) -> dict[str, Any]:
@@ -29,7 +31,11 @@ def of_kind(kind: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("document", documents(), ids=lambda one: one["kind"])
+@pytest.mark.parametrize(
+    "document",
+    documents() + documents(WATCHER),
+    ids=lambda one: f"{one['kind']} {one['metadata']['name']}",
+)
 def test_manifests_fit_kubernetes_schemas(document: dict[str, Any]) -> None:
     """No field is misspelt or of the wrong type."""
     kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
@@ -66,6 +72,23 @@ def test_a_pod_has_time_to_drain() -> None:
     drain_s = tomllib.loads(of_kind("ConfigMap")["data"]["gradcam.toml"])["drain_timeout_s"]
     assert drain_s == ServeConfig().drain_timeout_s
     assert pod["terminationGracePeriodSeconds"] > pause_s + drain_s + 5
+
+
+def test_the_watcher_has_options_that_exist() -> None:
+    """Its arguments are read without an error, with the variables of its Secret."""
+    secret, deployment = documents(WATCHER)
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    arguments = container["args"][1:]
+    for name, value in secret["stringData"].items():
+        arguments = [one.replace(f"$({name})", value) for one in arguments]
+    assert not any("$(" in one for one in arguments)
+    params = watch.make_context("watch", arguments).params
+    assert params["sources"][0].startswith("door=rtsp://")
+    (port,) = container["ports"]
+    assert params["metrics_port"] == port["containerPort"]
+    service = of_kind("Service")
+    address = f"{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+    assert params["server"] == f"dns:///{address}"
 
 
 def ray_documents() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -150,14 +173,15 @@ def test_ray_can_read_its_configurations(name: str) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not here")
-def test_the_unit_is_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", UNITS, ids=lambda one: one.name)
+def test_the_units_are_units(path: Path, tmp_path: Path) -> None:
     """Systemd itself finds nothing to complain of but the program, which is not installed."""
-    unit = tmp_path / UNIT.name
+    unit = tmp_path / path.name.replace("@", "@cameras")
     unit.write_text(
-        UNIT.read_text("utf-8").replace("/opt/gradcam/bin/gradcam", shutil.which("true") or "")
+        path.read_text("utf-8").replace("/opt/gradcam/bin/gradcam", shutil.which("true") or "")
     )
     ended = subprocess.run(
         ["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False
     )
-    about_ours = [line for line in ended.stderr.splitlines() if UNIT.name in line]
+    about_ours = [line for line in ended.stderr.splitlines() if unit.name in line]
     assert (ended.returncode, about_ours) == (0, [])

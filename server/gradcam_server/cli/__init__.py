@@ -1,8 +1,10 @@
 """The ``gradcam`` command. Importing it imports neither TensorFlow nor OpenCV.
 
 batch, bench, compare, evaluate, explain, export,
-gallery, health, layers, reload, serve, token       one module for each command
+gallery, health, layers, reload, serve, token,
+watch            one module for each command
 explain_output, evaluation, evaluation_report       parts of explain and evaluate
+request_options  options of how images are explained
 connection       options to connect to a server: TLS and token
 model_access     options to choose a model: on a server, or in this process
 local            explains in this process, with the interface of the client
@@ -22,7 +24,7 @@ from gradcam_server import __version__
 
 _COMMANDS = (
     *("batch", "bench", "compare", "evaluate", "explain", "export"),
-    *("gallery", "health", "layers", "reload", "serve", "token"),
+    *("gallery", "health", "layers", "reload", "serve", "token", "watch"),
 )
 
 
@@ -73,6 +75,7 @@ def main() -> None:
     gradcam export -o FOLDER                 compile once, serve without TensorFlow
     gradcam batch photos/ out/               explain many images, into Parquet files
     gradcam gallery out/                     a page of the most unusual of them
+    gradcam watch rtsp://... -o out.mp4      explain cameras, videos and folders
     gradcam bench serving                    measure a server under load
     """  # noqa: D301 - click reads the character \b
     # TensorFlow reads this variable at its import: errors only, unless the user sets it.

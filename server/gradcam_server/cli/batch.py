@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from click.core import ParameterSource
 from gradcam_client.requests import METHODS, RESIZE_MODES
 from gradcam_server.batch.explain_options import HEATMAP_TYPES, ExplainOptions
 from gradcam_server.batch.plan import Share
-from gradcam_server.cli.common import class_of
+from gradcam_server.cli.common import class_of, needs
 from gradcam_server.cli.connection import (
     BELONGS_TO_SERVER,
     Connection,
@@ -221,12 +220,7 @@ def needs_pyarrow() -> None:
     Raises:
         click.ClickException: pyarrow is not installed.
     """
-    _needs("pyarrow", "batch")
-
-
-def _needs(package: str, extra: str) -> None:
-    if find_spec(package) is None:
-        raise click.ClickException(f"this needs {package}: pip install 'gradcam-server[{extra}]'")
+    needs("pyarrow", "batch")
 
 
 def _is_given(ctx: click.Context, name: str) -> bool:
@@ -262,7 +256,7 @@ def _engine(
     configure(config.log_level, config.log_format)
     share_heap()
     if engine == "ray":
-        _needs("ray", "ray")
+        needs("ray", "ray")
         from gradcam_server.batch.ray_data import RayStage
 
         return lambda: RayStage(config, options, address, actors)

@@ -1,6 +1,7 @@
-"""What commands share: classes, probabilities, and errors for scripts."""
+"""What commands share: classes, probabilities, extras, and errors for scripts."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
@@ -67,3 +68,17 @@ def probabilities_of(answer: ImageExplanation) -> NDArray[np.float64]:
     for prediction in answer.predictions:
         probabilities[prediction.index] = prediction.probability
     return probabilities
+
+
+def needs(package: str, extra: str) -> None:
+    """Raises an error that says what to install, if a package is missing.
+
+    Args:
+        package: The package as it is imported.
+        extra: The extra of this project that brings it.
+
+    Raises:
+        click.ClickException: It is not installed.
+    """
+    if find_spec(package) is None:
+        raise click.ClickException(f"this needs {package}: pip install 'gradcam-server[{extra}]'")

@@ -12,7 +12,7 @@ import click
 import grpc
 from click.core import ParameterSource
 
-from gradcam_client import Client, RetryPolicy, tls_credentials
+from gradcam_client import AsyncClient, Client, RetryPolicy, tls_credentials
 from gradcam_client.security import check_token
 from gradcam_client.transport import (
     DEFAULT_RETRY,
@@ -66,15 +66,15 @@ class Connection:
             click.ClickException: A file is not usable, the token would be sent in plain text, or
                 ``server`` is not an address.
         """
-        credentials = self._credentials(server)
-        options = self._channel_options
-        return Client(
-            server,
-            retry=retry,
-            credentials=credentials,
-            token=self._token,
-            channel_options=options,
-        )
+        return Client(server, retry=retry, **self._arguments(server))
+
+    def aio_client(self, server: str, retry: RetryPolicy = DEFAULT_RETRY) -> AsyncClient:
+        """Makes an asynchronous client, otherwise as ``client`` does.
+
+        Raises:
+            click.ClickException: As for ``client``.
+        """
+        return AsyncClient(server, retry=retry, **self._arguments(server))
 
     def channel(self, address: str) -> grpc.Channel:
         """Makes a channel to one server, for services that the client does not have.
@@ -107,6 +107,13 @@ class Connection:
             click.ClickException: The token's file is not usable.
         """
         return () if self._token is None else (("authorization", bearer(self._token)),)
+
+    def _arguments(self, server: str) -> dict[str, Any]:
+        return {
+            "credentials": self._credentials(server),
+            "token": self._token,
+            "channel_options": self._channel_options,
+        }
 
     @property
     def _channel_options(self) -> ChannelOptions:

@@ -9,15 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradcam_client import HeatmapForm, OverlayJpeg, OverlayPng, Raw
-from gradcam_client.requests import (
-    COLORMAPS,
-    LAYER_FUSIONS,
-    MANY_PASS_METHODS,
-    METHODS,
-    RESIZE_MODES,
-    SCORE_TYPES,
-    ColormapName,
-)
+from gradcam_client.requests import MANY_PASS_METHODS, ColormapName
 from gradcam_server.cli.common import ImageSource, ImageSourceType, class_of, file_name
 from gradcam_server.cli.errors import errors_for_people
 from gradcam_server.cli.explain_output import (
@@ -29,6 +21,7 @@ from gradcam_server.cli.explain_output import (
 )
 from gradcam_server.cli.model_access import ModelAccess, model_access_options, say_compiled
 from gradcam_server.cli.progress import progress_bar
+from gradcam_server.cli.request_options import request_options
 
 if TYPE_CHECKING:
     from gradcam_server.cli.local import LocalClient
@@ -58,51 +51,7 @@ _OVERLAYS = {".jpg": OverlayJpeg, ".jpeg": OverlayJpeg, ".png": OverlayPng}
     metavar="CLASS",
     help="Explain the difference of each --class from this class.",
 )
-@click.option(
-    *("--layer", "layers"),
-    multiple=True,
-    help="Explain this layer (see gradcam layers). Repeat for several.",
-)
-@click.option(
-    "--fusion",
-    type=click.Choice(list(LAYER_FUSIONS)),
-    default="none",
-    help="Fuse the maps of several layers into one.",
-)
-@click.option(
-    "--method", type=click.Choice(list(METHODS)), default="gradcam", help="Explain by this method."
-)
-@click.option(
-    "--score",
-    type=click.Choice(list(SCORE_TYPES)),
-    default="logit",
-    help="Explain the class's logit, or its probability (as the Keras tutorial does).",
-)
-@click.option(
-    "--passes",
-    type=click.IntRange(min=1),
-    help="Channels of scorecam, or steps of integrated-gradients.  [default: 64, 32]",
-)
-@click.option(
-    "--smooth",
-    type=click.IntRange(min=1),
-    help="SmoothGrad: the mean over this many noisy copies, with any other method.",
-)
-@click.option(
-    "--resize",
-    type=click.Choice(list(RESIZE_MODES)),
-    default="stretch",
-    help="How the image is resized to the model's input size.",
-)
-@click.option(
-    "--colormap", type=click.Choice(list(COLORMAPS)), default="jet", help="Colours of the overlay."
-)
-@click.option(
-    "--alpha",
-    type=click.FloatRange(0, 1),
-    default=0.4,
-    help="Weight of the colours over the image.",
-)
+@request_options
 @click.option("--predictions", type=click.IntRange(min=0), default=5, help="Number to print.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image.")
 @click.option(

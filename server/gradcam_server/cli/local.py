@@ -2,14 +2,16 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+import grpc
 
 import gradcam_client as client
 from gradcam_client import Explained, Failed, ImageExplanation, ImageUrl, ModelInfo, Outcome
-from gradcam_client.errors import from_status
+from gradcam_client.errors import DeadlineExceededError, from_status
 from gradcam_client.requests import ImageInput, build_request
 from gradcam_client.stream import OnProgress
 from gradcam_server.config.settings import ServeConfig
@@ -27,6 +29,8 @@ from gradcam_server.transport.gradcam_v1.convert import to_model, to_request, to
 from gradcam_server.transport.status import to_status
 
 _MAX_IN_FLIGHT = 16
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,32 @@ class LocalClient:
     def __exit__(self, *_: object) -> None:
         self._runner.run(self._explainer.close())
         self._runner.close()
+
+    def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        """Runs a coroutine, which may await ``explain``, in the event loop of the model."""
+        return self._runner.run(coroutine)
+
+    async def explain(
+        self, image: ImageInput, *, timeout_s: float | None = None, **options: Any
+    ) -> ImageExplanation:
+        """Explains one image, as ``AsyncClient.explain`` does; only within ``run``.
+
+        Args:
+            image: A path, bytes or a uint8 RGB array (H, W, 3).
+            timeout_s: The deadline in seconds, or None.
+            **options: As for ``gradcam_client.build_request``.
+
+        Raises:
+            GradCamError: The error of the explanation; ``DeadlineExceededError`` if it is late.
+            OSError, ValueError, TypeError: As of ``gradcam_client.build_request``.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                outcome = await self._explain(image, options, None)
+        except TimeoutError:
+            late = f"there was no answer within {timeout_s:g} s"
+            raise DeadlineExceededError(grpc.StatusCode.DEADLINE_EXCEEDED, late) from None
+        return outcome.unwrap()
 
     def explain_stream(
         self,

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from gradcam_server.batch.model import identity
 from gradcam_server.cli import batch as module
-from gradcam_server.cli import main
+from gradcam_server.cli import common, main
 from gradcam_server.config.settings import ServeConfig
 from support.made_rows import MadeStage
 
@@ -54,7 +54,7 @@ def test_what_is_not_installed_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, extra: str
 ) -> None:
     """The error names the extra to install."""
-    monkeypatch.setattr(module, "find_spec", lambda name: None if name == package else True)
+    monkeypatch.setattr(common, "find_spec", lambda name: None if name == package else True)
     (tmp_path / "a.jpg").write_bytes(b"")
     result = batch(tmp_path, tmp_path / "out", "--engine", "ray")
     assert result.exit_code == 1

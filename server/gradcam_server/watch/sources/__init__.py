@@ -1,0 +1,1 @@
+"""The sources of ``gradcam watch``: cameras, streams, video files and folders."""

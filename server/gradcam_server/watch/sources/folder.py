@@ -72,7 +72,7 @@ class FolderSource:
         self._arrivals = Arrivals(self._folder, self._is_wanted)
         self._uses_inotify = uses_inotify
         self._lock = threading.Lock()
-        self._in_work: dict[str, FileState] = {}
+        self._in_work: dict[int, tuple[str, FileState]] = {}
         self._refused: dict[str, FileState] = {}
         self._is_closed = self._is_reading = False
 
@@ -83,7 +83,10 @@ class FolderSource:
 
     def frames(self) -> Iterator[Frame]:
         """Yields complete images with their bytes, until ``close``."""
-        self._is_reading = True
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_reading = True
         watch = _Watch(self._spec, self._folder, self._arrivals, self._report, self._uses_inotify)
         number = 0
         try:
@@ -105,12 +108,10 @@ class FolderSource:
 
     def done(self, frame: Frame) -> None:
         """Says that the result of a frame is written, so that its file is not read again."""
-        assert frame.path is not None
-        name = frame.path.name
         with self._lock:
-            state = self._in_work.pop(name, None)
-            if state is not None:
-                self._journal.add(name, state)
+            file = self._in_work.pop(frame.number, None)
+            if file is not None:
+                self._journal.add(*file)
         if self._is_closed:
             self._close_journal()
 
@@ -129,7 +130,7 @@ class FolderSource:
     def _is_wanted(self, name: str, state: FileState) -> bool:
         """Returns whether a file is new; an empty file is one that is about to be written."""
         with self._lock:
-            is_known = state in (self._in_work.get(name), self._refused.get(name))
+            is_known = self._refused.get(name) == state or (name, state) in self._in_work.values()
         return state.size > 0 and not is_known and not self._journal.has(name, state)
 
     def _read(self, name: str, number: int) -> Frame | None:
@@ -142,8 +143,6 @@ class FolderSource:
             data, state = found
             if not self._is_wanted(name, state):
                 return None
-            if len(data) > _MAX_BYTES:
-                raise _RefusedError(f"larger than {_MAX_BYTES >> 20} MiB")
             image = decode_image(data, _MAX_PIXELS)
         except FileNotFoundError:
             return None  # it was taken away again
@@ -152,13 +151,13 @@ class FolderSource:
                 self._refuse(name, _state_of(path.stat()))
             self._failed(path, error.strerror or str(error))
             return None
-        except (InvalidRequestError, _RefusedError) as error:
+        except InvalidRequestError as error:
             # It is never an image, so it is done.
             self._journal.add(name, state)
             self._failed(path, str(error))
             return None
         with self._lock:
-            self._in_work[name] = state
+            self._in_work[number] = name, state
         return Frame(
             source=self.name,
             number=number,
@@ -182,10 +181,6 @@ class FolderSource:
         self._report(SourceEvent(self.name, Event.FAILED, why, path))
 
 
-class _RefusedError(Exception):
-    """The file is not one to explain."""
-
-
 def _state_of(found: os.stat_result) -> FileState:
     return FileState(found.st_size, found.st_mtime_ns)
 
@@ -193,15 +188,15 @@ def _state_of(found: os.stat_result) -> FileState:
 def _read_file(path: Path) -> tuple[bytes, FileState] | None:
     """Returns a file's bytes and state; None if it is no file, is empty, or changes meanwhile.
 
-    Of a file over the limit one byte more than that is read.
+    Of a file over the limit only the beginning is read, which is no whole image.
     """
     # Not to wait for a pipe of that name.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
+    with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
         before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):
             return None
-        data = file.read(_MAX_BYTES + 1)
+        data = file.read(_MAX_BYTES)
         after = os.fstat(descriptor)
     if not data or _state_of(before) != _state_of(after):
         return None

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 
 from gradcam_server.watch.frames import Frame
 from gradcam_server.watch.sources.backoff import Backoff
@@ -216,9 +215,9 @@ class _Connection(threading.Thread):
                     if packet.size:
                         self._broken(reason(error, self._spec))
                     continue
-                self._accept(frames, stream)
+                self._accept(frames)
 
-    def _accept(self, frames: list[VideoFrame], stream: VideoStream) -> None:
+    def _accept(self, frames: list[VideoFrame]) -> None:
         for frame in frames:
             self.count += 1
             pts_s = frame.time

@@ -121,7 +121,7 @@ class VideoFile:
 
     def _packets(
         self, container: InputContainer, stream: VideoStream
-    ) -> Iterator[Packet[VideoStream]]:
+    ) -> Iterator["Packet[VideoStream]"]:
         """Yields packets, the empty one at the end too; goes on after unreadable parts."""
         errors = 0
         while not self._is_closed.is_set():

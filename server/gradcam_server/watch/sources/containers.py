@@ -4,8 +4,9 @@ from pathlib import Path
 
 import av
 from av.container import InputContainer
-from av.error import FFmpegError
-from av.stream import Disposition
+from av.error import EOFError as EndOfFileError
+from av.error import ExitError, FFmpegError, InvalidDataError
+from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
 from gradcam_server.watch.sources.errors import SourceError
@@ -19,8 +20,8 @@ _STREAM_PROTOCOLS = (
     "crypto,data,http,https,httpproxy,rtmp,rtmps,rtmpt,rtmpts,rtp,rtsp,rtsps,srt,srtp,tcp,tls,udp"
 )
 _FILE_PROTOCOLS = "file,crypto,data"
-# No frames are held back for other streams or to sort packets.
-_LIVE_OPTIONS = {"fflags": "nobuffer", "flags": "low_delay"}
+# No packets are held back while the format is found out.
+_LIVE_OPTIONS = {"fflags": "nobuffer"}
 
 # A connection that is lost in the middle of a file goes on where it was.
 _HTTP_FILE_OPTIONS = {"reconnect": "1", "reconnect_delay_max": "30"}
@@ -64,7 +65,8 @@ def video_stream(container: InputContainer, spec: SourceSpec) -> VideoStream:
     """Returns the video stream of a container, ready to be decoded.
 
     Raises:
-        SourceError: It has none; the picture of an album's cover is none.
+        SourceError: It has none, or none that can be decoded; the picture of an album's cover is
+            none.
     """
     streams = [
         stream
@@ -73,22 +75,37 @@ def video_stream(container: InputContainer, spec: SourceSpec) -> VideoStream:
     ]
     if not streams:
         raise SourceError(f"{spec.name}: {spec.shown} has no video")
+    streams = [stream for stream in streams if stream.codec_context is not None]
+    if not streams:
+        raise SourceError(
+            f"{spec.name}: the video of {spec.shown} is in a format that cannot be decoded here"
+        )
     # Those of several are one picture in several sizes, as of HLS: the largest is taken.
     chosen = max(streams, key=lambda stream: (stream.width or 0) * (stream.height or 0))
     for stream in container.streams:
         if stream is not chosen:
-            stream.discard = "all"
+            stream.discard = Discard.all
     return chosen
 
 
 def reason(error: BaseException, spec: SourceSpec) -> str:
     """Words an error of PyAV, without the location, which may hold credentials."""
+    for kind, words in _WORDS.items():
+        if isinstance(error, kind):
+            return words
     if isinstance(error, SourceError):
         text = str(error).removeprefix(f"{spec.name}: ")
     else:
         text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return text.replace(spec.location, shown(spec.location))
 
+
+# Where FFmpeg's own words do not say what is wrong.
+_WORDS: dict[type[Exception], str] = {
+    ExitError: "no answer in time",
+    EndOfFileError: "the other side closed the connection",
+    InvalidDataError: "the data are damaged, or no video of a known format",
+}
 
 READ_ERRORS = (FFmpegError, OSError, ValueError, RuntimeError)
 """What PyAV raises where a video cannot be opened or read."""

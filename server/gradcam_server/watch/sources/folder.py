@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sqlite3
 import stat
 import threading
 import time
@@ -74,7 +75,7 @@ class FolderSource:
         self._lock = threading.Lock()
         self._in_work: dict[int, tuple[str, FileState]] = {}
         self._refused: dict[str, FileState] = {}
-        self._is_closed = self._is_reading = False
+        self._is_closed = self._is_reading = self._has_warned = False
 
     @property
     def name(self) -> str:
@@ -110,8 +111,8 @@ class FolderSource:
         """Says that the result of a frame is written, so that its file is not read again."""
         with self._lock:
             file = self._in_work.pop(frame.number, None)
-            if file is not None:
-                self._journal.add(*file)
+        if file is not None:
+            self._note(*file)
         if self._is_closed:
             self._close_journal()
 
@@ -153,7 +154,7 @@ class FolderSource:
             return None
         except InvalidRequestError as error:
             # It is never an image, so it is done.
-            self._journal.add(name, state)
+            self._note(name, state)
             self._failed(path, str(error))
             return None
         with self._lock:
@@ -168,6 +169,20 @@ class FolderSource:
             path=path,
             encoded=data,
         )
+
+    def _note(self, name: str, state: FileState) -> None:
+        """Writes to the journal that a file is done; a full disk does not end the run."""
+        try:
+            self._journal.add(name, state)
+        except sqlite3.Error as error:
+            self._refuse(name, state)
+            if not self._has_warned:
+                _log.warning(
+                    "%s: the journal cannot be written (%s): after a restart files come again",
+                    self.name,
+                    error,
+                )
+            self._has_warned = True
 
     def _refuse(self, name: str, state: FileState) -> None:
         """Leaves a file out until it changes or the process starts again."""
@@ -228,6 +243,9 @@ class _Watch:
         except OSError as error:
             self._lost(error.strerror or str(error))
             return
+        if not os.access(self._folder, os.R_OK | os.X_OK):
+            self._lost("it may not be read")
+            return
         if identity == self._identity:
             return
         self.stop()
@@ -253,7 +271,7 @@ class _Watch:
         self._is_gone = True
         self.stop()
         _log.warning(
-            "%s: the folder %s is gone: %s; waiting until it is back",
+            "%s: the folder %s is gone: %s; waiting for it",
             self._spec.name,
             self._folder,
             why,

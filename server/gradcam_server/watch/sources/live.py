@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+from av.codec.context import Flags
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
 
@@ -201,6 +202,7 @@ class _Connection(threading.Thread):
             stream = video_stream(container, self._spec)
             # Threads over frames would hold back as many frames as there are threads.
             stream.thread_type = "SLICE"
+            stream.codec_context.flags |= Flags.low_delay
             is_intra_only = stream.codec_context.codec.intra_only
             for packet in container.demux(stream):
                 self._heard_at = time.monotonic()

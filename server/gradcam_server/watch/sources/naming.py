@@ -22,7 +22,7 @@ _VIDEO_SUFFIXES = frozenset(
     {".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv"}
 )
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
-_NAMED = re.compile(f"({_NAME})=(.+)", re.DOTALL)
+_NAMED = re.compile(f"({_NAME})=(.*)", re.DOTALL)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _VIDEO_DEVICE = re.compile(r"/dev/(video\d+|v4l/.+)")
 _FORMS = (

@@ -68,6 +68,7 @@ def test_names_are_unique_and_fit_for_files() -> None:
     [
         ([], "no source"),
         ([""], "empty source"),
+        (["door="], "empty source"),
         (["a=0", "a=1"], "two sources have the name 'a'"),
         (["no-such.mp4"], "neither a file nor a folder"),
         (["x=no-such.mp4"], "'no-such.mp4' is neither"),

@@ -111,16 +111,35 @@ def test_file_that_is_no_video_is_an_error(tmp_path: Path, content: bytes) -> No
         list(_video(path).frames())
 
 
-def test_sound_alone_is_an_error(tmp_path: Path) -> None:
-    """A file with sound only has no frames, and says so."""
-    path = tmp_path / "sound.wav"
+def _write_sound(path: Path) -> Path:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
-        sound = av.AudioFrame.from_ndarray(
-            np.zeros((1, 800), np.int16), format="s16", layout="mono"
-        )
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
         sound.sample_rate = 8000
         container.mux(stream.encode(sound))
+    return path
+
+
+def test_sound_beside_the_video_is_left_out(tmp_path: Path) -> None:
+    """A file with sound gives the frames of its video."""
+    silent = write_video(tmp_path / "silent.mkv", _EVEN)
+    sound, path = _write_sound(tmp_path / "sound.wav"), tmp_path / "clip.mkv"
+    with av.open(str(path), "w") as both:
+        for part in (sound, silent):
+            with av.open(str(part)) as container:
+                stream = both.add_stream_from_template(container.streams[0])
+                packets = [packet for packet in container.demux() if packet.dts is not None]
+            for packet in packets:
+                packet.stream = stream
+            both.mux(packets)
+    with av.open(str(path)) as container:
+        assert {stream.type for stream in container.streams} == {"audio", "video"}
+    assert len(list(_video(path).frames())) == 20
+
+
+def test_sound_alone_is_an_error(tmp_path: Path) -> None:
+    """A file with sound only has no frames, and says so."""
+    path = _write_sound(tmp_path / "sound.wav")
     with pytest.raises(SourceError, match="has no video"):
         list(_video(path).frames())
 

@@ -35,10 +35,11 @@ def write_video(
     rotation: int = 0,
     codec: str = "libx264",
     options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
     size: tuple[int, int] = (48, 64),
 ) -> Path:
     """Writes a video of numbered frames at given times; ``rotation`` is its display matrix's."""
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", container_options=container_options) as container:
         stream = container.add_stream(codec, rate=30, options=options or {})
         stream.height, stream.width = size
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"

@@ -78,7 +78,7 @@ def video_stream(container: InputContainer, spec: SourceSpec) -> VideoStream:
     streams = [stream for stream in streams if stream.codec_context is not None]
     if not streams:
         raise SourceError(
-            f"{spec.name}: the video of {spec.shown} is in a format that cannot be decoded here"
+            f"{spec.name}: the video of {spec.shown} has a format that cannot be decoded"
         )
     # Those of several are one picture in several sizes, as of HLS: the largest is taken.
     chosen = max(streams, key=lambda stream: (stream.width or 0) * (stream.height or 0))
@@ -103,7 +103,7 @@ def reason(error: BaseException, spec: SourceSpec) -> str:
 # Where FFmpeg's own words do not say what is wrong.
 _WORDS: dict[type[Exception], str] = {
     ExitError: "no answer in time",
-    EndOfFileError: "the other side closed the connection",
+    EndOfFileError: "it ends too early",
     InvalidDataError: "the data are damaged, or no video of a known format",
 }
 

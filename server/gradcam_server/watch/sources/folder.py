@@ -246,7 +246,7 @@ class _Watch:
         if not os.access(self._folder, os.R_OK | os.X_OK):
             self._lost("it may not be read")
             return
-        if identity == self._identity:
+        if identity == self._identity and self._is_alive():
             return
         self.stop()
         self._identity = identity
@@ -257,6 +257,12 @@ class _Watch:
             self._is_gone = False
             _log.info("%s: the folder is back", self._spec.name)
             self._report(SourceEvent(self._spec.name, Event.REOPENED, "the folder is back"))
+
+    def _is_alive(self) -> bool:
+        """Returns whether inotify still watches: it ends with a folder whose number lives on."""
+        return self._observer is None or all(
+            emitter.is_alive() for emitter in self._observer.emitters
+        )
 
     def stop(self) -> None:
         """Ends inotify."""

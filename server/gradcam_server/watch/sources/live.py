@@ -12,6 +12,7 @@ from av.video.frame import VideoFrame
 from gradcam_server.watch.frames import Frame
 from gradcam_server.watch.sources.backoff import Backoff
 from gradcam_server.watch.sources.containers import (
+    READ_ERRORS,
     TIMEOUT_S,
     open_video,
     reason,
@@ -30,8 +31,10 @@ _STEADY_S = 10.0
 _MAX_STEP_BACK_S = 1.0
 # Threads that a driver holds for ever; with as many no further one is started.
 _MAX_HUNG = 4
-# Beyond the time-outs of the network, for drivers and resolvers that have none.
+# Beyond the time-outs of opening and of reading, for drivers and resolvers that have none.
 _GRACE_S = 5.0
+# A stream in segments that is so much later than its own clock has stalled, and begins anew.
+_MAX_LATE_S = 0.5
 
 
 class LiveVideo:
@@ -90,6 +93,12 @@ class LiveVideo:
             opened_at = 0.0
             while (newest := connection.take()) is not None:
                 number, read_at, unix_s, decoded = newest
+                try:
+                    image = upright_pixels(decoded)
+                except READ_ERRORS as error:
+                    detail = f"broken frame: {reason(error, self._spec)}"
+                    self._report(SourceEvent(self.name, Event.FAILED, detail))
+                    continue
                 opened_at = opened_at or read_at
                 if outage_began is not None:
                     self._is_back(read_at - outage_began)
@@ -99,7 +108,7 @@ class LiveVideo:
                     number=base + number,
                     time_s=unix_s,
                     read_at=read_at,
-                    image=upright_pixels(decoded),
+                    image=image,
                     is_live=True,
                 )
             base += connection.count
@@ -161,6 +170,8 @@ class _Connection(threading.Thread):
         self._has_ended = False
         self._heard_at = time.monotonic()
         self._due_s, self._last_pts_s = 0.0, float("-inf")
+        self._comes_in_segments = False
+        self._pts_began_at = float("-inf")
         self.why = "the stream ended"
         self.count = 0
 
@@ -171,7 +182,7 @@ class _Connection(threading.Thread):
                 if self._has_ended or self._is_closed.is_set():
                     return None
                 silent_s = time.monotonic() - self._heard_at
-                if silent_s > self._timeout_s + _GRACE_S:
+                if silent_s > 2 * self._timeout_s + _GRACE_S:
                     self.why = f"nothing came for {silent_s:.0f} s"
                     self._has_ended = True  # the thread is left alone, and ends when it can
                     return None
@@ -200,6 +211,7 @@ class _Connection(threading.Thread):
     def _read(self) -> None:
         with open_video(self._spec, self._timeout_s) as container:
             stream = video_stream(container, self._spec)
+            self._comes_in_segments = "hls" in container.format.name.split(",")
             # Threads over frames would hold back as many frames as there are threads.
             stream.thread_type = "SLICE"
             stream.codec_context.flags |= Flags.low_delay
@@ -230,8 +242,20 @@ class _Connection(threading.Thread):
                 if 0 < self._last_pts_s - pts_s < _MAX_STEP_BACK_S:
                     continue
                 self._last_pts_s = pts_s
+                if self._comes_in_segments:
+                    self._pace(pts_s)
             if self._is_due():
                 self._keep(frame)
+
+    def _pace(self, pts_s: float) -> None:
+        """Waits for a frame's turn: a segment comes at once, and holds seconds of video."""
+        now = time.monotonic()
+        early_s = self._pts_began_at + pts_s - now
+        if -_MAX_LATE_S <= early_s <= self._timeout_s:
+            self._is_closed.wait(max(early_s, 0))
+            self._heard_at = time.monotonic()
+        else:
+            self._pts_began_at = now - pts_s
 
     def _keep(self, frame: VideoFrame) -> None:
         now = time.monotonic()

@@ -77,12 +77,17 @@ class VideoFile:
             if self._fps is not None:
                 timed = nearest_to_grid(timed, self._fps)
             for time_s, (number, frame) in timed:
+                try:
+                    image = upright_pixels(frame)
+                except READ_ERRORS as error:
+                    self._broken(error)
+                    continue
                 yield Frame(
                     source=self.name,
                     number=number,
                     time_s=time_s,
                     read_at=time.monotonic(),
-                    image=upright_pixels(frame),
+                    image=image,
                     is_live=False,
                 )
                 if self._is_closed.is_set():

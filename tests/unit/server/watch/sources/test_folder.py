@@ -183,16 +183,26 @@ def test_folder_that_is_made_again(
     assert caplog.text.count("is gone") == 1
 
 
-def test_folder_replaced_between_two_looks(folder: Path) -> None:
-    """A folder that was swapped for another of the same name is noticed, too."""
+@pytest.mark.parametrize("way", ["renamed", "deleted"])
+def test_folder_replaced_between_two_looks(
+    folder: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new folder of the same name, even of the same inode, is noticed without a scan's turn."""
+    monkeypatch.setattr(arrivals_module, "_SCAN_S", 1000.0)
     with reading(_source(folder)) as read:
         (folder / "0.jpg").write_bytes(_jpeg(0))
         read.wait_for(1)
-        folder.rename(folder.parent / "old")
+        if way == "renamed":
+            folder.rename(folder.parent / "old")
+        else:
+            shutil.rmtree(folder)
         folder.mkdir()
         (folder / "1.jpg").write_bytes(_jpeg(1))
         read.wait_for(2)
-    assert read.names() == ["0.jpg", "1.jpg"]
+        time.sleep(0.1)
+        (folder / "2.jpg").write_bytes(_jpeg(2))
+        read.wait_for(3)
+    assert read.names() == ["0.jpg", "1.jpg", "2.jpg"]
 
 
 def test_many_files_come_each_once(folder: Path) -> None:

@@ -4,6 +4,9 @@ import logging
 import socket
 import threading
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +17,7 @@ from gradcam_server.watch.sources.live import LiveVideo
 from gradcam_server.watch.sources.naming import parse_sources
 from support.mjpeg import mjpeg_camera
 from support.reading import reading
-from support.videos import number_of
+from support.videos import number_of, write_video
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +112,39 @@ def test_silent_source_is_an_outage(caplog: pytest.LogCaptureFixture) -> None:
         read.wait(lambda: "is gone" in caplog.text)
         camera.hangs = False
         read.wait(lambda: bool(_of(events, Event.REOPENED)))
+
+
+def test_segments_are_read_at_their_pace(tmp_path: Path) -> None:
+    """Of HLS, whose segments come at once, frames come evenly, as they were taken."""
+    write_video(
+        tmp_path / "live.m3u8",
+        [number / 10 for number in range(40)],
+        options={"g": "10", "bf": "0"},
+        container_options={"hls_time": "1", "hls_list_size": "0"},
+    )
+    playlist = (tmp_path / "live.m3u8").read_text()
+    (tmp_path / "live.m3u8").write_text(playlist.replace("#EXT-X-ENDLIST\n", ""))
+    handler = partial(_QuietFiles, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as files:
+        threading.Thread(target=files.serve_forever, args=(0.02,)).start()
+        try:
+            url = f"http://127.0.0.1:{files.server_address[1]}/live.m3u8"
+            with reading(_live(url)) as read:
+                read.wait_for(15)
+        finally:
+            files.shutdown()
+    numbers = [number_of(frame.image) for frame in read.frames[:15]]
+    times = [frame.read_at for frame in read.frames[:15]]
+    assert numbers == sorted(set(numbers))
+    # The first may be paced anew: what follows runs at ten frames per second.
+    seconds = (numbers[-1] - numbers[2]) / 10
+    assert times[-1] - times[2] == pytest.approx(seconds, abs=0.3)
+    _join_readers()
+
+
+class _QuietFiles(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
 
 
 def test_close_does_not_wait_for_the_network() -> None:

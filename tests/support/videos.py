@@ -6,6 +6,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 _BITS = 8
@@ -41,6 +42,7 @@ def write_video(
     """Writes a video of numbered frames at given times; ``rotation`` is its display matrix's."""
     with av.open(str(path), "w", container_options=container_options) as container:
         stream = container.add_stream(codec, rate=30, options=options or {})
+        assert isinstance(stream, VideoStream)
         stream.height, stream.width = size
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)

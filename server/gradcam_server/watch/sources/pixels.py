@@ -1,6 +1,7 @@
 """From a decoded frame of PyAV to upright RGB pixels."""
 
 import struct
+from typing import Any
 
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
@@ -34,8 +35,9 @@ def upright_pixels(frame: VideoFrame) -> Pixels:
 
 
 def _matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
-    side_data = frame.side_data.get(SideDataType.DISPLAYMATRIX)  # type: ignore[call-overload]
-    if side_data is None:
+    side_data: Any = frame.side_data  # PyAV's stubs know one key only
+    matrix = side_data.get(SideDataType.DISPLAYMATRIX)
+    if matrix is None:
         return 1, 0, 0, 1
-    values = _MATRIX.unpack(bytes(side_data)[: _MATRIX.size])
+    values = _MATRIX.unpack(bytes(matrix)[: _MATRIX.size])
     return values[0], values[1], values[3], values[4]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _CONFIDENCE = 0.95
-_STEPS = 60  # of bisection: more than float64 resolves
+_STEPS = 50  # of bisection
 # The prior of the mixture, Gamma(1/2, 1/2): narrow intervals from a few to thousands of audits.
 _PRIOR = 0.5
 
@@ -92,9 +92,10 @@ class Audit:
         frames = self.reused + self.audited
         low, high = (bound / share for bound in sum_bounds(self._loss, _CONFIDENCE))
         # Of the audited frames the error is known.
-        low, high = max(low, self._loss), min(high, self._loss + self.reused)
-        low, high = min(low, high), max(low, high)
-        return Estimate(1 - self._loss / self.audited, 1 - high / frames, 1 - low / frames)
+        low, high = np.clip([low, high], self._loss, self._loss + self.reused)
+        return Estimate(
+            1 - self._loss / self.audited, float(1 - high / frames), float(1 - low / frames)
+        )
 
     def report(self) -> str:
         """Returns the line that every run with reuse prints."""
@@ -117,11 +118,18 @@ def map_correlation(one: NDArray[np.float32], other: NDArray[np.float32]) -> flo
     """
     if one.shape != other.shape:
         return 0.0
-    first, second = one - one.mean(dtype=np.float64), other - other.mean(dtype=np.float64)
-    norms = float(np.linalg.norm(first)), float(np.linalg.norm(second))
-    if not all(norms):
-        return float(not any(norms))
-    return float((first * second).sum() / (norms[0] * norms[1]))
+    first, second = _standardized(one), _standardized(other)
+    if first is None or second is None:
+        return float(first is second)
+    return float((first * second).sum())
+
+
+def _standardized(values: NDArray[np.float32]) -> NDArray[np.float64] | None:
+    """Returns values with mean 0 and norm 1; None if they vary by no more than rounding."""
+    exact = values.astype(np.float64)
+    centered = exact - exact.mean()
+    norm = float(np.linalg.norm(centered))
+    return centered / norm if norm > 1e-6 * float(np.linalg.norm(exact)) else None
 
 
 def clopper_pearson(successes: int, trials: int, confidence: float) -> tuple[float, float]:
@@ -132,10 +140,10 @@ def clopper_pearson(successes: int, trials: int, confidence: float) -> tuple[flo
         trials: At least 1.
         confidence: 0 to 1.
     """
-    tail = math.log((1 - confidence) / 2)
-    low = _crossing(lambda share: _log_tail(successes, trials, share) > tail, 0, 1)
-    high = _crossing(lambda share: _log_tail(trials - successes, trials, 1 - share) < tail, 0, 1)
-    return (low if successes else 0.0), (high if successes < trials else 1.0)
+    return (
+        _lower_limit(successes, trials, confidence) if successes else 0.0,
+        1 - _lower_limit(trials - successes, trials, confidence) if successes < trials else 1.0,
+    )
 
 
 def sum_bounds(sampled_sum: float, confidence: float) -> tuple[float, float]:
@@ -184,16 +192,14 @@ def _crossing(holds: Callable[[float], bool], low: float, high: float) -> float:
     return (low + high) / 2
 
 
-def _log_tail(at_least: int, trials: int, share: float) -> float:
-    """Returns the logarithm of the probability of that many successes or more."""
-    counts = np.arange(at_least, trials + 1)
+def _lower_limit(successes: int, trials: int, confidence: float) -> float:
+    """Returns the share for which that many successes or more are half as likely as an error."""
+    counts = np.arange(successes, trials + 1)
     factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, trials + 1)))])
-    logs = (
-        factorials[trials]
-        - factorials[counts]
-        - factorials[trials - counts]
-        + counts * math.log(share)
-        + (trials - counts) * math.log1p(-share)
-    )
-    highest = float(logs.max())
-    return highest + math.log(float(np.exp(logs - highest).sum()))
+    choices = factorials[trials] - factorials[counts] - factorials[trials - counts]
+
+    def is_above(share: float) -> bool:
+        logs = choices + counts * math.log(share) + (trials - counts) * math.log1p(-share)
+        return float(np.exp(logs).sum()) > (1 - confidence) / 2
+
+    return _crossing(is_above, 0.0, 1.0)

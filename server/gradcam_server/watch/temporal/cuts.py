@@ -10,8 +10,8 @@ _CUT_AGREEMENT = 0.5
 _SAME_AGREEMENT = 0.8
 _CUT_HISTOGRAM = 0.25
 _BINS = 32
-# Of noise, in squared grey levels: flat frames agree.
-_NOISE_VARIANCE = 8.0
+# Of noise, in squared grey levels: flat and dark frames agree.
+_NOISE_VARIANCE = 40.0
 _MIN_VISIBLE = 0.05
 
 

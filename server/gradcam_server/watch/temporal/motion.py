@@ -122,7 +122,8 @@ class MotionEstimator:
 def _expose_like(picture: Gray, other: Gray) -> Gray:
     """Gives a picture the mean and contrast of another one: the flow expects equal exposures."""
     # Nearly flat pictures hold little but noise.
-    gain = min(_MAX_GAIN, (float(other.std()) + 2) / (float(picture.std()) + 2))
+    gain = (float(other.std()) + 2) / (float(picture.std()) + 2)
+    gain = min(_MAX_GAIN, max(1 / _MAX_GAIN, gain))
     levels = (np.arange(256, dtype=np.float32) - picture.mean()) * gain + other.mean()
     exposed: Gray = cv2.LUT(picture, np.clip(levels.round(), 0, 255).astype(np.uint8))
     return exposed

@@ -6,6 +6,7 @@ from gradcam_client import ImageExplanation
 from gradcam_client.extents import Extent
 from gradcam_server.watch.frames import Frame
 from gradcam_server.watch.stream_state import Choice, Decision, Shown, title
+from gradcam_server.watch.temporal.audit import Audit
 from gradcam_server.watch.temporal.cuts import is_cut
 from gradcam_server.watch.temporal.motion import MotionEstimator, small_gray
 from gradcam_server.watch.temporal.reuse import ReusePolicy
@@ -43,6 +44,11 @@ class SteadyStream:
         self._target: int | None = None
         self._extent: Extent | None = None
 
+    @property
+    def audit(self) -> Audit | None:
+        """What the audits found so far; None without reuse."""
+        return self._reuse.audit if self._reuse else None
+
     def decide(self, frame: Frame) -> Decision:
         """Decides what is done with a frame."""
         decision = self._reuse.decide(frame) if self._reuse else Decision(Choice.COMPUTE)
@@ -64,11 +70,13 @@ class SteadyStream:
         """Returns the class of a frame and its map, which covers the ``image_extent``."""
         explained = explanation.explanations[0]
         motion = self._motion.update(small_gray(frame.image, explained.image_extent))
-        if motion is not None and is_cut(motion):
+        if explained.image_extent != self._extent:
+            motion = None  # of two parts of the frame
+        elif motion is not None and is_cut(motion):
             motion = None
             if self._hold is not None:
                 self._hold.reset()
-        if (explained.index, explained.image_extent) != (self._target, self._extent):
+        if explained.index != self._target:
             motion = None
         self._target, self._extent = explained.index, explained.image_extent
         heat = self._smoother.update(motion, explained.heatmap, frame.time_s)

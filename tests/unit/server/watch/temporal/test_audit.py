@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from numpy.typing import NDArray
+from scipy.stats import binomtest  # type: ignore[import-untyped]
 
 from gradcam_server.watch.temporal.audit import (
     Audit,
@@ -30,7 +31,7 @@ def test_the_sum_lies_between_its_bounds(sampled: float) -> None:
     """The interval holds the estimate, ends at the limit of the mixture, and is narrow."""
     low, high = sum_bounds(sampled, 0.95)
     assert low <= sampled <= high
-    assert high - low < 4.2 + 7 * math.sqrt(sampled)
+    assert high - low < 4.2 + 8 * math.sqrt(sampled)
     for end in (low, high):
         mixture = (
             0.5 * math.log(0.5)
@@ -42,7 +43,9 @@ def test_the_sum_lies_between_its_bounds(sampled: float) -> None:
         assert end == 0 or mixture == pytest.approx(math.log(20), abs=1e-6)
 
 
-def _runs(missed: np.ndarray, correlation: np.ndarray, share: float, runs: int) -> list[Audit]:
+def _runs(
+    missed: NDArray[np.bool_], correlation: NDArray[np.float64], share: float, runs: int
+) -> list[Audit]:
     audits = []
     for seed in range(runs):
         coins = np.random.default_rng(seed).random(len(missed)) < share
@@ -68,25 +71,21 @@ def test_intervals_cover_the_true_error(kind: str, share: float) -> None:
     }[kind]
     correlation = np.where(missed, random.uniform(-0.2, 0.5, count), 0.98)
     true_share, true_mean = missed.mean(), np.clip(correlation, 0, 1).mean()
-    audits = _runs(missed, correlation, share, 400)
-    within = [
-        (
-            one.missed_share.low <= true_share <= one.missed_share.high,
-            one.correlation.low <= true_mean <= one.correlation.high,
-        )
-        for one in audits
-    ]
-    assert (np.mean(within, axis=0) >= 0.95).all()
+    audits = _runs(missed, correlation, share, 200)
+    shares = [one.missed_share for one in audits]
+    means = [one.correlation for one in audits]
+    assert np.mean([one.low <= true_share <= one.high for one in shares]) >= 0.95
+    assert np.mean([one.low <= true_mean <= one.high for one in means]) >= 0.95
     # And they say something: with 90 audits less than half of the range.
     if share == 0.3:
-        assert np.median([one.correlation.high - one.correlation.low for one in audits]) < 0.5
+        assert np.median([one.high - one.low for one in means]) < 0.5
 
 
 def test_the_estimates_are_unbiased() -> None:
     """Their mean over many runs is the true error."""
     missed = np.arange(200) % 5 == 0
     correlation = np.where(missed, 0.2, 0.9)
-    audits = _runs(missed, correlation, 0.2, 600)
+    audits = _runs(missed, correlation, 0.2, 500)
     assert np.mean([one.missed_share.value for one in audits]) == pytest.approx(0.2, abs=0.01)
     assert np.mean([one.correlation.value for one in audits]) == pytest.approx(0.76, abs=0.01)
 
@@ -147,7 +146,7 @@ def test_correlation_of_maps() -> None:
     assert map_correlation(one, other) == pytest.approx(
         np.corrcoef(one.ravel(), other.ravel())[0, 1]
     )
-    flat = np.zeros((7, 7), np.float32)
-    assert map_correlation(flat, flat) == 1
+    flat = np.full((7, 7), 0.1, np.float32)
+    assert map_correlation(flat, np.zeros_like(flat)) == 1
     assert map_correlation(flat, one) == 0
     assert map_correlation(one, other[:6]) == 0

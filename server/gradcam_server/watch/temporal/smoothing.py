@@ -23,7 +23,7 @@ class MapSmoother:
         ValueError: ``time_constant_s`` is negative.
     """
 
-    def __init__(self, time_constant_s: float) -> None:
+    def __init__(self, time_constant_s: float = 0.5) -> None:
         if not time_constant_s >= 0:
             raise ValueError(f"a time constant is 0 or more seconds, not {time_constant_s}")
         self._time_constant_s = time_constant_s

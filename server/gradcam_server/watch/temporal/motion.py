@@ -51,8 +51,8 @@ def _part(image: Pixels, extent: Extent) -> Pixels:
     beyond = (-top, bottom - height, -left, right - width)
     if max(beyond) <= 0:
         return inside
-    edges = (max(0, pixels) for pixels in beyond)
-    padded: Pixels = cv2.copyMakeBorder(inside, *edges, cv2.BORDER_REPLICATE)
+    above, below, before, after = (max(0, pixels) for pixels in beyond)
+    padded: Pixels = cv2.copyMakeBorder(inside, above, below, before, after, cv2.BORDER_REPLICATE)
     return padded
 
 

@@ -1,0 +1,1 @@
+"""Steadies answers over time: reused answers and their audit, held targets, smoothed maps."""

@@ -48,9 +48,8 @@ class SourceCounts:
     def __str__(self) -> str:
         audited = f" ({self.audited:,} audited)" if self.audited else ""
         parts = [f"{self.read:,} read", f"{self.explained:,} explained{audited}"]
-        for name in ("reused", "shed", "failed"):
-            if count := getattr(self, name):
-                parts.append(f"{count:,} {name}")
+        rare = {"reused": self.reused, "shed": self.shed, "failed": self.failed}
+        parts += [f"{count:,} {name}" for name, count in rare.items() if count]
         if self.reopened:
             parts.append(f"reopened {self.reopened:,} x")
         if self.answered:
@@ -177,7 +176,7 @@ class Counters:
 
 
 class MetricsPort:
-    """Serves counters for Prometheus over HTTP, in a thread.
+    """Serves counters for Prometheus over HTTP on all interfaces, in a thread.
 
     Args:
         counters: The counters.

@@ -12,7 +12,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from gradcam_client.colormaps import table
 from gradcam_client.drawing import enlarge

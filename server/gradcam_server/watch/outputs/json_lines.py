@@ -39,7 +39,7 @@ class JsonLines:
 
 
 def as_json(result: FrameResult, *, with_maps: bool = False) -> dict[str, Any]:
-    """Returns a result as JSON values. What is not known, and numbers that are not finite, are null.
+    """Returns a result as JSON values: null where a number is not finite or nothing is known.
 
     Args:
         result: The result.

@@ -18,6 +18,7 @@ import av
 import cv2
 import numpy as np
 from av.codec.codec import UnknownCodecError
+from av.video.reformatter import Colorspace
 
 from gradcam_server.batch.errors import OutputError
 from gradcam_server.watch.frames import Frame, FrameResult, Pixels
@@ -40,6 +41,7 @@ _BIT_RATE = 4_000_000  # of the other codecs, which have no constant quality
 _TIME_BASE = Fraction(1, 90_000)
 _KEYFRAME_INTERVAL = 60
 _RATE = 30  # for the encoder's choice of a level; time stamps are those of the frames
+_BT709 = 1  # said in the file, because players guess by the size
 _FRAGMENT_US = 1_000_000
 # The duration of a frame has 32 bits. After an outage, or if a clock is set, a longer pause than
 # this becomes so long.
@@ -157,6 +159,7 @@ class VideoFile:
         context.pix_fmt = "yuv420p"
         context.gop_size = _KEYFRAME_INTERVAL
         context.max_b_frames = 0
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.time_base = stream.time_base = _TIME_BASE
         if codec not in _OPTIONS:
             context.bit_rate = _BIT_RATE
@@ -172,13 +175,13 @@ class VideoFile:
         Raises:
             OutputError: The file cannot be written.
         """
-        frame = av.VideoFrame.from_ndarray(fit(image, self._size), format="rgb24")
+        rgb = av.VideoFrame.from_ndarray(fit(image, self._size), format="rgb24")
+        frame = rgb.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
         frame.pts, frame.time_base = self._time_stamp(time_s), _TIME_BASE
         self._writing(lambda: self._container.mux(self._stream.encode(frame)))
 
     def _time_stamp(self, time_s: float) -> int:
-        """Returns the time in units of ``_TIME_BASE``: more than the last one, even if a clock
-        goes back."""
+        """Returns a time in units of ``_TIME_BASE``, after the last one though a clock goes back."""
         if self._last is None:
             self._last = 0
             return 0

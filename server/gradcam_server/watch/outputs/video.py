@@ -181,7 +181,7 @@ class VideoFile:
         self._writing(lambda: self._container.mux(self._stream.encode(frame)))
 
     def _time_stamp(self, time_s: float) -> int:
-        """Returns a time in units of ``_TIME_BASE``, after the last one though a clock goes back."""
+        """Returns a time in units of ``_TIME_BASE``, after the last one even if a clock is set."""
         if self._last is None:
             self._last = 0
             return 0

@@ -9,8 +9,9 @@ import asyncio
 import html
 import socket
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 import cv2
 import uvicorn
@@ -143,9 +144,11 @@ class BrowserView:
         self._names, self._style = list(sources), style or Style()
         self._socket = _listen(port)
         self.url = f"http://{HOST}:{self._socket.getsockname()[1]}/"
+        self._newest: dict[str, FrameResult] = {}
+        self._lock = threading.Lock()
         self._pictures: dict[str, Picture] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._server: uvicorn.Server | None = None
+        self._server: _Server | None = None
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._run, name="browser view", daemon=True)
         self._thread.start()
@@ -153,17 +156,29 @@ class BrowserView:
 
     def write(self, result: FrameResult) -> None:
         """Shows a result, if somebody looks. Never waits for a viewer."""
-        if self._loop is not None:
-            with suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._pictures[result.frame.source].set, result)
+        name = result.frame.source
+        with self._lock:
+            is_awaited = name in self._newest
+            self._newest[name] = result
+        if not is_awaited:
+            self._call(partial(self._take, name))
 
     def close(self) -> None:
         """Ends all streams and frees the port."""
-        if self._loop is not None:
-            with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._stop)
+        self._call(self._stop)
         self._thread.join()
         self._socket.close()
+
+    def _call(self, step: Callable[[], None]) -> None:
+        """Calls a function in the loop, if it runs."""
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it is closed
+                self._loop.call_soon_threadsafe(step)
+
+    def _take(self, name: str) -> None:
+        with self._lock:
+            result = self._newest.pop(name)
+        self._pictures[name].set(result)
 
     def _stop(self) -> None:
         for picture in self._pictures.values():
@@ -182,17 +197,28 @@ class BrowserView:
         config = uvicorn.Config(
             application(self._pictures),
             log_config=None,
-            log_level="warning",
+            log_level="critical",  # a viewer that is cut off at the end is no error
             access_log=False,
             lifespan="off",
             ws="none",
             server_header=False,
             timeout_graceful_shutdown=1,
         )
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config, self._started)
         self._loop = asyncio.get_running_loop()
-        self._started.set()
         await self._server.serve([self._socket])
+
+
+class _Server(uvicorn.Server):
+    """Says when it accepts connections."""
+
+    def __init__(self, config: uvicorn.Config, started: threading.Event) -> None:
+        super().__init__(config)
+        self._accepting = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._accepting.set()
 
 
 def _listen(port: int) -> socket.socket:

@@ -135,16 +135,17 @@ class ParquetShards:
             return
         name = f"part-{self._run}-{self._shard_count:05d}"
         temporary, path = self._folder / f".{name}.tmp", self._folder / f"{name}.parquet"
-        with writing(self._folder), RowFile(temporary, path) as rows:
-            for row in self._rows:
-                rows.add(row)
-            rows.finish(
-                {
-                    _RUN: self._run,
-                    _FIRST_TIME: str(min(self._times)),
-                    _LAST_TIME: str(max(self._times)),
-                }
-            )
+        notes = {
+            _RUN: self._run,
+            _FIRST_TIME: str(min(self._times)),
+            _LAST_TIME: str(max(self._times)),
+        }
+        with writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)  # it may have been moved away
+            with RowFile(temporary, path) as rows:
+                for row in self._rows:
+                    rows.add(row)
+                rows.finish(notes)
         self._shard_count += 1
         self._rows.clear()
         self._times.clear()

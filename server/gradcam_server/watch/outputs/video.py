@@ -6,7 +6,6 @@ file when it is closed; a live source may run for months, and the index would gr
 """
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from fractions import Fraction
@@ -38,7 +37,8 @@ _OPTIONS = {
     "libx264": {"preset": "veryfast", "crf": "23", "tune": "zerolatency"},
 }
 _BIT_RATE = 4_000_000  # of the other codecs, which have no constant quality
-_TIME_BASE = Fraction(1, 90_000)
+# Exact for 24, 25, 30, 30/1.001 and 60 frames a second; MPEG-4 allows no more than 65,535.
+_TIME_BASE = Fraction(1, 60_000)
 _KEYFRAME_INTERVAL = 60
 _RATE = 30  # for the encoder's choice of a level; time stamps are those of the frames
 _BT709 = 1  # said in the file, because players guess by the size
@@ -206,8 +206,8 @@ class VideoFile:
     def _writing(self, step: Callable[[], _T]) -> _T:
         try:
             return step()
-        except OSError as error:  # PyAV's errors of files are such
-            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        except (OSError, av.FFmpegError) as error:
+            reason = error.strerror or str(error)
             raise OutputError(f"{self._path}: it cannot be written ({reason})") from error
 
 

@@ -63,7 +63,7 @@ def test_time_stamps_are_those_of_the_source(tmp_path: Path, begin_s: float, is_
     frames = [shown(20 * n, begin_s + time, is_live=is_live) for n, time in enumerate(times)]
     write(tmp_path / "a.mp4", frames)
     read_times, pictures = read(tmp_path / "a.mp4")
-    np.testing.assert_allclose(read_times, times, atol=2e-5)
+    np.testing.assert_allclose(read_times, times, atol=1e-5)
     for number, picture in enumerate(pictures):
         assert abs(picture.mean() - 20 * number) < 3
     with av.open(str(tmp_path / "a.mp4")) as container:
@@ -143,7 +143,7 @@ def test_a_file_is_readable_after_kill_9(tmp_path: Path, kind: str) -> None:
     assert killed.returncode == -signal.SIGKILL
     times, _ = read(path)
     assert 200 <= len(times) <= 250
-    np.testing.assert_allclose(times, np.arange(len(times)) / 25, atol=2e-5)
+    np.testing.assert_allclose(times, np.arange(len(times)) / 25, atol=1e-5)
 
 
 def test_a_clock_that_is_set_does_not_end_the_file(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 import http.client
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
 import cv2
@@ -33,11 +35,21 @@ def port_of(view: BrowserView) -> int:
     return port
 
 
-def get(view: BrowserView, path: str, host: str = "127.0.0.1") -> http.client.HTTPResponse:
-    """Sends a request, and returns the answer when its head is there."""
-    connection = http.client.HTTPConnection("127.0.0.1", port_of(view), timeout=TIMEOUT_S)
-    connection.request("GET", path, headers={"Host": f"{host}:{port_of(view)}"})
-    return connection.getresponse()
+Get: TypeAlias = Callable[..., http.client.HTTPResponse]
+
+
+@pytest.fixture
+def get() -> Iterator[Get]:
+    """Sends requests, each over a connection of its own, which is closed at the end."""
+    with ExitStack() as stack:
+
+        def send(view: BrowserView, path: str, host: str = "127.0.0.1") -> http.client.HTTPResponse:
+            connection = http.client.HTTPConnection("127.0.0.1", port_of(view), timeout=TIMEOUT_S)
+            stack.callback(connection.close)
+            connection.request("GET", path, headers={"Host": f"{host}:{port_of(view)}"})
+            return stack.enter_context(connection.getresponse())
+
+        yield send
 
 
 def next_picture(stream: http.client.HTTPResponse) -> Pixels | None:
@@ -53,7 +65,7 @@ def next_picture(stream: http.client.HTTPResponse) -> Pixels | None:
     return None
 
 
-def test_the_page_lists_the_sources(view: BrowserView) -> None:
+def test_the_page_lists_the_sources(view: BrowserView, get: Get) -> None:
     """Each with its stream; names are text, never markup."""
     response = get(view, "/")
     page = response.read().decode()
@@ -66,7 +78,7 @@ def test_the_page_lists_the_sources(view: BrowserView) -> None:
     assert "<b>" not in page
 
 
-def test_a_stream_shows_results_as_they_come(view: BrowserView) -> None:
+def test_a_stream_shows_results_as_they_come(view: BrowserView, get: Get) -> None:
     """Each as a JPEG with heat, of its own source alone."""
     stream = get(view, "/streams/0.mjpeg")
     assert stream.headers["Content-Type"].startswith("multipart/x-mixed-replace; boundary=")
@@ -85,7 +97,7 @@ def test_a_stream_shows_results_as_they_come(view: BrowserView) -> None:
     assert max(green, blue) < 15
 
 
-def test_a_late_viewer_sees_the_last_result(view: BrowserView) -> None:
+def test_a_late_viewer_sees_the_last_result(view: BrowserView, get: Get) -> None:
     """A source that has paused or ended is not a black picture."""
     view.write(failed(frame(gray(77))))
     picture = next_picture(get(view, "/streams/0.mjpeg"))
@@ -93,7 +105,7 @@ def test_a_late_viewer_sees_the_last_result(view: BrowserView) -> None:
     assert abs(picture[:40].mean() - 77) < 4
 
 
-def test_a_slow_viewer_gets_the_newest_picture(view: BrowserView) -> None:
+def test_a_slow_viewer_gets_the_newest_picture(view: BrowserView, get: Get) -> None:
     """It holds nobody up, nothing queues for it, and what it has missed is left out."""
     stream = get(view, "/streams/0.mjpeg")
     other = get(view, "/streams/0.mjpeg")
@@ -112,7 +124,7 @@ def test_a_slow_viewer_gets_the_newest_picture(view: BrowserView) -> None:
     assert seen < count / 2
 
 
-def test_another_name_of_this_machine_is_refused(view: BrowserView) -> None:
+def test_another_name_of_this_machine_is_refused(view: BrowserView, get: Get) -> None:
     """A site whose name is turned to 127.0.0.1 does not see the cameras."""
     assert get(view, "/", "evil.example").status == 400
     assert get(view, "/streams/0.mjpeg", "evil.example").status == 400
@@ -126,22 +138,21 @@ def test_it_listens_on_this_machine_alone(view: BrowserView) -> None:
         other.connect(("127.0.0.2", port_of(view)))
 
 
-def test_an_unknown_stream_is_not_found(view: BrowserView) -> None:
+def test_an_unknown_stream_is_not_found(view: BrowserView, get: Get) -> None:
     """The answer says how many there are."""
     response = get(view, "/streams/2.mjpeg")
     assert (response.status, response.read()) == (404, b"there are 2 sources\n")
 
 
-def test_closing_ends_the_streams() -> None:
+def test_closing_ends_the_streams(get: Get) -> None:
     """Also of viewers that read nothing; no thread or port is left."""
     view = BrowserView(["clip"], 0)
     port = port_of(view)
-    stalled, stream = get(view, "/streams/0.mjpeg"), get(view, "/streams/0.mjpeg")
+    stream, _stalled = get(view, "/streams/0.mjpeg"), get(view, "/streams/0.mjpeg")
     view.write(failed(frame(noise((1080, 1920)))))
     assert next_picture(stream) is not None
     view.close()
     assert next_picture(stream) is None
-    stalled.close()
     assert "browser view" not in {thread.name for thread in threading.enumerate()}
     BrowserView(["clip"], port).close()
     view.write(failed())  # after the end it is dropped

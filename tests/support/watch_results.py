@@ -34,7 +34,7 @@ def explanation(
     target: tuple[int, str] = CAT, extent: Extent | None = None, raw: np.ndarray = RAW
 ) -> Explanation:
     """Makes the explanation of a class."""
-    heatmap = Heatmap("raw", *raw.shape, "none", "none", raw.astype("<f4").tobytes())
+    heatmap = Heatmap("raw", len(raw), raw.shape[1], "none", "none", raw.astype("<f4").tobytes())
     return Explanation(
         *target, 7.25, "top_conv", "gradcam", -1.0, 8.0, False, (heatmap,), image_extent=extent
     )

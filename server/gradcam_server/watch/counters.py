@@ -195,7 +195,7 @@ class MetricsPort:
 
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        registry.register(counters)  # type: ignore[arg-type]
+        registry.register(counters)
         try:
             server, thread = start_http_server(port, registry=registry)
         except OSError as error:

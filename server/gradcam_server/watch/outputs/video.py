@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import av
 import cv2
@@ -151,9 +151,8 @@ class VideoFile:
 
     def _add_stream(self) -> "VideoStream":
         codec = codec_name()
-        stream: VideoStream = self._container.add_stream(
-            codec, rate=_RATE, options=_OPTIONS.get(codec, {})
-        )
+        added = self._container.add_stream(codec, rate=_RATE, options=_OPTIONS.get(codec, {}))
+        stream = cast("VideoStream", added)
         context = stream.codec_context
         context.width, context.height = self._size
         context.pix_fmt = "yuv420p"

@@ -77,7 +77,7 @@ def test_no_count_is_lost_between_threads() -> None:
 def test_the_metrics_of_prometheus() -> None:
     """Their names and labels are part of the interface; outcomes are there from the start."""
     registry = CollectorRegistry()
-    registry.register(counted())  # type: ignore[arg-type]
+    registry.register(counted())
     lines = generate_latest(registry).decode().splitlines()
     for line in (
         'gradcam_watch_read_frames_total{source="clip"} 1200.0',

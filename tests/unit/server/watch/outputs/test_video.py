@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -20,7 +21,7 @@ from support.watch_results import explained, failed, frame, gray
 SIZE = (64, 96)
 
 
-def shown(level: int, time_s: float, size: tuple[int, int] = SIZE, **changes: object) -> Frame:
+def shown(level: int, time_s: float, size: tuple[int, int] = SIZE, **changes: Any) -> Frame:
     """Makes a frame of one gray level."""
     return frame(gray(level, size), time_s=time_s, **changes)
 
@@ -124,6 +125,7 @@ def test_fitting_keeps_the_shape() -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from typing import Any, Literal
 from gradcam_server.watch.outputs.video import VideoOutput
 from support.watch_results import explained, frame, noise
 output = VideoOutput(Path(sys.argv[1]), ["clip"])
@@ -215,7 +217,7 @@ def test_without_x264_another_encoder_writes(
     """It is said once, and the file is readable."""
     codec = av.codec.Codec
 
-    def other(name: str, mode: str) -> av.codec.Codec:
+    def other(name: str, mode: Literal["r", "w"]) -> av.codec.Codec:
         if name in ("libx264", "libopenh264"):
             raise UnknownCodecError(name)
         return codec(name, mode)

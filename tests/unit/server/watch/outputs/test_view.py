@@ -110,7 +110,7 @@ def test_a_slow_viewer_gets_the_newest_picture(view: BrowserView, get: Get) -> N
     stream = get(view, "/streams/0.mjpeg")
     other = get(view, "/streams/0.mjpeg")
     large = noise((720, 1280))
-    count = 60
+    count = 40
     for number in range(count):
         view.write(failed(frame(large, number)))
         assert next_picture(other) is not None

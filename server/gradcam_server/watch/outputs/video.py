@@ -83,13 +83,14 @@ class VideoOutput:
         self._files[name].add(draw(result, self._style), result.frame.time_s)
 
     def close(self) -> None:
-        """Finishes all files.
+        """Finishes all files. A second call does nothing.
 
         Raises:
             OutputError: A file cannot be written; the others are finished all the same.
         """
         with ExitStack() as stack:
-            for file in self._files.values():
+            while self._files:
+                _, file = self._files.popitem()
                 stack.callback(file.close)
 
 

@@ -3,8 +3,10 @@
 import http.client
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
@@ -162,3 +164,20 @@ def test_a_port_in_use_is_an_error(view: BrowserView) -> None:
     """It names the option and the remedy."""
     with pytest.raises(OutputError, match=r"--show \d+: the port cannot be used.*name another"):
         BrowserView(["clip"], port_of(view))
+
+
+def test_viewers_that_leave_are_forgotten(view: BrowserView) -> None:
+    """Though no frame follows: a source may pause for days, and descriptors are few."""
+
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = descriptors()
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", port_of(view)), TIMEOUT_S) as viewer:
+            viewer.sendall(b"GET /streams/0.mjpeg HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert viewer.recv(100).startswith(b"HTTP/1.1 200")
+    deadline = time.monotonic() + TIMEOUT_S
+    while descriptors() > before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from gradcam_server.batch import manifest
 from gradcam_server.batch.errors import InputError, OutputError
-from gradcam_server.batch.schema import OK, unpack
+from gradcam_server.batch.schema import ERROR, OK, unpack
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +46,7 @@ def to_pandas(folder: str | Path, *, maps: bool = False) -> "pd.DataFrame":
     frame = table.to_pandas(types_mapper=nullable.get)
     if maps:
         rows = (row for batch in table.to_batches(_READ_ROWS) for row in batch.to_pylist())
-        values = [unpack(row) if row["status"] == OK else None for row in rows]
+        values = [unpack(row) if row["status"] != ERROR else None for row in rows]
         frame["map"] = pd.Series(values, frame.index, dtype=object)
     return frame
 

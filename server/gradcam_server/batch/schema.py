@@ -13,6 +13,7 @@ from gradcam_server.batch.explain_options import ExplainOptions
 from gradcam_server.batch.sources.base import Item
 
 OK, ERROR = "ok", "error"
+REUSED = "reused"  # of gradcam watch: the answer is that of an earlier frame
 # Fields of a request whose errors concern the image, not the options.
 IMAGE_FIELDS = ("encoded_image", "raw_image", "raw_image.data")
 
@@ -58,7 +59,7 @@ class Row:
         index: Its position in the list of inputs, from 0.
         id: Its name.
         path: Its location.
-        status: ``OK`` or ``ERROR``.
+        status: ``OK``, ``REUSED`` or ``ERROR``.
         error: Why it failed.
         width: Width of the image after EXIF orientation, in pixels.
         height: Its height, likewise.

@@ -9,10 +9,10 @@ the same part.
 import errno
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -143,33 +143,85 @@ class Folder:
         Raises:
             OutputError: The disk is full, or the folder cannot be written.
         """
-        temporary = self._temporary(part)
-        try:
-            with writing(self.path):
-                shard = ShardWriter(self.path, temporary, part, job)
-                try:
-                    yield shard
-                    shard.finish()
-                finally:
-                    shard.close()
-                temporary.replace(self.shard(part))
-                sync_folder(self.path)
-        except BaseException:
+        with writing(self.path), RowFile(self._temporary(part), self.shard(part)) as rows:
+            shard = ShardWriter(self.path, rows, part, job)
+            yield shard
+            shard.finish()
+
+
+class RowFile:
+    """A Parquet file of rows, which appears whole when it is finished, or not at all.
+
+    Args:
+        temporary: A file in the same folder, which has the rows until then.
+        path: The file.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written.
+    """
+
+    def __init__(self, temporary: Path, path: Path) -> None:
+        self._temporary, self._path = temporary, path
+        self._rows: list[Row] = []
+        self._is_finished = False
+        self._file = temporary.open("wb")
+        self._writer = pq.ParquetWriter(self._file, SCHEMA, compression="zstd")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def add(self, row: Row) -> None:
+        """Adds a row."""
+        self._rows.append(row)
+        if len(self._rows) == _GROUP_ROWS:
+            self._flush()
+
+    def finish(self, notes: Mapping[bytes, str]) -> None:
+        """Writes the remaining rows, syncs the file to the disk and gives it its name.
+
+        Args:
+            notes: Stored in the file's metadata.
+        """
+        self._flush()
+        self._writer.add_key_value_metadata(notes)
+        self._writer.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._temporary.replace(self._path)
+        self._is_finished = True
+        sync_folder(self._path.parent)
+
+    def close(self) -> None:
+        """Removes the file, unless it is finished."""
+        if self._is_finished:
+            return
+        if not self._file.closed:
+            with suppress(OSError, pa.ArrowException, ValueError):
+                self._writer.close()
+            self._writer.is_open = False  # it would try again when it is collected
             with suppress(OSError):
-                temporary.unlink()
-            raise
+                self._file.close()
+        with suppress(OSError):
+            self._temporary.unlink()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_batch(to_batch(self._rows))
+            self._rows.clear()
 
 
 class ShardWriter:
     """Writes the rows of one part. Made by ``Folder.writer``."""
 
-    def __init__(self, folder: Path, temporary: Path, part: Part, job: str) -> None:
+    def __init__(self, folder: Path, rows: RowFile, part: Part, job: str) -> None:
         self._folder, self._part, self._job = folder, part, job
-        self._rows: list[Row] = []
+        self._rows = rows
         self._count = self._errors = 0
         self._overlays: Path | None = None
-        self._file = temporary.open("wb")
-        self._writer = pq.ParquetWriter(self._file, SCHEMA, compression="zstd")
 
     def add(self, row: Row) -> None:
         """Adds the next row.
@@ -184,37 +236,17 @@ class ShardWriter:
         if row.overlay_jpeg is not None:
             row.overlay = self._write_overlay(row.index, row.overlay_jpeg)
             row.overlay_jpeg = None
-        self._rows.append(row)
-        if len(self._rows) == _GROUP_ROWS:
-            self._flush()
+        self._rows.add(row)
 
     def finish(self) -> None:
-        """Writes the remaining rows, and syncs the file to the disk.
+        """Writes the remaining rows, syncs the file to the disk and gives it its name.
 
         Raises:
             ValueError: Rows are missing.
         """
         if self._count != len(self._part):
             raise ValueError(f"{self._part} has {self._count} rows")
-        self._flush()
-        self._writer.add_key_value_metadata({_JOB: self._job, _ERRORS: str(self._errors)})
-        self._writer.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Closes the file, finished or not."""
-        if not self._file.closed:
-            with suppress(OSError, pa.ArrowException, ValueError):
-                self._writer.close()
-            self._writer.is_open = False  # it would try again when it is collected
-            with suppress(OSError):
-                self._file.close()
-
-    def _flush(self) -> None:
-        if self._rows:
-            self._writer.write_batch(to_batch(self._rows))
-            self._rows.clear()
+        self._rows.finish({_JOB: self._job, _ERRORS: str(self._errors)})
 
     def _write_overlay(self, index: int, jpeg: bytes) -> str:
         # Overlays have fixed names and precede their shard: a second run overwrites them.

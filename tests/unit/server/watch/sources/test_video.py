@@ -1,5 +1,6 @@
 """Video files: order, times, orientation, broken frames."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -10,7 +11,7 @@ from gradcam_server.watch.sources.errors import SourceError
 from gradcam_server.watch.sources.events import Event, SourceEvent
 from gradcam_server.watch.sources.naming import parse_sources
 from gradcam_server.watch.sources.video import VideoFile
-from support.videos import number_of, write_video
+from support.videos import number_of, numbered, write_video
 
 _EVEN = [number / 10 for number in range(20)]
 
@@ -122,16 +123,18 @@ def _write_sound(path: Path) -> Path:
 
 def test_sound_beside_the_video_is_left_out(tmp_path: Path) -> None:
     """A file with sound gives the frames of its video."""
-    silent = write_video(tmp_path / "silent.mkv", _EVEN)
-    sound, path = _write_sound(tmp_path / "sound.wav"), tmp_path / "clip.mkv"
+    path = tmp_path / "clip.mkv"
     with av.open(str(path), "w") as both:
-        for part in (sound, silent):
-            with av.open(str(part)) as container:
-                stream = both.add_stream_from_template(container.streams[0])
-                packets = [packet for packet in container.demux() if packet.dts is not None]
-            for packet in packets:
-                packet.stream = stream
-            both.mux(packets)
+        sound = both.add_stream("aac", rate=8000, layout="mono")
+        video = both.add_stream("libx264", rate=25)
+        video.height, video.width, video.pix_fmt = 48, 64, "yuv420p"
+        tone = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), "fltp", "mono")
+        tone.sample_rate, tone.pts, tone.time_base = 8000, 0, Fraction(1, 8000)
+        for packet in [*sound.encode(tone), *sound.encode(None)]:
+            both.mux(packet)
+        for number in range(20):
+            both.mux(video.encode(av.VideoFrame.from_ndarray(numbered(number, 48, 64), "rgb24")))
+        both.mux(video.encode(None))
     with av.open(str(path)) as container:
         assert {stream.type for stream in container.streams} == {"audio", "video"}
     assert len(list(_video(path).frames())) == 20

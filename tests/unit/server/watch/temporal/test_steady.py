@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gradcam_server.watch.frames import Pixels
-from gradcam_server.watch.stream_state import Choice
+from gradcam_server.watch.stream_state import Choice, StreamState
 from gradcam_server.watch.temporal.reuse import ReusePolicy
 from gradcam_server.watch.temporal.smoothing import MapSmoother
 from gradcam_server.watch.temporal.steady import SteadyStream
@@ -15,7 +15,7 @@ from support.stream_frames import answer, frame, texture
 
 
 def run(
-    stream: SteadyStream, images: Sequence[Pixels], best: Sequence[int]
+    stream: StreamState, images: Sequence[Pixels], best: Sequence[int]
 ) -> tuple[list[Choice], list[str]]:
     """Explains each frame's held class, else its best one, and returns what was shown."""
     choices, shown = [], []

@@ -10,7 +10,7 @@ from gradcam_server.watch.sources.errors import SourceError
 from gradcam_server.watch.sources.events import Event, SourceEvent
 from gradcam_server.watch.sources.naming import parse_sources
 from gradcam_server.watch.sources.video import VideoFile
-from support.videos import number_of, write_video
+from support.videos import number_of, write_sound, write_video
 
 _EVEN = [number / 10 for number in range(20)]
 
@@ -111,27 +111,9 @@ def test_file_that_is_no_video_is_an_error(tmp_path: Path, content: bytes) -> No
         list(_video(path).frames())
 
 
-def _write_sound(path: Path) -> Path:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
-        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
-        sound.sample_rate = 8000
-        container.mux(stream.encode(sound))
-    return path
-
-
 def test_sound_beside_the_video_is_left_out(tmp_path: Path) -> None:
     """A file with sound gives the frames of its video."""
-    silent = write_video(tmp_path / "silent.mkv", _EVEN)
-    sound, path = _write_sound(tmp_path / "sound.wav"), tmp_path / "clip.mkv"
-    with av.open(str(path), "w") as both:
-        for part in (sound, silent):
-            with av.open(str(part)) as container:
-                stream = both.add_stream_from_template(container.streams[0])
-                packets = [packet for packet in container.demux() if packet.dts is not None]
-            for packet in packets:
-                packet.stream = stream
-            both.mux(packets)
+    path = write_video(tmp_path / "clip.mkv", _EVEN, has_sound=True)
     with av.open(str(path)) as container:
         assert {stream.type for stream in container.streams} == {"audio", "video"}
     assert len(list(_video(path).frames())) == 20
@@ -139,7 +121,9 @@ def test_sound_beside_the_video_is_left_out(tmp_path: Path) -> None:
 
 def test_sound_alone_is_an_error(tmp_path: Path) -> None:
     """A file with sound only has no frames, and says so."""
-    path = _write_sound(tmp_path / "sound.wav")
+    path = tmp_path / "sound.wav"
+    with av.open(str(path), "w") as container:
+        write_sound(container, container.add_stream("pcm_s16le", rate=8000, layout="mono"))
     with pytest.raises(SourceError, match="has no video"):
         list(_video(path).frames())
 

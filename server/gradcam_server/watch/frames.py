@@ -89,5 +89,8 @@ class FrameSource(Protocol):
         A live source opens again with back-off and never ends; a file ends.
         """
 
+    def done(self, frame: Frame) -> None:
+        """Says that the result of a frame is written; called from another thread."""
+
     def close(self) -> None:
         """Ends ``frames()`` within a second; called from another thread."""

@@ -125,7 +125,7 @@ def test_http_stream_killed_in_mid_run(caplog: pytest.LogCaptureFixture) -> None
             count = len(read.frames)
             read.wait_for(count + 10)
             late = (camera.number_now() - number_of(read.frames[-1].image)) % 256
-    assert late <= 10
+    assert late <= 20  # a second
     assert (number_of(read.frames[count + 1].image) - before) % 256 < 128
     assert "is back after" in caplog.text
 

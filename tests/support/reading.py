@@ -5,8 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from gradcam_server.watch.frames import Frame
-from gradcam_server.watch.sources.opening import WatchedSource
+from gradcam_server.watch.frames import Frame, FrameSource
 
 
 class Reading:
@@ -17,7 +16,7 @@ class Reading:
         marks_done: Whether each frame counts as done at once.
     """
 
-    def __init__(self, source: WatchedSource, marks_done: bool) -> None:
+    def __init__(self, source: FrameSource, marks_done: bool) -> None:
         self.source, self.frames = source, list[Frame]()
         self.error: BaseException | None = None
         self._marks_done = marks_done
@@ -56,7 +55,7 @@ class Reading:
 
 
 @contextmanager
-def reading(source: WatchedSource, *, marks_done: bool = True) -> Iterator[Reading]:
+def reading(source: FrameSource, *, marks_done: bool = True) -> Iterator[Reading]:
     """Reads a source until the block ends, and checks that it then ends within a second."""
     found = Reading(source, marks_done)
     found.thread.start()

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.audio.stream import AudioStream
+from av.container import OutputContainer
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -38,6 +40,7 @@ def write_video(
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
     size: tuple[int, int] = (48, 64),
+    has_sound: bool = False,
 ) -> Path:
     """Writes a video of numbered frames at given times; ``rotation`` is its display matrix's."""
     with av.open(str(path), "w", container_options=container_options) as container:
@@ -48,9 +51,18 @@ def write_video(
         stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
         if rotation:
             stream.set_display_rotation(rotation)
+        if has_sound:
+            write_sound(container, container.add_stream("pcm_s16le", rate=8000, layout="mono"))
         for number, time_s in enumerate(times_s):
             frame = av.VideoFrame.from_ndarray(numbered(number, *size), format="rgb24")
             frame.pts, frame.time_base = round(time_s * 1000), Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+def write_sound(container: OutputContainer, stream: AudioStream) -> None:
+    """Writes a tenth of a second of silence, at 8 kHz in 16 bits."""
+    sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
+    sound.sample_rate = 8000
+    container.mux(stream.encode(sound))

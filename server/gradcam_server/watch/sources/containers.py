@@ -20,8 +20,9 @@ _STREAM_PROTOCOLS = (
     "crypto,data,http,https,httpproxy,rtmp,rtmps,rtmpt,rtmpts,rtp,rtsp,rtsps,srt,srtp,tcp,tls,udp"
 )
 _FILE_PROTOCOLS = "file,crypto,data"
-# No packets are held back while the format is found out.
-_LIVE_OPTIONS = {"fflags": "nobuffer"}
+# The format is known sooner without an estimate of the frame rate, which nobody needs. Packets read
+# meanwhile are kept: a short stream may have no others.
+_LIVE_OPTIONS = {"analyzeduration": "2000000", "fpsprobesize": "0"}
 
 # A connection that is lost in the middle of a file goes on where it was.
 _HTTP_FILE_OPTIONS = {"reconnect": "1", "reconnect_delay_max": "30"}

@@ -1,19 +1,11 @@
 """From the words of a command line to sources."""
 
 from pathlib import Path
-from typing import Protocol
 
-from gradcam_server.watch.frames import Frame, FrameSource
+from gradcam_server.watch.frames import FrameSource
 from gradcam_server.watch.sources.errors import SourceError
 from gradcam_server.watch.sources.events import Report, ignore
 from gradcam_server.watch.sources.naming import SourceKind, SourceSpec
-
-
-class WatchedSource(FrameSource, Protocol):
-    """A source that is told what is done."""
-
-    def done(self, frame: Frame) -> None:
-        """Says that the result of a frame is written; any thread may call it."""
 
 
 def open_source(
@@ -22,7 +14,7 @@ def open_source(
     fps: float | None = None,
     journal: Path | None = None,
     report: Report = ignore,
-) -> WatchedSource:
+) -> FrameSource:
     """Returns the source that a spec names; its ``frames()`` opens it.
 
     Args:

@@ -1,6 +1,5 @@
 """Video files: order, times, orientation, broken frames."""
 
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -11,7 +10,7 @@ from gradcam_server.watch.sources.errors import SourceError
 from gradcam_server.watch.sources.events import Event, SourceEvent
 from gradcam_server.watch.sources.naming import parse_sources
 from gradcam_server.watch.sources.video import VideoFile
-from support.videos import number_of, numbered, write_video
+from support.videos import number_of, write_sound, write_video
 
 _EVEN = [number / 10 for number in range(20)]
 
@@ -112,29 +111,9 @@ def test_file_that_is_no_video_is_an_error(tmp_path: Path, content: bytes) -> No
         list(_video(path).frames())
 
 
-def _write_sound(path: Path) -> Path:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
-        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
-        sound.sample_rate = 8000
-        container.mux(stream.encode(sound))
-    return path
-
-
 def test_sound_beside_the_video_is_left_out(tmp_path: Path) -> None:
     """A file with sound gives the frames of its video."""
-    path = tmp_path / "clip.mkv"
-    with av.open(str(path), "w") as both:
-        sound = both.add_stream("aac", rate=8000, layout="mono")
-        video = both.add_stream("libx264", rate=25)
-        video.height, video.width, video.pix_fmt = 48, 64, "yuv420p"
-        tone = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), "fltp", "mono")
-        tone.sample_rate, tone.pts, tone.time_base = 8000, 0, Fraction(1, 8000)
-        for packet in [*sound.encode(tone), *sound.encode(None)]:
-            both.mux(packet)
-        for number in range(20):
-            both.mux(video.encode(av.VideoFrame.from_ndarray(numbered(number, 48, 64), "rgb24")))
-        both.mux(video.encode(None))
+    path = write_video(tmp_path / "clip.mkv", _EVEN, has_sound=True)
     with av.open(str(path)) as container:
         assert {stream.type for stream in container.streams} == {"audio", "video"}
     assert len(list(_video(path).frames())) == 20
@@ -142,7 +121,9 @@ def test_sound_beside_the_video_is_left_out(tmp_path: Path) -> None:
 
 def test_sound_alone_is_an_error(tmp_path: Path) -> None:
     """A file with sound only has no frames, and says so."""
-    path = _write_sound(tmp_path / "sound.wav")
+    path = tmp_path / "sound.wav"
+    with av.open(str(path), "w") as container:
+        write_sound(container, container.add_stream("pcm_s16le", rate=8000, layout="mono"))
     with pytest.raises(SourceError, match="has no video"):
         list(_video(path).frames())
 

@@ -87,7 +87,8 @@ class _Device(pb_grpc.ExplanationServiceServicer):
 def _serve(seconds: float, port: "Connection") -> None:
     async def serve() -> None:
         server = grpc.aio.server(options=[("grpc.max_receive_message_length", 2**26)])
-        pb_grpc.add_ExplanationServiceServicer_to_server(_Device(seconds), server)
+        add = pb_grpc.add_ExplanationServiceServicer_to_server
+        add(_Device(seconds), server)  # type: ignore[no-untyped-call]
         port.send(server.add_insecure_port("127.0.0.1:0"))
         await server.start()
         await server.wait_for_termination()

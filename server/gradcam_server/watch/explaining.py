@@ -14,7 +14,6 @@ from gradcam_client.errors import (
     InvalidRequestError,
     MessageTooLargeError,
 )
-from gradcam_client.requests import ImageInput
 from gradcam_client.retry import RetryPolicy
 from gradcam_server.watch.frames import Frame
 
@@ -28,10 +27,9 @@ _OF_THE_FRAME = (InvalidRequestError, MessageTooLargeError, DeadlineExceededErro
 class ExplainClient(Protocol):
     """``AsyncClient``, or the client of a model in this process."""
 
-    async def explain(
-        self, image: ImageInput, *, timeout_s: float | None = None, **options: Any
-    ) -> ImageExplanation:
-        """Explains one image, or raises a ``GradCamError``."""
+    @property
+    def explain(self) -> Callable[..., Awaitable[ImageExplanation]]:
+        """Explains one image by ``timeout_s`` and options, or raises a ``GradCamError``."""
 
 
 class FrameExplainer:

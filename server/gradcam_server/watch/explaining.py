@@ -29,7 +29,7 @@ class ExplainClient(Protocol):
 
     @property
     def explain(self) -> Callable[..., Awaitable[ImageExplanation]]:
-        """Explains one image, as ``AsyncClient.explain`` does."""
+        """Explains one image by ``timeout_s`` and options, or raises a ``GradCamError``."""
 
 
 class FrameExplainer:

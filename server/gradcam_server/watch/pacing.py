@@ -25,6 +25,7 @@ _SERVICE_WEIGHT = 0.1
 # How much of a call's time over its target is added to the gap. A gap that is larger by d shortens
 # the wait of the next call by d: at 0.3 the wait comes to its target without swinging.
 _CORRECTION = 0.3
+_CATCH_UP = 0.25  # of the gap
 _MIN_PAUSE_S = 1e-4
 
 
@@ -143,8 +144,8 @@ class Pacer:
 
     def _begin(self, source: str, is_live: bool, interval_s: float | None) -> PacedCall:
         now = self._clock()
-        # A turn that came late does not delay all later ones.
-        self._next_at = max(self._next_at, now - self.gap_s) + self.gap_s
+        # A turn that came a little late does not delay all later ones; two at once would queue.
+        self._next_at = max(self._next_at, now - _CATCH_UP * self.gap_s) + self.gap_s
         is_alone = is_live and not self._live_count
         if is_live:
             alone = self._alone_of[source]

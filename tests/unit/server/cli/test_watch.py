@@ -33,7 +33,7 @@ def options(**changes: Any) -> WatchOptions:
     [
         ((), "Missing argument 'SOURCE...'"),
         (("clip.mp4", "--max-lag", "0"), "not in the range x>0"),
-        (("clip.mp4", "--reuse", "-1"), "not in the range x>0"),
+        (("clip.mp4", "--reuse", "0"), "not in the range x>0"),
         (("0", "--json", "--layer", "a", "--layer", "b"), "name one --layer, or add --fusion"),
         (("0",), "name where the results go: -o, --json, --parquet or --show"),
         (("0", "--json", "--class", "tabby", "--hold", "5"), "a given class stays"),

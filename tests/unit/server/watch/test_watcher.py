@@ -115,7 +115,7 @@ def test_a_slow_output_holds_the_frames_back() -> None:
                 return asyncio.ensure_future(write())
             return inline(executor, func, *args)
 
-        loop.run_in_executor = slow  # type: ignore[method-assign,assignment]
+        loop.run_in_executor = slow  # type: ignore[method-assign, assignment]
         await running
 
     run(watch())

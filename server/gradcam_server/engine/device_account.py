@@ -8,6 +8,8 @@ from gradcam_server.engine.batches import Batch, ItemT, RunnerT
 
 # Over how many batches the properties of a device are averaged.
 _RECENT_BATCHES = 64
+# A pause counts as at most so many batches: after a night without images, load is soon believed.
+_PAUSE_BATCHES = 8
 _PACE_BATCHES = 8
 
 
@@ -79,10 +81,10 @@ class DeviceAccount(Generic[RunnerT, ItemT]):
         self.gather_until = self._free_at - last_s / 2
 
     def _learn(self, ended: _InFlight[RunnerT, ItemT], seconds: float) -> None:
-        """Averages over recent batches. A pause counts at most as much as these batches."""
+        """Averages over recent batches."""
         kept = 1 - 1 / _RECENT_BATCHES
         self._busy_s = kept * self._busy_s + seconds
-        self._idle_s = kept * self._idle_s + min(ended.idle_s, _RECENT_BATCHES * seconds)
+        self._idle_s = kept * self._idle_s + min(ended.idle_s, _PAUSE_BATCHES * seconds)
         if ended.is_behind:
             pace = min(seconds / max(ended.expected_s, 1e-9), 1.0)
             self._pace += (pace - self._pace) / _PACE_BATCHES

@@ -1,20 +1,19 @@
 """Measures what HTTP costs beside gRPC: the same server, JPEG in, JSON or a message out.
 
-Closed loops of users, each with a connection of its own, take turns over the two transports. Each
-round gives one ratio of the throughputs. CPU time is that of the server's front end for an image.
+Closed loops of users, each with a connection of its own, take turns over the two transports, and
+over peers around the same graph (``--peer litserve``). Each round gives one ratio of the
+throughputs. CPU time is that of the server's front end for an image.
 
-Usage: PYTHONPATH=benchmarks python benchmarks/http_cost.py [OPTIONS] -- SERVE OPTIONS
+Usage: PYTHONPATH=tests:benchmarks python benchmarks/http_cost.py [OPTIONS] -- SERVE OPTIONS
 """
 
 import argparse
 import json
 import os
-import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -29,10 +28,12 @@ from gradcam_server.bench.load import Closed, Generators, LoadClient, MakeLoadCl
 from gradcam_server.bench.load_clients import Unary, WrongAnswerError
 from gradcam_server.bench.payload import jpeg, request
 from gradcam_server.bench.report import table
-from gradcam_server.bench.running import RunningServer, cpu_by_part, gradcam_serve
+from gradcam_server.bench.running import RunningServer, cpu_by_part, gradcam_serve, stopped
 from gradcam_server.bench.statistics import Spread
 from gradcam_server.cli.connection import Connection
 from gradcam_server.cli.progress import open_bar
+from options import add_peer_options, add_run_options
+from peers.servers import RunningPeer, free_port, payloads, start_all
 
 SETTLE_S = 0.5
 
@@ -75,10 +76,13 @@ class _HttpClient:
 
 @dataclass(frozen=True)
 class Turn:
-    """One measurement: images per second, and the front end's CPU time in ms per image."""
+    """One measurement: images per second, and the front end's CPU time in ms per image.
+
+    A peer has no front end of its own: its time is left out.
+    """
 
     images_per_s: float
-    front_end_ms: float
+    front_end_ms: float = 0.0
 
 
 def measure(
@@ -98,11 +102,10 @@ def measure(
 
 
 def subjects(
-    stack: ExitStack, arguments: argparse.Namespace
+    stack: ExitStack, arguments: argparse.Namespace, say: Callable[[str], object]
 ) -> tuple[str, dict[str, Callable[[], Turn]]]:
-    """Starts the server; returns the model, and what measures each transport by name."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    """Starts the servers; returns the model, and what measures each transport and peer by name."""
+    port = free_port()
     options = [*arguments.serve, "--http-port", str(port)]
     running = stack.enter_context(gradcam_serve(options))
     generators = stack.enter_context(Generators())
@@ -111,10 +114,23 @@ def subjects(
     message = request("jpeg", arguments.image, (info.input_height, info.input_width))
     url = f"http://127.0.0.1:{port}/v1/models/{info.name}:explain"
     load = Closed(arguments.users, arguments.seconds)
-    run = partial(measure, running, generators, load)
+    sent = {"jpeg": payloads(arguments.image, running.address)["jpeg"]}
+    peers, skipped = start_all(stack, arguments, sent, running.address, say)
+    for sentence in skipped:
+        say(sentence)
+
+    def ours(client: MakeLoadClient) -> Turn:
+        with stopped(peer.server.pid for peer in peers):  # some use cores when idle
+            return measure(running, generators, load, client)
+
+    def theirs(peer: RunningPeer) -> Turn:
+        with stopped(other.server.pid for other in peers if other is not peer):
+            return Turn(generators.run(peer.clients["jpeg"], load, SETTLE_S).images_per_s)
+
     return info.name, {
-        "http": lambda: run(Http(url, jpeg(arguments.image))),
-        "grpc": lambda: run(Unary(running.address, message, Connection())),
+        "http": lambda: ours(Http(url, jpeg(arguments.image))),
+        "grpc": lambda: ours(Unary(running.address, message, Connection())),
+        **{peer.candidate.name: partial(theirs, peer) for peer in peers},
     }
 
 
@@ -125,6 +141,7 @@ def row(name: str, found: dict[str, list[Turn]]) -> dict[str, Any]:
         "transport": name,
         "images_per_s": vars(Spread.of(rates[name])),
         "of_grpc": vars(Spread.of_ratios(rates[name], rates["grpc"])),
+        "http_of_it": vars(Spread.of_ratios(rates["http"], rates[name])),
         "front_end_ms": vars(Spread.of([turn.front_end_ms for turn in found[name]])),
     }
 
@@ -137,17 +154,14 @@ def spread(found: dict[str, float], digits: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--image", type=Path)
+    add_run_options(parser, seconds=5, rounds=8, output="http_cost.json")
+    add_peer_options(parser)
     parser.add_argument("--users", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--trial", action="store_true")
-    parser.add_argument("--output", type=Path, default=Path("http_cost.json"))
-    parser.add_argument("serve", nargs="*", help="after --: options of gradcam serve")
+    parser.set_defaults(peer=["none"])
     arguments = parser.parse_args()
     machine = results.Machine.here()
     with ExitStack() as stack, open_bar() as bar:
-        model, measured = subjects(stack, arguments)
+        model, measured = subjects(stack, arguments, bar.console.print)
         task = bar.add_task("", total=len(measured) * arguments.rounds)
 
         def on_turn(name: str) -> None:
@@ -165,12 +179,13 @@ def main() -> None:
     }
     finished = results.finish("http_cost", settings, rows, machine=machine, trial=arguments.trial)
     finished.save(arguments.output)
-    headings = ["transport", "images/s", "of gRPC's rate", "front end, ms of CPU"]
+    headings = ["server", "images/s", "of gRPC's rate", "HTTP over it", "front end, ms of CPU"]
     cells = [
         [
             line["transport"],
             spread(line["images_per_s"], 1),
             spread(line["of_grpc"], 3),
+            spread(line["http_of_it"], 3),
             spread(line["front_end_ms"], 2),
         ]
         for line in rows

@@ -166,11 +166,15 @@ def test_too_many_errors_end_it(photos: Path, tmp_path: Path) -> None:
 
 
 def test_a_gallery_is_made_of_it(local: Path, tmp_path: Path) -> None:
-    """The gallery is one file."""
+    """The gallery is one file; an image of several sections is in it once, beside its map."""
     page = tmp_path / "page.html"
     done = subprocess.run([GRADCAM, "gallery", local, "-o", page], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert page.read_text().count("data:image/jpeg;base64,") == 5 * 12
+    text = page.read_text()
+    assert text.count("<figure") == 5 * 12
+    scale, shown = 1, text.count(' data-map="')
+    assert text.count("data:image/jpeg;base64,") == scale + 2 * shown
+    assert 12 <= shown < 5 * 12
 
 
 def test_servers_give_the_same_rows_though_one_dies(

@@ -9,7 +9,7 @@ from gradcam_server.engine.batches import Batch, ItemT, RunnerT
 # Over how many batches the properties of a device are averaged.
 _RECENT_BATCHES = 64
 # A pause counts as at most so many batches: after a night without images, load is soon believed.
-_PAUSE_BATCHES = 8
+_PAUSE_BATCHES = 16
 _PACE_BATCHES = 8
 
 

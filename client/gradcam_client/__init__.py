@@ -31,6 +31,7 @@ from gradcam_client.errors import (
 )
 from gradcam_client.extents import Extent
 from gradcam_client.image_urls import ImageUrl
+from gradcam_client.model_info import ClassInfo, LayerInfo, ModelInfo
 from gradcam_client.requests import (
     ExplainOptions,
     GrayPng,
@@ -44,12 +45,9 @@ from gradcam_client.requests import (
     build_request,
 )
 from gradcam_client.results import (
-    ClassInfo,
     Explanation,
     Heatmap,
     ImageExplanation,
-    LayerInfo,
-    ModelInfo,
     Prediction,
     ServingStats,
 )

@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_client.channel_pool import Call, ChannelPool, Route
 from gradcam_client.errors import GradCamError, closed_error, decisive
+from gradcam_client.model_info import ModelInfo
 from gradcam_client.reopening import picklable, reopen
 from gradcam_client.requests import (
     ExplainOptions,
@@ -20,7 +21,7 @@ from gradcam_client.requests import (
     spell_out_options,
     with_image,
 )
-from gradcam_client.results import ImageExplanation, ModelInfo
+from gradcam_client.results import ImageExplanation
 from gradcam_client.retry import RetryPolicy
 from gradcam_client.security import check_token
 from gradcam_client.stream import OnProgress, Outcome, StreamLedger

@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_client.channel_pool import Call, ChannelPool, PooledChannel, Route
 from gradcam_client.errors import GradCamError, decisive, from_rpc_error
+from gradcam_client.model_info import ModelInfo
 from gradcam_client.reopening import picklable, reopen
 from gradcam_client.requests import (
     ExplainOptions,
@@ -22,7 +23,7 @@ from gradcam_client.requests import (
     spell_out_options,
     with_image,
 )
-from gradcam_client.results import ImageExplanation, ModelInfo
+from gradcam_client.results import ImageExplanation
 from gradcam_client.retry import RetryPolicy
 from gradcam_client.security import check_token
 from gradcam_client.stream import OnProgress, Outcome, StreamLedger

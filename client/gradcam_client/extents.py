@@ -35,3 +35,8 @@ class Extent:
     def from_proto(cls, extent: pb.Extent) -> Self:
         """Reads the protobuf message."""
         return cls(extent.top_px, extent.left_px, extent.height_px, extent.width_px)
+
+    @classmethod
+    def of_field(cls, message: pb.Explanation | pb.Layer, field: str) -> Self | None:
+        """Reads a field of a message; None if it is not set."""
+        return cls.from_proto(getattr(message, field)) if message.HasField(field) else None

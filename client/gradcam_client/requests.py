@@ -51,6 +51,7 @@ METHODS: dict[MethodName, pb.Method] = {
     "scorecam": pb.METHOD_SCORE_CAM,
     "integrated-gradients": pb.METHOD_INTEGRATED_GRADIENTS,
 }
+METHOD_NAMES: dict[pb.Method, MethodName] = {number: name for name, number in METHODS.items()}
 MANY_PASS_METHODS = ("scorecam", "integrated-gradients")
 SCORE_TYPES: dict[ScoreName, pb.ScoreType] = {
     "logit": pb.SCORE_TYPE_LOGIT,

@@ -10,7 +10,8 @@ import pytest
 from gradcam.v1 import explanation_service_pb2 as pb
 from gradcam_client import ImageExplanation, ModelInfo, Prediction, ServingStats
 from gradcam_client.extents import Extent
-from gradcam_client.results import ClassInfo, Explanation, LayerInfo
+from gradcam_client.model_info import ClassInfo, LayerInfo
+from gradcam_client.results import Explanation
 
 
 @pytest.fixture

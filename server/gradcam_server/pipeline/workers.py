@@ -82,14 +82,17 @@ class Workers:
             loop.call_soon_threadsafe(done, _outcome_of(work), thread_time() - started)
 
         def done(outcome: "_Outcome[_T]", used_s: float) -> None:
+            nonlocal answer
             self._working.discard(answer)
             slot.release(used_s)
-            if answer.cancelled():
-                return
-            if isinstance(outcome, BaseException):
-                answer.set_exception(outcome)
-            else:
-                answer.set_result(outcome)
+            if not answer.cancelled():
+                if isinstance(outcome, BaseException):
+                    answer.set_exception(outcome)
+                else:
+                    answer.set_result(outcome)
+            # The frames of an error refer to ``run``, and so to this function: if its caller was
+            # cancelled just now, nobody takes the error, and the answer would hold itself.
+            del answer
 
         try:
             threads = self._short if expected_s <= MAX_SHORT_S else self._long

@@ -6,9 +6,12 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from gradcam_server.pipeline.fair_slots import MAX_SHORT_S
 from gradcam_server.pipeline.workers import Workers
@@ -65,6 +68,38 @@ async def test_a_failure_that_nobody_waits_for_is_no_fault(
     del task
     gc.collect()
     assert caplog.text == ""
+
+
+async def test_a_failure_whose_caller_is_cancelled_just_then_is_no_garbage() -> None:
+    """What the work holds is freed without a garbage collection."""
+    workers, gate = Workers(1), threading.Event()
+    held = np.zeros(1000)
+    freed = weakref.ref(held)
+
+    async def ask(image: NDArray[np.float64]) -> None:
+        def fail() -> None:
+            gate.wait(10)
+            raise ZeroDivisionError(image.shape)
+
+        await workers.timed(fail)
+
+    gc.collect()
+    gc.disable()
+    try:
+        task = asyncio.create_task(ask(held))
+        del held
+        await asyncio.sleep(0.01)
+        gate.set()
+        time.sleep(0.1)  # noqa: ASYNC251 - the failure waits for the loop
+        asyncio.get_running_loop().call_soon(task.cancel)  # between the failure and its taking
+        await asyncio.gather(task, return_exceptions=True)
+        assert task.cancelled()
+        del task
+        await workers.close()
+        await asyncio.sleep(0)
+        assert freed() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_failure_or_a_cancellation_leaves_no_thread_behind() -> None:

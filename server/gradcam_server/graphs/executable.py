@@ -54,10 +54,12 @@ class Division:
     Attributes:
         executables: One for each stream, for all batch sizes; none if there is but the whole CPU.
         cost_s: Seconds that a batch of each size takes in a stream while the others run, too.
+        is_measured: Whether they were measured with this graph, so that they need not be learnt.
     """
 
     executables: Executables = ()
     cost_s: Mapping[int, float] = field(default_factory=dict)
+    is_measured: bool = False
 
 
 Divide = Callable[[RunAlone], Division]
@@ -199,7 +201,8 @@ class CompiledGraph:
             size: (*of_size, *division.executables) for size, of_size in self._executables.items()
         }
         stream_cost_s = {size: division.cost_s[size] for size in self._cost_s}
-        divided = self._with(executables, self._cost_s, (), stream_cost_s)
+        guessed = () if division.is_measured else self._guessed
+        divided = self._with(executables, self._cost_s, (), stream_cost_s, guessed=guessed)
         divided._costs = self._costs
         return divided
 
@@ -207,7 +210,7 @@ class CompiledGraph:
         """Returns the graph that runs on its own device and on those of its copies."""
         return self._with(
             *(self._executables, self._cost_s, [copy._executables for copy in copies]),
-            *(self._stream_cost_s, None if copies else self._divide),
+            *(self._stream_cost_s, None if copies else self._divide, self._guessed),
         )
 
     def up_to(self, batch_size: int) -> "CompiledGraph":
@@ -220,7 +223,7 @@ class CompiledGraph:
         stream_cost_s = kept(self._stream_cost_s) if self._stream_cost_s else None
         return self._with(
             *(kept(self._executables), kept(self._cost_s), other_devices, stream_cost_s),
-            self._divide,
+            *(self._divide, self._guessed),
         )
 
     def _with(
@@ -230,11 +233,12 @@ class CompiledGraph:
         other_devices: Sequence[Mapping[int, Executables]],
         stream_cost_s: Mapping[int, float] | None,
         divide: Divide | None = None,
+        guessed: Collection[int] = (),
     ) -> "CompiledGraph":
         return CompiledGraph(
             *(self.key, self._image_shape[:2], self.compiler, executables, cost_s, other_devices),
             *(self.depth, stream_cost_s, divide),
-            [size for size in self._guessed if size in cost_s],
+            [size for size in guessed if size in cost_s],
         )
 
     @property

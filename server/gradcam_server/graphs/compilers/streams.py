@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import product
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -42,8 +43,10 @@ Times = Mapping[tuple[int, int], float]
 
 # The candidates: streams of so many threads.
 _THREADS_OF_EACH = (1, 2, 4)
-_ROUNDS = 3
-_MAX_S = 0.8
+_MIN_ROUNDS, _MAX_ROUNDS = 3, 8
+# What is measured in all, about, and the longest run, for which a request may have to wait.
+_MAX_S = 5.0
+_MAX_RUN_S = 0.5
 # Of candidates that are about equally fast, the one with the most streams is chosen: its threads
 # wait the least for each other, so it keeps its speed beside other work.
 _TOLERANCE = 0.05
@@ -82,7 +85,8 @@ class StreamTuner:
     ) -> None:
         self._model, self._wanted, self._timing_cache = model, wanted, timing_cache
         self._lock = threading.Lock()
-        self._chosen: tuple[int, Mapping[int, float]] | None = None
+        self._chosen: tuple[int, Times] | None = None
+        self._measured = ""  # the graph that was
 
     def divide(
         self,
@@ -110,7 +114,8 @@ class StreamTuner:
             try:
                 if self._chosen is None:
                     self._chosen = self._choose(name, model, cost_s, make_batch, run_alone)
-                count, slowdown = self._chosen
+                    self._measured = name
+                count, times = self._chosen
                 if count == 1:
                     return Division()
                 executables = model.divide(count)
@@ -121,11 +126,15 @@ class StreamTuner:
                 logger.warning("%s has no streams: %s", self._model, quote(error))
                 self._chosen = 1, {}
                 return Division()
-        sizes = sorted(slowdown)
-        factors = [slowdown[size] for size in sizes]
+        is_measured = name == self._measured
+        sizes = sorted(size for streams, size in times if streams == count)
+        # Of another graph only is known how much slower a stream is than the whole CPU.
+        whole_s = cost_s if is_measured else {size: times[1, size] for size in sizes}
+        factors = [times[count, size] / whole_s[size] for size in sizes]
         return Division(
             executables,
             {size: float(np.interp(size, sizes, factors)) * took for size, took in cost_s.items()},
+            is_measured,
         )
 
     def _choose(
@@ -135,8 +144,8 @@ class StreamTuner:
         cost_s: Mapping[int, float],
         make_batch: Callable[[int], Sequence[Array]],
         run_alone: RunAlone,
-    ) -> tuple[int, Mapping[int, float]]:
-        """Returns the number of streams, and by batch size how much slower one is than the CPU."""
+    ) -> tuple[int, Times]:
+        """Returns the number of streams, and the times of batches in them and on the whole CPU."""
         threads = compute_threads()
         counts = _candidates(self._wanted, threads)
         if not counts:
@@ -158,8 +167,7 @@ class StreamTuner:
             " (measured before)" if is_cached else "",
             ", ".join(f"{streams}: {speed:.1f}" for streams, speed in rates.items()),
         )
-        of_count = {size: took for (streams, size), took in times.items() if streams == count}
-        return count, {size: took / times[1, size] for size, took in of_count.items()}
+        return count, times
 
 
 def measure(
@@ -191,16 +199,27 @@ def measure(
         streams = model.divide(wanted)
         candidates: list[tuple[int, Executables]] = [(1, [model.whole]), (len(streams), streams)]
         side_by_side_s(streams, batches[smallest])  # the first run prepares
-        left_s = _MAX_S / len(counts)
-        for size, batch in batches.items():
-            left_s -= _ROUNDS * cost_s[size] * (1 + len(streams))
-            if left_s < 0 and size > smallest:
-                break
-            for _ in range(_ROUNDS):
-                for count, executables in candidates:
-                    took = run_alone(partial(_beside_work_s, executables, batch))
-                    times[count, size] = min(took, times.get((count, size), took))
+        # All sizes in each round, as other load comes and goes in seconds.
+        sizes, rounds = _plan(cost_s, len(streams), _MAX_S / len(counts))
+        for _, size in product(range(rounds), sizes):
+            for count, executables in candidates:
+                took = run_alone(partial(_beside_work_s, executables, batches[size]))
+                times[count, size] = min(took, times.get((count, size), took))
     return times
+
+
+def _plan(cost_s: Mapping[int, float], streams: int, max_s: float) -> tuple[list[int], int]:
+    """Returns the batch sizes to measure, at least the smallest, and how often, in ``max_s``."""
+    sizes: list[int] = []
+    round_s = 0.0
+    for size in sorted(cost_s):
+        run_s = cost_s[size] * streams
+        longer_s = round_s + cost_s[size] + run_s
+        if sizes and (_MIN_ROUNDS * longer_s > max_s or run_s > _MAX_RUN_S):
+            break
+        sizes.append(size)
+        round_s = longer_s
+    return sizes, min(max(int(max_s / round_s), _MIN_ROUNDS), _MAX_ROUNDS)
 
 
 def _beside_work_s(executables: Executables, batch: Sequence[Array]) -> float:

@@ -81,10 +81,10 @@ def test_streams_are_not_further_devices() -> None:
     assert (copied.has_streams, copied.stream_count, copied.device_count) == (False, 1, 2)
 
 
-def divisible(count: int) -> CompiledGraph:
+def divisible(count: int, is_measured: bool = False) -> CompiledGraph:
     """A graph of the whole device that can be divided into streams."""
     cost_s = {1: 1.0, 4: 2.0}
-    division = Division((Device(),) * count, {1: 3.0, 4: 13.0} if count else {})
+    division = Division((Device(),) * count, {1: 3.0, 4: 13.0} if count else {}, is_measured)
     return CompiledGraph(
         *(KEY, SIZE, Compiler.OPENVINO, dict.fromkeys(cost_s, (Device(),)), cost_s),
         divide=lambda _: division,
@@ -165,6 +165,15 @@ def test_a_graph_learns_from_its_batches() -> None:
     assert divided.plan(3) == (3, 4)
     assert divided.expected_s(4) == pytest.approx(8.0)
     assert divided.cost_s == {1: 1.0, 4: 2.0}
+
+
+def test_what_was_measured_is_not_learnt() -> None:
+    """A batch that was slow, or quick, by chance does not change how images are batched."""
+    divided = divisible(2, is_measured=True).divided()
+    for one in (divided, divided.up_to(4)):
+        for _ in range(9):
+            one.ran(4, 2, 0.1)
+        assert one.plan(3) == (1, 1)
 
 
 def test_depth_and_expected_time_travel_with_the_graph() -> None:

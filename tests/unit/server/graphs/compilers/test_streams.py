@@ -67,6 +67,7 @@ def speeds(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
 
     monkeypatch.setattr(streams, "side_by_side_s", took)
     monkeypatch.setattr(streams, "_MAX_S", 1000.0)
+    monkeypatch.setattr(streams, "_MAX_RUN_S", 1000.0)
     return found
 
 
@@ -192,6 +193,25 @@ def test_large_batches_are_left_out_if_they_take_too_long(
     monkeypatch.setattr(streams, "_MAX_S", 0.0)
     cost_s = divide(Model()).cost_s
     assert cost_s[4] / cost_s[1] == pytest.approx(COST_S[4] / COST_S[1])
+
+
+def test_no_request_waits_long_for_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A size whose run takes longer than the limit is left out, but the smallest."""
+    for limit, sizes in ((0.1, {1}), (11.9, {1}), (12.0, {1, 4})):
+        monkeypatch.setattr(streams, "_MAX_RUN_S", limit)
+        assert {size for _, size in measure(Model(), [4], COST_S, noise)} == sizes
+
+
+def test_the_costs_of_the_graph_that_is_measured_are_those_measured() -> None:
+    """However wrong the costs that an export brought; other graphs keep their proportions."""
+    tuner, wrong = StreamTuner("m", AUTO), {1: 1.0, 4: 0.5, 8: 1.0}
+    times = {1: 4 / 1.3, 4: 12 / 1.3}
+    measured = tuner.divide("first", Model(), {1: 1.0, 4: 0.5}, noise)
+    assert measured.cost_s == pytest.approx(times)
+    assert measured.is_measured
+    other = tuner.divide("second", Model(), wrong, noise)
+    assert not other.is_measured
+    assert other.cost_s == pytest.approx({size: 4 / 1.3 * wrong[size] for size in wrong})
 
 
 def test_the_best_batch_size_counts() -> None:

@@ -27,6 +27,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -51,11 +52,13 @@ from options import add_peer_options, add_run_options
 from peers.servers import OWN_GRAPH, SAME_GRAPH, RunningPeer, payloads, start_all
 
 UNARY = "unary"
+CALIBRATION_ROUNDS = 5
 CHOICE_ROUNDS, CHOICE_S, CHOICE_USERS, CHOICE_LOAD = 2, 1.5, 16, 0.5
 # A peer that reaches less of the best peer's throughput is not measured further.
 MIN_SHARE = 0.8
 # What a user would write does not get loads that only fill its queue.
 MAX_WAIT_S = 4.0
+OWN_GRAPH_LOADS = (16, 0.8)
 CONTEXT_ROUNDS, CONTEXT_S, RAW_LOADS = 2, 2.0, (16, 0.8)
 NEIGHBOUR_ROUNDS, NEIGHBOUR_S, NEIGHBOUR_USERS, NEIGHBOUR_LOAD = 3, 2.0, 16, 0.3
 OVERLOAD_ROUNDS, OVERLOAD_S, OVERLOAD_LOAD, OVERLOAD_DEADLINE_S = 2, 5.0, 1.5, 0.5
@@ -238,14 +241,25 @@ def _split(run: Run, seconds: float, *, context: bool) -> tuple[list[Load], list
 
 
 def _under(run: Run, loads: Mapping[str, Sequence[Load]]) -> list[serving.Subject]:
-    """Returns all servers under loads, by payload; what a user would write gets files only."""
+    """Returns all servers under loads, by payload; what a user would write gets two of them."""
     subjects = [run.our_subject(loads)]
+    enough = {Closed: OWN_GRAPH_LOADS[0], Open: _rate(run, OWN_GRAPH_LOADS[1])}
     for peer in run.peers:
         capacity = run.capacity[peer.candidate.name]
-        possible = [load for load in loads["jpeg"] if _is_possible(load, capacity)]
-        own = {"jpeg": possible}
+        own = {
+            "jpeg": [
+                load
+                for load in loads["jpeg"]
+                if _is_possible(load, capacity) and _size(load) == enough[type(load)]
+            ]
+        }
         subjects.append(run.subject(peer, loads if peer.candidate.group == SAME_GRAPH else own))
     return subjects
+
+
+def _size(load: Load) -> float:
+    """Returns the users of a closed loop, or the requests per second of an open one."""
+    return load.concurrency if isinstance(load, Closed) else load.rate
 
 
 def _is_possible(load: Load, capacity: float) -> bool:
@@ -390,14 +404,14 @@ def main() -> None:
 def prepare(stack: ExitStack, arguments: argparse.Namespace, bar: Progress, ends: float) -> Run:
     """Starts all servers and measures the bare graph's rate."""
     running = stack.enter_context(gradcam_serve(arguments.serve))
-    sent = payloads(arguments.image, running.address)
-    peers, skipped = start_all(stack, arguments, sent, running.address, bar.console.print)
-    bar.console.print("Calibrating the bare graph")
+    bar.console.print("Calibrating the bare graph, before peers start: some are busy when idle")
     config = read_arguments(arguments.serve)
     worker = stack.enter_context(Worker(BareGraph, config))
     calibration: Calibration = worker.call("calibrate")
     bare = partial(worker.call, "images_per_s", calibration.fastest)
-    rate = bare(max(arguments.seconds, overload.BARE_S))
+    rate = median(bare(overload.BARE_S) for _ in range(CALIBRATION_ROUNDS))
+    sent = payloads(arguments.image, running.address)
+    peers, skipped = start_all(stack, arguments, sent, running.address, bar.console.print)
     server = GradcamServer(
         running.address,
         Connection(),

@@ -54,7 +54,7 @@ class Division:
     Attributes:
         executables: One for each stream, for all batch sizes; none if there is but the whole CPU.
         cost_s: Seconds that a batch of each size takes in a stream while the others run, too.
-        is_measured: Whether they were measured with this graph, so that they need not be learnt.
+        is_measured: Whether they were measured with this graph, so that none is guessed.
     """
 
     executables: Executables = ()
@@ -141,7 +141,10 @@ class CompiledGraph:
         self._stream_cost_s = stream_cost_s
         self._guessed = guessed
         self._costs = BatchCosts(cost_s, guessed)
-        self._stream_costs = BatchCosts(stream_cost_s, guessed) if stream_cost_s else None
+        # The sizes of a stream differ little, so they are compared for as long as the graph serves.
+        self._stream_costs = (
+            BatchCosts(stream_cost_s, guessed, learns=True) if stream_cost_s else None
+        )
         count = 1 if other_devices else len(next(iter(executables.values())))
         self._by_device = [
             {size: of_size[number] for size, of_size in of_device.items()}

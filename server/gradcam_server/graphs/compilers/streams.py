@@ -44,6 +44,8 @@ Times = Mapping[tuple[int, int], float]
 # The candidates: streams of so many threads.
 _THREADS_OF_EACH = (1, 2, 4)
 _MIN_ROUNDS, _MAX_ROUNDS = 3, 8
+# Runs of a batch size in a round, at most.
+_MAX_RUNS = 8
 # What is measured in all, about, and the longest run, for which a request may have to wait.
 _MAX_S = 5.0
 _MAX_RUN_S = 0.5
@@ -150,7 +152,7 @@ class StreamTuner:
         counts = _candidates(self._wanted, threads)
         if not counts:
             return 1, {}
-        key = repr(("streams", name, counts, threads, sorted(cost_s)))
+        key = repr(("streams by turns", name, counts, threads, sorted(cost_s)))
         times = _read(self._timing_cache.get(key)) if self._timing_cache else {}
         is_cached = bool(times)
         if not is_cached:
@@ -179,8 +181,10 @@ def measure(
 ) -> dict[tuple[int, int], float]:
     """Times the whole CPU and its streams in turns, all streams at the same time.
 
-    So other load of the machine falls on all alike. Larger batch sizes are left out if they take
-    too long.
+    So other load of the machine falls on all alike. As in ``seconds_by_size``, all sizes compute
+    about as many images in a round: the quickest of a few short runs would escape that load, and
+    large batches would seem to cost more than they do. Larger sizes are left out if they take too
+    long.
 
     Args:
         model: The model.
@@ -199,27 +203,36 @@ def measure(
         streams = model.divide(wanted)
         candidates: list[tuple[int, Executables]] = [(1, [model.whole]), (len(streams), streams)]
         side_by_side_s(streams, batches[smallest])  # the first run prepares
-        # All sizes in each round, as other load comes and goes in seconds.
         sizes, rounds = _plan(cost_s, len(streams), _MAX_S / len(counts))
-        for _, size in product(range(rounds), sizes):
-            for count, executables in candidates:
-                took = run_alone(partial(_beside_work_s, executables, batches[size]))
-                times[count, size] = min(took, times.get((count, size), took))
+        for _, size, (count, executables) in product(range(rounds), sizes, candidates):
+            runs = _runs(size, sizes)
+            run = partial(_beside_work_s, executables, batches[size])
+            took = sum(run_alone(run) for _ in range(runs)) / runs
+            times[count, size] = min(took, times.get((count, size), took))
     return times
 
 
 def _plan(cost_s: Mapping[int, float], streams: int, max_s: float) -> tuple[list[int], int]:
-    """Returns the batch sizes to measure, at least the smallest, and how often, in ``max_s``."""
+    """Returns the batch sizes to measure, at least the smallest, and the number of rounds."""
     sizes: list[int] = []
-    round_s = 0.0
     for size in sorted(cost_s):
         run_s = cost_s[size] * streams
-        longer_s = round_s + cost_s[size] + run_s
+        longer_s = _round_s([*sizes, size], cost_s, streams)
         if sizes and (_MIN_ROUNDS * longer_s > max_s or run_s > _MAX_RUN_S):
             break
         sizes.append(size)
-        round_s = longer_s
-    return sizes, min(max(int(max_s / round_s), _MIN_ROUNDS), _MAX_ROUNDS)
+    rounds = int(max_s / _round_s(sizes, cost_s, streams))
+    return sizes, min(max(rounds, _MIN_ROUNDS), _MAX_ROUNDS)
+
+
+def _round_s(sizes: Sequence[int], cost_s: Mapping[int, float], streams: int) -> float:
+    """Returns the seconds of a round, in which the streams compute as much as the CPU each."""
+    return sum(_runs(size, sizes) * cost_s[size] * (1 + streams) for size in sizes)
+
+
+def _runs(size: int, sizes: Sequence[int]) -> int:
+    """Returns how often a size runs in a round."""
+    return min(max(sizes) // size, _MAX_RUNS)
 
 
 def _beside_work_s(executables: Executables, batch: Sequence[Array]) -> float:

@@ -1,5 +1,6 @@
 """The costs of batches follow the device, whatever was measured before."""
 
+import math
 import random
 from collections.abc import Callable, Mapping
 
@@ -43,7 +44,7 @@ def test_a_manifest_that_lies_by_a_factor_of_3_is_corrected(
     run(costs, true_s.__getitem__, 30)
     _, best = plan_batch(40, costs.cost_s)
     assert best == plan_batch(40, true_s)[1]
-    assert run(costs, true_s.__getitem__, 50).count(best) >= 40
+    assert run(costs, true_s.__getitem__, 50).count(best) >= 36
 
 
 def test_noise_and_stalls_hardly_matter() -> None:
@@ -107,8 +108,50 @@ def test_load_that_comes_and_goes_while_sizes_are_tried_is_overcome(
     assert item_s < 1.15 * min(took / size for size, took in true_s.items())
 
 
+# A stream of ResNet50, and of a network for which batches save nothing.
+STREAM = {1: 0.0645, 2: 0.1146, 4: 0.207, 8: 0.406, 16: 0.9}
+
+
+def shared_machine(true_s: Mapping[int, float], chance: random.Random) -> Cost:
+    """The speed of a machine that others use: it changes by a quarter within about a second."""
+    slowness = 0.0
+
+    def seconds_of(size: int) -> float:
+        nonlocal slowness
+        kept = math.exp(-true_s[size])
+        slowness = kept * slowness + chance.gauss(0, math.sqrt(1 - kept**2))
+        return true_s[size] * math.exp(0.25 * max(slowness, -0.7) + chance.gauss(0, 0.08))
+
+    return seconds_of
+
+
+@pytest.mark.parametrize("true_s", [STREAM, FLAT], ids=["stream", "flat"])
+@pytest.mark.parametrize("seed", range(6))
+def test_sizes_that_differ_by_a_few_percent_are_told_apart(
+    true_s: dict[int, float], seed: int
+) -> None:
+    """On a machine whose speed changes by more than that, and after a wrong measurement."""
+    chance = random.Random(seed)
+    start_s = {size: took * chance.uniform(0.8, 1.25) for size, took in true_s.items()}
+    costs, seconds_of = BatchCosts(start_s, learns=True), shared_machine(true_s, chance)
+    run(costs, seconds_of, 200, waiting=7)
+    sizes = run(costs, seconds_of, 400, waiting=7)
+    item_s = sum(true_s[size] for size in sizes) / sum(sizes)
+    assert item_s < 1.03 * min(true_s[size] / size for size in (1, 2, 4))
+
+
+def test_trials_become_rare() -> None:
+    """Of sizes that cost a little more than the best; those that cost much more are hardly tried."""
+    true_s = {1: 1.0, 2: 1.8, 4: 3.4, 8: 13.0}
+    costs = BatchCosts(true_s, learns=True)
+    first, _, last = (run(costs, true_s.__getitem__, 300) for _ in range(3))
+    assert first.count(4) > 260
+    assert first.count(2) > 2 * last.count(2) > 0
+    assert first.count(8) + last.count(8) < 8
+
+
 def test_costs_that_were_measured_here_are_kept() -> None:
-    """Several runs of each size, in turn on an idle device, know more than the batches."""
+    """Several runs of each size, in turns, know enough where batches pay much or not at all."""
     costs = BatchCosts(FLAT)
     run(costs, lambda size: 3.0 / size, 100)
     assert costs.cost_s == FLAT

@@ -182,17 +182,34 @@ def test_streams_that_fail_leave_the_whole_cpu(
     assert reason in caplog.text
 
 
-@pytest.mark.parametrize("max_s", [0.0, 50.0, 100.0])
+@pytest.mark.parametrize("max_s", [0.0, 50.0, 105.0])
 def test_large_batches_are_left_out_if_they_take_too_long(
     monkeypatch: pytest.MonkeyPatch, max_s: float
 ) -> None:
     """The smallest size is always measured; the costs of the others are in proportion."""
     monkeypatch.setattr(streams, "_MAX_S", max_s)
     times = measure(Model(), [4], COST_S, noise)
-    assert set(times) == {(1, 1), (4, 1), *([(1, 4), (4, 4)] if max_s == 100 else [])}
+    assert set(times) == {(1, 1), (4, 1), *([(1, 4), (4, 4)] if max_s == 105 else [])}
     monkeypatch.setattr(streams, "_MAX_S", 0.0)
     cost_s = divide(Model()).cost_s
     assert cost_s[4] / cost_s[1] == pytest.approx(COST_S[4] / COST_S[1])
+
+
+def test_a_quiet_moment_makes_no_size_seem_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other moment the CPU is half as fast: a short run alone would escape that."""
+    turn = 0
+
+    def took(executables: Executables, batch: Sequence[Array]) -> float:
+        nonlocal turn
+        size, seconds = len(batch[0]), 0.0
+        for _ in range(size):  # each image takes a moment
+            turn += 1
+            seconds += len(executables) * (1.0 + turn % 2)
+        return seconds
+
+    monkeypatch.setattr(streams, "side_by_side_s", took)
+    times = measure(Model(), [4], {1: 1.0, 4: 4.0}, noise)
+    assert times[4, 4] == pytest.approx(4 * times[4, 1])
 
 
 def test_no_request_waits_long_for_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:

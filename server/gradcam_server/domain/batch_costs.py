@@ -35,8 +35,8 @@ class BatchCosts:
 
     A level that is too low is corrected when its size is chosen, and a size whose level is too high
     would never be. So each size is tried when enough images wait, and again after twice as many
-    batches: in turns, so that load that comes and goes falls on all alike. The sizes next to the best
-    may differ from it by a few percent only, while the speed of a shared machine changes by a
+    batches: in turns, so that load that comes and goes falls on all alike. The sizes next to the
+    best may differ from it by a few percent only, while the speed of a shared machine changes by a
     third within seconds: no measurement of seconds finds the best of them. So they are tried often,
     each compared by the pace with the batches before it.
 

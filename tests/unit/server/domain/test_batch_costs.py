@@ -141,7 +141,7 @@ def test_sizes_that_differ_by_a_few_percent_are_told_apart(
 
 
 def test_trials_become_rare() -> None:
-    """Of sizes that cost a little more than the best; those that cost much more are hardly tried."""
+    """Of sizes that cost a little more than the best; those of much more are hardly tried."""
     true_s = {1: 1.0, 2: 1.8, 4: 3.4, 8: 13.0}
     costs = BatchCosts(true_s, learns=True)
     first, _, last = (run(costs, true_s.__getitem__, 300) for _ in range(3))

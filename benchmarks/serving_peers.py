@@ -5,6 +5,7 @@ server's graph; with ``--hand-made`` also what a user would write without the se
 compared with ours before anything is timed. Peers that cannot be had are left out, and the results
 say so. All servers are up during the whole run. Its parts, after each of which results are written:
 
+    warm-up    the server under load: it learns what its batch sizes cost
     choice     every peer with every number of workers: the best of each peer stays
     loads      closed and open loops of all that stay, in turns with the bare graph: as many rounds
                as fit into --minutes
@@ -53,9 +54,10 @@ from peers.servers import OWN_GRAPH, SAME_GRAPH, RunningPeer, payloads, start_al
 
 UNARY = "unary"
 CALIBRATION_ROUNDS = 5
+WARM_UP_S, WARM_UP_USERS = 20.0, (16, 32)
 CHOICE_ROUNDS, CHOICE_S, CHOICE_USERS, CHOICE_LOAD = 2, 1.5, 16, 0.5
 # A peer that reaches less of the best peer's throughput is not measured further.
-MIN_SHARE = 0.8
+MIN_SHARE = 0.92
 # What a user would write does not get loads that only fill its queue.
 MAX_WAIT_S = 4.0
 OWN_GRAPH_LOADS = (16, 0.8)
@@ -139,6 +141,12 @@ class Run:
         found = serving.measure(subjects, plan, self.generators, bare, self.calibration, on_turn)
         self.bar.remove_task(task)
         return found
+
+
+def warm_up(run: Run) -> None:
+    """Gives the server the load from which it learns."""
+    users = [Closed(count, WARM_UP_S) for count in WARM_UP_USERS]
+    run.measure("warm-up", [run.our_subject({"jpeg": users})], 1, seconds=WARM_UP_S)
 
 
 def choose(run: Run) -> list[dict[str, Any]]:
@@ -387,6 +395,7 @@ def main() -> None:
             ).save(arguments.output)
             bar.console.print(f"{time.perf_counter() - began:.0f} s: wrote {arguments.output}")
 
+        warm_up(run)
         rows += choose(run)
         save()
         rows += measure_loads(run)

@@ -25,6 +25,9 @@ from gradcam_server.engine.scheduling import Scheduler
 
 logger = logging.getLogger(__name__)
 
+# In which part of a batch's time all other streams must be busy for its time to be learnt.
+_MIN_BESIDE = 0.9
+
 Item = TypeVar("Item")
 Output = TypeVar("Output")
 ItemIn = TypeVar("ItemIn", contravariant=True)
@@ -117,12 +120,14 @@ class _Running(Generic[Item, Output]):
         again: Its items that are still to be run again one by one, after it failed.
         since: When its run, or the run of the latest of these items, began.
         seconds: For how long its runs before that had the device.
+        busy_s: For how long the other streams had been busy in all when it began.
     """
 
     batch: Batch[BatchRunner[Item, Output], Job[Item, Output]]
     again: deque[Job[Item, Output]] = field(default_factory=deque)
     since: float = 0.0
     seconds: float = 0.0
+    busy_s: float = 0.0
 
 
 def _raise(error: Exception) -> NoReturn:
@@ -134,12 +139,13 @@ class _Device:
 
     Attributes:
         free_since: When the latest run on it ended.
+        busy_s: For how long it has been busy in all, without the run that is under way.
     """
 
     def __init__(self, index: int) -> None:
         self._dispatching = ThreadPoolExecutor(1, thread_name_prefix=f"device-{index}")
         self._waiting = ThreadPoolExecutor(1, thread_name_prefix=f"device-{index}-outputs")
-        self.free_since = 0.0
+        self.free_since = self.busy_s = 0.0
 
     def run(
         self,
@@ -308,6 +314,7 @@ class Batcher(Generic[Item, Output]):
         """Runs a batch, or an item of a batch that failed."""
         runner, device = running.batch.runner, running.batch.device
         running.since = perf_counter()
+        running.busy_s = self._busy_s_beside(running, running.since)
 
         def ended(result: Sequence[Output] | Exception) -> None:
             now = perf_counter()
@@ -325,6 +332,30 @@ class Batcher(Generic[Item, Output]):
         """
         return max(running.since, self._devices[running.batch.device].free_since)
 
+    def _busy_s_beside(self, running: _Running[Item, Output], now: float) -> float:
+        """Returns for how long the streams beside that of a batch have been busy in all."""
+        own, count = running.batch.device, running.batch.runner.device_count
+        if not (running.batch.runner.has_streams and own):
+            return 0.0
+        ended_s = sum(self._devices[other].busy_s for other in range(1, count) if other != own)
+        under_way = (
+            now - self._has_device_since(other)
+            for other in self._running
+            if other.batch.device not in (0, own)
+        )
+        return ended_s + sum(under_way)
+
+    def _is_typical(self, running: _Running[Item, Output], seconds: float, now: float) -> bool:
+        """Whether a batch of a stream ran beside the others, as batches do once images wait.
+
+        Alone it is faster, and alone are single images: they would seem cheap.
+        """
+        runner = running.batch.runner
+        if not (runner.has_streams and running.batch.device):
+            return True
+        beside_s = self._busy_s_beside(running, now) - running.busy_s
+        return beside_s >= _MIN_BESIDE * seconds * (runner.device_count - 2)
+
     def _ended(
         self,
         running: _Running[Item, Output],
@@ -338,12 +369,14 @@ class Batcher(Generic[Item, Output]):
         since = self._has_device_since(running)
         seconds, is_behind = now - since, since > running.since
         running.seconds += seconds
-        self._devices[batch.device].free_since = now
+        is_typical = self._is_typical(running, seconds, now)
+        device = self._devices[batch.device]
+        device.free_since, device.busy_s = now, device.busy_s + seconds
         try:
             if isinstance(result, Exception):
                 self._failed(running, jobs, result)
                 return
-            if not is_behind:
+            if is_typical and not is_behind:
                 batch.runner.ran(padded_size, batch.device, seconds)
             compute_us = round(seconds * 1e6)
             report = BatchReport(len(jobs), padded_size, reason, compute_us, batch.device)

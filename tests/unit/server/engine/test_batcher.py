@@ -551,3 +551,26 @@ async def test_runners_do_not_learn_from_batches_behind_others(make: Make) -> No
     await asyncio.gather(*second)
     assert runner.dispatched == [[0, 1], [2, 3]]
     assert runner.learnt == [(2, 0)]
+
+
+class Streams(Doubler):
+    """Two streams; an item takes as many tenths of a second as it says."""
+
+    def __init__(self) -> None:
+        super().__init__(1, device_count=3)
+        self.has_streams = True
+
+    def run(self, items: Sequence[int], padded_size: int, device: int = 0) -> list[int]:
+        time.sleep(0.1 * items[0])
+        return super().run(items, padded_size, device)
+
+
+async def test_a_stream_is_timed_only_beside_the_others(make: Make) -> None:
+    """Alone it is faster: low load would make single images seem cheaper than batches."""
+    batcher, runner = make(device_count=3), Streams()
+    await asyncio.gather(*(ask(batcher, runner, item) for item in (3, 8)))
+    assert len(runner.learnt) == 1  # the shorter one
+    await ask(batcher, runner, 1)  # alone on the whole device
+    await asyncio.gather(*(ask(batcher, runner, item) for item in (3, 1, 1, 1)))
+    assert [device for _, device in runner.learnt][1] == 0
+    assert len(runner.learnt) >= 5  # one after another beside the longer one

@@ -3,15 +3,19 @@
 import math
 from collections import deque
 from collections.abc import Collection, Mapping
-from statistics import median
+from statistics import fmean, median
 
 from gradcam_server.domain.batch_sizes import plan_batch
 
-# The recent batches of a size whose median is its level; a stall changes it little.
+# The recent samples of a size whose mean is its level.
 _RECENT = 63
-# Over how many batches the pace of the device is averaged. It is much shorter than half of
-# ``_RECENT``: what slows the device down changes the pace, and not the levels.
+# To count in full, samples may be so far from the median, and batches from the pace (logarithms):
+# a stall is no cost.
+_MAX_FROM_MEDIAN, _MAX_FROM_PACE = 0.15, 0.5
+# Over how many batches the pace of the device is averaged.
 _PACE_BATCHES = 4
+# A size is compared with others while it has at most this part in the pace.
+_MAX_OWN_PART = 0.2
 # A figure that was measured on this machine counts as so many batches: if the device is slower now,
 # the pace follows first. More, and a disturbed measurement would be believed for long.
 _MEASURED = 4
@@ -31,7 +35,9 @@ class BatchCosts:
 
     Each size has a level, relative to the pace of the device. The pace is the same for all sizes:
     if a neighbour slows the device down, the costs of sizes that do not run now follow, too, and
-    with them the ratios by which the batch size is chosen.
+    with them the ratios by which the batch size is chosen. All batches set the pace. A level is
+    learnt from batches after those of other sizes only: a size that runs all the time says nothing
+    about the others.
 
     A level that is too low is corrected when its size is chosen, and a size whose level is too high
     would never be. So each size is tried when enough images wait, and again after twice as many
@@ -56,6 +62,7 @@ class BatchCosts:
             for size, level in self._levels.items()
         }
         self._pace, self._planned = 0.0, 0
+        self._parts = dict.fromkeys(start_s, 0.0)  # of the sizes in the pace
         # After how many batches each size is tried, and of those next to the best how often it was.
         self._due = dict.fromkeys(sorted(start_s) if self._is_learning else (), 0)
         self._close_due: dict[int, int] = {}
@@ -100,11 +107,26 @@ class BatchCosts:
         if not self._is_learning:
             return
         logarithm = _log(seconds)
-        recent = self._recent[size]
-        recent.append(logarithm - self._pace)
-        self._levels[size] = median(recent)
-        self._pace += (logarithm - self._pace - self._levels[size]) / _PACE_BATCHES
+        if self._parts[size] <= _MAX_OWN_PART:
+            recent = self._recent[size]
+            recent.append(logarithm - self._pace)
+            self._levels[size] = _level(recent)
+        residual = logarithm - self._pace - self._levels[size]
+        self._pace += _clipped(residual, _MAX_FROM_PACE) / _PACE_BATCHES
+        kept = 1 - 1 / _PACE_BATCHES
+        self._parts = {other: kept * part for other, part in self._parts.items()}
+        self._parts[size] += 1 - kept
         self._cost_s = {size: math.exp(level + self._pace) for size, level in self._levels.items()}
+
+
+def _level(samples: Collection[float]) -> float:
+    """Returns the mean: the median would favour short runs, which other load often spares."""
+    middle = median(samples)
+    return middle + fmean(_clipped(sample - middle, _MAX_FROM_MEDIAN) for sample in samples)
+
+
+def _clipped(value: float, most: float) -> float:
+    return min(max(value, -most), most)
 
 
 def _log(seconds: float) -> float:

@@ -85,8 +85,8 @@ def test_a_server_that_goes_and_comes_back_costs_frames(
     counts = counts_of(running.text, "cam")
     assert counts["explained"] == running.count_of("explained")
     assert counts["failed"] == running.count_of("failed")
-    # One frame in the slot and one on its way are dropped at the end.
-    assert 0 <= counts["read"] - counts["explained"] - counts["failed"] - counts["shed"] <= 2
+    # At the end a frame may be on its way to the slot, in it, and on its way to a call.
+    assert 0 <= counts["read"] - counts["explained"] - counts["failed"] - counts["shed"] <= 3
     assert frames_in(out) == len(running.results)
 
 

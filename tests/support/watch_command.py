@@ -84,7 +84,9 @@ class Watching:
             self.results.append(json.loads(line))
 
     def wait_for_status(self, status: str, count: int = 1) -> None:
-        """Waits until so many further results have a status."""
+        """Waits until so many further results than those that are there have a status."""
+        while not self._lines.empty():
+            self.wait_for(len(self.results) + 1)
         wanted = self.count_of(status) + count
         while self.count_of(status) < wanted:
             self.wait_for(len(self.results) + 1)

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
-import av
 import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
@@ -24,6 +23,7 @@ from gradcam_server.watch.options import WatchOptions
 from gradcam_server.watch.outputs import parquet
 from gradcam_server.watch.sources.naming import parse_sources
 from support.videos import write_video
+from support.watch_command import frames_in
 from support.watch_results import answer
 
 
@@ -148,11 +148,6 @@ def _own_handlers() -> Iterator[None]:
 def run(clip: Path, client: Explaining, **changes: Any) -> int:
     """Watches a video in this process, and returns the exit status."""
     return asyncio.run(_Run(parse_sources([str(clip)]), options(**changes), {})(client))
-
-
-def frames_in(path: Path) -> int:
-    with av.open(str(path)) as container:
-        return sum(1 for _ in container.decode(video=0))
 
 
 @pytest.mark.parametrize(

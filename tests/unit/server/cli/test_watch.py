@@ -180,30 +180,35 @@ def test_nohup_holds(clip: Path) -> None:
     assert run(clip, client, show=0, quiet=True) == 0
 
 
-def unread_pipe(files: ExitStack) -> IO[str]:
-    """Returns the end of a pipe whose reader is gone."""
+@pytest.fixture
+def pipe() -> Iterator[tuple[IO[str], IO[str]]]:
+    """The ends of a pipe, to read and to write."""
     read_end, write_end = os.pipe()
-    os.close(read_end)
-    return files.enter_context(os.fdopen(write_end, "w"))
+    with os.fdopen(read_end) as reader, os.fdopen(write_end, "w") as writer:
+        yield reader, writer
 
 
 def test_stderr_that_nobody_reads_does_not_keep_it_running(
-    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: ExitStack
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipe: tuple[IO[str], IO[str]]
 ) -> None:
     """Neither a signal nor the counts depend on it."""
-    monkeypatch.setattr(sys, "stderr", unread_pipe(files))
+    reader, writer = pipe
+    reader.close()
+    monkeypatch.setattr(sys, "stderr", writer)
     client = Explaining(lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert run(clip, client, output=tmp_path / "out.mp4") == 143
     assert 5 <= frames_in(tmp_path / "out.mp4") < 200
 
 
 def test_stdout_that_nobody_reads_ends_it(
-    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: ExitStack
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipe: tuple[IO[str], IO[str]]
 ) -> None:
-    """With status 1, and other outputs that have the frame that could not be written."""
-    monkeypatch.setattr(sys, "stdout", unread_pipe(files))
+    """With status 1, and other outputs that have the same frames."""
+    reader, writer = pipe
+    monkeypatch.setattr(sys, "stdout", writer)
     out, table = tmp_path / "out.mp4", tmp_path / "table"
-    assert run(clip, Explaining(), output=out, parquet=table, as_json=True) == 1
+    client = Explaining(reader.close)
+    assert run(clip, client, output=out, parquet=table, as_json=True) == 1
     assert 1 <= frames_in(out) == len(pd.read_parquet(table)) < 200
 
 

@@ -94,18 +94,20 @@ def test_one_of_two_servers_that_goes_costs_nothing(
     server: RunningServer, servers: ExitStack, camera: MjpegCamera, tmp_path: Path
 ) -> None:
     """Killed or drained, its frame goes to the other one; it is used again when it is back."""
-    metrics = ("--http-port", "0")
-    other = start(servers, *metrics)
+    options = ("--http-port", "0")
+    other = start(servers, *options)
     port = port_of(other.wait_ready())
     addresses = f"{server.address},{other.address}"
     with watching(source_of(camera), "--server", addresses, *MAX_LAG, state=tmp_path) as running:
         for number in (signal.SIGKILL, signal.SIGTERM):
+            other.wait_ready()
             while other.metric("gradcam_requests_total", rpc="ExplainImage") < 3:
                 running.wait_for_status("explained")
             other.send_signal(number)
             running.wait_for_status("explained", 5)
             other.wait()
-            other = start(servers, "--port", port, *metrics).wait_ready()
+            if number == signal.SIGKILL:
+                other = start(servers, "--port", port, *options)
         assert running.end(signal.SIGINT) == 0, running.text
     assert running.count_of("explained") == len(running.results)
     assert counts_of(running.text, "cam")["failed"] == 0

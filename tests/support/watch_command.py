@@ -16,7 +16,7 @@ import av
 from support.server import GRADCAM
 
 TIMEOUT_S = 60
-_COUNT = r"([\d,]+) (\w+)"
+_COUNT = r"(\d[\d,]*) (\w+)"
 
 
 def command(*arguments: object) -> list[str]:
@@ -128,7 +128,5 @@ def frames_in(path: Path) -> int:
 def counts_of(text: str, source: str) -> dict[str, int]:
     """Reads the last line of counts of a source from stderr, 0 for those that it leaves out."""
     line = [line for line in text.splitlines() if line.startswith(f"{source}: ")][-1]
-    found = {
-        name: int(count.replace(",", "")) for count, name in re.findall(r"([\d,]+) (\w+)", line)
-    }
+    found = {name: int(count.replace(",", "")) for count, name in re.findall(_COUNT, line)}
     return {name: found.get(name, 0) for name in ("read", "explained", "shed", "failed")}

@@ -168,7 +168,7 @@ def test_a_second_ctrl_c_quits_at_once(
             assert process.stderr.readline() == "Stopping; once more quits at once.\n"
             process.send_signal(signal.SIGINT)
             assert process.stderr.read() == (
-                f"Quit at once; incomplete may be: -o {out} (the last second of each video), "
+                f"Quit at once; these may be incomplete: -o {out} (the last second of each video), "
                 f"--parquet {table} (the rows since its last shard), --json (its last line).\n"
             )
             assert process.wait(TIMEOUT_S) == 130

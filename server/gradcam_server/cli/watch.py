@@ -272,8 +272,9 @@ class _Run:
 
         def on_signal(number: int, _: object) -> None:
             if self._signal is not None:
-                at_risk = f"; incomplete may be: {', '.join(run.at_risk)}" if run.at_risk else ""
-                write_unless_stuck(_STDERR, f"Quit at once{at_risk}.")
+                at_risk = ", ".join(run.at_risk)
+                lost = f"; these may be incomplete: {at_risk}" if at_risk else ""
+                write_unless_stuck(_STDERR, f"Quit at once{lost}.")
                 os._exit(_SIGNALLED + number)
             self._signal = number
             with suppress(RuntimeError):  # the loop is closed: it has ended already

@@ -78,8 +78,8 @@ def test_a_folder_that_another_process_fills(
     assert encoded["dtype"] == "<f4"
     values = np.frombuffer(base64.b64decode(encoded["base64"]), encoded["dtype"])
     sent = client.explain(source, heatmaps=[Raw()]).explanations[0]
-    close = {"rtol": 1e-4, "atol": 1e-4 * sent.raw_max}
-    np.testing.assert_allclose(values.reshape(encoded["shape"]), sent.heatmap, **close)
+    decoded, atol = values.reshape(encoded["shape"]), 1e-4 * sent.raw_max
+    np.testing.assert_allclose(decoded, sent.heatmap, rtol=1e-4, atol=atol)
     assert sent.image_extent
     assert line["extent"]["width"] == pytest.approx(sent.image_extent.width, abs=1e-3)
 

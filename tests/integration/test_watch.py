@@ -1,26 +1,21 @@
 """``gradcam watch`` as a user runs it: sources to results, through a real server."""
 
-import json
-import os
+import base64
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from queue import Queue
-from typing import Any
 
-import av
+import numpy as np
 import pandas as pd
 import pytest
 
+from gradcam_client import Client, Raw
 from support.mjpeg import mjpeg_camera
-from support.server import GRADCAM, RunningServer
+from support.server import RunningServer
 from support.videos import write_video
+from support.watch_command import frames_in, watching
 
-TIMEOUT_S = 60
 # Another process that fills a folder: whole files appear by rename, others by close.
 FILL = """
 import shutil, sys, time
@@ -34,79 +29,6 @@ for number, name in enumerate(names):
         shutil.move(path + ".part", path)
     time.sleep(0.05)
 """
-
-
-class Watching:
-    """``gradcam watch --json`` as a process of its own."""
-
-    def __init__(self, *arguments: object, state: Path) -> None:
-        self.process = subprocess.Popen(
-            [GRADCAM, "watch", "--json", *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "XDG_STATE_HOME": str(state)},
-        )
-        self.results: list[dict[str, Any]] = []
-        self._lines: Queue[str] = Queue()
-        self._errors: list[str] = []
-        self._threads = [
-            threading.Thread(target=self._read),
-            threading.Thread(target=self._read_errors),
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout
-        with self.process.stdout as lines:
-            for line in lines:
-                self._lines.put(line)
-        self._lines.put("")
-
-    def _read_errors(self) -> None:
-        assert self.process.stderr
-        with self.process.stderr as lines:
-            self._errors.extend(lines)
-
-    @property
-    def text(self) -> str:
-        """What it wrote to stderr so far."""
-        return "".join(self._errors)
-
-    def wait_for(self, count: int) -> None:
-        """Waits until so many results have come."""
-        while len(self.results) < count:
-            line = self._lines.get(timeout=TIMEOUT_S)
-            assert line, self.text
-            self.results.append(json.loads(line))
-
-    def end(self, number: int | None = None) -> int:
-        """Sends a signal, if any, waits for the end and returns the exit status."""
-        if number is not None:
-            self.process.send_signal(number)
-        status = self.process.wait(TIMEOUT_S)
-        for thread in self._threads:
-            thread.join()
-        while line := self._lines.get():
-            self.results.append(json.loads(line))
-        return status
-
-
-@contextmanager
-def watching(*arguments: object, state: Path) -> Iterator[Watching]:
-    running = Watching(*arguments, state=state)
-    try:
-        yield running
-    finally:
-        if running.process.poll() is None:
-            running.process.kill()
-            running.end()
-
-
-def frames_in(path: Path) -> int:
-    with av.open(str(path)) as container:
-        return sum(1 for _ in container.decode(video=0))
 
 
 def test_every_frame_of_a_video_is_explained(server: RunningServer, tmp_path: Path) -> None:
@@ -127,9 +49,12 @@ def test_every_frame_of_a_video_is_explained(server: RunningServer, tmp_path: Pa
 
 
 def test_a_folder_that_another_process_fills(
-    server: RunningServer, images: Path, tmp_path: Path
+    server: RunningServer, client: Client, images: Path, tmp_path: Path
 ) -> None:
-    """Each file is explained once, also after a restart, and SIGTERM is the normal end."""
+    """Each file is explained once, also after a restart, and SIGTERM is the normal end.
+
+    With --json-maps its line holds the map that the server sends for the file.
+    """
     folder, source = tmp_path / "incoming", images / "cat.jpg"
     folder.mkdir()
 
@@ -144,10 +69,19 @@ def test_a_folder_that_another_process_fills(
     names = [Path(one["path"]).name for one in running.results]
     assert sorted(names) == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
     fill("e.jpg")
-    with watching(*arguments, state=tmp_path / "state") as running:
+    with watching(*arguments, "--json-maps", state=tmp_path / "state") as running:
         running.wait_for(1)
         assert running.end(signal.SIGTERM) == 0, running.text
-    assert [Path(one["path"]).name for one in running.results] == ["e.jpg"]
+    (line,) = running.results
+    assert Path(line["path"]).name == "e.jpg"
+    encoded = line["map"]
+    assert encoded["dtype"] == "<f4"
+    values = np.frombuffer(base64.b64decode(encoded["base64"]), encoded["dtype"])
+    sent = client.explain(source, heatmaps=[Raw()]).explanations[0]
+    decoded, atol = values.reshape(encoded["shape"]), 1e-4 * sent.raw_max
+    np.testing.assert_allclose(decoded, sent.heatmap, rtol=1e-4, atol=atol)
+    assert sent.image_extent
+    assert line["extent"]["width"] == pytest.approx(sent.image_extent.width, abs=1e-3)
 
 
 def test_ctrl_c_closes_what_is_not_finished(server: RunningServer, tmp_path: Path) -> None:

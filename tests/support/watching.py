@@ -184,6 +184,8 @@ class LoopSource:
 class Collected:
     """An output that keeps all results, and the counts of them."""
 
+    at_risk = ""
+
     def __init__(self) -> None:
         self.results: list[FrameResult] = []
         self.read_count: Counter[str] = Counter()

@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +21,10 @@ from gradcam_server.cli.model_access import ModelAccess, model_access_options
 from gradcam_server.cli.progress import say
 from gradcam_server.cli.request_options import request_options
 from gradcam_server.watch.options import WatchOptions
+from gradcam_server.watch.outputs.unread import discard, on_reader_gone, write_unless_stuck
 
 if TYPE_CHECKING:
+    from gradcam_server.watch.assembly import WatchRun
     from gradcam_server.watch.counters import Counters
     from gradcam_server.watch.explaining import ExplainClient
     from gradcam_server.watch.sources.naming import SourceSpec
@@ -33,6 +37,8 @@ _FIRST_CALL_S = 300.0
 _FIRST_IMAGE = np.full((64, 64, 3), 128, np.uint8)
 _MANY_IMAGES = sys.maxsize  # for compilers: a camera never ends
 _SIGNALLED = 128  # the exit status of shells is this and the number of the signal
+_UNREAD = 1  # the exit status of other commands whose reader of stdout is gone
+_STDERR = 2
 
 
 @click.command(context_settings={"show_default": True})
@@ -44,6 +50,9 @@ _SIGNALLED = 128  # the exit status of shells is this and the number of the sign
     "or for a folder, one each into it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per frame or file.")
+@click.option(
+    "--json-maps", is_flag=True, help="Add the raw map to each object of --json, in base64."
+)
 @click.option(
     "--parquet",
     type=Path,
@@ -128,7 +137,7 @@ def watch(sources: Sequence[str], **options: Any) -> None:
 
     Of a camera or stream the newest frame counts: what cannot be explained in time is left out.
     Of a file or folder every frame counts. Ctrl-C ends all outputs readable; a second one quits
-    at once.
+    at once, and says what may be incomplete.
     """  # noqa: D301 - click reads the character \b
     needs("av", "watch")
     needs("watchdog", "watch")
@@ -141,6 +150,8 @@ def watch(sources: Sequence[str], **options: Any) -> None:
     )
     if not (chosen.output or chosen.as_json or chosen.parquet or chosen.show is not None):
         raise click.UsageError("name where the results go: -o, --json, --parquet or --show")
+    if chosen.json_maps and not chosen.as_json:
+        raise click.UsageError("--json-maps needs --json: it adds the maps to its objects")
     if chosen.target is not None and chosen.hold > 1:
         raise click.UsageError("--class and --hold exclude each other: a given class stays")
     if chosen.parquet is not None:
@@ -203,6 +214,7 @@ class _Run:
     ) -> None:
         self._specs, self._options, self._request = specs, options, request
         self._signal: int | None = None
+        self._is_unread = False
 
     async def __call__(self, client: "ExplainClient") -> int:
         """Watches until all sources have ended, or a signal comes.
@@ -217,22 +229,24 @@ class _Run:
         from gradcam_server.watch.assembly import assemble
 
         run = assemble(self._specs, self._options, self._request, client)
+        self._take_signals(run)
+        if self._options.as_json:
+            on_reader_gone(sys.stdout, partial(self._on_reader_gone, run.watcher))
         for address in run.addresses:
-            say(address)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._on_signal, run.watcher, number)
+            _tell(address)
         lines = None if self._options.quiet else asyncio.create_task(_say_lines(run.counters))
         try:
             with run.closing:
                 await run.watcher.run()
+        except BrokenPipeError:
+            self._is_unread = True
         finally:
             if lines is not None:
                 lines.cancel()
-                say(run.summary())
+                _tell(run.summary())
         for name, error in run.watcher.errors.items():
             text = str(error)
-            say(f"Error: {text}" if text.startswith(name) else f"Error: {name}: {text}")
+            _tell(f"Error: {text}" if text.startswith(name) else f"Error: {name}: {text}")
         return self._status(run.watcher)
 
     async def _first_call(self, client: "ExplainClient") -> None:
@@ -244,11 +258,35 @@ class _Run:
             **self._request,
         )
 
-    def _on_signal(self, watcher: "Watcher", number: int) -> None:
-        if self._signal is not None:
-            os._exit(_SIGNALLED + number)
-        self._signal = number
-        say("Stopping; once more quits at once.")
+    def _take_signals(self, run: "WatchRun") -> None:
+        """Handles signals from now on to the end of the process.
+
+        The handlers are not the event loop's: the second signal quits even if the loop is stuck,
+        such as by a terminal that is stopped (Ctrl-S), or has ended already.
+        """
+        loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            run.watcher.stop()
+            _tell("Stopping; once more quits at once.")
+
+        def on_signal(number: int, _: object) -> None:
+            if self._signal is not None:
+                at_risk = ", ".join(run.at_risk)
+                lost = f"; these may be incomplete: {at_risk}" if at_risk else ""
+                write_unless_stuck(_STDERR, f"Quit at once{lost}.")
+                os._exit(_SIGNALLED + number)
+            self._signal = number
+            with suppress(RuntimeError):  # the loop is closed: it has ended already
+                loop.call_soon_threadsafe(stop)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, on_signal)
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else nohup has it ignored
+            signal.signal(signal.SIGHUP, on_signal)
+
+    def _on_reader_gone(self, watcher: "Watcher") -> None:
+        self._is_unread = True
         watcher.stop()
 
     def _status(self, watcher: "Watcher") -> int:
@@ -257,10 +295,20 @@ class _Run:
         ending = {spec.name for spec in self._specs if spec.kind is SourceKind.FILE}
         if self._signal is not None and watcher.unfinished & ending:
             return _SIGNALLED + self._signal
+        if self._is_unread and self._signal is None:  # Ctrl-C ends the other end of a pipe, too
+            return _UNREAD
         return 1 if watcher.errors else 0
 
 
 async def _say_lines(counters: "Counters") -> None:
     while True:
         await asyncio.sleep(_LINE_INTERVAL_S)
-        say(counters.line())
+        _tell(counters.line())
+
+
+def _tell(text: str) -> None:
+    """Writes a line to stderr. The run goes on if its reader or its terminal is gone."""
+    try:
+        say(text)
+    except OSError:
+        discard(sys.stderr)

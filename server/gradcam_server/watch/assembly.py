@@ -34,6 +34,7 @@ class WatchRun:
         counters: Counts frames.
         states: What is kept of each source, by name.
         addresses: Where the view and the metrics are, for people.
+        at_risk: What may be incomplete if the process ends at once, for people.
         closing: Closes what the watcher does not close.
     """
 
@@ -41,6 +42,7 @@ class WatchRun:
     counters: Counters
     states: Mapping[str, SteadyStream]
     addresses: Sequence[str]
+    at_risk: Sequence[str]
     closing: ExitStack
 
     def summary(self) -> str:
@@ -86,7 +88,8 @@ def assemble(
         [watched for watched, _ in sources], explainer.explain, pacer, outputs, counters
     )
     states = {watched.source.name: state for watched, state in sources}
-    return WatchRun(watcher, counters, states, addresses, closing)
+    at_risk = [output.at_risk for output in outputs if output.at_risk]
+    return WatchRun(watcher, counters, states, addresses, at_risk, closing)
 
 
 def _watched(
@@ -145,10 +148,6 @@ def _outputs(
         from gradcam_server.watch.outputs.video import VideoOutput
 
         add(VideoOutput(options.output, names, style))
-    if options.as_json:
-        from gradcam_server.watch.outputs.json_lines import JsonLines
-
-        add(JsonLines())
     if options.parquet is not None:
         from gradcam_server.watch.outputs.parquet import ParquetShards
 
@@ -159,4 +158,9 @@ def _outputs(
         view = BrowserView(names, options.show, style)
         add(view)
         addresses.append(f"Showing {', '.join(names)} at {view.url}")
+    # The last one: its reader may leave, and then the others have the frame.
+    if options.as_json:
+        from gradcam_server.watch.outputs.json_lines import JsonLines
+
+        add(JsonLines(with_maps=options.json_maps))
     return outputs, addresses

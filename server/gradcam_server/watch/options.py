@@ -15,6 +15,7 @@ class WatchOptions:
     Attributes:
         output: Video file, or folder of them.
         as_json: Whether to print JSON lines.
+        json_maps: Whether each of them holds the raw map.
         parquet: Folder of Parquet shards.
         show: Port of the view in a browser.
         metrics_port: Port of the metrics.
@@ -32,6 +33,7 @@ class WatchOptions:
 
     output: Path | None
     as_json: bool
+    json_maps: bool
     parquet: Path | None
     show: int | None
     metrics_port: int | None

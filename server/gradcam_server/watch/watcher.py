@@ -48,6 +48,10 @@ class Slot(Protocol):
 class Output(Protocol):
     """Where results go. All calls come from one thread."""
 
+    @property
+    def at_risk(self) -> str:
+        """What may be incomplete if the process ends at once, for people; empty if nothing."""
+
     def write(self, result: FrameResult) -> None:
         """Writes a result."""
 

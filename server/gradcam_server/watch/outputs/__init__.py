@@ -6,7 +6,8 @@
     json_lines   one JSON object a line
     parquet      shards with the columns of ``gradcam batch``
     view         a page in the browser of this machine
+    unread       stdout and stderr when their reader is gone
 
 An output has ``write(result)`` and ``close()``, which one thread calls. What was written is
-readable at any time.
+readable at any time; ``at_risk`` says what may be incomplete if the process ends at once.
 """

@@ -1,13 +1,21 @@
 """Writes one JSON object a line, for each frame or file."""
 
+import base64
 import json
 import math
 import sys
 from typing import IO, Any
 
+import numpy as np
+
 from gradcam_client.results import Explanation
+from gradcam_server.batch.errors import OutputError
 from gradcam_server.watch.frames import FrameResult
 from gradcam_server.watch.outputs.explained import explanation_of
+from gradcam_server.watch.outputs.unread import discard
+
+# The dtype of maps, in NumPy's words: little-endian float32.
+_MAP_DTYPE = "<f4"
 
 
 class JsonLines:
@@ -18,10 +26,21 @@ class JsonLines:
     Args:
         file: Where they go; None is stdout.
         with_maps: Whether each line holds the raw map.
+
+    Attributes:
+        at_risk: What may be incomplete if the process ends at once.
+
+    Raises:
+        OutputError: stdout is closed.
     """
 
+    at_risk = "--json (its last line)"
+
     def __init__(self, file: IO[str] | None = None, *, with_maps: bool = False) -> None:
-        self._file = sys.stdout if file is None else file
+        file = file or sys.stdout
+        if file is None:  # as Python has it if the shell closed it (>&-)
+            raise OutputError("--json: stdout is closed; leave it open, or redirect it to a file")
+        self._file = file
         self._with_maps = with_maps
 
     def write(self, result: FrameResult) -> None:
@@ -29,10 +48,21 @@ class JsonLines:
 
         Raises:
             BrokenPipeError: The reader is gone.
+            OutputError: The line cannot be written, such as to a full disk.
         """
         values = as_json(result, with_maps=self._with_maps)
-        self._file.write(json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
+        line = json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except BrokenPipeError:
+            discard(self._file)
+            raise
+        except OSError as error:
+            discard(self._file)
+            raise OutputError(
+                f"--json: stdout cannot be written ({error.strerror or error})"
+            ) from error
 
     def close(self) -> None:
         """Leaves the file open: the command may print more."""
@@ -44,7 +74,8 @@ def as_json(result: FrameResult, *, with_maps: bool = False) -> dict[str, Any]:
     Args:
         result: The result.
         with_maps: Whether to add ``map``: the method's map of the target, before it is smoothed,
-            as rows of numbers, and ``extent``: the part of the image that it covers, in pixels.
+            as ``shape`` [rows, columns], ``dtype`` "<f4" (little-endian float32) and ``base64``,
+            the values row by row; and ``extent``: the part of the image that it covers, in pixels.
     """
     frame, explanation = result.frame, explanation_of(result)
     answer = result.explanation
@@ -84,8 +115,13 @@ def _map_of(explanation: Explanation | None) -> dict[str, Any]:
         return {"map": None, "extent": None}
     extent = explanation.image_extent
     sides = ("top", "left", "height", "width")
+    values = np.asarray(explanation.heatmap, _MAP_DTYPE)
     return {
-        "map": [[_number(float(cell), 6) for cell in row] for row in explanation.heatmap],
+        "map": {
+            "shape": list(values.shape),
+            "dtype": _MAP_DTYPE,
+            "base64": base64.b64encode(values.tobytes()).decode(),
+        },
         "extent": extent and {side: _number(getattr(extent, side), 3) for side in sides},
     }
 

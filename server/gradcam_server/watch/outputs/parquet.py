@@ -38,6 +38,9 @@ class ParquetShards:
         max_rows: The rows of a full shard.
         max_age_s: Seconds from the first row of a shard until it is written, full or not.
 
+    Attributes:
+        at_risk: What may be incomplete if the process ends at once.
+
     Raises:
         OutputError: The folder holds a job of ``gradcam batch``, or cannot be written.
     """
@@ -51,6 +54,7 @@ class ParquetShards:
         max_age_s: float = _MAX_AGE_S,
     ) -> None:
         self._folder, self._max_rows, self._max_age_s = folder, max_rows, max_age_s
+        self.at_risk = f"--parquet {folder} (the rows since its last shard)"
         self._options = ExplainOptions(heatmap=heatmap)
         started = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         self._run = f"{started}-{uuid.uuid4().hex[:8]}"
@@ -90,13 +94,13 @@ class ParquetShards:
                 self._timer.start()
 
     def close(self) -> None:
-        """Writes the last shard.
+        """Writes the last shard, with the rows of one that could not be written before.
 
         Raises:
-            OutputError: It, or an earlier one, cannot be written.
+            OutputError: It cannot be written.
         """
         with self._lock:
-            self._raise_error()
+            self._error = None  # its rows are still there, and there may be room now
             self._write_shard()
 
     def _row_of(self, result: FrameResult) -> Row:
@@ -140,12 +144,16 @@ class ParquetShards:
             _FIRST_TIME: str(min(self._times)),
             _LAST_TIME: str(max(self._times)),
         }
-        with writing(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)  # it may have been moved away
-            with RowFile(temporary, path) as rows:
-                for row in self._rows:
-                    rows.add(row)
-                rows.finish(notes)
+        try:
+            with writing(self._folder):
+                self._folder.mkdir(parents=True, exist_ok=True)  # it may have been moved away
+                with RowFile(temporary, path) as rows:
+                    for row in self._rows:
+                        rows.add(row)
+                    rows.finish(notes)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise OutputError(f"{self._folder}: it cannot be written ({reason})") from error
         self._shard_count += 1
         self._rows.clear()
         self._times.clear()

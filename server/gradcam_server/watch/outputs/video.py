@@ -61,6 +61,7 @@ class VideoOutput:
 
     Attributes:
         paths: The files, by source. A file appears with the first frame of its source.
+        at_risk: What may be incomplete if the process ends at once.
 
     Raises:
         OutputError: ``output`` is no such name, or the folder cannot be made.
@@ -68,6 +69,7 @@ class VideoOutput:
 
     def __init__(self, output: Path, sources: Sequence[str], style: Style | None = None) -> None:
         self.paths = paths_of(output, sources)
+        self.at_risk = f"-o {output} (the last second of each video)"
         self._style = style or Style()
         self._files: dict[str, VideoFile] = {}
 

@@ -135,10 +135,13 @@ class BrowserView:
 
     Attributes:
         url: The address of the page.
+        at_risk: Empty: nothing of it is kept.
 
     Raises:
         OutputError: The port is in use.
     """
+
+    at_risk = ""
 
     def __init__(self, sources: Sequence[str], port: int, style: Style | None = None) -> None:
         self._names, self._style = list(sources), style or Style()

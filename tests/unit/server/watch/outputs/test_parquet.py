@@ -1,5 +1,7 @@
 """Parquet shards of frames."""
 
+import errno
+import os
 import time
 from pathlib import Path
 
@@ -150,3 +152,43 @@ def test_a_shard_that_cannot_be_written_is_an_error(tmp_path: Path, max_age_s: f
         timer.join()
     with pytest.raises(OutputError, match="it cannot be written"):
         output.close()
+
+
+def test_rows_that_could_not_be_written_are_tried_again_at_the_end(tmp_path: Path) -> None:
+    """There may be room by then: an error of the timer costs no row, and is no error of the end."""
+    folder = tmp_path / "frames"
+    output = ParquetShards(folder, max_age_s=0.01)
+    folder.rmdir()
+    folder.touch()
+    output.write(explained())
+    timer = output._timer
+    assert timer is not None
+    timer.join()
+    folder.unlink()
+    output.close()
+    assert len(to_pandas(folder)) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, "no room to write"),
+        (errno.EROFS, "cannot be written"),
+        (errno.EIO, "cannot be written .*Input/output error"),
+    ],
+    ids=["full", "read-only", "broken"],
+)
+def test_each_error_of_a_disk_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
+) -> None:
+    """As an error for people, which ends the command without a traceback."""
+    output = ParquetShards(tmp_path)
+    output.write(explained())
+
+    def broken(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OutputError, match=message):
+        output.close()
+    assert not list(tmp_path.iterdir())

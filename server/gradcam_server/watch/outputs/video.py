@@ -3,10 +3,13 @@
 The files are fragmented: each fragment is complete when it is written, so a file is readable after
 kill -9, but for its last second. Of a source that ends, the file becomes an ordinary, indexed MP4
 file when it is closed; a live source may run for months, and the index would grow with it.
+
+A picture is encoded while the next one is drawn. Nothing queues: a call waits for the encoder.
 """
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from fractions import Fraction
 from functools import cache
@@ -17,11 +20,11 @@ import av
 import cv2
 import numpy as np
 from av.codec.codec import UnknownCodecError
-from av.video.reformatter import Colorspace
+from av.video.reformatter import Colorspace, VideoReformatter
 
 from gradcam_server.batch.errors import OutputError
 from gradcam_server.watch.frames import Frame, FrameResult, Pixels
-from gradcam_server.watch.outputs.draw import Style, draw
+from gradcam_server.watch.outputs.draw import Painter, Style
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
@@ -68,19 +71,21 @@ class VideoOutput:
 
     def __init__(self, output: Path, sources: Sequence[str], style: Style | None = None) -> None:
         self.paths = paths_of(output, sources)
-        self._style = style or Style()
+        # One picture is encoded while the other one is drawn.
+        self._painter = Painter(style, pictures=2)
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+        self._encoding: Future[None] | None = None
         self._files: dict[str, VideoFile] = {}
 
     def write(self, result: FrameResult) -> None:
-        """Writes a frame.
+        """Draws a frame and hands it to the encoder, as soon as that is done with the last one.
 
         Raises:
-            OutputError: The file cannot be written.
+            OutputError: The file of the last frame cannot be written.
         """
-        name = result.frame.source
-        if name not in self._files:
-            self._files[name] = VideoFile(self.paths[name], result.frame)
-        self._files[name].add(draw(result, self._style), result.frame.time_s)
+        drawn = self._painter.draw(result)
+        self._finish_encoding()
+        self._encoding = self._encoder.submit(self._encode, result.frame, drawn)
 
     def close(self) -> None:
         """Finishes all files. A second call does nothing.
@@ -88,6 +93,22 @@ class VideoOutput:
         Raises:
             OutputError: A file cannot be written; the others are finished all the same.
         """
+        with ExitStack() as stack:
+            stack.callback(self._encoder.shutdown)
+            stack.callback(self._close_files)
+            self._finish_encoding()
+
+    def _finish_encoding(self) -> None:
+        encoding, self._encoding = self._encoding, None
+        if encoding is not None:
+            encoding.result()
+
+    def _encode(self, frame: Frame, drawn: Pixels) -> None:
+        if frame.source not in self._files:
+            self._files[frame.source] = VideoFile(self.paths[frame.source], frame)
+        self._files[frame.source].add(drawn, frame.time_s)
+
+    def _close_files(self) -> None:
         with ExitStack() as stack:
             while self._files:
                 _, file = self._files.popitem()
@@ -143,6 +164,8 @@ class VideoFile:
         self._size = width + width % 2, height + height % 2  # yuv420p halves them
         self._begin_s = first.time_s
         self._last: int | None = None
+        # It keeps its tables from frame to frame.
+        self._reformatter = VideoReformatter()
         flags = _FRAGMENTED if first.is_live else _INDEXED_AT_THE_END
         options = {"movflags": flags, "frag_duration": str(_FRAGMENT_US), "flush_packets": "1"}
         self._container: OutputContainer = self._writing(
@@ -175,8 +198,8 @@ class VideoFile:
         Raises:
             OutputError: The file cannot be written.
         """
-        rgb = av.VideoFrame.from_ndarray(fit(image, self._size), format="rgb24")
-        frame = rgb.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+        rgb = av.VideoFrame.from_numpy_buffer(fit(image, self._size), format="rgb24")
+        frame = self._reformatter.reformat(rgb, format="yuv420p", dst_colorspace=Colorspace.ITU709)
         frame.pts, frame.time_base = self._time_stamp(time_s), _TIME_BASE
         self._writing(lambda: self._container.mux(self._stream.encode(frame)))
 

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -10,7 +11,7 @@ from gradcam_client.drawing import blended, colored, enlarge
 from gradcam_client.extents import Extent
 from gradcam_client.requests import COLORMAPS
 from gradcam_server.watch.frames import Pixels, Status
-from gradcam_server.watch.outputs.draw import Style, caption_of, draw, time_of
+from gradcam_server.watch.outputs.draw import Painter, Style, caption_of, draw, time_of
 from support.watch_results import (
     DOG,
     answer,
@@ -42,6 +43,50 @@ def test_the_heat_is_drawn_as_the_client_draws_it(colormap: str) -> None:
     assert result.heat is not None
     expected = blended(noise(), colored(enlarge(result.heat, extent, 120, 160), colormap), 0.3)
     assert np.abs(without_caption(drawn) - without_caption(expected)).max() <= 2
+
+
+WHOLE, PART = Extent(0, 0, 1080, 1920), Extent(-10.5, 420.25, 1101, 1080)
+
+
+@pytest.mark.parametrize(("extent", "cells"), [(WHOLE, (72, 128)), (WHOLE, (7, 7)), (PART, (7, 7))])
+def test_a_large_photograph_looks_as_if_the_client_had_drawn_it(
+    images: Path, extent: Extent, cells: tuple[int, int]
+) -> None:
+    """A full HD frame differs by two grey levels at most, whether the map covers all of it."""
+    photograph = cv2.resize(cv2.imread(str(images / "cat.jpg"))[..., ::-1], (1920, 1080))
+    heat = np.random.default_rng(0).random(cells, np.float32)
+    one = answer((1080, 1920), [explanation(extent=extent)])
+    drawn = draw(explained(frame(photograph), explanation=one, heat=heat), Style("jet", 0.4))
+    colors = colored(enlarge(heat, extent, 1080, 1920), "jet")
+    difference = cv2.absdiff(drawn, blended(photograph, colors, 0.4))[:-150]
+    assert difference.max() <= 2
+
+
+def test_a_painter_draws_any_frame_after_any_other() -> None:
+    """What earlier frames left in its memory, of another size or place, is not seen."""
+    left = explanation(extent=Extent(0, 0, 120, 80))
+    results = [
+        explained(frame(noise((240, 320)))),
+        explained(frame(noise()), explanation=answer(explanations=[left])),
+        failed(frame(noise((90, 70)))),
+        explained(frame(noise((320, 240), 1)), heat=np.eye(7, dtype=np.float32)),
+        explained(frame(noise())),
+        explained(frame(gray(9, (1, 3)))),
+    ]
+    painter = Painter(pictures=2)
+    for result in [*results, *reversed(results)]:
+        np.testing.assert_array_equal(painter.draw(result), draw(result))
+
+
+def test_a_painter_uses_its_memory_again() -> None:
+    """A picture stays as it is while as many others are drawn as were asked for, less itself."""
+    results = [explained(frame(gray(60 * number))) for number in range(3)]
+    painter = Painter(pictures=2)
+    first, second = painter.draw(results[0]), painter.draw(results[1])
+    np.testing.assert_array_equal(first, draw(results[0]))
+    third = painter.draw(results[2])
+    assert np.shares_memory(first, third)
+    np.testing.assert_array_equal(second, draw(results[1]))
 
 
 def test_a_reused_map_fits_a_frame_of_another_size() -> None:

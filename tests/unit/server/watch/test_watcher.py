@@ -156,7 +156,7 @@ def test_a_slow_output_sheds_live_frames_where_they_are_read(seconds: float) -> 
         assert written == sorted(written)
         assert len(written) == pytest.approx(60 / seconds / 2, abs=3), "in turns"
         shed = output.shed_count[source.name] + source.slot.shed
-        assert 0 <= source.count - len(written) - shed <= 1, "one may be in the slot at the end"
+        assert 0 <= source.count - len(written) - shed <= 4, "the end drops those on their way"
 
 
 def test_a_restart_of_the_server_costs_live_frames_only() -> None:

@@ -171,9 +171,13 @@ def test_an_error_of_the_encoder_is_raised(tmp_path: Path) -> None:
     output = VideoOutput(tmp_path / "out.mp4", ["full", "good"])
     for number in range(4):
         output.write(failed(shown(99, number, source="good")))
-    with pytest.raises(OutputError, match="cannot be written"):
+
+    def fill() -> None:
         for number in range(100):
             output.write(failed(shown(number, number, source="full")))
+
+    with pytest.raises(OutputError, match="cannot be written"):
+        fill()
     with suppress(OutputError):  # of the same file
         output.close()
     assert len(read(tmp_path / "out-good.mp4")[0]) == 4

@@ -51,6 +51,8 @@ _FRAGMENT_US = 1_000_000
 _MAX_PAUSE = int(3600 / _TIME_BASE)
 _FRAGMENTED = "frag_keyframe+empty_moov+default_base_moof"
 _INDEXED_AT_THE_END = f"{_FRAGMENTED}+hybrid_fragmented"
+# Without a list of the fragments at its end, which would be kept in memory until then.
+_WITHOUT_INDEX = f"{_FRAGMENTED}+skip_trailer"
 
 
 class VideoOutput:
@@ -166,7 +168,7 @@ class VideoFile:
         self._last: int | None = None
         # It keeps its tables from frame to frame.
         self._reformatter = VideoReformatter()
-        flags = _FRAGMENTED if first.is_live else _INDEXED_AT_THE_END
+        flags = _WITHOUT_INDEX if first.is_live else _INDEXED_AT_THE_END
         options = {"movflags": flags, "frag_duration": str(_FRAGMENT_US), "flush_packets": "1"}
         self._container: OutputContainer = self._writing(
             lambda: av.open(str(path), "w", format="mp4", options=options)

@@ -89,7 +89,9 @@ def test_the_end_of_a_file_gives_it_an_index(tmp_path: Path) -> None:
     write(tmp_path / "file.mp4", [shown(0, time) for time in times])
     write(tmp_path / "live.mp4", [shown(0, time, is_live=True) for time in times])
     assert b"moof" not in top_boxes(tmp_path / "file.mp4")
-    assert top_boxes(tmp_path / "live.mp4").count(b"moof") >= 5
+    live = top_boxes(tmp_path / "live.mp4")
+    assert live.count(b"moof") >= 5
+    assert b"mfra" not in live, "no list of all fragments either"
     assert len(read(tmp_path / "file.mp4")[0]) == len(read(tmp_path / "live.mp4")[0]) == 30
 
 

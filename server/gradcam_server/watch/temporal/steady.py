@@ -9,7 +9,7 @@ from gradcam_server.watch.stream_state import Choice, Decision, Shown, title
 from gradcam_server.watch.temporal.audit import Audit
 from gradcam_server.watch.temporal.cuts import is_cut
 from gradcam_server.watch.temporal.motion import MotionEstimator, small_gray
-from gradcam_server.watch.temporal.reuse import ReusePolicy
+from gradcam_server.watch.temporal.reuse import MAX_PENDING, ReusePolicy
 from gradcam_server.watch.temporal.smoothing import MapSmoother
 from gradcam_server.watch.temporal.target import TargetHold
 
@@ -53,6 +53,8 @@ class SteadyStream:
         """Decides what is done with a frame."""
         decision = self._reuse.decide(frame) if self._reuse else Decision(Choice.COMPUTE)
         self._choices[frame.number] = decision.choice
+        if len(self._choices) > MAX_PENDING:
+            del self._choices[next(iter(self._choices))]
         return decision
 
     def classes(self) -> Sequence[int | str]:

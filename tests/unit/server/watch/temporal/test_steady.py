@@ -1,5 +1,6 @@
 """The state of a source over its frames."""
 
+import tracemalloc
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,6 +56,27 @@ def test_a_map_of_another_class_has_no_past() -> None:
         found = stream.shown(frame(number, texture(0)), answer(number, heat.astype(np.float32)))
     assert found.heat is not None
     assert np.array_equal(found.heat, heats[1])
+
+
+@pytest.mark.parametrize("reuse", [None, ReusePolicy(2.0)])
+@pytest.mark.parametrize("hold", [None, TargetHold(3)])
+def test_an_outage_takes_no_memory(hold: TargetHold | None, reuse: ReusePolicy | None) -> None:
+    """While every call is late, for a day, memory does not grow."""
+    stream, image = SteadyStream(hold=hold, reuse=reuse), texture(0)[:64, :64]
+
+    def fail(numbers: range) -> None:
+        for number in numbers:
+            stream.decide(frame(number, image))
+
+    fail(range(1000))
+    tracemalloc.start()
+    try:
+        fail(range(1000, 4000))
+        grown, _ = tracemalloc.get_traced_memory()
+        fail(range(4000, 5000))
+        assert tracemalloc.get_traced_memory()[0] < grown + 20_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_reuse_follows_the_held_class() -> None:

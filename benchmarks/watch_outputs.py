@@ -116,7 +116,7 @@ def main() -> None:
     arguments = parser.parse_args()
     width, height = map(int, arguments.size.split("x"))
     results = results_of(film(width, height, arguments.frames))
-    painter = Painter(pictures=2)
+    painter = Painter()
     rates: dict[str, list[float]] = {"drawn": [], "encoded": [], "written": []}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"

@@ -6,7 +6,6 @@ is used again: the system takes longer to hand out new memory for a large pictur
 draw it.
 """
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -44,15 +43,13 @@ class Painter:
 
     Args:
         style: How the heat is drawn.
-        pictures: The number of pictures that are kept: a picture is overwritten when so many
-            others have been drawn after it.
     """
 
-    def __init__(self, style: Style | None = None, pictures: int = 1) -> None:
+    def __init__(self, style: Style | None = None) -> None:
         style = style or Style()
         self._alpha, self._colors = style.alpha, table(style.colormap)
-        self._pictures = itertools.cycle([_Memory() for _ in range(pictures)])
         self._heat, self._levels, self._colored = _Memory(), _Memory(), _Memory()
+        self._drawn = _Memory()
 
     def draw(self, result: FrameResult) -> Pixels:
         """Draws a result.
@@ -61,10 +58,11 @@ class Painter:
             result: The result; the heat is left out if it has none.
 
         Returns:
-            The frame with heat and caption, uint8 RGB, of the frame's shape; see ``pictures``.
+            The frame with heat and caption, uint8 RGB, of the frame's shape. The next call
+            overwrites it.
         """
         image = result.frame.image
-        drawn = next(self._pictures).array(image.shape, np.uint8)
+        drawn = self._drawn.array(image.shape, np.uint8)
         if result.heat is None:
             np.copyto(drawn, image)
         else:

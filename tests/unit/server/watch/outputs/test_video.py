@@ -4,8 +4,6 @@ import logging
 import signal
 import subprocess
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +13,7 @@ import pytest
 from av.codec.codec import UnknownCodecError
 
 from gradcam_server.batch.errors import OutputError
-from gradcam_server.watch.frames import Frame, Pixels
+from gradcam_server.watch.frames import Frame
 from gradcam_server.watch.outputs import video
 from gradcam_server.watch.outputs.video import VideoFile, VideoOutput, fit, paths_of
 from support.watch_results import explained, failed, frame, gray
@@ -106,6 +104,20 @@ def test_odd_sizes_become_even(tmp_path: Path, size: tuple[int, int]) -> None:
     assert all(abs(one.astype(int) - 150).max() < 4 for one in pictures)
 
 
+def test_the_pictures_of_a_video_are_their_own(tmp_path: Path) -> None:
+    """Each is as it was drawn, though all are drawn into the same memory, whatever their size."""
+    output = VideoOutput(tmp_path / "a.mp4", ["a", "b"])
+    for number in range(24):
+        size = (64, 96 + 32 * (number % 2))
+        output.write(failed(shown(10 * number, number, size, source="ab"[number % 2])))
+    output.close()
+    for first, name in enumerate("ab"):
+        times, pictures = read(output.paths[name])
+        np.testing.assert_allclose(times, np.arange(12) * 2, atol=1e-5)
+        levels = [picture[:20].mean() for picture in pictures]
+        np.testing.assert_allclose(levels, 10 * np.arange(first, 24, 2), atol=3)
+
+
 def test_a_changed_size_is_scaled_to_the_first(tmp_path: Path) -> None:
     """A camera that comes back with another resolution goes on in the same file, undistorted."""
     output = VideoOutput(tmp_path / "a.mp4", ["clip"])
@@ -124,65 +136,6 @@ def test_fitting_keeps_the_shape() -> None:
     """What is left over is black, in equal parts at both sides."""
     fitted = fit(gray(200, (50, 50)), (96, 64))
     np.testing.assert_array_equal(np.nonzero(fitted[30, :, 0])[0], np.arange(16, 80))
-
-
-def slow_down(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Makes the encoder begin late with each picture; returns the times when it began."""
-    add, began_at = VideoFile.add, list[float]()
-
-    def late(file: VideoFile, image: Pixels, time_s: float) -> None:
-        time.sleep(0.03)
-        began_at.append(time.monotonic())
-        add(file, image, time_s)
-
-    monkeypatch.setattr(VideoFile, "add", late)
-    return began_at
-
-
-def test_a_slow_encoder_loses_no_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each picture is encoded as it was drawn, though the next one is drawn meanwhile."""
-    slow_down(monkeypatch)
-    output = VideoOutput(tmp_path / "a.mp4", ["a", "b"])
-    for number in range(24):
-        name = "ab"[number % 2]
-        output.write(failed(shown(10 * number, number, (64, 96 + 32 * (number % 2)), source=name)))
-    output.close()
-    for name, first in (("a", 0), ("b", 1)):
-        times, pictures = read(output.paths[name])
-        np.testing.assert_allclose(times, np.arange(12) * 2, atol=1e-5)
-        levels = [picture[:20].mean() for picture in pictures]
-        np.testing.assert_allclose(levels, 10 * np.arange(first, 24, 2), atol=3)
-
-
-def test_a_slow_encoder_holds_the_writer_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Pictures do not pile up: a call waits until the picture before its last one is encoded."""
-    began_at = slow_down(monkeypatch)
-    output = VideoOutput(tmp_path / "a.mp4", ["clip"])
-    for number in range(8):
-        output.write(failed(shown(0, number)))
-        assert len(began_at) >= number, "at most one picture waits"
-    output.close()
-    assert len(began_at) == 8
-
-
-def test_an_error_of_the_encoder_is_raised(tmp_path: Path) -> None:
-    """By the next call, or by the last one; the other files are finished all the same."""
-    (tmp_path / "out-full.mp4").symlink_to("/dev/full")
-    output = VideoOutput(tmp_path / "out.mp4", ["full", "good"])
-    for number in range(4):
-        output.write(failed(shown(99, number, source="good")))
-
-    def fill() -> None:
-        for number in range(100):
-            output.write(failed(shown(number, number, source="full")))
-
-    with pytest.raises(OutputError, match="cannot be written"):
-        fill()
-    with suppress(OutputError):  # of the same file
-        output.close()
-    assert len(read(tmp_path / "out-good.mp4")[0]) == 4
 
 
 KILLED = """

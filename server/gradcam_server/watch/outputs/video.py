@@ -33,8 +33,8 @@ _T = TypeVar("_T")
 SUFFIX = ".mp4"
 _CODECS = ("libx264", "libopenh264", "mpeg4")
 _OPTIONS = {
-    # superfast writes 1.3 times the frames a second of veryfast, with the same error, into files that
-    # are 15 % larger. zerolatency: each frame is written at once, none waits in the encoder.
+    # superfast writes 1.3 times the frames a second of veryfast, with the same error, into files
+    # that are 15 % larger. zerolatency: no frame waits in the encoder, each is written at once.
     "libx264": {"preset": "superfast", "crf": "23", "tune": "zerolatency"},
 }
 _BIT_RATE = 4_000_000  # of the other codecs, which have no constant quality

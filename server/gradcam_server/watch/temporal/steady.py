@@ -92,6 +92,9 @@ class SteadyStream:
         self._choices = {n: kept for n, kept in self._choices.items() if n > frame.number}
         if self._hold is None or choice is not Choice.COMPUTE:
             return
-        target = self._hold.choose(explanation.predictions[0].index)
-        if self._reuse is not None and target != explanation.explanations[0].index:
+        best = explanation.predictions[0].index
+        target = self._hold.choose(best)
+        # While another class is the best, frames are computed until it is held or gone: in a scene
+        # at rest reuse would put that off for minutes.
+        if self._reuse is not None and not best == target == explanation.explanations[0].index:
             self._reuse.forget()

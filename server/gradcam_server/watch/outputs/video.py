@@ -181,7 +181,9 @@ class VideoFile:
             OutputError: The file cannot be written.
         """
         rgb = av.VideoFrame.from_numpy_buffer(fit(image, self._size), format="rgb24")
-        frame = self._reformatter.reformat(rgb, format="yuv420p", dst_colorspace=Colorspace.ITU709)
+        frame = self._reformatter.reformat(
+            rgb, format="yuv420p", dst_colorspace=Colorspace.ITU709, threads=1
+        )
         frame.pts, frame.time_base = self._time_stamp(time_s), _TIME_BASE
         self._writing(lambda: self._container.mux(self._stream.encode(frame)))
 

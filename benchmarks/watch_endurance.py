@@ -42,6 +42,7 @@ WARM_UP_SHARE = 0.25
 START_S, END_S = 60.0, 30.0
 NORMAL_975 = 1.96
 MAX_GROWTH = 0.02
+MAX_STEP = 1.5  # one more thread or descriptor is no trend; a pool has filled
 MAX_ON_THEIR_WAY = 4
 """Frames of a source that are neither written nor shed when it ends."""
 SAMPLED = ("rss_bytes", "pss_bytes", "descriptors", "threads")
@@ -58,7 +59,7 @@ class Trend:
         low: The lower end of the slope's 95 % interval.
         high: The upper end.
         growth: The slope times the measured time, as a share of the median.
-        is_flat: Whether the interval holds 0, or the growth is less than ``MAX_GROWTH``.
+        is_flat: Whether the interval holds 0, or the growth is small.
     """
 
     median: float
@@ -88,9 +89,9 @@ def trend(hours: NDArray[np.float64], values: NDArray[np.float64]) -> Trend:
         variance += 2 * (1 - lag / (lags + 1)) * float(terms[lag:] @ terms[:-lag])
     variance *= count / (count - 2)
     margin = NORMAL_975 * max(variance, 0.0) ** 0.5 / float(centered @ centered)
-    growth = slope * float(hours[-1] - hours[0]) / median
-    is_flat = slope - margin <= 0 or growth <= MAX_GROWTH
-    return Trend(median, slope, slope - margin, slope + margin, growth, is_flat)
+    grown = slope * float(hours[-1] - hours[0])
+    is_flat = slope - margin <= 0 or grown <= max(MAX_GROWTH * median, MAX_STEP)
+    return Trend(median, slope, slope - margin, slope + margin, grown / median, is_flat)
 
 
 def _film(count: int, fps: float, ports: Connection) -> None:

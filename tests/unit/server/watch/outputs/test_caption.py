@@ -3,11 +3,11 @@
 import dataclasses
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from gradcam_server.watch.frames import Frame, FrameResult, Pixels, Status
-from gradcam_server.watch.outputs import caption
 from gradcam_server.watch.outputs.caption import caption_of, time_of
 from gradcam_server.watch.outputs.draw import draw
 from support.watch_results import (
@@ -103,13 +103,13 @@ def test_a_long_name_is_shortened_before_its_value(
 ) -> None:
     """Probability, time and "reused" are there on a narrow frame, and all of it is in the frame."""
     written: list[str] = []
-    put = caption.cv2.putText
+    put = cv2.putText
 
     def note(image: Pixels, text: str, *others: object) -> object:
         written.append(text)
         return put(image, text, *others)  # type: ignore[call-overload]
 
-    monkeypatch.setattr(caption.cv2, "putText", note)
+    monkeypatch.setattr(cv2, "putText", note)
     drawn = draw(dataclasses.replace(result, heat=None, frame=resized(result, size)))
     assert len(written) == 2
     assert any("…" in text for text in written)

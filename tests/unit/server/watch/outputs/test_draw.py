@@ -52,7 +52,9 @@ def test_a_large_photograph_looks_as_if_the_client_had_drawn_it(
     images: Path, extent: Extent, cells: tuple[int, int]
 ) -> None:
     """A full HD frame differs by two grey levels at most, whether the map covers all of it."""
-    photograph = cv2.resize(cv2.imread(str(images / "cat.jpg"))[..., ::-1], (1920, 1080))
+    read = cv2.imread(str(images / "cat.jpg"))
+    assert read is not None
+    photograph = np.asarray(cv2.resize(read[..., ::-1], (1920, 1080)), np.uint8)
     heat = np.random.default_rng(0).random(cells, np.float32)
     one = answer((1080, 1920), [explanation(extent=extent)])
     drawn = draw(explained(frame(photograph), explanation=one, heat=heat), Style("jet", 0.4))

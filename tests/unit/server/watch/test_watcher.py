@@ -101,11 +101,18 @@ class CountedOutput(Collected):
 
 
 async def run_with_slow_output(
-    sources: Sequence[LoopSource], output: CountedOutput, seconds: float | None, **options: int
+    sources: Sequence[LoopSource],
+    output: CountedOutput,
+    seconds: float | None,
+    max_in_flight: int = 1,
 ) -> None:
     """Watches sources for some seconds or to their end."""
     watcher, running = watch_sources(
-        sources, Device(0.001), output, state=lambda: CountedState(output), **options
+        sources,
+        Device(0.001),
+        output,
+        max_in_flight=max_in_flight,
+        state=lambda: CountedState(output),
     )
     loop = asyncio.get_running_loop()
     inline, writing = loop.run_in_executor, asyncio.Lock()

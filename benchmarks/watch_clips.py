@@ -10,6 +10,8 @@ in this process; what is kept of them over time is then replayed.
   moved by the known motion.
 - Reuse: its true error, from the answers for all frames, beside the intervals of audits by many
   seeds; and how many frames a fixed frame skip computes for the same error.
+- Rest: how many grey levels the noise of a camera alone changes a frame by, as reuse measures it. A
+  threshold below that computes every frame.
 
 Usage: python benchmarks/watch_clips.py [--seconds N] [--seeds N] [--output FILE]
 """
@@ -34,7 +36,7 @@ from gradcam_server.watch.stream_state import Choice
 from gradcam_server.watch.temporal.audit import Audit, map_correlation
 from gradcam_server.watch.temporal.cuts import is_cut
 from gradcam_server.watch.temporal.motion import MotionEstimator, small_gray
-from gradcam_server.watch.temporal.reuse import ReusePolicy, small_picture
+from gradcam_server.watch.temporal.reuse import ReusePolicy, change, small_picture
 from gradcam_server.watch.temporal.smoothing import MapSmoother
 from gradcam_server.watch.temporal.steady import SteadyStream
 
@@ -43,8 +45,12 @@ RATE = 15.0
 WIDTH, HEIGHT = 256, 192
 CAMERA_NOISE = 3.0
 TIME_CONSTANT_S = 0.5
-THRESHOLDS = (2.0, 4.0, 8.0, 16.0)
+THRESHOLDS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0)
 MAX_SKIP = 60
+# Of cameras in good, moderate and little light, in grey levels.
+NOISES = (3.0, 6.0, 12.0)
+SIZES = ((256, 192), (640, 480), (1920, 1080))
+STILL_FRAMES = 20
 AUDIT_SHARES = (0.05, 0.2)
 KINDS = ("pan", "zoom", "noise", "fade", "cut")
 Box = tuple[float, float, float, float]
@@ -368,6 +374,28 @@ def _best_skip(clips: Sequence[Clip], allowed: float, skips: dict[int, float]) -
     return {"skip": best, "computed": sum(-(-len(clip.views) // best) for clip in clips)}
 
 
+def changes_at_rest() -> list[dict[str, Any]]:
+    """Returns the highest change between frames of a camera that stands still, by its noise."""
+    random = np.random.default_rng(0)
+    rows = []
+    for size in SIZES:
+        stills = [cv2.resize(scene.pixels, size).astype(np.float32) for scene in SCENES]
+        for noise in NOISES:
+            highest = []
+            for still in stills:
+                small = [
+                    small_picture(_with_noise(still, noise, random)) for _ in range(STILL_FRAMES)
+                ]
+                highest.append(max(change(small[0], one) for one in small[1:]))
+            rows.append({"size": list(size), "noise": noise, "change": max(highest)})
+    return rows
+
+
+def _with_noise(image: NDArray[np.float32], noise: float, random: np.random.Generator) -> Pixels:
+    noisy = image + np.float32(noise) * random.standard_normal(image.shape, np.float32)
+    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+
+
 def steadiness(clip: Clip) -> dict[str, Any]:
     """Measures how the heat of a clip follows its object."""
     ways = {
@@ -398,6 +426,7 @@ def main() -> None:
         "frames_per_second": RATE,
         "time_constant_s": TIME_CONSTANT_S,
         "seeds": arguments.seeds,
+        "changes_at_rest": changes_at_rest(),
         "clips": [steadiness(clip) for clip in clips],
         "reuse": {
             name: compare_thresholds(group, arguments.seeds)

@@ -17,7 +17,8 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -84,7 +85,23 @@ class _Device(pb_grpc.ExplanationServiceServicer):
         return self._answer
 
 
-def _serve(seconds: float, port: "Connection") -> None:
+@contextmanager
+def other_process(work: Callable[..., None], *arguments: Any) -> Iterator[Any]:
+    """Runs a function in a process, with a pipe as last argument; yields what it sends first."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=work, args=(*arguments, theirs), daemon=True)
+    process.start()
+    try:
+        yield ours.recv()
+    finally:
+        process.terminate()
+        process.join()
+
+
+def serve_device(seconds: float, port: Connection) -> None:
+    """Serves a device that takes ``seconds`` for each image; sends the port."""
+
     async def serve() -> None:
         server = grpc.aio.server(options=[("grpc.max_receive_message_length", 2**26)])
         add_service: Any = pb_grpc.add_ExplanationServiceServicer_to_server
@@ -264,12 +281,8 @@ def main() -> int:
     if arguments.server:
         report = asyncio.run(load(arguments, arguments.server))
     else:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        device = context.Process(target=_serve, args=(1 / arguments.capacity, theirs), daemon=True)
-        device.start()
-        report = asyncio.run(load(arguments, f"127.0.0.1:{ours.recv()}"))
-        device.terminate()
+        with other_process(serve_device, 1 / arguments.capacity) as port:
+            report = asyncio.run(load(arguments, f"127.0.0.1:{port}"))
     report = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, the device's process included",
         **report,

@@ -1,7 +1,8 @@
 """Where the results of ``gradcam watch`` go.
 
     explained    the explanation that a result's map is of
-    draw         the heat and a caption over a frame
+    draw         the heat over a frame, and its caption
+    caption      what is explained, and from where and when the frame is
     video        MP4 files
     json_lines   one JSON object a line
     parquet      shards with the columns of ``gradcam batch``

@@ -1,33 +1,28 @@
-"""Draws the heat and a caption over a frame.
+"""Draws the heat over a frame, and its caption.
 
 The colours and the placing of the map are the client's, and so those of the server's overlays;
-OpenCV applies them, because a video has many frames.
+OpenCV applies them, because a video has many frames. A video's pictures are drawn into memory that
+is used again: the system takes longer to hand out new memory for a large picture than OpenCV to
+draw it.
 """
 
 import math
-import time
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from gradcam_client.colormaps import table
 from gradcam_client.drawing import enlarge
 from gradcam_client.extents import Extent
 from gradcam_client.requests import ColormapName
-from gradcam_server.watch.frames import FrameResult, Pixels, Status
-from gradcam_server.watch.outputs.explained import explanation_of, probability_of
+from gradcam_server.watch.frames import FrameResult, Pixels
+from gradcam_server.watch.outputs.caption import write_caption
+from gradcam_server.watch.outputs.explained import explanation_of
 
-# Of the frame's shorter side; but letters are never smaller than the minimum, in pixels.
-_TEXT_SHARE, _MIN_TEXT_PX = 0.035, 11
-_MAX_CAPTION_SHARE = 0.5
-_WHITE, _GRAY = (255, 255, 255), (176, 176, 176)
-_BOX_ALPHA = 0.75  # letters have a contrast of at least 4.5:1, also over a white frame
-_WEIGHT = 400
-_MAX_ERROR_LETTERS = 120
-_ELLIPSIS = "…"
+_ROUNDING_PX = 0.01
 
 
 @dataclass(frozen=True)
@@ -43,113 +38,96 @@ class Style:
     alpha: float = 0.4
 
 
-def draw(result: FrameResult, style: Style | None = None) -> Pixels:
-    """Draws a result.
+class Painter:
+    """Draws results, one after another, into memory of its own. One thread uses it at a time.
 
     Args:
-        result: The result; the heat is left out if it has none.
         style: How the heat is drawn.
-
-    Returns:
-        The frame with heat and caption, uint8 RGB, a new array of the frame's shape.
     """
-    style = style or Style()
-    image = result.frame.image
-    drawn = image.copy() if result.heat is None else _heated(image, result, style)
-    _write_caption(drawn, caption_of(result), _GRAY if result.status is Status.REUSED else _WHITE)
-    return drawn
+
+    def __init__(self, style: Style | None = None) -> None:
+        style = style or Style()
+        self._alpha, self._colors = style.alpha, table(style.colormap)
+        self._heat, self._levels, self._colored = _Memory(), _Memory(), _Memory()
+        self._drawn = _Memory()
+
+    def draw(self, result: FrameResult) -> Pixels:
+        """Draws a result.
+
+        Args:
+            result: The result; the heat is left out if it has none.
+
+        Returns:
+            The frame with heat and caption, uint8 RGB, of the frame's shape. The next call
+            overwrites it.
+        """
+        image = result.frame.image
+        drawn = self._drawn.array(image.shape, np.uint8)
+        if result.heat is None:
+            np.copyto(drawn, image)
+        else:
+            cv2.addWeighted(
+                image, 1 - self._alpha, self._colors_of(result), self._alpha, 0, dst=drawn
+            )
+        write_caption(drawn, result)
+        return drawn
+
+    def _colors_of(self, result: FrameResult) -> Pixels:
+        """Returns the colours of a result's heat, placed on its frame."""
+        height, width = result.frame.image.shape[:2]
+        levels = self._levels.array((height, width), np.uint8)
+        cv2.convertScaleAbs(self._placed(result), alpha=255, dst=levels)
+        colored = self._colored.array((height, width, 3), np.uint8)
+        # The table is RGB, as the frame is, so nothing is converted to OpenCV's BGR and back.
+        cv2.applyColorMap(levels, self._colors[:, None], dst=colored)
+        return colored
+
+    def _placed(self, result: FrameResult) -> NDArray[np.float32]:
+        """Returns the heat of each pixel of the frame, 0 to 1."""
+        assert result.heat is not None
+        height, width = result.frame.image.shape[:2]
+        heat = np.clip(np.nan_to_num(result.heat, posinf=0), 0, 1).astype(np.float32)
+        covered = _covered(result)
+        if not _is_whole(covered, height, width):
+            return enlarge(heat, covered, height, width)
+        placed = self._heat.array((height, width), np.float32)
+        # The same interpolation as that of ``enlarge``, for a map of the whole frame.
+        cv2.resize(heat, (width, height), dst=placed, interpolation=cv2.INTER_LINEAR)
+        return placed
 
 
-def caption_of(result: FrameResult) -> list[str]:
-    """Returns the lines of the caption: class and probability, then source and time.
+class _Memory:
+    """Memory for one array at a time, of any shape. It grows to the largest one."""
 
-    The lines of a reused answer end in "reused"; those of a failed frame say why.
-    """
-    frame = result.frame
-    where = f"{frame.source}  {time_of(frame.time_s, is_live=frame.is_live)}"
-    if frame.path is not None:
-        where = f"{frame.source}  {frame.path.name}"
-    if result.status is Status.FAILED:
-        error = " ".join(result.error.split())
-        return [f"failed: {_shortened(error, _MAX_ERROR_LETTERS)}", where]
-    probability = probability_of(result)
-    share = "" if probability is None else f"  {probability:.1%}"
-    reused = "  reused" if result.status is Status.REUSED else ""
-    return [f"{result.target}{share}", f"{where}{reused}"]
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+    def array(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if len(self._bytes) < size:
+            self._bytes = np.empty(size, np.uint8)
+        return self._bytes[:size].view(dtype).reshape(shape)
 
 
-def time_of(time_s: float, *, is_live: bool) -> str:
-    """Returns a frame's time: UTC of a live frame, else minutes and seconds of the video."""
-    if is_live:
-        return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(time_s))
-    minutes, seconds = divmod(time_s, 60)
-    hours, minutes = divmod(int(minutes), 60)
-    seconds = math.floor(seconds * 10) / 10  # 59.97 s is not 60.0 s
-    return f"{hours}:{minutes:02d}:{seconds:04.1f}" if hours else f"{minutes}:{seconds:04.1f}"
+def draw(result: FrameResult, style: Style | None = None) -> Pixels:
+    """Draws one result, as ``Painter.draw``, into a new array."""
+    return Painter(style).draw(result)
 
 
-def _heated(image: Pixels, result: FrameResult, style: Style) -> Pixels:
-    assert result.heat is not None
-    height, width = image.shape[:2]
+def _covered(result: FrameResult) -> Extent:
+    """Returns the part of the frame that the map covers, in pixels."""
+    height, width = result.frame.image.shape[:2]
     explanation = explanation_of(result)
     covered = explanation.image_extent if explanation is not None else None
     if covered is None or result.explanation is None:
-        covered = Extent(0, 0, height, width)
-    else:
-        # A reused answer may be of a frame of another size.
-        covered = covered.scaled(
-            height / result.explanation.image_height, width / result.explanation.image_width
-        )
-    heat = np.clip(np.nan_to_num(result.heat, posinf=0), 0, 1).astype(np.float32)
-    on_image = enlarge(heat, covered, height, width)
-    levels = cv2.convertScaleAbs(on_image, alpha=255)
-    # The table is RGB, as the frame is, so nothing is converted to OpenCV's BGR and back.
-    colors = cv2.applyColorMap(levels, table(style.colormap)[:, None])
-    return np.asarray(cv2.addWeighted(image, 1 - style.alpha, colors, style.alpha, 0), np.uint8)
+        return Extent(0, 0, height, width)
+    # A reused answer may be of a frame of another size.
+    return covered.scaled(
+        height / result.explanation.image_height, width / result.explanation.image_width
+    )
 
 
-def _write_caption(image: Pixels, lines: list[str], color: tuple[int, int, int]) -> None:
-    """Writes lines on a dark box in the lower left corner, in place."""
-    height, width = image.shape[:2]
-    size = max(_MIN_TEXT_PX, round(_TEXT_SHARE * min(height, width)))
-    line_height, margin = round(1.5 * size), round(0.5 * size)
-    # On a small frame the caption must leave the heat visible.
-    fitting = min(len(lines), int(_MAX_CAPTION_SHARE * height / line_height))
-    lines = [_fitted(line, size, width - 4 * margin) for line in lines[:fitting]]
-    if not any(lines):
-        return
-    box_width = min(width, max(_width_of(line, size) for line in lines) + 2 * margin)
-    box_height = len(lines) * line_height + margin
-    box = image[height - box_height :, :box_width]
-    box[:] = cv2.convertScaleAbs(box, alpha=1 - _BOX_ALPHA)
-    for number, line in enumerate(lines):
-        baseline = height - box_height + (number + 1) * line_height - margin // 2
-        cv2.putText(image, line, (margin, baseline), color, _font(), size, _WEIGHT)
-
-
-def _fitted(line: str, size: int, width: int) -> str:
-    """Returns a line, or as much of it as is not wider than ``width`` pixels."""
-    if _width_of(line, size) <= width:
-        return line
-    low, high = 0, len(line)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if _width_of(line[:middle] + _ELLIPSIS, size) <= width:
-            low = middle
-        else:
-            high = middle - 1
-    return line[:low] + _ELLIPSIS if low else ""
-
-
-def _width_of(line: str, size: int) -> int:
-    x, _, width, _ = cv2.getTextSize((0, 0), line, (0, 0), _font(), size, _WEIGHT)
-    return int(x + width)
-
-
-def _shortened(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + _ELLIPSIS
-
-
-@cache
-def _font() -> Any:
-    return cv2.FontFace("sans")
+def _is_whole(covered: Extent, height: int, width: int) -> bool:
+    """Whether a part of a frame is all of it, but for rounding."""
+    edges = (covered.top, covered.left, covered.height - height, covered.width - width)
+    return max(map(abs, edges)) < _ROUNDING_PX

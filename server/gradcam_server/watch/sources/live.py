@@ -20,7 +20,7 @@ from gradcam_server.watch.sources.containers import (
 )
 from gradcam_server.watch.sources.events import Event, Report, SourceEvent, ignore
 from gradcam_server.watch.sources.naming import SourceSpec
-from gradcam_server.watch.sources.pixels import upright_pixels
+from gradcam_server.watch.sources.pixels import PixelConverter
 
 _log = logging.getLogger(__name__)
 
@@ -90,11 +90,11 @@ class LiveVideo:
             )
             self._connection = connection
             connection.start()
-            opened_at = 0.0
+            opened_at, converter = 0.0, PixelConverter()
             while (newest := connection.take()) is not None:
                 number, read_at, unix_s, decoded = newest
                 try:
-                    image = upright_pixels(decoded)
+                    image = converter.upright(decoded)
                 except READ_ERRORS as error:
                     detail = f"broken frame: {reason(error, self._spec)}"
                     self._report(SourceEvent(self.name, Event.FAILED, detail))

@@ -23,7 +23,7 @@ from gradcam_server.watch.sources.errors import SourceError
 from gradcam_server.watch.sources.events import Event, Report, SourceEvent, ignore
 from gradcam_server.watch.sources.grid import nearest_to_grid
 from gradcam_server.watch.sources.naming import SourceSpec
-from gradcam_server.watch.sources.pixels import upright_pixels
+from gradcam_server.watch.sources.pixels import PixelConverter
 
 _log = logging.getLogger(__name__)
 
@@ -73,12 +73,13 @@ class VideoFile:
         with container:
             stream = video_stream(container, self._spec)
             stream.thread_type = "AUTO"
+            converter = PixelConverter()
             timed: Iterable[_Timed] = self._timed(container, stream)
             if self._fps is not None:
                 timed = nearest_to_grid(timed, self._fps)
             for time_s, (number, frame) in timed:
                 try:
-                    image = upright_pixels(frame)
+                    image = converter.upright(frame)
                 except READ_ERRORS as error:
                     self._broken(error)
                     continue

@@ -13,8 +13,8 @@ from gradcam_server.watch.temporal.audit import Audit, map_correlation
 
 _SIDE = 64
 _BLOCKS = 8
-# Frames whose call failed are never learned.
-_MAX_PENDING = 256
+MAX_PENDING = 256
+"""Frames on their way that are remembered; of a frame that failed, nobody hears again."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,7 +120,7 @@ class ReusePolicy:
 
     def _ask(self, frame: _Computed, audited: ImageExplanation | None) -> None:
         self._asked[frame.number] = _Asked(frame, audited)
-        if len(self._asked) > _MAX_PENDING:
+        if len(self._asked) > MAX_PENDING:
             del self._asked[next(iter(self._asked))]
 
     def _compare(self, reused: ImageExplanation, answer: ImageExplanation) -> None:

@@ -9,7 +9,7 @@ from gradcam_server.watch.stream_state import Choice, Decision, Shown, title
 from gradcam_server.watch.temporal.audit import Audit
 from gradcam_server.watch.temporal.cuts import is_cut
 from gradcam_server.watch.temporal.motion import MotionEstimator, small_gray
-from gradcam_server.watch.temporal.reuse import ReusePolicy
+from gradcam_server.watch.temporal.reuse import MAX_PENDING, ReusePolicy
 from gradcam_server.watch.temporal.smoothing import MapSmoother
 from gradcam_server.watch.temporal.target import TargetHold
 
@@ -53,6 +53,8 @@ class SteadyStream:
         """Decides what is done with a frame."""
         decision = self._reuse.decide(frame) if self._reuse else Decision(Choice.COMPUTE)
         self._choices[frame.number] = decision.choice
+        if len(self._choices) > MAX_PENDING:
+            del self._choices[next(iter(self._choices))]
         return decision
 
     def classes(self) -> Sequence[int | str]:
@@ -90,6 +92,9 @@ class SteadyStream:
         self._choices = {n: kept for n, kept in self._choices.items() if n > frame.number}
         if self._hold is None or choice is not Choice.COMPUTE:
             return
-        target = self._hold.choose(explanation.predictions[0].index)
-        if self._reuse is not None and target != explanation.explanations[0].index:
+        best = explanation.predictions[0].index
+        target = self._hold.choose(best)
+        # While another class is the best, frames are computed until it is held or gone: in a scene
+        # at rest reuse would put that off for minutes.
+        if self._reuse is not None and not best == target == explanation.explanations[0].index:
             self._reuse.forget()

@@ -79,48 +79,91 @@ def test_no_more_calls_are_in_flight_than_allowed(count: int) -> None:
     assert max(seen) == count
 
 
-def test_a_slow_output_holds_the_frames_back() -> None:
-    """Results do not pile up before an output that is slower than the device: memory is bounded."""
-    taken, written, most = 0, 0, 0
+class CountedState(FrameByFrame):
+    """Counts the frames between their decision and their result."""
 
-    class SlowState(FrameByFrame):
-        def decide(self, frame: Frame) -> Decision:
-            nonlocal taken, most
-            taken += 1
-            most = max(most, taken - written)
-            return super().decide(frame)
+    def __init__(self, output: "CountedOutput") -> None:
+        super().__init__()
+        self._output = output
 
-    class Counting(LoopSource):
-        def done(self, frame: Frame) -> None:
-            nonlocal written
-            written += 1
+    def decide(self, frame: Frame) -> Decision:
+        self._output.taken += 1
+        self._output.most = max(self._output.most, self._output.taken - len(self._output.results))
+        return super().decide(frame)
 
-    output = Collected()
 
-    async def watch() -> None:
-        sources = [Counting("file", 0, count=40, is_live=False)]
-        watcher, running = watch_sources(
-            sources, Device(0.001), output, max_in_flight=2, state=SlowState
-        )
-        loop = asyncio.get_running_loop()
-        inline = loop.run_in_executor
+class CountedOutput(Collected):
+    """An output that takes ``seconds`` for each result."""
 
-        def slow(executor, func, *args):  # type: ignore[no-untyped-def]
-            if func == watcher._write:
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds, self.taken, self.most = seconds, 0, 0
 
-                async def write() -> None:
-                    await asyncio.sleep(1)
-                    func(*args)
 
-                return asyncio.ensure_future(write())
+async def run_with_slow_output(
+    sources: Sequence[LoopSource],
+    output: CountedOutput,
+    seconds: float | None,
+    max_in_flight: int = 1,
+) -> None:
+    """Watches sources for some seconds or to their end."""
+    watcher, running = watch_sources(
+        sources,
+        Device(0.001),
+        output,
+        max_in_flight=max_in_flight,
+        state=lambda: CountedState(output),
+    )
+    loop = asyncio.get_running_loop()
+    inline, writing = loop.run_in_executor, asyncio.Lock()
+
+    def slow(executor, func, *args):  # type: ignore[no-untyped-def]
+        if func != watcher._write:
             return inline(executor, func, *args)
 
-        loop.run_in_executor = slow  # type: ignore[method-assign, assignment]
-        await running
+        async def write() -> None:
+            async with writing:  # there is one thread
+                await asyncio.sleep(output.seconds)
+                func(*args)
+
+        return asyncio.ensure_future(write())
+
+    loop.run_in_executor = slow  # type: ignore[method-assign, assignment]
+    if seconds is not None:
+        loop.call_later(seconds, watcher.stop)
+    await running
+
+
+def test_a_slow_output_holds_the_frames_of_a_file_back() -> None:
+    """All are written, and they do not pile up before the output: memory is bounded."""
+    output = CountedOutput(1)
+
+    async def watch() -> None:
+        source = LoopSource("file", 0, count=40, is_live=False)
+        await run_with_slow_output([source], output, None, max_in_flight=2)
 
     run(watch())
-    assert written == 40
-    assert most <= 3
+    assert [one.frame.number for one in output.results] == list(range(40))
+    assert output.most <= 3
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.5, 2.0])
+def test_a_slow_output_sheds_live_frames_where_they_are_read(seconds: float) -> None:
+    """Each frame is written or counted as shed, and no more than two of a source are kept."""
+    output, sources = CountedOutput(seconds), list[LoopSource]()
+
+    async def watch() -> None:
+        sources.extend(LoopSource(name, 30) for name in "ab")
+        await run_with_slow_output(sources, output, 60)
+
+    run(watch())
+    assert output.most <= 4
+    for source in sources:
+        written = [one.frame.number for one in output.of(source.name)]
+        assert written == sorted(written)
+        assert len(written) == pytest.approx(60 / seconds / 2, abs=3), "in turns"
+        shed = output.shed_count[source.name] + source.slot.shed
+        assert 0 <= source.count - len(written) - shed <= 4, "the end drops those on their way"
 
 
 def test_a_restart_of_the_server_costs_live_frames_only() -> None:

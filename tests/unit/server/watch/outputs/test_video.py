@@ -87,7 +87,9 @@ def test_the_end_of_a_file_gives_it_an_index(tmp_path: Path) -> None:
     write(tmp_path / "file.mp4", [shown(0, time) for time in times])
     write(tmp_path / "live.mp4", [shown(0, time, is_live=True) for time in times])
     assert b"moof" not in top_boxes(tmp_path / "file.mp4")
-    assert top_boxes(tmp_path / "live.mp4").count(b"moof") >= 5
+    live = top_boxes(tmp_path / "live.mp4")
+    assert live.count(b"moof") >= 5
+    assert b"mfra" not in live, "no list of all fragments either"
     assert len(read(tmp_path / "file.mp4")[0]) == len(read(tmp_path / "live.mp4")[0]) == 30
 
 
@@ -100,6 +102,20 @@ def test_odd_sizes_become_even(tmp_path: Path, size: tuple[int, int]) -> None:
         (size[0] + size[0] % 2, size[1] + size[1] % 2, 3)
     ] * 3
     assert all(abs(one.astype(int) - 150).max() < 4 for one in pictures)
+
+
+def test_the_pictures_of_a_video_are_their_own(tmp_path: Path) -> None:
+    """Each is as it was drawn, though all are drawn into the same memory, whatever their size."""
+    output = VideoOutput(tmp_path / "a.mp4", ["a", "b"])
+    for number in range(24):
+        size = (64, 96 + 32 * (number % 2))
+        output.write(failed(shown(10 * number, number, size, source="ab"[number % 2])))
+    output.close()
+    for first, name in enumerate("ab"):
+        times, pictures = read(output.paths[name])
+        np.testing.assert_allclose(times, np.arange(12) * 2, atol=1e-5)
+        levels = [picture[:20].mean() for picture in pictures]
+        np.testing.assert_allclose(levels, 10 * np.arange(first, 24, 2), atol=3)
 
 
 def test_a_changed_size_is_scaled_to_the_first(tmp_path: Path) -> None:

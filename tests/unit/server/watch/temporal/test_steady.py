@@ -1,5 +1,6 @@
 """The state of a source over its frames."""
 
+import tracemalloc
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,8 +19,15 @@ def run(
     stream: StreamState, images: Sequence[Pixels], best: Sequence[int]
 ) -> tuple[list[Choice], list[str]]:
     """Explains each frame's held class, else its best one, and returns what was shown."""
+    return run_on(stream, 0, images, best)
+
+
+def run_on(
+    stream: StreamState, first: int, images: Sequence[Pixels], best: Sequence[int]
+) -> tuple[list[Choice], list[str]]:
+    """Goes on with frame number ``first``."""
     choices, shown = [], []
-    for number, (image, one) in enumerate(zip(images, best, strict=True)):
+    for number, (image, one) in enumerate(zip(images, best, strict=True), first):
         current = frame(number, image)
         decision = stream.decide(current)
         choices.append(decision.choice)
@@ -57,6 +65,27 @@ def test_a_map_of_another_class_has_no_past() -> None:
     assert np.array_equal(found.heat, heats[1])
 
 
+@pytest.mark.parametrize("reuse", [None, ReusePolicy(2.0)])
+@pytest.mark.parametrize("hold", [None, TargetHold(3)])
+def test_an_outage_takes_no_memory(hold: TargetHold | None, reuse: ReusePolicy | None) -> None:
+    """While every call is late, for a day, memory does not grow."""
+    stream, image = SteadyStream(hold=hold, reuse=reuse), texture(0)[:64, :64]
+
+    def fail(numbers: range) -> None:
+        for number in numbers:
+            stream.decide(frame(number, image))
+
+    fail(range(1000))
+    tracemalloc.start()
+    try:
+        fail(range(1000, 4000))
+        grown, _ = tracemalloc.get_traced_memory()
+        fail(range(4000, 5000))
+        assert tracemalloc.get_traced_memory()[0] < grown + 20_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_reuse_follows_the_held_class() -> None:
     """When the held class changes, the next frame is computed for the new class."""
     stream = SteadyStream(hold=TargetHold(1), reuse=ReusePolicy(4, 0))
@@ -70,6 +99,29 @@ def test_reuse_follows_the_held_class() -> None:
         *["reuse"] * 2,
     ]
     assert shown[-3:] == ["2 class 2"] * 3
+
+
+@pytest.mark.parametrize("frames", [2, 3, 5])
+def test_a_new_best_class_is_held_soon_though_the_scene_is_at_rest(frames: int) -> None:
+    """Frames are computed until the class is decided; then reuse goes on."""
+    stream = SteadyStream(hold=TargetHold(frames), reuse=ReusePolicy(4, 0))
+    images = [texture(0)] * 2 + [np.minimum(texture(0), 235) + np.uint8(20)] * (frames + 4)
+    choices, shown = run(stream, images, [1] * 2 + [2] * (frames + 4))
+    assert shown == ["1 class 1"] * (2 + frames) + ["2 class 2"] * 4
+    assert choices[1] is Choice.REUSE
+    assert set(choices[2 : 3 + frames]) == {Choice.COMPUTE}
+    assert set(choices[3 + frames :]) == {Choice.REUSE}
+
+
+def test_reuse_goes_on_when_the_held_class_is_the_best_again() -> None:
+    """A class that is the best for a moment costs the frames of that moment, and one more."""
+    stream = SteadyStream(hold=TargetHold(4), reuse=ReusePolicy(4, 0))
+    choices, _ = run(stream, [texture(0)] * 8, [2] * 8)
+    assert choices == [Choice.COMPUTE] + [Choice.REUSE] * 7
+    bright = np.minimum(texture(0), 235) + np.uint8(20)
+    choices, shown = run_on(stream, 8, [bright] * 6, [1, 3, 2, 1, 1, 1])
+    assert choices == [Choice.COMPUTE] * 3 + [Choice.REUSE] * 3
+    assert set(shown) == {"2 class 2"}
 
 
 def test_audits_do_not_change_the_held_class() -> None:

@@ -144,6 +144,7 @@ class Camera:
 class Measured:
     """The counts after the start, and all lags: an output and the counts of the watcher."""
 
+    at_risk = ""
     is_warm: bool = False
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     lags_s: dict[str, list[float]] = field(default_factory=dict)

@@ -78,7 +78,7 @@ def test_rtsp_server_killed_in_mid_run(clip: Path, caplog: pytest.LogCaptureFixt
     with _rtsp(clip) as (process, port):
         (spec,) = parse_sources([f"cam=rtsp://127.0.0.1:{port}/live"])
         with reading(open_source(spec, report=events.append)) as read:
-            read.wait_for(10)
+            read.wait_for(25)
             process.kill()
             read.wait(lambda: "cam (rtsp://127.0.0.1" in caplog.text)
             count = len(read.frames)
@@ -90,7 +90,7 @@ def test_rtsp_server_killed_in_mid_run(clip: Path, caplog: pytest.LogCaptureFixt
         assert numbers == sorted(set(numbers))
     assert second[0] < first[-1] + 10  # it begins anew
     assert read.frames[0].image.shape == (240, 320, 3)
-    # In real time: ten frames per second.
+    # In real time: 25 frames take 2.5 s, but those of a stall of a busy machine come together.
     assert read.frames[count - 1].read_at - read.frames[0].read_at > 0.4
     assert [event.event for event in events if event.event is not Event.SHED] == [Event.REOPENED]
 

@@ -24,7 +24,7 @@ _FIRST_TRIALS = 8
 # The sizes next to the best are tried after so many batches, and more rarely after so many trials,
 # if they cost about as much for each image.
 _CLOSE_TRIALS = 16
-_CLOSE = 1.25
+_CLOSE = 1.6
 _MIN_S = 1e-9
 
 

@@ -44,7 +44,7 @@ def test_a_manifest_that_lies_by_a_factor_of_3_is_corrected(
     run(costs, true_s.__getitem__, 30)
     _, best = plan_batch(40, costs.cost_s)
     assert best == plan_batch(40, true_s)[1]
-    assert run(costs, true_s.__getitem__, 50).count(best) >= 36
+    assert run(costs, true_s.__getitem__, 50).count(best) >= 38
 
 
 def test_noise_and_stalls_hardly_matter() -> None:
@@ -105,7 +105,7 @@ def test_load_that_comes_and_goes_while_sizes_are_tried_is_overcome(
     run(costs, seconds_of, 300)
     sizes = run(costs, seconds_of, 300)
     item_s = sum(true_s[size] for size in sizes) / sum(sizes)
-    assert item_s < 1.25 * min(took / size for size, took in true_s.items())
+    assert item_s < 1.15 * min(took / size for size, took in true_s.items())
 
 
 # A stream of ResNet50, and of a network for which batches save nothing.
@@ -184,4 +184,4 @@ def test_a_disturbed_measurement_at_the_start_is_corrected(factor: float, waitin
     start_s = {size: factor * took if size == 1 else took for size, took in FLAT.items()}
     costs = BatchCosts(start_s, guessed={2, 4, 8, 16})
     run(costs, FLAT.__getitem__, 300, waiting)
-    assert costs.cost_s[1] / costs.cost_s[2] == pytest.approx(0.5, rel=0.1)
+    assert costs.cost_s[1] / costs.cost_s[2] == pytest.approx(0.5, rel=0.05)

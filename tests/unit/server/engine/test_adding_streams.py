@@ -188,7 +188,8 @@ async def test_later_requests_get_the_streams(cpu: Cpu, monkeypatch: pytest.Monk
         assert {answer.batch.device for answer in await before} == {0}
         await until(lambda: server.changes)
         assert server.changes == [2]
-        assert {answer.batch.device for answer in await server.ask(6)} == {1, 2}
+        # The last image may be left alone, and then has the whole CPU.
+        assert {answer.batch.device for answer in await server.ask(6)} >= {1, 2}
         assert [answer.batch.device for answer in await server.ask(1)] == [0]
 
 

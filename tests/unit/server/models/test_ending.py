@@ -280,7 +280,7 @@ def test_certain_answers_have_finite_logits_and_slopes(ending: Callable[[Any], A
         (mean("softmax"), Outputs.LOGITS, "are probabilities already.*--outputs probabilities"),
         (mean("softmax"), Outputs.SOFTMAX, "are probabilities already"),
         (mean("softmax"), Outputs.SIGMOID, "are probabilities already"),
-        (dense, Outputs.PROBABILITIES, "no probabilities: they are from -"),
+        (dense, Outputs.PROBABILITIES, "no probabilities: they are from "),
         (lambda x: dense(x, None, 1), Outputs.SOFTMAX, "one output, whose softmax is always 1"),
         (SOFTMAXES["softmax"], Outputs.LOGITS, "ends in a softmax of its own"),
         (SOFTMAXES["softmax"], Outputs.SIGMOID, "ends in a softmax of its own"),

@@ -48,6 +48,7 @@ from gradcam_server.bench.worker import Worker
 from gradcam_server.cli.connection import Connection
 from gradcam_server.cli.progress import open_bar
 from gradcam_server.cli.serve import read_arguments
+from gradcam_server.config.settings import ServeConfig
 from neighbour import neighbour
 from options import add_peer_options, add_run_options
 from peers.servers import OWN_GRAPH, SAME_GRAPH, RunningPeer, payloads, start_all
@@ -55,7 +56,7 @@ from peers.servers import OWN_GRAPH, SAME_GRAPH, RunningPeer, payloads, start_al
 UNARY = "unary"
 CALIBRATION_ROUNDS = 5
 WARM_UP_S, WARM_UP_USERS = 20.0, (16, 32)
-CHOICE_ROUNDS, CHOICE_S, CHOICE_USERS, CHOICE_LOAD = 2, 1.5, 16, 0.5
+CHOICE_ROUNDS, CHOICE_S, CHOICE_USERS = 2, 1.5, 16
 # A peer that reaches less of the best peer's throughput is not measured further.
 MIN_SHARE = 0.92
 # What a user would write does not get loads that only fill its queue.
@@ -77,27 +78,33 @@ class Run:
         bar: Shows the progress.
         running: The gradcam server.
         ours: Its subject.
+        reduced: A gradcam server of less precision, which what a user would write is compared with,
+            too.
         peers: The peers that answer.
         bare: Measures the bare graph for some seconds; returns images per second.
         calibration: The cost of the bare graph's batches.
         generators: The load generators.
-        rates: Requests per second by load.
+        bare_rates: What the bare graph reached until now, in images per second.
         ends: When the run should end, by ``time.perf_counter``.
         notes: Sentences that a reader needs.
+        capacity: Images per second of each peer, in the choice.
+        rates: Requests per second by load, once they are set.
     """
 
     arguments: argparse.Namespace
     bar: Progress
     running: RunningServer
     ours: serving.Subject
+    reduced: serving.Subject | None
     peers: list[RunningPeer]
     bare: Callable[[float], float]
     calibration: Calibration
     generators: Generators
-    rates: Mapping[float, float]
+    bare_rates: list[float]
     ends: float
     notes: list[str]
     capacity: dict[str, float] = field(default_factory=dict)
+    rates: dict[float, float] = field(default_factory=dict)
 
     def subject(self, peer: RunningPeer, loads: Mapping[str, Sequence[Load]]) -> serving.Subject:
         """Returns a peer under loads, by payload."""
@@ -114,6 +121,16 @@ class Run:
         """Returns the gradcam server under loads, by payload."""
         by_call = {(payload, UNARY): of_payload for payload, of_payload in loads.items()}
         return dataclasses.replace(self.ours, loads=by_call)
+
+    def set_rates(self) -> None:
+        """Sets the loads by the bare graph's rate until now: in minutes, not in a lucky second."""
+        rate = median(self.bare_rates)
+        loads = [float(load) for load in self.arguments.load.split(",")]
+        self.rates = {load: round(load * rate, 2) for load in loads}
+
+    def _of_group(self, row: dict[str, Any]) -> dict[str, Any]:
+        is_reduced = self.reduced is not None and row.get("server") == self.reduced.name
+        return {**row, "against": OWN_GRAPH} if is_reduced and row["kind"] == "load" else row
 
     def measure(
         self,
@@ -140,27 +157,31 @@ class Run:
         bare = partial(self.bare, seconds)
         found = serving.measure(subjects, plan, self.generators, bare, self.calibration, on_turn)
         self.bar.remove_task(task)
-        return found
+        self.bare_rates += [row["images_per_s"]["median"] for row in found if row["kind"] == "bare"]
+        return [self._of_group(row) for row in found]
 
 
 def warm_up(run: Run) -> None:
     """Gives the server the load from which it learns."""
     users = [Closed(count, WARM_UP_S) for count in WARM_UP_USERS]
-    run.measure("warm-up", [run.our_subject({"jpeg": users})], 1, seconds=WARM_UP_S)
+    subjects = [run.our_subject({"jpeg": users})]
+    if run.reduced is not None:
+        subjects.append(dataclasses.replace(run.reduced, loads={("jpeg", UNARY): users[:1]}))
+    run.measure("warm-up", subjects, 1, seconds=WARM_UP_S)
 
 
 def choose(run: Run) -> list[dict[str, Any]]:
     """Measures all peers briefly, keeps the best, and returns a row for each.
 
     Of each peer with the server's graph stays the number of workers with the highest throughput,
-    if that is at least ``MIN_SHARE`` of the best peer's, and whichever has the lowest latency at
-    ``CHOICE_LOAD``; of each graph of a user the fastest.
+    if that is at least ``MIN_SHARE`` of the best peer's; the peer that answers one user soonest,
+    which has one worker with all threads; and of each graph of a user the fastest.
     """
-    closed, opened = Closed(CHOICE_USERS, CHOICE_S), Open(_rate(run, CHOICE_LOAD), CHOICE_S)
+    closed, alone = Closed(CHOICE_USERS, CHOICE_S), Closed(1, CHOICE_S)
     subjects = [
         run.subject(
             peer,
-            {"jpeg": [closed, opened] if peer.candidate.group == SAME_GRAPH else [closed]},
+            {"jpeg": [closed, alone] if peer.candidate.group == SAME_GRAPH else [closed]},
         )
         for peer in run.peers
     ]
@@ -169,7 +190,7 @@ def choose(run: Run) -> list[dict[str, Any]]:
     found = run.measure("choice", subjects, CHOICE_ROUNDS, seconds=CHOICE_S)
     rate, p50 = {}, {}
     for row in found:
-        if row["kind"] == "load" and row["loop"] == "closed":
+        if row["kind"] == "load" and row["users"] == CHOICE_USERS:
             rate[row["server"]] = row["images_per_s"]["median"]
         elif row["kind"] == "load":
             p50[row["server"]] = row["latency_ms"]["p50"]
@@ -252,15 +273,12 @@ def _under(run: Run, loads: Mapping[str, Sequence[Load]]) -> list[serving.Subjec
     """Returns all servers under loads, by payload; what a user would write gets two of them."""
     subjects = [run.our_subject(loads)]
     enough = {Closed: OWN_GRAPH_LOADS[0], Open: _rate(run, OWN_GRAPH_LOADS[1])}
+    few = [load for load in loads["jpeg"] if _size(load) == enough[type(load)]]
+    if run.reduced is not None and few:
+        subjects.append(dataclasses.replace(run.reduced, loads={("jpeg", UNARY): few}))
     for peer in run.peers:
         capacity = run.capacity[peer.candidate.name]
-        own = {
-            "jpeg": [
-                load
-                for load in loads["jpeg"]
-                if _is_possible(load, capacity) and _size(load) == enough[type(load)]
-            ]
-        }
+        own = {"jpeg": [load for load in few if _is_possible(load, capacity)]}
         subjects.append(run.subject(peer, loads if peer.candidate.group == SAME_GRAPH else own))
     return subjects
 
@@ -366,6 +384,11 @@ def main() -> None:
         default=12,
         help="of the whole run: fewer rounds if they do not fit",
     )
+    parser.add_argument(
+        "--reduced",
+        metavar="PRECISION",
+        help="also a server of this precision, against what a user would write",
+    )
     parser.add_argument("--neighbour", action="store_true", help="also beside a busy process")
     parser.add_argument("--overload", type=Path, metavar="FILE", help="also overload; its results")
     arguments = parser.parse_args()
@@ -386,9 +409,8 @@ def main() -> None:
             notes = [*notes_on(rows, run.calibration), *run.notes]
             if requests := [row["requests"] for row in rows if row["kind"] == "load"]:
                 notes.append(f"A p99 is of {min(requests)} requests or more.")
-            compared = [*rows, *compare(rows)]
             results.finish(
-                *("serving", settings, compared),
+                *("serving", settings, [*rows, *compare(rows)]),
                 machine=machine,
                 notes=notes,
                 trial=arguments.trial,
@@ -397,6 +419,7 @@ def main() -> None:
 
         warm_up(run)
         rows += choose(run)
+        run.set_rates()
         save()
         rows += measure_loads(run)
         save()
@@ -420,27 +443,40 @@ def prepare(stack: ExitStack, arguments: argparse.Namespace, bar: Progress, ends
     bare = partial(worker.call, "images_per_s", calibration.fastest)
     rate = median(bare(overload.BARE_S) for _ in range(CALIBRATION_ROUNDS))
     sent = payloads(arguments.image, running.address)
+    subject = _our_server(running, config).subject(tuple(sent), (UNARY,), arguments.image, "")
+    reduced = None
+    if arguments.reduced:
+        options = [*arguments.serve, "--precision", arguments.reduced]
+        other = stack.enter_context(gradcam_serve(options))
+        server = _our_server(other, read_arguments(options))
+        reduced = dataclasses.replace(
+            server.subject(("jpeg",), (UNARY,), arguments.image, ""),
+            name=f"{subject.name}, {arguments.reduced}",
+        )
     peers, skipped = start_all(stack, arguments, sent, running.address, bar.console.print)
-    server = GradcamServer(
+    return Run(
+        arguments,
+        bar,
+        running,
+        subject,
+        reduced,
+        peers,
+        bare,
+        calibration,
+        stack.enter_context(Generators(1)),
+        [rate],
+        ends,
+        skipped,
+    )
+
+
+def _our_server(running: RunningServer, config: ServeConfig) -> GradcamServer:
+    return GradcamServer(
         running.address,
         Connection(),
         pid=running.pid,
         ready_s=running.ready_s,
         config=config,
-    )
-    loads = [float(load) for load in arguments.load.split(",")]
-    return Run(
-        arguments,
-        bar,
-        running,
-        server.subject(tuple(sent), (UNARY,), arguments.image, ""),
-        peers,
-        bare,
-        calibration,
-        stack.enter_context(Generators(1)),
-        {load: round(load * rate, 2) for load in loads},
-        ends,
-        skipped,
     )
 
 

@@ -13,15 +13,16 @@ _Row = Mapping[str, Any]
 
 
 def compare(rows: Sequence[_Row]) -> list[dict[str, Any]]:
-    """Compares the server whose group is empty with the others of its phases.
+    """Compares the servers whose group is empty with the others of their phases.
 
     Args:
-        rows: Rows of ``serving.measure``; those of one phase ran in the same rounds.
+        rows: Rows of ``serving.measure``; those of one phase ran in the same rounds. A server with
+            ``against`` is compared with that group only.
 
     Returns:
-        For each phase, group of peers and figure a row: the figure of the server and of each peer,
-        the name of the best peer, and the ratios to each peer. ``ratio`` summarises the ratios of
-        the rounds; ``ratio_of_all`` is that of the figures over all rounds.
+        For each server, phase, group of peers and figure a row: the figure of the server and of
+        each peer, the name of the best peer, and the ratios to each peer. ``ratio`` summarises the
+        ratios of the rounds; ``ratio_of_all`` is that of the figures over all rounds.
     """
     phases: dict[tuple[Any, ...], list[_Row]] = {}
     for row in rows:
@@ -29,11 +30,12 @@ def compare(rows: Sequence[_Row]) -> list[dict[str, Any]]:
             phases.setdefault(tuple(row.get(name) for name in _PHASE), []).append(row)
     found: list[dict[str, Any]] = []
     for phase, subjects in phases.items():
-        ours = next((row for row in subjects if not row["group"]), None)
+        all_ours = [row for row in subjects if not row["group"]]
         for group in dict.fromkeys(row["group"] for row in subjects if row["group"]):
             peers = [row for row in subjects if row["group"] == group]
-            if ours is not None:
-                found += _figures(dict(zip(_PHASE, phase, strict=True)), group, ours, peers)
+            for ours in all_ours:
+                if ours.get("against", group) == group:
+                    found += _figures(dict(zip(_PHASE, phase, strict=True)), group, ours, peers)
     return found
 
 
@@ -51,6 +53,7 @@ def _figures(
         yield {
             "kind": "comparison",
             **phase,
+            "server": ours["server"],
             "group": group,
             "figure": name,
             "ours": mine,

@@ -256,7 +256,7 @@ def _candidate_table(rows: Sequence[_Row]) -> str:
         ]
         for row in rows
     ]
-    headings = ["candidate", "images/s in a closed loop", "p50 in an open loop, ms", "measured on"]
+    headings = ["candidate", "images/s in a closed loop", "p50 of one user, ms", "measured on"]
     return "How the peers were chosen:\n\n" + table(headings, lines)
 
 
@@ -271,8 +271,8 @@ def _comparison_tables(rows: Sequence[_Row], loads: Mapping[float, float]) -> st
             row["requests_per_s"] or 0,
         ),
     )
-    for group in dict.fromkeys(row["group"] for row in rows):
-        mine = [row for row in rows if row["group"] == group]
+    for group, server in dict.fromkeys((row["group"], row["server"]) for row in rows):
+        mine = [row for row in rows if (row["group"], row["server"]) == (group, server)]
         for figure, unit in (("images_per_s", "images/s"), ("p50_ms", "p50"), ("p99_ms", "p99")):
             loops = ("closed",) if figure == "images_per_s" else ("closed", "open")
             chosen = [row for row in mine if row["figure"] == figure and row["loop"] in loops]
@@ -301,7 +301,7 @@ def _comparison_table(
                 else "",
             ]
         )
-    headings = [f"{shown}, peers with {group}", SERVER, *peers]
+    headings = [f"{shown}, peers with {group}", rows[0]["server"], *peers]
     return table([*headings, "ours / best", "of each round (quartiles)"], lines)
 
 
@@ -365,7 +365,10 @@ def _serving_curves(rows: Sequence[_Row]) -> dict[str, _Curves]:
     opened = [
         row
         for row in rows
-        if row["kind"] == "load" and row["loop"] == "open" and not row.get("beside")
+        if row["kind"] == "load"
+        and row["loop"] == "open"
+        and not row.get("beside")
+        and "against" not in row
     ]
     opened = [row for row in opened if row["payload"] == opened[0]["payload"]]
     panels: dict[str, _Curves] = {}

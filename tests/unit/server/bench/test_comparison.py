@@ -56,6 +56,18 @@ def test_each_figure_and_phase_has_its_own_best_peer() -> None:
     assert best["own", None, "images_per_s"] == "own"
 
 
+def test_a_server_may_be_compared_with_one_group_only() -> None:
+    """As one of less precision, which is no answer to peers with the same graph."""
+    rows = [load_row("ours", "", [40] * 3), load_row("ours, bf16", "", [90] * 3, against="own")]
+    found = compare([*rows, load_row("a", "same", [50] * 3), load_row("b", "own", [20] * 3)])
+    images = [row for row in found if row["figure"] == "images_per_s"]
+    assert {(row["server"], row["group"]): row["ratio"]["median"] for row in images} == {
+        ("ours", "same"): 0.8,
+        ("ours", "own"): 2.0,
+        ("ours, bf16", "own"): 4.5,
+    }
+
+
 def test_a_peer_that_is_gone_is_not_the_best() -> None:
     """Without an answer there is no latency, and no ratio."""
     rows = [load_row("ours", "", [40, 40, 40]), load_row("gone", "same", [0, 0, 0])]

@@ -109,6 +109,7 @@ def test_peers_stand_beside_the_server(figure: str, digits: str, row: str, tmp_p
         "users": 8,
         "requests_per_s": None,
         "beside": None,
+        "server": "gradcam-server",
         "group": "the same graph",
         "figure": figure,
         "ours": 40.0,

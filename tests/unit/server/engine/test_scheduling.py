@@ -299,6 +299,45 @@ def test_one_item_alone_gets_the_whole_device() -> None:
     assert runner.starts[:5] == [0.0, 1.0, 5.0, 6.0, 6.0]
 
 
+def test_near_saturation_a_stream_takes_all_that_wait_unless_another_is_free() -> None:
+    """Larger batches cost less for each item, and the load hardly allows for more."""
+    simulation, runner = Simulation(device_count=3), Runner(4, device_count=3, has_streams=True)
+    simulation.add(runner, range(200))
+    simulation.run()
+    for when, numbers in ((1000.0, [0]), (1000.1, [1, 2]), (1000.2, [3, 4]), (2000.0, [5, 6])):
+        simulation.at(when, partial(simulation.add, runner, numbers))
+    simulation.run()
+    assert runner.batches[-5:] == [[0], [1, 2], [3, 4], [5], [6]]
+
+
+def test_one_user_has_the_whole_device_from_the_first_items_on() -> None:
+    """Also after hours of load: items that come one after the other meet no others."""
+    simulation, runner = Simulation(device_count=3), Runner(1, device_count=3, has_streams=True)
+    simulation.add(runner, range(400))
+    simulation.run()
+    for number in range(20):
+        simulation.at(1000.0 + 1.1 * number, lambda: simulation.add(runner, [0]))
+    simulation.run()
+    assert set(runner.devices[2:400]) == {1, 2}
+    assert set(runner.devices[404:]) == {0}
+
+
+@pytest.mark.parametrize(("load", "least", "most"), [(0.5, 0.6, 0.8), (0.95, 0.0, 0.05)])
+def test_near_saturation_items_that_are_alone_go_to_streams(
+    load: float, least: float, most: float
+) -> None:
+    """At half of the streams' rate most items have the whole device; near all of it hardly any."""
+    simulation = Simulation(
+        device_count=3, seconds=lambda runner, device: runner.seconds if device else 0.6
+    )
+    runner, chance, now = Runner(1, device_count=3, has_streams=True), random.Random(1), 0.0
+    for number in range(2000):
+        now += chance.expovariate(2 * load)
+        simulation.at(now, partial(simulation.add, runner, [number]))
+    simulation.run()
+    assert least <= runner.devices[200:].count(0) / 1800 <= most
+
+
 @pytest.mark.parametrize(
     "other",
     [Runner(1), Runner(1, 0.2), Runner(4, 3.0), Runner(2, device_count=4, has_streams=True)],

@@ -30,6 +30,7 @@ _GROUP_ROWS = 1000
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MANIFEST_BYTE = 1 << 40
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+_BROKEN = (errno.EIO, errno.ESTALE)
 
 
 class Folder:
@@ -293,7 +294,7 @@ def writing(folder: Path) -> Iterator[None]:
     """Turns errors of writing into errors that say what to do.
 
     Raises:
-        OutputError: The disk is full, or the folder cannot be written.
+        OutputError: The disk is full or fails, or the folder cannot be written.
     """
     try:
         yield
@@ -308,6 +309,11 @@ def writing(folder: Path) -> Iterator[None]:
             raise OutputError(
                 f"{folder}: it cannot be written ({os.strerror(number)}); OUTPUT must be a folder "
                 "that you may write, or the name of a new one"
+            ) from error
+        if number in _BROKEN:
+            raise OutputError(
+                f"{folder}: the disk or its connection failed ({os.strerror(number)}). Finished "
+                "shards stay, and no shard is half written: once it works, the same command goes on"
             ) from error
         raise
 

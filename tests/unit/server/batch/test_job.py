@@ -1,5 +1,6 @@
 """Jobs explain every input once, whatever interrupts them."""
 
+import errno
 import json
 import os
 import re
@@ -24,7 +25,7 @@ from gradcam_server.batch.errors import InputError, OutputError, TooManyErrorsEr
 from gradcam_server.batch.explain_options import ExplainOptions
 from gradcam_server.batch.job import Job, run
 from gradcam_server.batch.plan import Share
-from gradcam_server.batch.shards import Folder
+from gradcam_server.batch.shards import Folder, writing
 from support.made_rows import Died, MadeStage, Numbers, Quiet
 
 LANGUAGES = ("python", "sql")
@@ -288,6 +289,13 @@ def test_a_full_disk_leaves_no_half_written_shard(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*.tmp"))
     run(job(tmp_path), MadeStage, Quiet())
     assert indices(tmp_path) == list(range(25))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_disk_that_fails_is_named(tmp_path: Path, number: int) -> None:
+    """As a network disk whose server is gone; the job goes on once it works."""
+    with pytest.raises(OutputError, match="the disk or its connection failed"), writing(tmp_path):
+        raise OSError(number, os.strerror(number))
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.catalog import ServedModel
 from gradcam_server.domain.graph_io import GraphKey
 from gradcam_server.domain.model_spec import ModelSpec
-from gradcam_server.domain.options import GraphFormat
+from gradcam_server.domain.options import GraphFormat, Precision
 from gradcam_server.domain.preprocessing import Preprocessing
 from gradcam_server.domain.registry import REGISTRY
 from gradcam_server.domain.warm import warm_option
@@ -63,6 +63,11 @@ class ExportedSource:
             )
         self._graphs = read_graphs(self._folder, manifest, config)
         logger.debug("Read the graphs of %s", self._folder)
+        if config.precision not in (Precision.FLOAT32, self._graphs.precision):
+            logger.warning(
+                "%s stays in %s, as it was exported: --precision %s is for gradcam export",
+                *(spec.name, self._graphs.precision, config.precision),
+            )
         self._keys = [replace(graph.key, model=spec.id) for graph in manifest.graphs]
         self.served = ServedModel(
             spec.name,

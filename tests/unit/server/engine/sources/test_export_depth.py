@@ -1,4 +1,4 @@
-"""How many batches of an export may be in flight is a property of the device that runs them."""
+"""Exports as sources of graphs: batches in flight, and a precision that cannot be had."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from gradcam_server.config.settings import ServeConfig
 from gradcam_server.domain.graph_io import GraphItem
 from gradcam_server.domain.model_spec import ModelSpec
-from gradcam_server.domain.options import Compiler
+from gradcam_server.domain.options import Compiler, Precision
 from gradcam_server.engine.sources.export import ExportedSource
 from gradcam_server.graphs.compilers.base import COMPILERS
 from gradcam_server.graphs.executable import CompilationCounter
@@ -40,3 +40,14 @@ def test_the_graphs_of_an_export_have_the_depth_of_their_device(
     image = np.zeros((SIZE, SIZE, 3), np.uint8)
     waits = [compiled.dispatch([GraphItem(image, ())], 1) for _ in range(2)]
     assert all(np.isfinite(wait()[0].logits).all() for wait in waits)
+
+
+@pytest.mark.parametrize(("asked", "is_said"), [("float32", False), ("bfloat16", True)])
+def test_a_precision_that_an_export_does_not_have_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, asked: str, is_said: bool
+) -> None:
+    """It was decided by gradcam export, and once was ignored in silence."""
+    write_stablehlo(tmp_path / "tiny")
+    config = ServeConfig(device=("CPU:0",), cache_dir=str(tmp_path), precision=Precision(asked))
+    ExportedSource(ModelSpec("tiny", str(tmp_path / "tiny")), config, CompilationCounter())
+    assert ("stays in float32" in caplog.text) is is_said

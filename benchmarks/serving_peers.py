@@ -18,6 +18,7 @@ Usage: PYTHONPATH=tests:benchmarks python benchmarks/serving_peers.py [OPTIONS] 
 
 import argparse
 import dataclasses
+import json
 import math
 import os
 import signal
@@ -57,8 +58,6 @@ UNARY = "unary"
 CALIBRATION_ROUNDS = 5
 WARM_UP_S, WARM_UP_USERS = 20.0, (16, 32)
 CHOICE_ROUNDS, CHOICE_S, CHOICE_USERS = 2, 1.5, 16
-# A peer that reaches less of the best peer's throughput is not measured further.
-MIN_SHARE = 0.92
 # What a user would write does not get loads that only fill its queue.
 MAX_WAIT_S = 4.0
 OWN_GRAPH_LOADS = (16, 0.8)
@@ -173,9 +172,9 @@ def warm_up(run: Run) -> None:
 def choose(run: Run) -> list[dict[str, Any]]:
     """Measures all peers briefly, keeps the best, and returns a row for each.
 
-    Of each peer with the server's graph stays the number of workers with the highest throughput,
-    if that is at least ``MIN_SHARE`` of the best peer's; the peer that answers one user soonest,
-    which has one worker with all threads; and of each graph of a user the fastest.
+    Of each peer with the server's graph stays the number of workers with the highest throughput;
+    and the one that answers one user soonest, which has one worker with all threads; of each graph
+    of a user the fastest.
     """
     closed, alone = Closed(CHOICE_USERS, CHOICE_S), Closed(1, CHOICE_S)
     subjects = [
@@ -228,10 +227,7 @@ def _kept(
         own = candidate.group == OWN_GRAPH
         kind = (OWN_GRAPH, candidate.graph) if own else (SAME_GRAPH, candidate.key)
         kinds.setdefault(kind, []).append(candidate.name)
-    best = {kind: max(names, key=lambda name: rate[name]) for kind, names in kinds.items()}
-    same = [name for (group, _), names in kinds.items() if group == SAME_GRAPH for name in names]
-    enough = MIN_SHARE * max((rate[name] for name in same), default=0.0)
-    kept = {name for (group, _), name in best.items() if group == OWN_GRAPH or rate[name] >= enough}
+    kept = {max(names, key=lambda name: rate[name]) for names in kinds.values()}
     answered = {name: latency for name, latency in p50.items() if latency is not None}
     return kept | ({min(answered, key=lambda name: answered[name])} if answered else set())
 
@@ -386,8 +382,9 @@ def main() -> None:
     )
     parser.add_argument(
         "--reduced",
-        metavar="PRECISION",
-        help="also a server of this precision, against what a user would write",
+        type=Path,
+        metavar="FOLDER",
+        help="also an export of less precision, against what a user would write",
     )
     parser.add_argument("--neighbour", action="store_true", help="also beside a busy process")
     parser.add_argument("--overload", type=Path, metavar="FILE", help="also overload; its results")
@@ -446,12 +443,15 @@ def prepare(stack: ExitStack, arguments: argparse.Namespace, bar: Progress, ends
     subject = _our_server(running, config).subject(tuple(sent), (UNARY,), arguments.image, "")
     reduced = None
     if arguments.reduced:
-        options = [*arguments.serve, "--precision", arguments.reduced]
+        name = config.model[0].partition("=")[0]
+        options = [*arguments.serve, "--model", f"{name}={arguments.reduced}"]
+        del options[options.index("--model") : options.index("--model") + 2]
         other = stack.enter_context(gradcam_serve(options))
         server = _our_server(other, read_arguments(options))
+        precision = json.loads((arguments.reduced / "gradcam.json").read_text())["precision"]
         reduced = dataclasses.replace(
             server.subject(("jpeg",), (UNARY,), arguments.image, ""),
-            name=f"{subject.name}, {arguments.reduced}",
+            name=f"{subject.name}, {precision}",
         )
     peers, skipped = start_all(stack, arguments, sent, running.address, bar.console.print)
     return Run(

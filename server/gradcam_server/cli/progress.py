@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -39,7 +39,13 @@ def open_bar() -> "Progress":
 
 def say(text: str) -> None:
     """Writes a line to stderr, in place of the progress bar if one stands there."""
-    click.echo(f"{_CLEAR_LINE if sys.stderr.isatty() else ''}{text}", err=True)
+    click.echo(f"{_CLEAR_LINE if _is_terminal() else ''}{text}", err=True)
+
+
+def _is_terminal() -> bool:
+    """Whether stderr is one; Python has no stderr if it was closed before the start."""
+    stderr: TextIO | None = sys.stderr
+    return stderr is not None and stderr.isatty()
 
 
 def _draw(description: str, count: int) -> Any:
@@ -91,7 +97,7 @@ class Bar:
     def _show(self, done: int, count: int) -> None:
         if self._hidden:
             return
-        if not sys.stderr.isatty():
+        if not _is_terminal():
             if self._clock() >= self._said_at + _LINE_INTERVAL_S:
                 self._said_at = self._clock()
                 say(f"{self._description}: {done:,} of {count:,}")
@@ -221,7 +227,7 @@ def job_progress(*, hidden: bool) -> AbstractContextManager["JobCounts"]:
     """Shows the progress of a job: a bar in a terminal, otherwise lines."""
     if hidden:
         return nullcontext(JobCounts())
-    return JobBar() if sys.stderr.isatty() else JobLines()
+    return JobBar() if _is_terminal() else JobLines()
 
 
 def _duration(seconds: float) -> str:

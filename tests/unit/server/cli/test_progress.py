@@ -1,6 +1,7 @@
 """The progress of commands and jobs: lines without a terminal, bars in a terminal."""
 
 import io
+import itertools
 import subprocess
 import sys
 import threading
@@ -111,6 +112,14 @@ def test_the_bar_of_a_job_shows_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     last = terminal.getvalue().rpartition("Explaining")[2]
     assert "3/3" in last
     assert "5 errors" in last
+
+
+def test_nothing_is_said_without_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after ``2>&-``: the command goes on."""
+    monkeypatch.setattr(sys, "stderr", None)
+    say("a line")
+    bar = Bar("images", 2, clock=itertools.count(0.0, 100.0).__next__)
+    bar.advance()
 
 
 def test_progress_needs_no_package_of_benchmarks() -> None:

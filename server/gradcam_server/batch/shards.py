@@ -312,8 +312,9 @@ def writing(folder: Path) -> Iterator[None]:
             ) from error
         if number in _BROKEN:
             raise OutputError(
-                f"{folder}: the disk or its connection failed ({os.strerror(number)}). Finished "
-                "shards stay, and no shard is half written: once it works, the same command goes on"
+                f"{folder}: it cannot be written ({os.strerror(number)}): the disk or its "
+                "connection failed. Finished shards stay, and no shard is half written: once it "
+                "works, the same command goes on"
             ) from error
         raise
 

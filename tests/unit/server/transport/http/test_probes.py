@@ -116,10 +116,9 @@ def test_a_new_connection_replaces_the_longest_idle() -> None:
     """Idle connections cannot lock probes out; a connection at work is not replaced."""
     with HttpFrontEnd(ready=False, http_max_connections=3) as server:
         held = [server.connect() for _ in range(3)]
+        held[1].sendall(b"GET /healthz HTTP")  # at work, once the server answers what comes later
         held[0].sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b"200 OK" in held[0].recv(1000)  # idle for the shortest time now
-        held[1].sendall(b"GET /healthz HTTP")  # at work
-        time.sleep(0.1)
         assert server.get("/healthz").status == 200
         assert read_all(held[2]) == b""
         held[1].sendall(b"/1.1\r\nHost: x\r\n\r\n")

@@ -310,8 +310,8 @@ def test_near_saturation_a_stream_takes_all_that_wait_unless_another_is_free() -
     assert runner.batches[-5:] == [[0], [1, 2], [3, 4], [5], [6]]
 
 
-def test_one_user_has_the_whole_device_from_the_first_items_on() -> None:
-    """Also after hours of load: items that come one after the other meet no others."""
+def test_one_user_soon_has_the_whole_device_after_a_load() -> None:
+    """Items that come one after the other meet no others: four of them, and it is his again."""
     simulation, runner = Simulation(device_count=3), Runner(1, device_count=3, has_streams=True)
     simulation.add(runner, range(400))
     simulation.run()

@@ -115,17 +115,17 @@ def test_a_client_that_drips_headers_is_cut_off(
         assert time.monotonic() - started < 20
 
 
+def ask(connection: socket.socket, request: bytes = PROBE) -> None:
+    connection.sendall(request)
+    answer = b""
+    while not answer.endswith(b"ok\n"):
+        received = connection.recv(1000)
+        assert received
+        answer += received
+
+
 def test_a_new_connection_replaces_the_longest_idle() -> None:
     """Idle connections cannot lock probes out; a connection at work is not replaced."""
-
-    def ask(connection: socket.socket, request: bytes = PROBE) -> None:
-        connection.sendall(request)
-        answer = b""
-        while not answer.endswith(b"ok\n"):
-            received = connection.recv(1000)
-            assert received
-            answer += received
-
     with HttpFrontEnd(ready=False, http_max_connections=3) as server, ExitStack() as stack:
         held = [stack.enter_context(server.connect()) for _ in range(3)]
         for index in (1, 2, 0):  # but for its work, the second would be idle for the longest time
@@ -135,6 +135,20 @@ def test_a_new_connection_replaces_the_longest_idle() -> None:
         assert server.get("/healthz").status == 200
         assert read_all(held[2]) == b""
         ask(held[1], PROBE[9:])
+
+
+def test_connections_at_work_are_not_replaced() -> None:
+    """A connection over the limit is closed at once if all others are at work."""
+    with HttpFrontEnd(ready=False, http_max_connections=2) as server, ExitStack() as stack:
+        held = [stack.enter_context(server.connect()) for _ in range(2)]
+        for one in held:
+            ask(one)
+        for one in held:  # the server reads this before it greets whoever comes later
+            one.sendall(PROBE[:9])
+        with server.connect() as refused:
+            assert read_all(refused) == b""
+        for one in held:
+            ask(one, PROBE[9:])
 
 
 def test_a_fault_is_an_answer_too(caplog: pytest.LogCaptureFixture) -> None:
